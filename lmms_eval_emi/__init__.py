@@ -1,0 +1,69 @@
+"""EMI, EMID and the RJSD bound: how much a multimodal LLM loses when its inputs shift.
+
+>>> import lmms_eval_emi
+>>> lmms_eval_emi.rjsd([[1.0, 0.0]], [[1.0, 0.0]])
+0.0
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval_emi.version import __version__
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.core.divergence import EMIDBound, emid_bound, rjsd
+    from lmms_eval_emi.core.embeddings import Embeddings
+    from lmms_eval_emi.core.information import EMI, EMID, emi, emid
+    from lmms_eval_emi.encoders import load_encoders
+    from lmms_eval_emi.estimators import load_estimator
+    from lmms_eval_emi.samples import Sample, embed_splits
+    from lmms_eval_emi.studies.catalogue import load_study
+    from lmms_eval_emi.studies.scoring import score_study
+
+# Loaded when first used, so that the command line answers --help without importing torch.
+_HOME = {
+    "Embeddings": "core.embeddings",
+    "EMI": "core.information",
+    "EMID": "core.information",
+    "EMIDBound": "core.divergence",
+    "emi": "core.information",
+    "emid": "core.information",
+    "emid_bound": "core.divergence",
+    "rjsd": "core.divergence",
+    "load_estimator": "estimators",
+    "load_encoders": "encoders",
+    "Sample": "samples",
+    "embed_splits": "samples",
+    "load_study": "studies.catalogue",
+    "score_study": "studies.scoring",
+}
+
+__all__ = [
+    "EMI",
+    "EMID",
+    "EMIDBound",
+    "Embeddings",
+    "Sample",
+    "__version__",
+    "embed_splits",
+    "emi",
+    "emid",
+    "emid_bound",
+    "load_encoders",
+    "load_estimator",
+    "load_study",
+    "rjsd",
+    "score_study",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Readers of answers that exist, a file format each."""

@@ -1,0 +1,47 @@
+"""The command line ``lmms-eval-emi``: a command a module."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from lmms_eval_emi.cli import score, tasks
+from lmms_eval_emi.version import __version__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="lmms-eval-emi",
+        description="EMI, EMID and the RJSD bound: how much a multimodal LLM loses when its inputs shift.",
+        epilog="The tasks themselves run in lmms-eval: lmms-eval --tasks llavabench_shift_natural --model ...",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (score, tasks):
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Results go to stdout; progress, warnings and errors to stderr.
+
+    Returns:
+        0, or 1 after an error that the message on stderr explains; 2 for wrong usage.
+    """
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("lmms_eval_emi").setLevel(logging.INFO)
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

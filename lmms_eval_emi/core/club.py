@@ -1,0 +1,69 @@
+"""CLUB, the contrastive log-ratio upper bound of mutual information, in closed form.
+
+Source: Cheng et al., *CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information*, ICML 2020.
+For a diagonal Gaussian q(y|x) = N(mu(x), diag sigma^2(x)),
+
+    I(x; y) = 1/N sum_i [ log q(y_i|x_i) - 1/N sum_j log q(y_j|x_i) ]
+
+The inner mean over all pairs depends on y only through its first two moments, so no (N, N, D)
+tensor is needed. With m and s the per-dimension mean and variance of y, sample i contributes
+
+    c_i = sum_d [ (y_i - m) (2 mu_i - y_i - m) + s ] / (2 sigma_i^2)
+
+which is the textbook 2 mu (y - m) - (y^2 - E[y^2]) with the difference of squares factored, so
+that it does not lose digits when the mean is far from zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lmms_eval_emi.core.embeddings import CHUNK_ROWS
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mergeable first and second moments of rows: n, and float64 mean and variance, each (D,)."""
+
+    n: int
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together (Chan, Golub & LeVeque 1983)."""
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.n / n)
+        variance = (self.n * self.variance + other.n * other.variance) / n + delta**2 * (self.n * other.n / n**2)
+        return Moments(n, mean, variance)
+
+
+def embeddings_to_moments(y: torch.Tensor) -> Moments:
+    """Moments of the rows of ``y`` (N, D) in float64, a chunk at a time. The variance divides by N."""
+    total: Moments | None = None
+    for chunk in y.split(CHUNK_ROWS):
+        rows = chunk.double()
+        mean = rows.mean(dim=0)
+        part = Moments(len(rows), mean, ((rows - mean) ** 2).mean(dim=0))
+        total = part if total is None else total.merge(part)
+    assert total is not None  # as_matrix refuses N = 0
+    return total
+
+
+def moments_to_contributions(mu: torch.Tensor, logvar: torch.Tensor, y: torch.Tensor, moments: Moments) -> torch.Tensor:
+    """Contribution of every sample to CLUB, in nats; their mean over all samples is I(x; y).
+
+    Args:
+        mu: (B, D) predicted means.
+        logvar: (B, D) predicted log variances.
+        y: (B, D) targets of the same samples.
+        moments: those of all N targets, of which these B are a part.
+
+    Returns:
+        (B,) float64 contributions.
+    """
+    rows = y.double()
+    numerator = (rows - moments.mean) * (2 * mu - rows - moments.mean) + moments.variance
+    return (numerator * torch.exp(-logvar)).sum(dim=1) / 2

@@ -1,0 +1,127 @@
+"""The four embeddings of a split: what every figure of this package is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+ArrayLike = Any  # numpy array or torch tensor
+CHUNK_ROWS = 8192  # rows that are upcast to float64 at a time
+
+
+def as_matrix(values: ArrayLike, name: str) -> torch.Tensor:
+    """Check one (N, D) matrix of finite floating-point rows and return it as a tensor.
+
+    Args:
+        values: (N, D) array or tensor; it is not copied where that can be avoided.
+        name: what an error calls it.
+
+    Raises:
+        ValueError: not 2-D, no rows, no columns, not floating point, or NaN or infinite rows.
+    """
+    if isinstance(values, torch.Tensor):
+        matrix = values.detach()
+    else:
+        array = np.asarray(values)
+        if array.dtype.kind != "f":
+            raise ValueError(f"{name}: expected floating-point values, got dtype {array.dtype}. Convert with .astype('float32').")
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()
+        matrix = torch.from_numpy(array)
+    if not matrix.dtype.is_floating_point:
+        raise ValueError(f"{name}: expected floating-point values, got dtype {matrix.dtype}. Convert with .float().")
+    if matrix.ndim != 2:
+        raise ValueError(f"{name}: expected shape (N, D), one row a sample, got {tuple(matrix.shape)}.")
+    if matrix.shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one row, got N = 0. A split without samples has no figures.")
+    if matrix.shape[1] == 0:
+        raise ValueError(f"{name}: expected at least one column, got D = 0.")
+    finite = torch.cat([torch.isfinite(chunk).all(dim=1) for chunk in matrix.split(CHUNK_ROWS)])
+    if not bool(finite.all()):
+        bad = torch.nonzero(~finite).flatten().tolist()
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity in {len(bad)} of {len(matrix)} rows (row {shown}). Drop or re-encode them.")
+    return matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """One split as embeddings: a row a sample, in the same order in all four matrices.
+
+    Args:
+        v: (N, D) images, L2-normalised rows.
+        t: (N, D) questions, the same D as ``v``, for the input is their mean.
+        y_hat: (N, D') responses of the model.
+        y: (N, D') reference answers.
+        ids: optional (N,) row identifiers, for pairing the rows of two splits.
+        groups: optional (N,) cluster of every row, such as its image.
+        encoders: optional record of what made the embeddings; it becomes part of every signature.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came: wrong shapes, unequal N,
+            NaN or infinite rows, N = 0, or integers.
+
+    >>> rows = np.eye(3, dtype="float32")
+    >>> Embeddings(v=rows, t=rows, y_hat=rows, y=rows)
+    Embeddings(n=3, dimension=3)
+    """
+
+    v: torch.Tensor
+    t: torch.Tensor
+    y_hat: torch.Tensor
+    y: torch.Tensor
+    ids: Sequence[Any] | None = None
+    groups: Sequence[Any] | None = None
+    encoders: str | None = None
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("v", "t", "y_hat", "y"):
+            object.__setattr__(self, name, as_matrix(getattr(self, name), name))
+        for name in ("t", "y_hat", "y"):
+            rows = len(getattr(self, name))
+            if rows != self.n:
+                raise ValueError(f"{name}: expected {self.n} rows, as many as v has, got {rows}. Every sample needs all four embeddings.")
+            if getattr(self, name).device != self.v.device:
+                raise ValueError(f"{name}: expected device {self.v.device}, where v is, got {getattr(self, name).device}.")
+        for name, other in (("t", "v"), ("y_hat", "y")):
+            if getattr(self, name).shape[1] != getattr(self, other).shape[1]:
+                raise ValueError(f"{name}: expected dimension {getattr(self, other).shape[1]}, that of {other}, got {getattr(self, name).shape[1]}.")
+        for name in ("ids", "groups"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.n:
+                raise ValueError(f"{name}: expected {self.n} entries, one a row, got {len(values)}.")
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.v.shape[0]
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the input embeddings."""
+        return self.v.shape[1]
+
+    @property
+    def x(self) -> torch.Tensor:
+        """(N, D) float64 inputs: the mean of image and question, not normalised again."""
+        return (self.v.double() + self.t.double()) / 2
+
+    def __repr__(self) -> str:
+        made_by = f", encoders={self.encoders!r}" if self.encoders else ""
+        return f"Embeddings(n={self.n}, dimension={self.dimension}{made_by})"
+
+
+def shared_encoders(id: Embeddings, ood: Embeddings) -> str | None:
+    """The encoders that made both splits.
+
+    Raises:
+        ValueError: the two splits were embedded by different encoders, so they cannot be compared.
+    """
+    if id.encoders and ood.encoders and id.encoders != ood.encoders:
+        raise ValueError(f"ood: expected embeddings of the encoders of id ({id.encoders}), got {ood.encoders}. Embed both splits alike.")
+    return id.encoders or ood.encoders

@@ -1,0 +1,164 @@
+"""What an encoder is, and encoding each distinct item of a run once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch
+import xxhash
+from tqdm import tqdm
+
+log = logging.getLogger("lmms_eval_emi")
+
+Item = TypeVar("Item")
+
+
+class EncoderUnavailable(RuntimeError):
+    """An encoder's weights or its preprocessing are not on this machine and could not be fetched."""
+
+
+class Encoder(Protocol):
+    """Turns items, images or texts, into L2-normalised rows."""
+
+    name: str
+    device: torch.device
+
+    @property
+    def signature(self) -> str:
+        """Name, fingerprint of the weights, and pooling, as they stand in signatures."""
+        ...
+
+    def to(self, device: torch.device) -> Any:
+        """Move to a device."""
+        ...
+
+    def encode(self, items: Sequence[Any]) -> torch.Tensor:
+        """(M, D) float32 L2-normalised rows of M items, on the CPU. A row depends on its item alone."""
+        ...
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a setting means; ``auto`` is this process's CUDA device where there is one.
+
+    Raises:
+        ValueError: the device was named but is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}. Set LMMS_EVAL_EMI_DEVICE=auto or cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: mps is not available here. Set LMMS_EVAL_EMI_DEVICE=auto or cpu.")
+    return device
+
+
+def encode_distinct(encoder: Encoder, items: Sequence[Item], keys: Sequence[Hashable], *, batch_size: int, label: str, size: Callable[[Item], int] | None = None) -> torch.Tensor:
+    """Encode every distinct item once, in batches, under a progress bar.
+
+    Where the device has no room left, the batch is halved, and then the CPU takes over.
+
+    Args:
+        encoder: of the items.
+        items: M items.
+        keys: M keys; items of one key are taken to be the same.
+        batch_size: items a forward pass.
+        label: of the progress bar.
+        size: sorts the items, so that a batch holds items of like size.
+
+    Returns:
+        (M, D) float32 rows in the order of ``items``.
+    """
+    first = {}
+    for position, key in enumerate(keys):
+        first.setdefault(key, position)
+    order = sorted(first.values(), key=lambda position: size(items[position])) if size else list(first.values())
+    row_of = {keys[position]: row for row, position in enumerate(order)}
+    rows: list[torch.Tensor] = []
+    with tqdm(total=len(order), desc=label, unit="", leave=False, dynamic_ncols=True) as bar:
+        start = 0
+        while start < len(order):
+            batch = [items[position] for position in order[start : start + batch_size]]
+            try:
+                rows.append(encoder.encode(batch))
+            except torch.OutOfMemoryError:
+                batch_size = make_room(encoder, len(batch))
+                continue
+            start += len(batch)
+            bar.update(len(batch))
+    return torch.cat(rows)[torch.tensor([row_of[key] for key in keys])]
+
+
+def make_room(encoder: Encoder, batch_size: int) -> int:
+    """After a device ran out of memory: the batch size to go on with, on the CPU if one item was too much."""
+    if encoder.device.type == "cpu":
+        raise MemoryError(f"{encoder.name}: no memory for a batch of {batch_size} on the CPU. Set a smaller LMMS_EVAL_EMI_BATCH_SIZE.")
+    if encoder.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if batch_size > 8:
+        log.warning("%s: %s has no room for a batch of %d; going on with %d.", encoder.name, encoder.device, batch_size, batch_size // 4)
+        return batch_size // 4
+    log.warning("%s: %s has no room left; going on with the CPU.", encoder.name, encoder.device)
+    encoder.to(torch.device("cpu"))
+    return 64
+
+
+def place(module: torch.nn.Module, name: str, device: torch.device) -> torch.device:
+    """Move a module to a device, or to the CPU with a message where that has no room; returns where it is."""
+    try:
+        module.to(device)
+        return device
+    except torch.OutOfMemoryError:
+        log.warning("%s: %s has no room left; encoding on the CPU.", name, device)
+        module.to("cpu")
+        return torch.device("cpu")
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """Eight hexadecimal digits of the weights themselves, the same wherever they were read from."""
+    digest = xxhash.xxh3_64()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:8]
+
+
+def check_loaded(name: str, missing: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Raise unless the checkpoint had every weight that is used, for transformers makes up the others.
+
+    Raises:
+        EncoderUnavailable: weights are missing.
+    """
+    needed = sorted(key for key in missing if not key.startswith(tuple(optional)))
+    if needed:
+        raise EncoderUnavailable(f"{name}: its checkpoint lacks {len(needed)} of the weights that the encoder uses, such as {needed[0]}. Give a checkpoint of the same architecture.")
+
+
+def unavailable(name: str, what: str, variable: str, error: Exception) -> EncoderUnavailable:
+    """The error for an encoder that could not be read."""
+    return EncoderUnavailable(
+        f"The {what} {name!r} is not on this machine and could not be fetched: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
+        f"Fetch it on a machine with a connection:\n"
+        f"  hf download {name}\n"
+        f"then copy the Hugging Face cache here, or point to a folder with its files:\n"
+        f"  export {variable}=/path/to/{name.rsplit('/', 1)[-1]}"
+    )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and its report of keys that are not needed from the user."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,156 @@
+"""Finding, fetching, verifying and loading estimators.
+
+The registry is ``estimator_ckpt/registry.yaml``, which an installed package holds as
+``lmms_eval_emi.estimator_ckpt``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lmms_eval_emi.estimators.club import CLUB
+from lmms_eval_emi.settings import cache_folder
+
+CHECKPOINT_FOLDER = "estimator_ckpt"
+
+
+class EstimatorUnavailable(RuntimeError):
+    """A registered estimator is not on this machine and could not be fetched."""
+
+
+class EstimatorEntry(BaseModel):
+    """One entry of the registry."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kind: str = Field(pattern="^club$")
+    file: str | None = None  # in the package's estimator_ckpt/
+    url: str | None = None
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    dimension: int
+    vision_encoder: str
+    text_encoder: str
+    description: str
+    licence: str
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> EstimatorEntry:
+        if bool(self.file) == bool(self.url):
+            raise ValueError(f"estimator {self.name}: expected either file or url")
+        return self
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file, wherever that is."""
+        return self.file or str(self.url).rsplit("/", 1)[-1]
+
+
+def registered_estimators() -> dict[str, EstimatorEntry]:
+    """All entries of the registry by name."""
+    text = resources.files("lmms_eval_emi.estimator_ckpt").joinpath("registry.yaml").read_text(encoding="utf-8")
+    return {name: EstimatorEntry(name=name, **fields) for name, fields in yaml.safe_load(text).items()}
+
+
+def load_estimator(source: str | Path) -> CLUB:
+    """Load an estimator of mutual information.
+
+    Args:
+        source: a name in the registry, such as ``club-global``, or the path of a ``.safetensors``
+            or ``.pt`` file. A registered estimator is fetched once, verified by its SHA-256 and
+            kept in the user's cache; a copy in ``./estimator_ckpt/`` is used where its hash is right.
+
+    Returns:
+        The estimator, on the CPU.
+
+    Raises:
+        ValueError: neither a registered name nor a file, or the file holds no estimator.
+        EstimatorUnavailable: it is not on this machine and could not be fetched.
+    """
+    registry = registered_estimators()
+    entry = registry.get(str(source))
+    path = locate(entry) if entry else Path(source).expanduser()
+    if not path.is_file():
+        close = difflib.get_close_matches(str(source), registry, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"estimator: expected a registered name ({', '.join(registry)}) or the path of a .safetensors or .pt file, got {str(source)!r}, which is neither.{hint}")
+    sha256 = file_sha256(path)
+    name = next((known.name for known in registry.values() if known.sha256 == sha256), path.stem)
+    return CLUB.from_state_dict(_read_state(path), name=name, sha256=sha256)
+
+
+def locate(entry: EstimatorEntry) -> Path:
+    """Path of a registered estimator's verified file, fetching it if need be.
+
+    Raises:
+        EstimatorUnavailable: as :func:`load_estimator`.
+    """
+    if entry.file:
+        return Path(str(resources.files("lmms_eval_emi.estimator_ckpt").joinpath(entry.file)))
+    cached = cache_folder() / "estimators" / f"{entry.sha256[:16]}-{entry.file_name}"
+    for path in (cached, Path(CHECKPOINT_FOLDER) / entry.file_name):
+        if path.is_file() and file_sha256(path) == entry.sha256:
+            return path
+    return _fetch(entry, cached)
+
+
+def _fetch(entry: EstimatorEntry, target: Path) -> Path:
+    def unavailable(reason: object) -> EstimatorUnavailable:
+        return EstimatorUnavailable(
+            f"The estimator {entry.name!r} is not on this machine and could not be fetched: {reason}\n"
+            f"  url     {entry.url}\n"
+            f"  sha256  {entry.sha256}\n"
+            f"  place   {target}\n"
+            f"Fetch that file on a machine with a connection, then copy it to the place above, or point to it:\n"
+            f"  export LMMS_EVAL_EMI_ESTIMATOR=/path/to/{entry.file_name}"
+        )
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise unavailable("HF_HUB_OFFLINE is set.")
+    import pooch
+    from filelock import FileLock
+    from requests.exceptions import RequestException
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            downloader = pooch.HTTPDownloader(progressbar=True, timeout=30)
+            return Path(pooch.retrieve(entry.url, known_hash=f"sha256:{entry.sha256}", fname=target.name, path=target.parent, downloader=downloader))
+    except (RequestException, OSError, ValueError) as error:  # pooch raises ValueError for a wrong hash
+        raise unavailable(error) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_state(path: Path) -> dict:
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(str(path))
+        except SafetensorError as error:
+            raise ValueError(f"estimator {path}: expected a safetensors file: {error}") from error
+    if path.suffix not in {".pt", ".pth", ".bin"}:
+        raise ValueError(f"estimator {path}: expected a .safetensors or .pt file, got the suffix {path.suffix!r}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"estimator {path}: expected a state dict of plain tensors, which this file is not; it is not loaded otherwise, for a pickle may run code. ({error})") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ValueError(f"estimator {path}: expected a state dict of plain tensors, got {type(state).__name__}.")
+    return state

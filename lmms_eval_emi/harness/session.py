@@ -1,0 +1,273 @@
+"""What a run of lmms-eval has loaded, answered and scored.
+
+lmms-eval aggregates task after task, each with its own values only, and EMID needs two tasks. The
+session of a process remembers the dataset of every task that was loaded and every answer that was
+processed or, on rank 0, received from other ranks; the first aggregation then scores all splits at
+once, and the others look their figures up.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+from lmms_eval_emi.settings import Settings, SettingsError, cache_folder, load_settings
+from lmms_eval_emi.studies.catalogue import load_study
+
+if TYPE_CHECKING:
+    import datasets
+
+    from lmms_eval_emi.samples import Sample
+    from lmms_eval_emi.studies.scoring import SplitFigures, StudyResult
+
+SplitKey = tuple[str, str]  # name of the study, name of the split
+
+
+class PreflightError(SystemExit):
+    """What a run needs is missing. It ends the process: lmms-eval retries and swallows other errors."""
+
+
+class Answer(dict):
+    """A row's answer: JSON for the samples file, and a registration wherever it is unpickled.
+
+    The harness gathers the values of every task to rank 0 before the first aggregation, so rank 0
+    knows all answers by then.
+    """
+
+    @classmethod
+    def of(cls, study: str, split: str, row: int, answer: Any) -> Answer:
+        """Register the answer of a row, and return it for the harness to pass on."""
+        text = answer if isinstance(answer, str) else "" if answer is None else str(answer)
+        SESSION.receive((study, split), row, text)
+        return cls(row=row_key(study, split, row), answer=text)
+
+    def __reduce__(self) -> tuple:
+        study, split, row = _parse_row_key(self["row"])
+        return Answer.of, (study, split, row, self["answer"])
+
+
+def row_key(study: str, split: str, row: int) -> str:
+    """Identifies a row in a run. A text, because the harness averages numbers."""
+    return f"{study}:{split}:{row}"
+
+
+def _parse_row_key(key: str) -> tuple[str, str, int]:
+    study_and_split, _, row = key.rpartition(":")
+    study, _, split = study_and_split.rpartition(":")
+    return study, split, int(row)
+
+
+def split_of(items: Sequence[Answer | str]) -> SplitKey:
+    """Study and split of the values of one task."""
+    first = items[0]
+    study, split, _ = _parse_row_key(first["row"] if isinstance(first, Answer) else first)
+    return study, split
+
+
+@dataclass
+class Session:
+    """One run in this process; loading tasks after answers were processed begins another."""
+
+    datasets: dict[SplitKey, datasets.Dataset] = field(default_factory=dict)
+    answers: dict[SplitKey, dict[int, str]] = field(default_factory=dict)
+    results: dict[str, StudyResult] | None = None
+    begun: bool = False
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def open_split(self, study: str, split: str, dataset: datasets.Dataset) -> None:
+        """A task of this split was loaded. The first one checks whatever the run will need.
+
+        Raises:
+            PreflightError: something is missing.
+        """
+        with self.lock:
+            if self.begun:
+                self._reset()
+            if not self.datasets:
+                preflight()
+            self.datasets[study, split] = dataset
+            self.answers[study, split] = {}
+
+    def _reset(self) -> None:
+        self.datasets, self.answers, self.results, self.begun = {}, {}, None, False
+
+    def has_split(self, study: str, split: str) -> bool:
+        """Whether a task of this split is part of the run."""
+        return (study, split) in self.datasets
+
+    def begin(self) -> None:
+        """All tasks are loaded: warn, once, about shifts whose ID split is not part of the run."""
+        if self.begun:
+            return
+        with self.lock:
+            if self.begun:
+                return
+            self.begun = True
+        if not is_main_process():
+            return
+        for name in dict.fromkeys(study for study, _ in self.datasets):
+            study = load_study(name)
+            if not self.has_split(name, study.id_split):
+                logger.warning(
+                    f"EMID and its bound need the ID split {study.id_split}, which is not part of this run: they are left out, and EMI is given all the same. Add its task: --tasks {study.task_name(study.id_split)},..."
+                )
+
+    def receive(self, key: SplitKey, row: int, answer: str) -> None:
+        """Keep the first answer of a row."""
+        self.answers.setdefault(key, {}).setdefault(row, answer)
+
+    def figures(self, key: SplitKey, args: Any) -> SplitFigures | None:
+        """Figures of a split, or ``None`` where there are none; the first call scores all. Never raises."""
+        with self.lock:
+            if self.results is None:
+                self.results = {}
+                try:
+                    _score(self, args)
+                except Exception as error:
+                    logger.error(f"EMI could not be computed: {error}")
+                    logger.debug(traceback.format_exc())
+            result = self.results.get(key[0])
+        return result.splits.get(key[1]) if result else None
+
+    def id_figures(self) -> list[float]:
+        """EMI of every ID split of the run, the very objects that the aggregations returned."""
+        results = (self.results or {}).values()
+        return [result.splits[result.study.id_split].emi.value for result in results if result.study.id_split in result.splits]
+
+
+SESSION = Session()
+_FOOTERS: list[str] = []
+
+
+@atexit.register
+def _print_footers() -> None:
+    """The harness prints its table last of all, with four decimals; this stands under it."""
+    for footer in _FOOTERS:
+        print(footer, flush=True)
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0 of the run, or its only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def preflight() -> None:
+    """Check, before the first answer is generated, whatever the scores will need.
+
+    Rank 0 computes all scores, so it checks estimator, encoders and cache; every rank checks the
+    settings.
+
+    Raises:
+        PreflightError: with everything that is missing, and its remedy.
+    """
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        raise PreflightError(f"lmms_eval_emi: {error}") from error
+    if not settings.preflight or not is_main_process():
+        return
+    problems: list[str] = []
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        problems.append(f"The cache {folder} is not writable: {error}\nPoint to one that is: export LMMS_EVAL_EMI_CACHE=/path/to/folder")
+    problems += _check_models(settings)
+    if problems:
+        raise PreflightError("lmms_eval_emi: this run could not be scored, so it is stopped before anything is generated.\n\n" + "\n\n".join(problems) + "\n\nTo generate now and score later: LMMS_EVAL_EMI_PREFLIGHT=0")
+
+
+def _check_models(settings: Settings) -> list[str]:
+    from PIL import Image
+
+    from lmms_eval_emi.encoders import load_encoders
+    from lmms_eval_emi.estimators import load_estimator
+
+    problems: list[str] = []
+    estimator = encoders = None
+    try:
+        estimator = load_estimator(settings.estimator)
+    except (RuntimeError, ValueError, OSError) as error:
+        problems.append(str(error))
+    try:
+        encoders = load_encoders(settings.vision_encoder, settings.text_encoder, "cpu")
+    except (RuntimeError, ValueError, OSError) as error:
+        problems.append(str(error))
+    if estimator and encoders:
+        widths = {"vision": encoders.vision.encode([Image.new("RGB", (8, 8))]).shape[1], "text": encoders.text.encode(["text"]).shape[1]}
+        for name, expected in (("vision", estimator.input_dimension), ("text", estimator.input_dimension), ("text", estimator.output_dimension)):
+            if widths[name] != expected:
+                problems.append(f"The estimator {estimator.name} takes embeddings of dimension {expected}, and the {name} encoder gives {widths[name]}. Set the encoders that it was trained with.")
+    return list(dict.fromkeys(problems))
+
+
+def _score(session: Session, args: Any) -> None:
+    """Save all answers, then score all splits, write the figures and prepare the footer."""
+    folder, stamp, model = _run_files(args)
+    answers_folder = folder / f"{stamp}_emi_answers"
+    samples: dict[str, dict[str, list[Sample]]] = {}
+    for (name, split), answers in session.answers.items():
+        if answers and (name, split) in session.datasets:
+            samples.setdefault(name, {})[split] = _save_answers(answers_folder / _folder_name(name), name, split, session.datasets[name, split], answers, model)
+    logger.info(f"Answers saved in {answers_folder}")
+    try:
+        from lmms_eval_emi.encoders import load_encoders
+        from lmms_eval_emi.estimators import load_estimator
+        from lmms_eval_emi.samples import embed_splits
+        from lmms_eval_emi.studies.scoring import score_study
+        from lmms_eval_emi.studies.table import legend, summary_to_table
+
+        settings = load_settings()
+        estimator = load_estimator(settings.estimator)
+        encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
+        together = embed_splits({f"{name}:{split}": rows for name, splits in samples.items() for split, rows in splits.items()}, encoders, batch_size=settings.batch_size)
+        for name, splits in samples.items():
+            embeddings = {split: together[f"{name}:{split}"] for split in splits}
+            result = score_study(load_study(name), embeddings, estimator, model=model, convention=settings.convention, entropy=settings.entropy)
+            session.results = {**(session.results or {}), name: result}
+            for split, reasons in result.left_out.items():
+                logger.error(f"{name}, split {split}: {'; '.join(reasons)}")
+            path = result.write(folder / f"{stamp}_emi_{_folder_name(name)}.json")
+            _FOOTERS.append("\n".join((f"\n{result.study.title}, {model}", summary_to_table(result), legend(result), f"figures    {path}", f"answers    {answers_folder / _folder_name(name)}")))
+    except Exception as error:
+        commands = "\n".join(f"  lmms-eval-emi score --shift {name} --responses {answers_folder / _folder_name(name)} --allow-missing --output {name}.json" for name in samples)
+        raise RuntimeError(f"{error}\nNo answer is lost: they are in {answers_folder}. Once this is mended, score them with\n{commands}") from error
+
+
+def _save_answers(folder: Path, study_name: str, split: str, dataset: datasets.Dataset, answers: dict[int, str], model: str) -> list[Sample]:
+    from lmms_eval_emi.answers.llava import write_answer_file
+    from lmms_eval_emi.studies.rows import to_samples
+
+    columns = load_study(study_name).dataset.columns
+    samples = to_samples(dataset, columns, answers)
+    write_answer_file(folder / f"{split}.jsonl", ((sample.id, sample.question, sample.response) for sample in samples), model)
+    return samples
+
+
+def _folder_name(study_name: str) -> str:
+    return Path(study_name).stem
+
+
+def _run_files(args: Any) -> tuple[Path, str, str]:
+    """Folder of the run's files, their time stamp, and the model's name, as the harness itself has them."""
+    from lmms_eval.loggers.evaluation_tracker import GeneralConfigTracker
+    from lmms_eval.utils import get_datetime_str
+
+    tracker = GeneralConfigTracker()
+    tracker.log_experiment_args(getattr(args, "model", None) or "", getattr(args, "model_args", None) or "", None, None, False)
+    output = getattr(args, "output_path", None)
+    folder = Path(output) / tracker.model_name_sanitized if output else cache_folder() / "runs" / (tracker.model_name_sanitized or "model")
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = get_datetime_str(timezone=getattr(args, "timezone", None) or "Asia/Singapore").replace(":", "-")
+    return folder, stamp, tracker.model_name or getattr(args, "model", None) or "model"

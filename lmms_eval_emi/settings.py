@@ -1,0 +1,71 @@
+"""Settings, read from ``LMMS_EVAL_EMI_*`` variables."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "LMMS_EVAL_EMI_"
+
+
+class SettingsError(ValueError):
+    """A ``LMMS_EVAL_EMI_*`` variable is unknown or its value is not one that it takes."""
+
+
+class Settings(BaseSettings):
+    """What may be set. Every field is the variable ``LMMS_EVAL_EMI_`` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+
+    estimator: str = Field("club-global", description="Registered name of an estimator, or the path of a .safetensors or .pt file.")
+    vision_encoder: str = Field("openai/clip-vit-base-patch32", description="Hub name or folder of the CLIP checkpoint that embeds images.")
+    text_encoder: str = Field("xlm-roberta-base", description="Hub name or folder of the XLM-R checkpoint that embeds texts.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="Where to encode: auto, cpu, mps, cuda or cuda:N. auto is CUDA where there is one.")
+    batch_size: int = Field(64, ge=1, description="Images or texts a forward pass of an encoder.")
+    convention: Literal["published", "equal_weight"] = Field("published", description="Convention of the RJSD.")
+    entropy: float | None = Field(None, gt=0, allow_inf_nan=False, description="Entropy scale, in nats: the theorem's bound instead of the scaled index.")
+    cache: Path = Field(Path(platformdirs.user_cache_dir("lmms_eval_emi")), description="Folder for fetched estimators and, without --output_path, the files of a run.")
+    preflight: bool = Field(True, description="Check estimator, encoders and cache when the tasks load. Set to 0 for a node that only generates (--predict_only).")
+
+
+def load_settings() -> Settings:
+    """Read and check all settings.
+
+    Raises:
+        SettingsError: a variable with the prefix is unknown, or a value is not one that it takes.
+    """
+    return override_settings({})
+
+
+def override_settings(given: Mapping[str, Any]) -> Settings:
+    """The settings, where ``given`` values other than ``None`` come before the variables.
+
+    Raises:
+        SettingsError: as :func:`load_settings`, or a given value is not one that its setting takes.
+    """
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(PREFIX) and variable not in known:
+            close = difflib.get_close_matches(variable, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise SettingsError(f"{variable} is not a setting.{hint} The settings are {', '.join(sorted(known))}; unset it or correct its name.")
+    values = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        label = name if name in values else f"{PREFIX}{name.upper()}"
+        raise SettingsError(f"{label}: {first['msg']}, got {first['input']!r}. {Settings.model_fields[name].description}") from error
+
+
+def cache_folder() -> Path:
+    """Folder of what is fetched once, which may not exist yet."""
+    return load_settings().cache.expanduser()

@@ -1,0 +1,1 @@
+"""Studies: which splits there are, their rows, their figures, and the table of them."""

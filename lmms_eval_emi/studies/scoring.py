@@ -1,0 +1,183 @@
+"""From the embeddings of a study's splits to its figures: EMI of each split, EMID and bound of each shift."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, emid_bound
+from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.core.information import EMI, EMID, MutualInformationEstimator, emi, emid_from_emis
+from lmms_eval_emi.core.signature import Signature
+from lmms_eval_emi.studies.catalogue import SHIFT_MODALITIES, Study
+
+
+@dataclass(frozen=True)
+class SplitFigures:
+    """Figures of one split; ``emid`` and ``bound`` are those of its shift, and ``None`` for the ID split."""
+
+    emi: EMI
+    emid: EMID | None = None
+    bound: EMIDBound | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to JSON; what is not known is left out."""
+        figures: dict[str, Any] = {"n": self.emi.n, "emi": self.emi.value, "mi_response": self.emi.mi_response, "mi_reference": self.emi.mi_reference}
+        if self.emid is not None and self.bound is not None:
+            figures |= {"emid": self.emid.value, "emid_bound": self.bound.value}
+            figures |= {name: getattr(self.bound, name) for name in ("jsd_v", "jsd_t", "jsd_id_response", "jsd_ood_response")}
+        return figures
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over some shifts, and how the bound goes with EMID over them; ``None`` where not defined."""
+
+    n_shifts: int
+    mean_emi: float | None
+    mean_emid: float | None
+    mean_bound: float | None
+    pearson_r: float | None
+
+    @classmethod
+    def of(cls, figures: Iterable[SplitFigures]) -> Summary:
+        """Summarise the figures of shifts; those whose EMID is not known do not count."""
+        shifts = [split for split in figures if split.emid is not None and split.bound is not None]
+        emids, bounds = [split.emid.value for split in shifts], [split.bound.value for split in shifts]
+        return cls(len(shifts), mean([split.emi.value for split in shifts]), mean(emids), mean(bounds), pearson_r(emids, bounds))
+
+
+def mean(values: list[float]) -> float | None:
+    """Arithmetic mean, or ``None`` of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def pearson_r(a: list[float], b: list[float]) -> float | None:
+    """Pearson's correlation, or ``None`` for fewer than three pairs or a constant."""
+    if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
+        return None
+    return statistics.correlation(a, b)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """All figures of one model in one study.
+
+    Attributes:
+        study: what was scored.
+        model: whose answers.
+        splits: figures by split, in the study's order.
+        left_out: what could not be scored, by split, with the reasons.
+        signature: what the figures depend on.
+    """
+
+    study: Study
+    model: str
+    splits: dict[str, SplitFigures]
+    signature: Signature
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def summary(self, modality: str | None = None) -> Summary:
+        """Means and correlation over all shifts, or those of one modality."""
+        return Summary.of(self.splits[name] for name in self.study.shifts(modality) if name in self.splits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to JSON: plain types, no NaN."""
+        overall = self.summary()
+        return {
+            "signature": str(self.signature),
+            "model": self.model,
+            "shift": self.study.name,
+            "id_split": self.study.id_split,
+            "settings": dict(self.signature.parts),
+            "splits": {name: {"modality": self.study.splits[name].modality, **figures.to_dict()} for name, figures in self.splits.items()},
+            "summary": {**vars(overall), "by_modality": {modality: vars(self.summary(modality)) for modality in SHIFT_MODALITIES}},
+            "left_out": self.left_out,
+        }
+
+    def write(self, path: str | Path) -> Path:
+        """Write the figures as JSON, all of it or nothing."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        return write_atomically(Path(path), text + "\n")
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write a file under a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def score_study(
+    study: Study,
+    embeddings: Mapping[str, Embeddings],
+    estimator: MutualInformationEstimator,
+    *,
+    model: str,
+    convention: str = "published",
+    entropy: float | None = None,
+    left_out: Mapping[str, list[str]] | None = None,
+) -> StudyResult:
+    """Score the splits of a study that have embeddings.
+
+    Args:
+        study: which split is in distribution, and what shifts the others.
+        embeddings: by split; without those of the ID split no EMID and no bound can be given.
+        estimator: of mutual information.
+        model: whose answers these are.
+        convention, entropy: as in :func:`lmms_eval_emi.emid_bound`.
+        left_out: what the caller left out already, by split.
+
+    Returns:
+        :class:`StudyResult`. A split that cannot be scored is left out with the reason, and the
+        others are scored all the same.
+
+    Raises:
+        ValueError: an unknown split, convention or entropy.
+    """
+    check_convention(convention)
+    check_entropy(entropy)
+    for name in embeddings:
+        study.split(name)
+    omitted = {name: list(reasons) for name, reasons in (left_out or {}).items()}
+    emis: dict[str, EMI] = {}
+    for name in study.splits:
+        if name in embeddings:
+            try:
+                emis[name] = emi(embeddings[name], estimator)
+            except ValueError as error:
+                omitted.setdefault(name, []).append(str(error))
+    figures: dict[str, SplitFigures] = {}
+    id_emi, id_embeddings = emis.get(study.id_split), embeddings.get(study.id_split)
+    encoders = next((split.encoders for split in embeddings.values()), None)
+    for name, value in emis.items():
+        figures[name] = SplitFigures(value)
+        if name == study.id_split or id_emi is None or id_embeddings is None:
+            continue
+        try:
+            bound = emid_bound(id_embeddings, embeddings[name], convention, entropy)
+        except ValueError as error:
+            omitted.setdefault(name, []).append(str(error))
+            continue
+        difference = emid_from_emis(id_emi, value, encoders=encoders, estimator=estimator)
+        figures[name] = SplitFigures(value, difference, bound)
+    kind = "scaled" if entropy is None else f"theorem(entropy={entropy:g})"
+    signature = Signature.of("emi-study", study=study.name, encoders=encoders, estimator=estimator.signature, convention=convention, kind=kind)
+    return StudyResult(study, model, figures, signature, omitted)

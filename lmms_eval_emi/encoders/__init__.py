@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lmms_eval_emi.encoders.base import Encoder, EncoderUnavailable, resolve_device
 
-__all__ = ["Encoder", "EncoderUnavailable", "Encoders", "load_encoders"]
+__all__ = ["Encoder", "EncoderUnavailable", "Encoders", "load_encoders", "load_text_encoder", "load_vision_encoder"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,20 @@ class Encoders:
         return f"{self.vision.signature}+{self.text.signature}"
 
 
+def load_vision_encoder(name: str, device: str = "auto") -> Encoder:
+    """Load the encoder of images; see :func:`load_encoders`."""
+    from lmms_eval_emi.encoders.clip import CLIPVisionEncoder
+
+    return CLIPVisionEncoder(name, resolve_device(device))
+
+
+def load_text_encoder(name: str, device: str = "auto") -> Encoder:
+    """Load the encoder of texts; see :func:`load_encoders`."""
+    from lmms_eval_emi.encoders.xlm_roberta import XLMRobertaEmbeddingEncoder
+
+    return XLMRobertaEmbeddingEncoder(name, resolve_device(device))
+
+
 def load_encoders(vision: str, text: str, device: str = "auto") -> Encoders:
     """Load both encoders.
 
@@ -34,8 +48,4 @@ def load_encoders(vision: str, text: str, device: str = "auto") -> Encoders:
         EncoderUnavailable: one is not on this machine and cannot be fetched.
         ValueError: the device is not there.
     """
-    from lmms_eval_emi.encoders.clip import CLIPVisionEncoder
-    from lmms_eval_emi.encoders.xlm_roberta import XLMRobertaEmbeddingEncoder
-
-    where = resolve_device(device)
-    return Encoders(CLIPVisionEncoder(vision, where), XLMRobertaEmbeddingEncoder(text, where))
+    return Encoders(load_vision_encoder(vision, device), load_text_encoder(text, device))

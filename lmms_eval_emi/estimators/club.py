@@ -37,7 +37,6 @@ class CLUB(nn.Module):
         self.p_logvar = nn.Sequential(nn.Linear(input_dimension, hidden), nn.Tanh(), nn.Linear(hidden, output_dimension), nn.Tanh())
         self.name = name
         self.sha256 = sha256
-        self._copies: dict[torch.device, CLUB] = {}
 
     @property
     def input_dimension(self) -> int:
@@ -117,8 +116,6 @@ class CLUB(nn.Module):
         return torch.cat(parts)
 
     def _in_float64(self, device: torch.device) -> CLUB:
-        if device not in self._copies:
-            copy = CLUB(self.input_dimension, self.output_dimension, self.p_mu[0].out_features)
-            copy.load_state_dict(self.state_dict())
-            self._copies[device] = copy.to(device=device, dtype=torch.float64).eval()
-        return self._copies[device]
+        copy = CLUB(self.input_dimension, self.output_dimension, self.p_mu[0].out_features).to(device=device, dtype=torch.float64)
+        copy.load_state_dict(self.state_dict())
+        return copy.eval()

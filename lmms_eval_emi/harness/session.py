@@ -12,10 +12,10 @@ import atexit
 import os
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loguru import logger
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lmms_eval_emi.samples import Sample
     from lmms_eval_emi.studies.scoring import SplitFigures, StudyResult
 
+T = TypeVar("T")
 SplitKey = tuple[str, str]  # name of the study, name of the split
 
 
@@ -189,26 +190,28 @@ def preflight() -> None:
 
 
 def _check_models(settings: Settings) -> list[str]:
+    """What is wrong with estimator and encoders: each is loaded, and both encoders encode something."""
     from PIL import Image
 
-    from lmms_eval_emi.encoders import load_encoders
+    from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder
     from lmms_eval_emi.estimators import load_estimator
 
     problems: list[str] = []
-    estimator = encoders = None
-    try:
-        estimator = load_estimator(settings.estimator)
-    except (RuntimeError, ValueError, OSError) as error:
-        problems.append(str(error))
-    try:
-        encoders = load_encoders(settings.vision_encoder, settings.text_encoder, "cpu")
-    except (RuntimeError, ValueError, OSError) as error:
-        problems.append(str(error))
-    if estimator and encoders:
-        widths = {"vision": encoders.vision.encode([Image.new("RGB", (8, 8))]).shape[1], "text": encoders.text.encode(["text"]).shape[1]}
-        for name, expected in (("vision", estimator.input_dimension), ("text", estimator.input_dimension), ("text", estimator.output_dimension)):
-            if widths[name] != expected:
-                problems.append(f"The estimator {estimator.name} takes embeddings of dimension {expected}, and the {name} encoder gives {widths[name]}. Set the encoders that it was trained with.")
+
+    def attempt(load: Callable[[], T]) -> T | None:
+        try:
+            return load()
+        except (RuntimeError, ValueError, OSError) as error:
+            problems.append(str(error))
+            return None
+
+    estimator = attempt(lambda: load_estimator(settings.estimator))
+    image_width = attempt(lambda: load_vision_encoder(settings.vision_encoder, "cpu").encode([Image.new("RGB", (8, 8))]).shape[1])
+    text_width = attempt(lambda: load_text_encoder(settings.text_encoder, "cpu").encode(["text"]).shape[1])
+    if estimator and image_width and text_width:
+        for name, width, expected in (("vision", image_width, estimator.input_dimension), ("text", text_width, estimator.input_dimension), ("text", text_width, estimator.output_dimension)):
+            if width != expected:
+                problems.append(f"The estimator {estimator.name} takes embeddings of dimension {expected}, and the {name} encoder gives {width}. Set the encoders that it was trained with.")
     return list(dict.fromkeys(problems))
 
 

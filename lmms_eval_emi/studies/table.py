@@ -30,6 +30,8 @@ def summary_to_table(result: StudyResult) -> str:
         summary = result.summary(modality)
         if summary.n_shifts:
             rows.append([label, summary.n_shifts, summary.mean_emi, summary.mean_emid, summary.mean_bound, summary.pearson_r])
+    if len(rows) == 2:  # one modality alone is all
+        rows.pop()
     return tabulate(rows, headers=["shifts", "count", "mean EMI", "mean EMID", "mean bound", "Pearson r"], floatfmt=DIGITS, missingval="-", disable_numparse=[0]) if rows else "No shift was scored."
 
 

@@ -1,0 +1,69 @@
+"""What the tests share: a tiny hub, an environment without network or stray settings, and random embeddings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Before transformers or datasets are imported: nothing is fetched, and the user's caches stay as they are.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for variable in [name for name in os.environ if name.startswith("LMMS_EVAL_EMI_")]:
+    del os.environ[variable]
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("caches")
+    os.environ["HF_DATASETS_CACHE"] = os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(folder / "datasets")
+    os.environ["LMMS_EVAL_EMI_CACHE"] = str(folder / "emi")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference data beside the repository, which not every checkout has."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip("needs the reference data beside the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tinyhub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tinyhub as builder
+
+    return builder.build(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def in_tinyhub(tinyhub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny hub as the current directory, with its estimator set."""
+    monkeypatch.chdir(tinyhub)
+    monkeypatch.setenv("LMMS_EVAL_EMI_ESTIMATOR", str(tinyhub / "tiny.safetensors"))
+    return tinyhub
+
+
+@pytest.fixture(scope="session")
+def make_embeddings():
+    """Random unit rows, as a function of seed, n and dimension."""
+    from lmms_eval_emi import Embeddings
+
+    def make(seed: int = 0, n: int = 20, dimension: int = 12, **changes):
+        rng = np.random.default_rng(seed)
+        matrices = {name: rng.normal(size=(n, dimension)) for name in ("v", "t", "y_hat", "y")}
+        return Embeddings(**{name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in matrices.items()} | changes)
+
+    return make
+
+
+def run_module(module: str, *arguments: str, cwd: Path, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
+    """Run ``python -m module`` as a user would, on several ranks through torchrun if asked."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m"] if processes > 1 else [sys.executable, "-m"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {}), **environment}
+    return subprocess.run([*launcher, module, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL)

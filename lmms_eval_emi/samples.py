@@ -106,7 +106,9 @@ class _LazyImages:
             raise SampleError(f"{self.labels[position]}: {error}") from error
 
 
-def embed_splits(splits: Mapping[str, Sequence[Sample]], encoders: Encoders, *, batch_size: int = 64) -> dict[str, Embeddings]:
+def embed_splits(
+    splits: Mapping[str, Sequence[Sample]], encoders: Encoders, *, batch_size: int = 64
+) -> dict[str, Embeddings]:
     """Embed the samples of many splits.
 
     Each distinct image and text of all splits together is encoded once, by content.
@@ -135,7 +137,9 @@ def embed_splits(splits: Mapping[str, Sequence[Sample]], encoders: Encoders, *, 
             keys.append(image_key(source))
         except (SampleError, OSError) as error:
             raise SampleError(f"{label}: {error}") from error
-    vision = encode_distinct(encoders.vision, _LazyImages(images, labels), keys, batch_size=batch_size, label="Encoding images")  # type: ignore[arg-type]
+    vision = encode_distinct(
+        encoders.vision, _LazyImages(images, labels), keys, batch_size=batch_size, label="Encoding images"
+    )
     texts = [text for _, sample in everything for text in (sample.question, sample.response, sample.reference)]
     text = encode_distinct(encoders.text, texts, texts, batch_size=batch_size, label="Encoding texts", size=len)
     number = {key: index for index, key in enumerate(dict.fromkeys(keys))}

@@ -24,15 +24,36 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
-    estimator: str = Field("club-global", description="Registered name of an estimator, or the path of a .safetensors or .pt file.")
-    vision_encoder: str = Field("openai/clip-vit-base-patch32", description="Hub name or folder of the CLIP checkpoint that embeds images.")
-    text_encoder: str = Field("xlm-roberta-base", description="Hub name or folder of the XLM-R checkpoint that embeds texts.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="Where to encode: auto, cpu, mps, cuda or cuda:N. auto is CUDA where there is one.")
+    estimator: str = Field(
+        "club-global", description="Registered name of an estimator, or the path of a .safetensors or .pt file."
+    )
+    vision_encoder: str = Field(
+        "openai/clip-vit-base-patch32", description="Hub name or folder of the CLIP checkpoint that embeds images."
+    )
+    text_encoder: str = Field(
+        "xlm-roberta-base", description="Hub name or folder of the XLM-R checkpoint that embeds texts."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="Where to encode: auto, cpu, mps, cuda or cuda:N. auto is CUDA where there is one.",
+    )
     batch_size: int = Field(64, ge=1, description="Images or texts a forward pass of an encoder.")
     convention: Literal["published", "equal_weight"] = Field("published", description="Convention of the RJSD.")
-    entropy: float | None = Field(None, gt=0, allow_inf_nan=False, description="Entropy scale, in nats: the theorem's bound instead of the scaled index.")
-    cache: Path = Field(Path(platformdirs.user_cache_dir("lmms_eval_emi")), description="Folder for fetched estimators and, without --output_path, the files of a run.")
-    preflight: bool = Field(True, description="Check estimator, encoders and cache when the tasks load. Set to 0 for a node that only generates (--predict_only).")
+    entropy: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Entropy scale, in nats: the theorem's bound instead of the scaled index.",
+    )
+    cache: Path = Field(
+        Path(platformdirs.user_cache_dir("lmms_eval_emi")),
+        description="Folder for fetched estimators and, without --output_path, the files of a run.",
+    )
+    preflight: bool = Field(
+        True,
+        description="Check estimator, encoders and cache when the tasks load. Set to 0 for a node that only generates (--predict_only).",
+    )
 
 
 def load_settings() -> Settings:
@@ -55,7 +76,9 @@ def override_settings(given: Mapping[str, Any]) -> Settings:
         if variable.upper().startswith(PREFIX) and variable not in known:
             close = difflib.get_close_matches(variable, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise SettingsError(f"{variable} is not a setting.{hint} The settings are {', '.join(sorted(known))}; unset it or correct its name.")
+            raise SettingsError(
+                f"{variable} is not a setting.{hint} The settings are {', '.join(sorted(known))}; unset it or correct its name."
+            )
     values = {name: value for name, value in given.items() if value is not None}
     try:
         return Settings(**values)
@@ -63,7 +86,9 @@ def override_settings(given: Mapping[str, Any]) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         label = name if name in values else f"{PREFIX}{name.upper()}"
-        raise SettingsError(f"{label}: {first['msg']}, got {first['input']!r}. {Settings.model_fields[name].description}") from error
+        raise SettingsError(
+            f"{label}: {first['msg']}, got {first['input']!r}. {Settings.model_fields[name].description}"
+        ) from error
 
 
 def cache_folder() -> Path:

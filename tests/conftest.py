@@ -57,13 +57,33 @@ def make_embeddings():
     def make(seed: int = 0, n: int = 20, dimension: int = 12, **changes):
         rng = np.random.default_rng(seed)
         matrices = {name: rng.normal(size=(n, dimension)) for name in ("v", "t", "y_hat", "y")}
-        return Embeddings(**{name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in matrices.items()} | changes)
+        return Embeddings(
+            **{name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in matrices.items()} | changes
+        )
 
     return make
 
 
-def run_module(module: str, *arguments: str, cwd: Path, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
+def run_module(
+    module: str, *arguments: str, cwd: Path, processes: int = 1, **environment: str
+) -> subprocess.CompletedProcess:
     """Run ``python -m module`` as a user would, on several ranks through torchrun if asked."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m"] if processes > 1 else [sys.executable, "-m"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {}), **environment}
-    return subprocess.run([*launcher, module, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    launcher = (
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m"]
+        if processes > 1
+        else [sys.executable, "-m"]
+    )
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        **({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {}),
+        **environment,
+    }
+    return subprocess.run(
+        [*launcher, module, *arguments],
+        cwd=cwd,
+        env=variables,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )

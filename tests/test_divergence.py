@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmms_eval_emi import emid_bound, rjsd
-from lmms_eval_emi.core.divergence import CONVENTIONS, bound_from_jsds, embeddings_to_kernel, kernel_to_spectrum, spectrum_to_entropy
+from lmms_eval_emi.core.divergence import (
+    CONVENTIONS,
+    bound_from_jsds,
+    embeddings_to_kernel,
+    kernel_to_spectrum,
+    spectrum_to_entropy,
+)
 
 LN2 = math.log(2)
 
@@ -31,7 +37,9 @@ def rjsd_by_definition(a: np.ndarray, b: np.ndarray, convention: str) -> float:
     k_a, k_b = a.T @ a, b.T @ b
     if convention == "equal_weight":
         k_a, k_b = k_a / len(a), k_b / len(b)
-    return max(0.0, entropy_by_definition((k_a + k_b) / 2) - (entropy_by_definition(k_a) + entropy_by_definition(k_b)) / 2)
+    return max(
+        0.0, entropy_by_definition((k_a + k_b) / 2) - (entropy_by_definition(k_a) + entropy_by_definition(k_b)) / 2
+    )
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -87,7 +95,10 @@ def test_published_convention_is_clamped_at_zero():
     many = np.eye(1, 16) + 0.02 * rng.normal(size=(90, 16))
     many /= np.linalg.norm(many, axis=1, keepdims=True)
     spread = unit_rows(1, 2, 16)
-    unclamped = [entropy_by_definition(a.T @ a + b.T @ b) - (entropy_by_definition(a.T @ a) + entropy_by_definition(b.T @ b)) / 2 for a, b in [(many, spread), (spread, many)]]
+    unclamped = [
+        entropy_by_definition(a.T @ a + b.T @ b) - (entropy_by_definition(a.T @ a) + entropy_by_definition(b.T @ b)) / 2
+        for a, b in [(many, spread), (spread, many)]
+    ]
     assert max(unclamped) < 0
     assert rjsd(many, spread, "published") == 0.0
     assert rjsd(many, spread, "equal_weight") > 0.01
@@ -99,7 +110,9 @@ def test_bound_is_the_sum_of_its_roots(make_embeddings):
     parts = (scaled.jsd_v, scaled.jsd_t, scaled.jsd_id_response, scaled.jsd_ood_response)
     assert parts == (rjsd(id.v, ood.v), rjsd(id.t, ood.t), rjsd(id.y_hat, id.y), rjsd(ood.y_hat, ood.y))
     assert scaled.value == pytest.approx(parts[0] ** 0.5 + parts[1] ** 0.5 + parts[2] ** 0.25 + parts[3] ** 0.25)
-    assert theorem.value == pytest.approx(2.5 * (parts[0] ** 0.5 + parts[1] ** 0.5) + 4 * (parts[2] ** 0.25 + parts[3] ** 0.25))
+    assert theorem.value == pytest.approx(
+        2.5 * (parts[0] ** 0.5 + parts[1] ** 0.5) + 4 * (parts[2] ** 0.25 + parts[3] ** 0.25)
+    )
     assert (scaled.kind, theorem.kind) == ("scaled", "theorem")
     assert "kind:theorem(entropy=2.5)" in str(theorem.signature) and "convention:published" in str(theorem.signature)
 
@@ -107,7 +120,11 @@ def test_bound_is_the_sum_of_its_roots(make_embeddings):
 def test_bound_does_not_depend_on_what_was_computed_before(make_embeddings):
     id = make_embeddings(0)
     first = [emid_bound(id, make_embeddings(seed), convention).value for seed in (1, 2) for convention in CONVENTIONS]
-    again = [emid_bound(make_embeddings(0), make_embeddings(seed), convention).value for seed in (1, 2) for convention in CONVENTIONS]
+    again = [
+        emid_bound(make_embeddings(0), make_embeddings(seed), convention).value
+        for seed in (1, 2)
+        for convention in CONVENTIONS
+    ]
     assert first == again
 
 

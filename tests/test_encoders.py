@@ -98,13 +98,19 @@ def test_a_checkpoint_without_the_weights_is_refused(in_tinyhub, tmp_path):
 
     folder = tmp_path / "clip"
     shutil.copytree(in_tinyhub / VISION, folder)
-    state = {key: tensor for key, tensor in load_file(folder / "model.safetensors").items() if "vision_model.encoder.layers.1" not in key}
+    state = {
+        key: tensor
+        for key, tensor in load_file(folder / "model.safetensors").items()
+        if "vision_model.encoder.layers.1" not in key
+    }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EncoderUnavailable, match="its checkpoint lacks .* of the weights"):
         load_vision_encoder(str(folder), "cpu")
 
 
-@pytest.mark.parametrize(("load", "variable"), [(load_vision_encoder, "VISION_ENCODER"), (load_text_encoder, "TEXT_ENCODER")])
+@pytest.mark.parametrize(
+    ("load", "variable"), [(load_vision_encoder, "VISION_ENCODER"), (load_text_encoder, "TEXT_ENCODER")]
+)
 def test_an_encoder_that_is_not_here(load, variable, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EncoderUnavailable) as error:
@@ -114,7 +120,9 @@ def test_an_encoder_that_is_not_here(load, variable, tmp_path, monkeypatch):
 
 def test_loading_is_quiet(in_tinyhub):
     code = f"from lmms_eval_emi import load_encoders; load_encoders({VISION!r}, {TEXT!r}, 'cpu')"
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], cwd=in_tinyhub, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], cwd=in_tinyhub, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -132,7 +140,9 @@ encoder = load_encoders("openai/clip-vit-base-patch32", "xlm-roberta-base", "cpu
 numpy.save(sys.argv[2], encoder.encode(pictures).numpy())
 """
     for variant in ("with", "without"):
-        subprocess.run([sys.executable, "-c", code, variant, str(tmp_path / f"{variant}.npy")], cwd=in_tinyhub, check=True)
+        subprocess.run(
+            [sys.executable, "-c", code, variant, str(tmp_path / f"{variant}.npy")], cwd=in_tinyhub, check=True
+        )
     np.testing.assert_array_equal(np.load(tmp_path / "with.npy"), np.load(tmp_path / "without.npy"))
 
 
@@ -146,7 +156,10 @@ def test_preprocessing_is_that_of_transformers(in_tinyhub, pictures):
         assert np.abs((ours(picture) - expected) * ours.std[:, None, None] * 255).max() < 1.01
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"])
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"],
+)
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (64, 48), (1, 5000), (5000, 2)])
 def test_images_of_any_mode_and_size(in_tinyhub, mode, size):
     pixels = CLIPPreprocessing(VISION)(Image.new(mode, size))
@@ -212,7 +225,14 @@ def test_splits_share_what_they_have_in_common(encoders, pictures, monkeypatch):
     calls = {"vision": 0, "text": 0}
     for name in calls:
         encoder = getattr(encoders, name)
-        monkeypatch.setattr(encoder, "encode", lambda items, name=name, encode=encoder.encode: (calls.__setitem__(name, calls[name] + len(items)), encode(items))[1])
+        monkeypatch.setattr(
+            encoder,
+            "encode",
+            lambda items, name=name, encode=encoder.encode: (
+                calls.__setitem__(name, calls[name] + len(items)),
+                encode(items),
+            )[1],
+        )
     same = [Sample(pictures[row % 2], "red?", f"answer {row}", "reference", id=row) for row in range(4)]
     embedded = embed_splits({"a": same, "b": same[:2]}, encoders)
     assert calls == {"vision": 2, "text": 6}

@@ -11,7 +11,14 @@ import threading
 import pytest
 import torch
 
-from lmms_eval_emi.estimators import CLUB, EstimatorEntry, EstimatorUnavailable, load_estimator, registered_estimators, registry
+from lmms_eval_emi.estimators import (
+    CLUB,
+    EstimatorEntry,
+    EstimatorUnavailable,
+    load_estimator,
+    registered_estimators,
+    registry,
+)
 
 
 @pytest.fixture
@@ -64,7 +71,11 @@ def served(monkeypatch):
 def test_the_registry_names_the_published_estimator():
     entry = registered_estimators()["club-global"]
     assert entry.sha256 == "99ab062638de898356d087907b450d4cba755541eff49b877158c9b9b831b116"
-    assert (entry.vision_encoder, entry.text_encoder, entry.dimension) == ("openai/clip-vit-base-patch32", "xlm-roberta-base", 768)
+    assert (entry.vision_encoder, entry.text_encoder, entry.dimension) == (
+        "openai/clip-vit-base-patch32",
+        "xlm-roberta-base",
+        768,
+    )
 
 
 def test_fetched_once_and_kept(cache, served):

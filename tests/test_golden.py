@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
-
 from conftest import run_module
+
 from lmms_eval_emi import Embeddings, emi, emid, emid_bound, load_estimator
 
 CASES = ("id", "near", "far", "small", "pair", "text_only")
@@ -24,7 +24,9 @@ def splits(shared):
     arrays = np.load(shared / "golden" / "embeddings.npz")
 
     def read(case):
-        matrices = {name: arrays[f"{case}/{key}"] for name, key in (("v", "v"), ("t", "t"), ("y_hat", "yh"), ("y", "y"))}
+        matrices = {
+            name: arrays[f"{case}/{key}"] for name, key in (("v", "v"), ("t", "t"), ("y_hat", "yh"), ("y", "y"))
+        }
         return Embeddings(**matrices)
 
     read_splits = {case: read(case) for case in CASES if case != "text_only"}
@@ -41,7 +43,11 @@ def estimator(shared):
 @pytest.mark.parametrize("case", CASES)
 def test_emi(case, golden, splits, estimator):
     result, expected = emi(splits[case], estimator), golden[case]
-    for name, value in (("emi", result.value), ("mi_response", result.mi_response), ("mi_reference", result.mi_reference)):
+    for name, value in (
+        ("emi", result.value),
+        ("mi_response", result.mi_response),
+        ("mi_reference", result.mi_reference),
+    ):
         assert value == pytest.approx(expected[name], abs=1e-7)
     assert result.n == expected["n"]
     assert emid(splits["id"], splits[case], estimator).value == pytest.approx(expected["emid"], abs=1e-7)
@@ -67,14 +73,29 @@ def localhub(shared, tmp_path_factory):
     import sys
 
     folder = tmp_path_factory.mktemp("localhub")
-    subprocess.run([sys.executable, str(shared / "tools" / "make_localhub.py"), str(folder)], check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    subprocess.run(
+        [sys.executable, str(shared / "tools" / "make_localhub.py"), str(folder)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
     return folder
 
 
 @pytest.mark.parametrize("family", ["natural", "synthetic"])
 def test_published_answers_end_to_end(family, shared, localhub, tmp_path):
     output = tmp_path / "results.json"
-    done = run_module("lmms_eval_emi.cli", "score", "--shift", family, "--responses", str(shared / "data" / "responses" / "llava-v1.5-13b"), "--output", str(output), cwd=localhub)
+    done = run_module(
+        "lmms_eval_emi.cli",
+        "score",
+        "--shift",
+        family,
+        "--responses",
+        str(shared / "data" / "responses" / "llava-v1.5-13b"),
+        "--output",
+        str(output),
+        cwd=localhub,
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(output.read_text())
     expected = json.loads((shared / "golden" / f"localhub_tiny_{family.upper()}.json").read_text())

@@ -98,12 +98,17 @@ def test_known_information_of_a_gaussian_channel():
             parameter.zero_()
         network.p_mu[0].weight.copy_(torch.eye(dimension) * 1e-3)  # tanh is linear there
         network.p_mu[2].weight.copy_(torch.eye(dimension) * 1e3)
-    assert float(network.contributions(x, y).mean()) == pytest.approx(dimension * scale**2, abs=4 * scale * dimension**0.5 / n**0.5)
+    assert float(network.contributions(x, y).mean()) == pytest.approx(
+        dimension * scale**2, abs=4 * scale * dimension**0.5 / n**0.5
+    )
 
 
 def test_signatures_say_what_the_figure_depends_on(make_embeddings, estimator):
     split = make_embeddings(0, encoders="clip#1+xlm#2")
-    assert str(emi(split, estimator).signature) == f"emi|encoders:clip#1+xlm#2|estimator:club|n:20|version:{emi_package.__version__}"
+    assert (
+        str(emi(split, estimator).signature)
+        == f"emi|encoders:clip#1+xlm#2|estimator:club|n:20|version:{emi_package.__version__}"
+    )
     text = str(emid(split, make_embeddings(1, n=7, encoders="clip#1+xlm#2"), estimator))
     assert "n_id:20|n_ood:7" in text and text.startswith("EMID = ")
 

@@ -9,7 +9,12 @@ from lmms_eval_emi.settings import Settings, SettingsError, load_settings, overr
 
 def test_defaults_are_those_of_the_paper():
     settings = load_settings()
-    assert (settings.estimator, settings.vision_encoder, settings.text_encoder, settings.convention) == ("club-global", "openai/clip-vit-base-patch32", "xlm-roberta-base", "published")
+    assert (settings.estimator, settings.vision_encoder, settings.text_encoder, settings.convention) == (
+        "club-global",
+        "openai/clip-vit-base-patch32",
+        "xlm-roberta-base",
+        "published",
+    )
 
 
 def test_variables_and_what_comes_before_them(monkeypatch):
@@ -32,7 +37,17 @@ def test_the_error_suggests_the_right_name(monkeypatch):
         load_settings()
 
 
-@pytest.mark.parametrize(("name", "value"), [("CONVENTION", "fair"), ("BATCH_SIZE", "0"), ("BATCH_SIZE", "many"), ("DEVICE", "gpu"), ("ENTROPY", "-1"), ("ENTROPY", "nan")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CONVENTION", "fair"),
+        ("BATCH_SIZE", "0"),
+        ("BATCH_SIZE", "many"),
+        ("DEVICE", "gpu"),
+        ("ENTROPY", "-1"),
+        ("ENTROPY", "nan"),
+    ],
+)
 def test_a_value_that_is_not_taken(monkeypatch, name, value):
     monkeypatch.setenv(f"LMMS_EVAL_EMI_{name}", value)
     with pytest.raises(SettingsError, match=f"LMMS_EVAL_EMI_{name}: .*{value}"):

@@ -38,7 +38,7 @@ def read_answer_file(path: Path) -> AnswerFile:
         AnswersError: the file cannot be read at all.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut an answer at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise AnswersError(f"{path}: expected a UTF-8 file of JSON lines: {error}") from error
     texts: dict[str, str] = {}
@@ -57,7 +57,9 @@ def read_answer_file(path: Path) -> AnswerFile:
             continue
         if not isinstance(record, dict) or "question_id" not in record or not isinstance(record.get("text"), str):
             keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            problems.append(f"{where}: expected an object with question_id and text (a string), got {keys or 'an empty object'}. Mend or remove the line.")
+            problems.append(
+                f"{where}: expected an object with question_id and text (a string), got {keys or 'an empty object'}. Mend or remove the line."
+            )
             continue
         key = str(record["question_id"])
         if key in seen:
@@ -89,11 +91,20 @@ def find_answer_files(folder: Path, study: Study, model: str | None = None) -> d
         AnswersError: the folder is missing or has no such file, or a split has files of several models.
     """
     if not folder.is_dir():
-        raise AnswersError(f"responses: expected a folder of answer files, got {folder}, which is {'a file' if folder.exists() else 'not there'}.")
-    stems = {stem for known in (study, *map(load_study, BUILT_IN)) for split in known.splits.values() for stem in split.answer_stems}
+        raise AnswersError(
+            f"responses: expected a folder of answer files, got {folder}, which is {'a file' if folder.exists() else 'not there'}."
+        )
+    stems = {
+        stem
+        for known in (study, *map(load_study, BUILT_IN))
+        for split in known.splits.values()
+        for stem in split.answer_stems
+    }
     by_stem: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        owner = max((stem for stem in stems if path.stem == stem or path.stem.startswith(f"{stem}_")), key=len, default=None)
+        owner = max(
+            (stem for stem in stems if path.stem == stem or path.stem.startswith(f"{stem}_")), key=len, default=None
+        )
         if owner:
             by_stem.setdefault(owner, {})[path.stem[len(owner) + 1 :]] = path
     files = {}
@@ -107,12 +118,16 @@ def find_answer_files(folder: Path, study: Study, model: str | None = None) -> d
             elif model is None and len(candidates) == 1:
                 files[name] = next(iter(candidates.values()))
             elif model is None and candidates:
-                raise AnswersError(f"{folder}: the split {name} has answers of several models ({', '.join(sorted(candidates))}). Pick one with --model.")
+                raise AnswersError(
+                    f"{folder}: the split {name} has answers of several models ({', '.join(sorted(candidates))}). Pick one with --model."
+                )
             if name in files:
                 break
     if not files:
         present = [path.name for path in sorted(folder.glob("*"))]
-        raise AnswersError(f"{folder}: expected answer files such as {study.id_split}.jsonl or {study.id_split}_{model or 'MODEL'}.jsonl, found {_listed(present) or 'nothing'}.")
+        raise AnswersError(
+            f"{folder}: expected answer files such as {study.id_split}.jsonl or {study.id_split}_{model or 'MODEL'}.jsonl, found {_listed(present) or 'nothing'}."
+        )
     return files
 
 

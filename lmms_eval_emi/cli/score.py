@@ -28,14 +28,42 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog="Options that are not given here are read from LMMS_EVAL_EMI_* variables; see the README.",
     )
     parser.add_argument("--shift", required=True, choices=BUILT_IN, help="which family of splits the answers belong to")
-    parser.add_argument("--responses", required=True, type=Path, metavar="DIR", help="folder of answer files, {split}.jsonl or {split}_{model}.jsonl, JSON lines with question_id and text")
+    parser.add_argument(
+        "--responses",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder of answer files, {split}.jsonl or {split}_{model}.jsonl, JSON lines with question_id and text",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
-    parser.add_argument("--split", action="append", metavar="NAME", help="score this split, and the ID split that it is compared with; may be repeated (default: all)")
-    parser.add_argument("--model", metavar="NAME", help="name of the model in table and JSON; where the folder holds several, which {split}_{model}.jsonl to take (default: the files' model_id)")
-    parser.add_argument("--estimator", metavar="NAME|PATH", help="registered estimator, or a .safetensors or .pt file (default: club-global)")
-    parser.add_argument("--convention", choices=("published", "equal_weight"), help="convention of the RJSD (default: published)")
-    parser.add_argument("--entropy", type=float, metavar="NATS", help="entropy scale: give the theorem's bound instead of the scaled index")
-    parser.add_argument("--vision-encoder", metavar="NAME|PATH", help="CLIP checkpoint (default: openai/clip-vit-base-patch32)")
+    parser.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME",
+        help="score this split, and the ID split that it is compared with; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="name of the model in table and JSON; where the folder holds several, which {split}_{model}.jsonl to take (default: the files' model_id)",
+    )
+    parser.add_argument(
+        "--estimator",
+        metavar="NAME|PATH",
+        help="registered estimator, or a .safetensors or .pt file (default: club-global)",
+    )
+    parser.add_argument(
+        "--convention", choices=("published", "equal_weight"), help="convention of the RJSD (default: published)"
+    )
+    parser.add_argument(
+        "--entropy",
+        type=float,
+        metavar="NATS",
+        help="entropy scale: give the theorem's bound instead of the scaled index",
+    )
+    parser.add_argument(
+        "--vision-encoder", metavar="NAME|PATH", help="CLIP checkpoint (default: openai/clip-vit-base-patch32)"
+    )
     parser.add_argument("--text-encoder", metavar="NAME|PATH", help="XLM-R checkpoint (default: xlm-roberta-base)")
     parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="items a forward pass (default: 64)")
@@ -81,7 +109,11 @@ def run(args: argparse.Namespace) -> int:
         for reason in reasons[:SHOWN_PROBLEMS]:
             log.warning("left out of %s: %s", name, reason)
     if study.id_split not in result.splits:
-        log.warning("The ID split %s was not scored, so EMID and the bound are left out. Add its answers as %s.jsonl.", study.id_split, study.id_split)
+        log.warning(
+            "The ID split %s was not scored, so EMID and the bound are left out. Add its answers as %s.jsonl.",
+            study.id_split,
+            study.id_split,
+        )
     if args.output:
         log.info("figures written to %s", result.write(args.output))
     return 0
@@ -96,7 +128,9 @@ def _chosen_splits(study: Study, chosen: list[str] | None) -> list[str]:
 
 def _check_writable(path: Path) -> None:
     if path.is_dir():
-        raise StudyError(f"output: expected a file, got the folder {path}. Add a file name, such as {path / 'results.json'}.")
+        raise StudyError(
+            f"output: expected a file, got the folder {path}. Add a file name, such as {path / 'results.json'}."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     probe = path.with_name(f".{path.name}.probe")
     probe.touch()
@@ -145,15 +179,21 @@ class _AnswerReader:
         rows: dict[str, dict[int, str]] = {}
         for name, path in self._files.items():
             if name not in splits:
-                raise StudyError(f"{self.study.dataset.path}: expected the split {name}, which is missing; it has {', '.join(splits)}.")
+                raise StudyError(
+                    f"{self.study.dataset.path}: expected the split {name}, which is missing; it has {', '.join(splits)}."
+                )
             file = files[path]
             ids = [str(question_id) for question_id in question_ids(splits[name], columns)]
-            rows[name] = {row: file.texts[question_id] for row, question_id in enumerate(ids) if question_id in file.texts}
+            rows[name] = {
+                row: file.texts[question_id] for row, question_id in enumerate(ids) if question_id in file.texts
+            }
             problems = list(file.problems)
             missing = [question_id for question_id in ids if question_id not in file.texts]
             if missing:
                 shown = ", ".join(missing[:SHOWN_PROBLEMS]) + (", ..." if len(missing) > SHOWN_PROBLEMS else "")
-                problems.append(f"{path}: {len(missing)} of the {len(ids)} questions of {name} have no usable answer: question_id {shown}. Add the answers.")
+                problems.append(
+                    f"{path}: {len(missing)} of the {len(ids)} questions of {name} have no usable answer: question_id {shown}. Add the answers."
+                )
             if problems:
                 self.left_out[name] = problems
             if file.model:
@@ -177,4 +217,6 @@ class _AnswerReader:
         if problems and not self.allow_missing:
             shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
             more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-            raise AnswersError(f"the answers are not complete:\n{shown}{more}\nMend them, or score what is there with --allow-missing.")
+            raise AnswersError(
+                f"the answers are not complete:\n{shown}{more}\nMend them, or score what is there with --allow-missing."
+            )

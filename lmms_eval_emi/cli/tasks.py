@@ -27,7 +27,11 @@ def run(args: argparse.Namespace) -> int:
         print(tasks_folder())
         return 0
     studies = [load_study(name) for name in BUILT_IN]
-    rows = [[study.task_name(name), split.modality, " + ".join(map(str, split.shifts)) or "in distribution", name] for study in studies for name, split in study.splits.items()]
+    rows = [
+        [study.task_name(name), split.modality, " + ".join(map(str, split.shifts)) or "in distribution", name]
+        for study in studies
+        for name, split in study.splits.items()
+    ]
     print(tabulate([[name, len(members)] for name, members in groups(studies).items()], headers=["group", "tasks"]))
     print()
     print(tabulate(rows, headers=["task", "modality", "shift", "split"]))

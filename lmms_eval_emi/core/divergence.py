@@ -101,7 +101,9 @@ def kernel_to_spectrum(kernel: Kernel) -> torch.Tensor:
     eigenvalues = torch.linalg.eigvalsh(matrix)
     positive = eigenvalues[eigenvalues > 0]
     if len(positive) == 0:
-        raise ValueError("embeddings: expected at least one nonzero row, got zeros only, for which a spectrum is not defined.")
+        raise ValueError(
+            "embeddings: expected at least one nonzero row, got zeros only, for which a spectrum is not defined."
+        )
     return positive / positive.sum()
 
 
@@ -110,7 +112,9 @@ def spectrum_to_entropy(spectrum: torch.Tensor) -> float:
     return float(-(spectrum * spectrum.log()).sum())
 
 
-def kernels_to_jsd(a: Kernel, b: Kernel, convention: str = "published", entropies: tuple[float, float] | None = None) -> float:
+def kernels_to_jsd(
+    a: Kernel, b: Kernel, convention: str = "published", entropies: tuple[float, float] | None = None
+) -> float:
     """RJSD of two kernels in nats; ``entropies`` may give S(K_a) and S(K_b) where they are known."""
     check_convention(convention)
     if _same_rows(a, b):
@@ -193,16 +197,22 @@ class EMIDBound:
 
     def __str__(self) -> str:
         parts = f"JSD images {self.jsd_v:.4g}, questions {self.jsd_t:.4g}, responses ID {self.jsd_id_response:.4g}, OOD {self.jsd_ood_response:.4g}"
-        return f"EMID bound ({self.kind}) = {self.value:.4g} ({parts}, n = {self.n_id} and {self.n_ood})\n{self.signature}"
+        return (
+            f"EMID bound ({self.kind}) = {self.value:.4g} ({parts}, n = {self.n_id} and {self.n_ood})\n{self.signature}"
+        )
 
 
 def check_entropy(entropy: float | None) -> None:
     """Raise ``ValueError`` unless ``entropy`` is ``None`` or a positive, finite number."""
     if entropy is not None and not (math.isfinite(entropy) and entropy > 0):
-        raise ValueError(f"entropy: expected a positive, finite entropy scale in nats, or None for the scaled index, got {entropy}.")
+        raise ValueError(
+            f"entropy: expected a positive, finite entropy scale in nats, or None for the scaled index, got {entropy}."
+        )
 
 
-def bound_from_jsds(jsd_v: float, jsd_t: float, jsd_id_response: float, jsd_ood_response: float, entropy: float | None = None) -> float:
+def bound_from_jsds(
+    jsd_v: float, jsd_t: float, jsd_id_response: float, jsd_ood_response: float, entropy: float | None = None
+) -> float:
     """The bound on EMID from its four divergences (Oh et al., ICML 2025).
 
         scaled   = jsd_v^(1/2) + jsd_t^(1/2) + jsd_id_response^(1/4) + jsd_ood_response^(1/4)
@@ -217,7 +227,9 @@ def bound_from_jsds(jsd_v: float, jsd_t: float, jsd_id_response: float, jsd_ood_
     return inputs + outputs if entropy is None else entropy * inputs + 4 * outputs
 
 
-def emid_bound(id: Embeddings, ood: Embeddings, convention: str = "published", entropy: float | None = None) -> EMIDBound:
+def emid_bound(
+    id: Embeddings, ood: Embeddings, convention: str = "published", entropy: float | None = None
+) -> EMIDBound:
     """RJSD bound on the EMID of a shift.
 
     Args:
@@ -255,7 +267,16 @@ def emid_bound(id: Embeddings, ood: Embeddings, convention: str = "published", e
         n_id=id.n,
         n_ood=ood.n,
     )
-    return EMIDBound(bound_from_jsds(**jsds, entropy=entropy), kind, **jsds, convention=convention, entropy=entropy, n_id=id.n, n_ood=ood.n, signature=signature)
+    return EMIDBound(
+        bound_from_jsds(**jsds, entropy=entropy),
+        kind,
+        **jsds,
+        convention=convention,
+        entropy=entropy,
+        n_id=id.n,
+        n_ood=ood.n,
+        signature=signature,
+    )
 
 
 def _jsd(left: Embeddings, left_name: str, right: Embeddings, right_name: str, convention: str) -> float:

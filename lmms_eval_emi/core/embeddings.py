@@ -28,7 +28,9 @@ def as_matrix(values: ArrayLike, name: str) -> torch.Tensor:
     else:
         array = np.asarray(values)
         if array.dtype.kind != "f":
-            raise ValueError(f"{name}: expected floating-point values, got dtype {array.dtype}. Convert with .astype('float32').")
+            raise ValueError(
+                f"{name}: expected floating-point values, got dtype {array.dtype}. Convert with .astype('float32')."
+            )
         if not array.flags.writeable or any(stride < 0 for stride in array.strides):
             array = array.copy()
         matrix = torch.from_numpy(array)
@@ -44,7 +46,9 @@ def as_matrix(values: ArrayLike, name: str) -> torch.Tensor:
     if not bool(finite.all()):
         bad = torch.nonzero(~finite).flatten().tolist()
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise ValueError(f"{name}: expected finite values, got NaN or infinity in {len(bad)} of {len(matrix)} rows (row {shown}). Drop or re-encode them.")
+        raise ValueError(
+            f"{name}: expected finite values, got NaN or infinity in {len(bad)} of {len(matrix)} rows (row {shown}). Drop or re-encode them."
+        )
     return matrix
 
 
@@ -85,12 +89,18 @@ class Embeddings:
         for name in ("t", "y_hat", "y"):
             rows = len(getattr(self, name))
             if rows != self.n:
-                raise ValueError(f"{name}: expected {self.n} rows, as many as v has, got {rows}. Every sample needs all four embeddings.")
+                raise ValueError(
+                    f"{name}: expected {self.n} rows, as many as v has, got {rows}. Every sample needs all four embeddings."
+                )
             if getattr(self, name).device != self.v.device:
-                raise ValueError(f"{name}: expected device {self.v.device}, where v is, got {getattr(self, name).device}.")
+                raise ValueError(
+                    f"{name}: expected device {self.v.device}, where v is, got {getattr(self, name).device}."
+                )
         for name, other in (("t", "v"), ("y_hat", "y")):
             if getattr(self, name).shape[1] != getattr(self, other).shape[1]:
-                raise ValueError(f"{name}: expected dimension {getattr(self, other).shape[1]}, that of {other}, got {getattr(self, name).shape[1]}.")
+                raise ValueError(
+                    f"{name}: expected dimension {getattr(self, other).shape[1]}, that of {other}, got {getattr(self, name).shape[1]}."
+                )
         for name in ("ids", "groups"):
             values = getattr(self, name)
             if values is not None and len(values) != self.n:
@@ -123,5 +133,7 @@ def shared_encoders(id: Embeddings, ood: Embeddings) -> str | None:
         ValueError: the two splits were embedded by different encoders, so they cannot be compared.
     """
     if id.encoders and ood.encoders and id.encoders != ood.encoders:
-        raise ValueError(f"ood: expected embeddings of the encoders of id ({id.encoders}), got {ood.encoders}. Embed both splits alike.")
+        raise ValueError(
+            f"ood: expected embeddings of the encoders of id ({id.encoders}), got {ood.encoders}. Embed both splits alike."
+        )
     return id.encoders or ood.encoders

@@ -90,7 +90,9 @@ def emi(embeddings: Embeddings, estimator: MutualInformationEstimator) -> EMI:
     if not isinstance(embeddings, Embeddings):
         raise TypeError(f"embeddings: expected lmms_eval_emi.Embeddings, got {type(embeddings).__name__}.")
     if not isinstance(estimator, MutualInformationEstimator):
-        raise TypeError(f"estimator: expected an estimator, as load_estimator('club-global') gives, got {type(estimator).__name__}.")
+        raise TypeError(
+            f"estimator: expected an estimator, as load_estimator('club-global') gives, got {type(estimator).__name__}."
+        )
     x = embeddings.x
     response = estimator.contributions(x, embeddings.y_hat)
     reference = estimator.contributions(x, embeddings.y)

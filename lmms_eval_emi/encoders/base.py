@@ -14,10 +14,19 @@ from tqdm import tqdm
 log = logging.getLogger("lmms_eval_emi")
 
 Item = TypeVar("Item")
+Item_co = TypeVar("Item_co", covariant=True)
 
 
 class EncoderUnavailable(RuntimeError):
     """An encoder's weights or its preprocessing are not on this machine and could not be fetched."""
+
+
+class Items(Protocol[Item_co]):
+    """Items by position; they may be made when they are asked for."""
+
+    def __getitem__(self, position: int, /) -> Item_co:
+        """The item at a position."""
+        ...
 
 
 class Encoder(Protocol):
@@ -50,13 +59,23 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}. Set LMMS_EVAL_EMI_DEVICE=auto or cpu.")
+        raise ValueError(
+            f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}. Set LMMS_EVAL_EMI_DEVICE=auto or cpu."
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device: mps is not available here. Set LMMS_EVAL_EMI_DEVICE=auto or cpu.")
     return device
 
 
-def encode_distinct(encoder: Encoder, items: Sequence[Item], keys: Sequence[Hashable], *, batch_size: int, label: str, size: Callable[[Item], int] | None = None) -> torch.Tensor:
+def encode_distinct(
+    encoder: Encoder,
+    items: Items[Item],
+    keys: Sequence[Hashable],
+    *,
+    batch_size: int,
+    label: str,
+    size: Callable[[Item], int] | None = None,
+) -> torch.Tensor:
     """Encode every distinct item once, in batches, under a progress bar.
 
     Where the device has no room left, the batch is halved, and then the CPU takes over.
@@ -72,7 +91,7 @@ def encode_distinct(encoder: Encoder, items: Sequence[Item], keys: Sequence[Hash
     Returns:
         (M, D) float32 rows in the order of ``items``.
     """
-    first = {}
+    first: dict[Hashable, int] = {}
     for position, key in enumerate(keys):
         first.setdefault(key, position)
     order = sorted(first.values(), key=lambda position: size(items[position])) if size else list(first.values())
@@ -95,11 +114,19 @@ def encode_distinct(encoder: Encoder, items: Sequence[Item], keys: Sequence[Hash
 def make_room(encoder: Encoder, batch_size: int) -> int:
     """After a device ran out of memory: the batch size to go on with, on the CPU if one item was too much."""
     if encoder.device.type == "cpu":
-        raise MemoryError(f"{encoder.name}: no memory for a batch of {batch_size} on the CPU. Set a smaller LMMS_EVAL_EMI_BATCH_SIZE.")
+        raise MemoryError(
+            f"{encoder.name}: no memory for a batch of {batch_size} on the CPU. Set a smaller LMMS_EVAL_EMI_BATCH_SIZE."
+        )
     if encoder.device.type == "cuda":
         torch.cuda.empty_cache()
     if batch_size > 8:
-        log.warning("%s: %s has no room for a batch of %d; going on with %d.", encoder.name, encoder.device, batch_size, batch_size // 4)
+        log.warning(
+            "%s: %s has no room for a batch of %d; going on with %d.",
+            encoder.name,
+            encoder.device,
+            batch_size,
+            batch_size // 4,
+        )
         return batch_size // 4
     log.warning("%s: %s has no room left; going on with the CPU.", encoder.name, encoder.device)
     encoder.to(torch.device("cpu"))
@@ -134,7 +161,9 @@ def check_loaded(name: str, missing: Sequence[str], optional: Sequence[str] = ()
     """
     needed = sorted(key for key in missing if not key.startswith(tuple(optional)))
     if needed:
-        raise EncoderUnavailable(f"{name}: its checkpoint lacks {len(needed)} of the weights that the encoder uses, such as {needed[0]}. Give a checkpoint of the same architecture.")
+        raise EncoderUnavailable(
+            f"{name}: its checkpoint lacks {len(needed)} of the weights that the encoder uses, such as {needed[0]}. Give a checkpoint of the same architecture."
+        )
 
 
 def unavailable(name: str, what: str, variable: str, error: Exception) -> EncoderUnavailable:

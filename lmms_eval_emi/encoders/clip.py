@@ -83,7 +83,9 @@ class CLIPPreprocessing:
         try:
             config, _ = ImageProcessingMixin.get_image_processor_dict(name)
         except (OSError, ValueError) as error:
-            raise unavailable(name, "image preprocessing of the vision encoder", "LMMS_EVAL_EMI_VISION_ENCODER", error) from error
+            raise unavailable(
+                name, "image preprocessing of the vision encoder", "LMMS_EVAL_EMI_VISION_ENCODER", error
+            ) from error
         size, crop = config.get("size", 224), config.get("crop_size", 224)
         self.size = int(size["shortest_edge"] if isinstance(size, dict) else size)
         self.crop = (int(crop["width"]), int(crop["height"])) if isinstance(crop, dict) else (int(crop), int(crop))
@@ -103,9 +105,16 @@ class CLIPPreprocessing:
         short = min(width, height)
         resized = (int(self.size * height / short), int(self.size * width / short))
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None]
-        pixels = torch.nn.functional.interpolate(pixels, size=resized, mode="bicubic", antialias=True, align_corners=False)
+        pixels = torch.nn.functional.interpolate(
+            pixels, size=resized, mode="bicubic", antialias=True, align_corners=False
+        )
         top, left = (resized[0] - self.crop[1]) // 2, (resized[1] - self.crop[0]) // 2
-        padding = [max(0, -left), max(0, self.crop[0] + left - resized[1]), max(0, -top), max(0, self.crop[1] + top - resized[0])]
+        padding = [
+            max(0, -left),
+            max(0, self.crop[0] + left - resized[1]),
+            max(0, -top),
+            max(0, self.crop[1] + top - resized[0]),
+        ]
         pixels = torch.nn.functional.pad(pixels, padding)
         top, left = max(0, top), max(0, left)
         return pixels[0, :, top : top + self.crop[1], left : left + self.crop[0]].permute(1, 2, 0).numpy()

@@ -37,7 +37,9 @@ class XLMRobertaEmbeddingEncoder:
         try:
             with quiet_transformers():
                 self.tokenizer = AutoTokenizer.from_pretrained(name)
-                model, info = XLMRobertaModel.from_pretrained(name, num_hidden_layers=0, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True)
+                model, info = XLMRobertaModel.from_pretrained(
+                    name, num_hidden_layers=0, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
+                )
         except (OSError, ValueError) as error:
             raise unavailable(name, "text encoder", "LMMS_EVAL_EMI_TEXT_ENCODER", error) from error
         check_loaded(name, info["missing_keys"])
@@ -58,7 +60,9 @@ class XLMRobertaEmbeddingEncoder:
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """(M, D) float32 L2-normalised rows of M texts, which may be empty, on the CPU."""
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        ).to(self.device)
         states = self.model.embeddings(input_ids=tokens["input_ids"])[:, 1:]
         mask = tokens["attention_mask"][:, 1:, None]
         if self.device.type != "mps":

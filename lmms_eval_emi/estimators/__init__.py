@@ -1,6 +1,11 @@
 """Estimators of mutual information: a network and its maths a file, and the registry that finds them."""
 
 from lmms_eval_emi.estimators.club import CLUB
-from lmms_eval_emi.estimators.registry import EstimatorEntry, EstimatorUnavailable, load_estimator, registered_estimators
+from lmms_eval_emi.estimators.registry import (
+    EstimatorEntry,
+    EstimatorUnavailable,
+    load_estimator,
+    registered_estimators,
+)
 
 __all__ = ["CLUB", "EstimatorEntry", "EstimatorUnavailable", "load_estimator", "registered_estimators"]

@@ -14,7 +14,9 @@ from torch import nn
 from lmms_eval_emi.core.club import embeddings_to_moments, moments_to_contributions
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS
 
-KEYS = tuple(f"{part}.{layer}.{kind}" for part in ("p_mu", "p_logvar") for layer in (0, 2) for kind in ("weight", "bias"))
+KEYS = tuple(
+    f"{part}.{layer}.{kind}" for part in ("p_mu", "p_logvar") for layer in (0, 2) for kind in ("weight", "bias")
+)
 
 
 class CLUB(nn.Module):
@@ -31,22 +33,25 @@ class CLUB(nn.Module):
         sha256: of the file that it came from, if it came from one.
     """
 
-    def __init__(self, input_dimension: int, output_dimension: int, hidden: int = 250, *, name: str = "club", sha256: str | None = None) -> None:
+    def __init__(
+        self,
+        input_dimension: int,
+        output_dimension: int,
+        hidden: int = 250,
+        *,
+        name: str = "club",
+        sha256: str | None = None,
+    ) -> None:
         super().__init__()
         self.p_mu = nn.Sequential(nn.Linear(input_dimension, hidden), nn.Tanh(), nn.Linear(hidden, output_dimension))
-        self.p_logvar = nn.Sequential(nn.Linear(input_dimension, hidden), nn.Tanh(), nn.Linear(hidden, output_dimension), nn.Tanh())
+        self.p_logvar = nn.Sequential(
+            nn.Linear(input_dimension, hidden), nn.Tanh(), nn.Linear(hidden, output_dimension), nn.Tanh()
+        )
+        self.input_dimension = input_dimension
+        self.output_dimension = output_dimension
+        self.hidden = hidden
         self.name = name
         self.sha256 = sha256
-
-    @property
-    def input_dimension(self) -> int:
-        """D of the inputs x."""
-        return self.p_mu[0].in_features
-
-    @property
-    def output_dimension(self) -> int:
-        """D' of the targets y."""
-        return self.p_mu[2].out_features
 
     @property
     def signature(self) -> str:
@@ -66,24 +71,34 @@ class CLUB(nn.Module):
         """
         missing, unknown = sorted(set(KEYS) - set(state)), sorted(set(state) - set(KEYS))
         if missing or unknown:
-            raise ValueError(f"estimator {name}: expected the keys {', '.join(KEYS)}; missing: {', '.join(missing) or 'none'}; unknown: {', '.join(map(str, unknown)) or 'none'}.")
+            raise ValueError(
+                f"estimator {name}: expected the keys {', '.join(KEYS)}; missing: {', '.join(missing) or 'none'}; unknown: {', '.join(map(str, unknown)) or 'none'}."
+            )
         weight_in, weight_out = state["p_mu.0.weight"], state["p_mu.2.weight"]
         if weight_in.ndim != 2 or weight_out.ndim != 2:
-            raise ValueError(f"estimator {name}: expected 2-D weights, got {tuple(weight_in.shape)} and {tuple(weight_out.shape)}.")
+            raise ValueError(
+                f"estimator {name}: expected 2-D weights, got {tuple(weight_in.shape)} and {tuple(weight_out.shape)}."
+            )
         estimator = cls(weight_in.shape[1], weight_out.shape[0], weight_in.shape[0], name=name, sha256=sha256)
         try:
             estimator.load_state_dict(dict(state))
         except RuntimeError as error:
             raise ValueError(f"estimator {name}: its tensors do not fit together: {error}") from error
         if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-            raise ValueError(f"estimator {name}: expected finite weights, got NaN or infinity. The file is damaged or its training diverged.")
+            raise ValueError(
+                f"estimator {name}: expected finite weights, got NaN or infinity. The file is damaged or its training diverged."
+            )
         return estimator.eval()
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors."""
         from safetensors.torch import save_file
 
-        save_file({key: tensor.contiguous() for key, tensor in self.state_dict().items()}, str(path), metadata={"kind": "club", "name": self.name})
+        save_file(
+            {key: tensor.contiguous() for key, tensor in self.state_dict().items()},
+            str(path),
+            metadata={"kind": "club", "name": self.name},
+        )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log variance of q(y|x), each (N, D'), for inputs (N, D)."""
@@ -107,15 +122,20 @@ class CLUB(nn.Module):
         """
         for label, tensor, expected in (("x", x, self.input_dimension), ("y", y, self.output_dimension)):
             if tensor.ndim != 2 or tensor.shape[1] != expected:
-                raise ValueError(f"{label}: expected shape (N, {expected}) for the estimator {self.name}, got {tuple(tensor.shape)}. Use the encoders that it was trained with, or another estimator.")
+                raise ValueError(
+                    f"{label}: expected shape (N, {expected}) for the estimator {self.name}, got {tuple(tensor.shape)}. Use the encoders that it was trained with, or another estimator."
+                )
         if len(x) != len(y):
             raise ValueError(f"y: expected {len(x)} rows, as many as x has, got {len(y)}.")
         network = self._in_float64(x.device)
         moments = embeddings_to_moments(y)
-        parts = [moments_to_contributions(*network(xs.double()), ys, moments) for xs, ys in zip(x.split(CHUNK_ROWS), y.split(CHUNK_ROWS), strict=True)]
+        parts = []
+        for xs, ys in zip(x.split(CHUNK_ROWS), y.split(CHUNK_ROWS), strict=True):
+            mu, logvar = network(xs.double())
+            parts.append(moments_to_contributions(mu, logvar, ys, moments))
         return torch.cat(parts)
 
     def _in_float64(self, device: torch.device) -> CLUB:
-        copy = CLUB(self.input_dimension, self.output_dimension, self.p_mu[0].out_features).to(device=device, dtype=torch.float64)
+        copy = CLUB(self.input_dimension, self.output_dimension, self.hidden).to(device=device, dtype=torch.float64)
         copy.load_state_dict(self.state_dict())
         return copy.eval()

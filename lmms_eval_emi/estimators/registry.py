@@ -80,7 +80,9 @@ def load_estimator(source: str | Path) -> CLUB:
     if not path.is_file():
         close = difflib.get_close_matches(str(source), registry, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"estimator: expected a registered name ({', '.join(registry)}) or the path of a .safetensors or .pt file, got {str(source)!r}, which is neither.{hint}")
+        raise ValueError(
+            f"estimator: expected a registered name ({', '.join(registry)}) or the path of a .safetensors or .pt file, got {str(source)!r}, which is neither.{hint}"
+        )
     sha256 = file_sha256(path)
     name = next((known.name for known in registry.values() if known.sha256 == sha256), path.stem)
     return CLUB.from_state_dict(_read_state(path), name=name, sha256=sha256)
@@ -122,7 +124,15 @@ def _fetch(entry: EstimatorEntry, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             downloader = pooch.HTTPDownloader(progressbar=True, timeout=30)
-            return Path(pooch.retrieve(entry.url, known_hash=f"sha256:{entry.sha256}", fname=target.name, path=target.parent, downloader=downloader))
+            return Path(
+                pooch.retrieve(
+                    entry.url,
+                    known_hash=f"sha256:{entry.sha256}",
+                    fname=target.name,
+                    path=target.parent,
+                    downloader=downloader,
+                )
+            )
     except (RequestException, OSError, ValueError) as error:  # pooch raises ValueError for a wrong hash
         raise unavailable(error) from error
 
@@ -150,7 +160,9 @@ def _read_state(path: Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"estimator {path}: expected a state dict of plain tensors, which this file is not; it is not loaded otherwise, for a pickle may run code. ({error})") from error
+        raise ValueError(
+            f"estimator {path}: expected a state dict of plain tensors, which this file is not; it is not loaded otherwise, for a pickle may run code. ({error})"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError(f"estimator {path}: expected a state dict of plain tensors, got {type(state).__name__}.")
     return state

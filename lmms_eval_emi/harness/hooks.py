@@ -47,7 +47,9 @@ def study_hooks(study_name: str) -> Hooks:
         """Announce the split to the session, and number its rows."""
         split = str(dataset.split)
         SESSION.open_split(study_name, split, dataset)
-        return dataset.add_column(SPLIT_COLUMN, [split] * len(dataset)).add_column(ROW_COLUMN, list(range(len(dataset))))
+        return dataset.add_column(SPLIT_COLUMN, [split] * len(dataset)).add_column(
+            ROW_COLUMN, list(range(len(dataset)))
+        )
 
     def doc_to_visual(doc: dict) -> list:
         """The image, as RGB."""
@@ -101,6 +103,10 @@ def mean_over_shifts(metrics: Sequence[float | str], sizes: Sequence[int], weigh
     The harness gives the subtasks' figures without their names; the ID split's are told by identity.
     """
     id_figures = SESSION.id_figures()
-    shifts = [figure for figure in metrics if isinstance(figure, float) and not any(figure is id_figure for id_figure in id_figures)]
+    shifts = [
+        figure
+        for figure in metrics
+        if isinstance(figure, float) and not any(figure is id_figure for id_figure in id_figures)
+    ]
     average = mean(shifts)
     return NO_FIGURE if average is None else average

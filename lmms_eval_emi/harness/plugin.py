@@ -26,12 +26,17 @@ def register() -> list[Any]:
 
         build_index = TaskManager.initialize_tasks
     except (ImportError, AttributeError) as error:  # lmms-eval itself must go on working
-        warnings.warn(f"lmms_eval_emi cannot add its tasks to this lmms-eval ({error}). Use lmms-eval --include_path {tasks_folder()}", stacklevel=2)
+        warnings.warn(
+            f"lmms_eval_emi cannot add its tasks to this lmms-eval ({error}). Use lmms-eval --include_path {tasks_folder()}",
+            stacklevel=2,
+        )
         return []
     if not hasattr(build_index, "adds_lmms_eval_emi"):
 
         @functools.wraps(build_index)
-        def initialize_tasks(self: Any, include_path: str | list[str] | None = None, include_defaults: bool = True) -> Any:
+        def initialize_tasks(
+            self: Any, include_path: str | list[str] | None = None, include_defaults: bool = True
+        ) -> Any:
             if include_defaults:
                 given = [include_path] if isinstance(include_path, str) else list(include_path or [])
                 include_path = [*given, str(tasks_folder())]

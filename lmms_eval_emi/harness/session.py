@@ -77,7 +77,7 @@ def split_of(items: Sequence[Answer | str]) -> SplitKey:
 class Session:
     """One run in this process; loading tasks after answers were processed begins another."""
 
-    datasets: dict[SplitKey, datasets.Dataset] = field(default_factory=dict)
+    loaded: dict[SplitKey, datasets.Dataset] = field(default_factory=dict)
     answers: dict[SplitKey, dict[int, str]] = field(default_factory=dict)
     results: dict[str, StudyResult] | None = None
     begun: bool = False
@@ -92,17 +92,17 @@ class Session:
         with self.lock:
             if self.begun:
                 self._reset()
-            if not self.datasets:
+            if not self.loaded:
                 preflight()
-            self.datasets[study, split] = dataset
+            self.loaded[study, split] = dataset
             self.answers[study, split] = {}
 
     def _reset(self) -> None:
-        self.datasets, self.answers, self.results, self.begun = {}, {}, None, False
+        self.loaded, self.answers, self.results, self.begun = {}, {}, None, False
 
     def has_split(self, study: str, split: str) -> bool:
         """Whether a task of this split is part of the run."""
-        return (study, split) in self.datasets
+        return (study, split) in self.loaded
 
     def begin(self) -> None:
         """All tasks are loaded: warn, once, about shifts whose ID split is not part of the run."""
@@ -114,7 +114,7 @@ class Session:
             self.begun = True
         if not is_main_process():
             return
-        for name in dict.fromkeys(study for study, _ in self.datasets):
+        for name in dict.fromkeys(study for study, _ in self.loaded):
             study = load_study(name)
             if not self.has_split(name, study.id_split):
                 logger.warning(
@@ -141,7 +141,11 @@ class Session:
     def id_figures(self) -> list[float]:
         """EMI of every ID split of the run, the very objects that the aggregations returned."""
         results = (self.results or {}).values()
-        return [result.splits[result.study.id_split].emi.value for result in results if result.study.id_split in result.splits]
+        return [
+            result.splits[result.study.id_split].emi.value
+            for result in results
+            if result.study.id_split in result.splits
+        ]
 
 
 SESSION = Session()
@@ -183,10 +187,16 @@ def preflight() -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        problems.append(f"The cache {folder} is not writable: {error}\nPoint to one that is: export LMMS_EVAL_EMI_CACHE=/path/to/folder")
+        problems.append(
+            f"The cache {folder} is not writable: {error}\nPoint to one that is: export LMMS_EVAL_EMI_CACHE=/path/to/folder"
+        )
     problems += _check_models(settings)
     if problems:
-        raise PreflightError("lmms_eval_emi: this run could not be scored, so it is stopped before anything is generated.\n\n" + "\n\n".join(problems) + "\n\nTo generate now and score later: LMMS_EVAL_EMI_PREFLIGHT=0")
+        raise PreflightError(
+            "lmms_eval_emi: this run could not be scored, so it is stopped before anything is generated.\n\n"
+            + "\n\n".join(problems)
+            + "\n\nTo generate now and score later: LMMS_EVAL_EMI_PREFLIGHT=0"
+        )
 
 
 def _check_models(settings: Settings) -> list[str]:
@@ -206,12 +216,20 @@ def _check_models(settings: Settings) -> list[str]:
             return None
 
     estimator = attempt(lambda: load_estimator(settings.estimator))
-    image_width = attempt(lambda: load_vision_encoder(settings.vision_encoder, "cpu").encode([Image.new("RGB", (8, 8))]).shape[1])
+    image_width = attempt(
+        lambda: load_vision_encoder(settings.vision_encoder, "cpu").encode([Image.new("RGB", (8, 8))]).shape[1]
+    )
     text_width = attempt(lambda: load_text_encoder(settings.text_encoder, "cpu").encode(["text"]).shape[1])
     if estimator and image_width and text_width:
-        for name, width, expected in (("vision", image_width, estimator.input_dimension), ("text", text_width, estimator.input_dimension), ("text", text_width, estimator.output_dimension)):
+        for name, width, expected in (
+            ("vision", image_width, estimator.input_dimension),
+            ("text", text_width, estimator.input_dimension),
+            ("text", text_width, estimator.output_dimension),
+        ):
             if width != expected:
-                problems.append(f"The estimator {estimator.name} takes embeddings of dimension {expected}, and the {name} encoder gives {width}. Set the encoders that it was trained with.")
+                problems.append(
+                    f"The estimator {estimator.name} takes embeddings of dimension {expected}, and the {name} encoder gives {width}. Set the encoders that it was trained with."
+                )
     return list(dict.fromkeys(problems))
 
 
@@ -221,8 +239,10 @@ def _score(session: Session, args: Any) -> None:
     answers_folder = folder / f"{stamp}_emi_answers"
     samples: dict[str, dict[str, list[Sample]]] = {}
     for (name, split), answers in session.answers.items():
-        if answers and (name, split) in session.datasets:
-            samples.setdefault(name, {})[split] = _save_answers(answers_folder / _folder_name(name), name, split, session.datasets[name, split], answers, model)
+        if answers and (name, split) in session.loaded:
+            samples.setdefault(name, {})[split] = _save_answers(
+                answers_folder / _folder_name(name), name, split, session.loaded[name, split], answers, model
+            )
     logger.info(f"Answers saved in {answers_folder}")
     try:
         from lmms_eval_emi.encoders import load_encoders
@@ -234,27 +254,57 @@ def _score(session: Session, args: Any) -> None:
         settings = load_settings()
         estimator = load_estimator(settings.estimator)
         encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
-        together = embed_splits({f"{name}:{split}": rows for name, splits in samples.items() for split, rows in splits.items()}, encoders, batch_size=settings.batch_size)
+        together = embed_splits(
+            {f"{name}:{split}": rows for name, splits in samples.items() for split, rows in splits.items()},
+            encoders,
+            batch_size=settings.batch_size,
+        )
         for name, splits in samples.items():
             embeddings = {split: together[f"{name}:{split}"] for split in splits}
-            result = score_study(load_study(name), embeddings, estimator, model=model, convention=settings.convention, entropy=settings.entropy)
+            result = score_study(
+                load_study(name),
+                embeddings,
+                estimator,
+                model=model,
+                convention=settings.convention,
+                entropy=settings.entropy,
+            )
             session.results = {**(session.results or {}), name: result}
             for split, reasons in result.left_out.items():
                 logger.error(f"{name}, split {split}: {'; '.join(reasons)}")
             path = result.write(folder / f"{stamp}_emi_{_folder_name(name)}.json")
-            _FOOTERS.append("\n".join((f"\n{result.study.title}, {model}", summary_to_table(result), legend(result), f"figures    {path}", f"answers    {answers_folder / _folder_name(name)}")))
+            _FOOTERS.append(
+                "\n".join(
+                    (
+                        f"\n{result.study.title}, {model}",
+                        summary_to_table(result),
+                        legend(result),
+                        f"figures    {path}",
+                        f"answers    {answers_folder / _folder_name(name)}",
+                    )
+                )
+            )
     except Exception as error:
-        commands = "\n".join(f"  lmms-eval-emi score --shift {name} --responses {answers_folder / _folder_name(name)} --allow-missing --output {name}.json" for name in samples)
-        raise RuntimeError(f"{error}\nNo answer is lost: they are in {answers_folder}. Once this is mended, score them with\n{commands}") from error
+        commands = "\n".join(
+            f"  lmms-eval-emi score --shift {name} --responses {answers_folder / _folder_name(name)} --allow-missing --output {name}.json"
+            for name in samples
+        )
+        raise RuntimeError(
+            f"{error}\nNo answer is lost: they are in {answers_folder}. Once this is mended, score them with\n{commands}"
+        ) from error
 
 
-def _save_answers(folder: Path, study_name: str, split: str, dataset: datasets.Dataset, answers: dict[int, str], model: str) -> list[Sample]:
+def _save_answers(
+    folder: Path, study_name: str, split: str, dataset: datasets.Dataset, answers: dict[int, str], model: str
+) -> list[Sample]:
     from lmms_eval_emi.answers.llava import write_answer_file
     from lmms_eval_emi.studies.rows import to_samples
 
     columns = load_study(study_name).dataset.columns
     samples = to_samples(dataset, columns, answers)
-    write_answer_file(folder / f"{split}.jsonl", ((sample.id, sample.question, sample.response) for sample in samples), model)
+    write_answer_file(
+        folder / f"{split}.jsonl", ((sample.id, sample.question, sample.response) for sample in samples), model
+    )
     return samples
 
 
@@ -268,9 +318,15 @@ def _run_files(args: Any) -> tuple[Path, str, str]:
     from lmms_eval.utils import get_datetime_str
 
     tracker = GeneralConfigTracker()
-    tracker.log_experiment_args(getattr(args, "model", None) or "", getattr(args, "model_args", None) or "", None, None, False)
+    tracker.log_experiment_args(
+        getattr(args, "model", None) or "", getattr(args, "model_args", None) or "", None, None, False
+    )
     output = getattr(args, "output_path", None)
-    folder = Path(output) / tracker.model_name_sanitized if output else cache_folder() / "runs" / (tracker.model_name_sanitized or "model")
+    folder = (
+        Path(output) / tracker.model_name_sanitized
+        if output
+        else cache_folder() / "runs" / (tracker.model_name_sanitized or "model")
+    )
     folder.mkdir(parents=True, exist_ok=True)
     stamp = get_datetime_str(timezone=getattr(args, "timezone", None) or "Asia/Singapore").replace(":", "-")
     return folder, stamp, tracker.model_name or getattr(args, "model", None) or "model"

@@ -1,6 +1,6 @@
 """Writes lmms-eval's task and group files from the studies' catalogues.
 
-    python -m lmms_eval_emi.harness.task_files     # rewrites tasks/llavabench_shift/
+python -m lmms_eval_emi.harness.task_files     # rewrites tasks/llavabench_shift/
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def groups(studies: Sequence[Study]) -> dict[str, list[str]]:
     for study in studies:
         members[study.group] = [study.task_name(split) for split in (study.id_split, *study.shifts())]
         for modality in SHIFT_MODALITIES:
-            members[f"{study.group}_{modality}"] = [study.task_name(split) for split in (study.id_split, *study.shifts(modality))]
+            members[f"{study.group}_{modality}"] = [
+                study.task_name(split) for split in (study.id_split, *study.shifts(modality))
+            ]
     return members
 
 
@@ -56,7 +58,10 @@ def _base_file(study: Study) -> str:
         **{hook: _Function(f"utils.{hook}") for hook in HOOKS},
         # An explicit stop string, for the harness's default stops at the first blank line.
         "generation_kwargs": {"until": ["ASSISTANT:"], "max_new_tokens": 1024, "do_sample": False, "temperature": 0},
-        "metric_list": [{"metric": metric, "aggregation": _Function(f"utils.{metric}"), "higher_is_better": higher} for metric, higher in METRICS.items()],
+        "metric_list": [
+            {"metric": metric, "aggregation": _Function(f"utils.{metric}"), "higher_is_better": higher}
+            for metric, higher in METRICS.items()
+        ],
         "lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": ""}},
     }
     return HEADER + _dump(fields)
@@ -76,7 +81,15 @@ def _group_file(name: str, members: list[str]) -> str:
         "group": name,
         "task": members,
         # The trailing comma keeps emi from matching emid: the harness compares with "metric,filter".
-        "aggregate_metric_list": [{"metric": f"{metric},", "aggregation": _Function("lmms_eval_emi.harness.hooks.mean_over_shifts"), "weight_by_size": False, "filter_list": "none"} for metric in METRICS],
+        "aggregate_metric_list": [
+            {
+                "metric": f"{metric},",
+                "aggregation": _Function("lmms_eval_emi.harness.hooks.mean_over_shifts"),
+                "weight_by_size": False,
+                "filter_list": "none",
+            }
+            for metric in METRICS
+        ],
         "metadata": {"version": VERSION},
     }
     return HEADER + _dump(fields)
@@ -84,7 +97,10 @@ def _group_file(name: str, members: list[str]) -> str:
 
 def _utils_file(study: Study) -> str:
     names = (*HOOKS, *METRICS)
-    return f'{HEADER}"""Hooks of the tasks beside this file, bound to their study."""\n\nfrom lmms_eval_emi.harness.hooks import study_hooks\n\n_hooks = study_hooks("{study.name}")\n\n' + "".join(f"{name} = _hooks.{name}\n" for name in names)
+    return (
+        f'{HEADER}"""Hooks of the tasks beside this file, bound to their study."""\n\nfrom lmms_eval_emi.harness.hooks import study_hooks\n\n_hooks = study_hooks("{study.name}")\n\n'
+        + "".join(f"{name} = _hooks.{name}\n" for name in names)
+    )
 
 
 class _Function(str):

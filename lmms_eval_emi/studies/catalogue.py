@@ -92,7 +92,10 @@ class Study(_Strict):
     @classmethod
     def _name_the_splits(cls, data: dict) -> dict:
         if isinstance(data, dict) and isinstance(data.get("splits"), dict):
-            splits = {name: {"name": name, **fields} if isinstance(fields, dict) else fields for name, fields in data["splits"].items()}
+            splits = {
+                name: {"name": name, **fields} if isinstance(fields, dict) else fields
+                for name, fields in data["splits"].items()
+            }
             return {**data, "splits": splits}
         return data
 
@@ -112,12 +115,16 @@ class Study(_Strict):
         if name not in self.splits:
             close = difflib.get_close_matches(name, self.splits, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise StudyError(f"split: the study {self.name} has no split {name!r}.{hint} It has {', '.join(self.splits)}.")
+            raise StudyError(
+                f"split: the study {self.name} has no split {name!r}.{hint} It has {', '.join(self.splits)}."
+            )
         return self.splits[name]
 
     def shifts(self, modality: str | None = None) -> list[str]:
         """Names of the shifted splits, in the file's order, of one modality or of all."""
-        return [name for name, split in self.splits.items() if split.modality != "id" and modality in (None, split.modality)]
+        return [
+            name for name, split in self.splits.items() if split.modality != "id" and modality in (None, split.modality)
+        ]
 
     def task_name(self, split: str) -> str:
         """Name of the harness task of a split."""
@@ -140,11 +147,15 @@ def _load(source: str) -> Study:
     elif Path(source).is_file():
         text = Path(source).read_text(encoding="utf-8")
     else:
-        raise StudyError(f"study: expected {' or '.join(map(repr, BUILT_IN))} or the path of a study file, got {source!r}.")
+        raise StudyError(
+            f"study: expected {' or '.join(map(repr, BUILT_IN))} or the path of a study file, got {source!r}."
+        )
     try:
         return Study.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise StudyError(f"{source}: not a YAML file: {error}") from error
     except ValidationError as error:
-        problems = "\n".join(f"  {'.'.join(map(str, problem['loc'])) or 'study'}: {problem['msg']}" for problem in error.errors())
+        problems = "\n".join(
+            f"  {'.'.join(map(str, problem['loc'])) or 'study'}: {problem['msg']}" for problem in error.errors()
+        )
         raise StudyError(f"{source}: not a study:\n{problems}") from error

@@ -42,7 +42,9 @@ def check_columns(split: datasets.Dataset, columns: Columns, label: str) -> None
     """Raise ``StudyError`` unless a split has the columns that its study names."""
     missing = sorted({columns.id, columns.image, columns.question, columns.reference} - set(split.column_names))
     if missing:
-        raise StudyError(f"{label}: expected the columns {', '.join(missing)}, which are missing; it has {', '.join(split.column_names)}. Name them under dataset: columns: in the study file.")
+        raise StudyError(
+            f"{label}: expected the columns {', '.join(missing)}, which are missing; it has {', '.join(split.column_names)}. Name them under dataset: columns: in the study file."
+        )
 
 
 def question_ids(split: datasets.Dataset, columns: Columns) -> list[object]:
@@ -65,5 +67,13 @@ def to_samples(split: datasets.Dataset, columns: Columns, answers: Mapping[int, 
     samples = []
     for row, fields in enumerate(texts):
         if row in answers:
-            samples.append(Sample(image=DatasetImage(encoded, row, columns.image), question=fields[columns.question], response=answers[row], reference=fields[columns.reference], id=fields[columns.id]))
+            samples.append(
+                Sample(
+                    image=DatasetImage(encoded, row, columns.image),
+                    question=fields[columns.question],
+                    response=answers[row],
+                    reference=fields[columns.reference],
+                    id=fields[columns.id],
+                )
+            )
     return samples

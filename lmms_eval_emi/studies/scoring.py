@@ -29,10 +29,17 @@ class SplitFigures:
 
     def to_dict(self) -> dict[str, Any]:
         """As written to JSON; what is not known is left out."""
-        figures: dict[str, Any] = {"n": self.emi.n, "emi": self.emi.value, "mi_response": self.emi.mi_response, "mi_reference": self.emi.mi_reference}
+        figures: dict[str, Any] = {
+            "n": self.emi.n,
+            "emi": self.emi.value,
+            "mi_response": self.emi.mi_response,
+            "mi_reference": self.emi.mi_reference,
+        }
         if self.emid is not None and self.bound is not None:
             figures |= {"emid": self.emid.value, "emid_bound": self.bound.value}
-            figures |= {name: getattr(self.bound, name) for name in ("jsd_v", "jsd_t", "jsd_id_response", "jsd_ood_response")}
+            figures |= {
+                name: getattr(self.bound, name) for name in ("jsd_v", "jsd_t", "jsd_id_response", "jsd_ood_response")
+            }
         return figures
 
 
@@ -49,9 +56,11 @@ class Summary:
     @classmethod
     def of(cls, figures: Iterable[SplitFigures]) -> Summary:
         """Summarise the figures of shifts; those whose EMID is not known do not count."""
-        shifts = [split for split in figures if split.emid is not None and split.bound is not None]
-        emids, bounds = [split.emid.value for split in shifts], [split.bound.value for split in shifts]
-        return cls(len(shifts), mean([split.emi.value for split in shifts]), mean(emids), mean(bounds), pearson_r(emids, bounds))
+        shifts = [
+            (split.emi.value, split.emid.value, split.bound.value) for split in figures if split.emid and split.bound
+        ]
+        emis, emids, bounds = ([shift[column] for shift in shifts] for column in range(3))
+        return cls(len(shifts), mean(emis), mean(emids), mean(bounds), pearson_r(emids, bounds))
 
 
 def mean(values: list[float]) -> float | None:
@@ -97,8 +106,14 @@ class StudyResult:
             "shift": self.study.name,
             "id_split": self.study.id_split,
             "settings": dict(self.signature.parts),
-            "splits": {name: {"modality": self.study.splits[name].modality, **figures.to_dict()} for name, figures in self.splits.items()},
-            "summary": {**vars(overall), "by_modality": {modality: vars(self.summary(modality)) for modality in SHIFT_MODALITIES}},
+            "splits": {
+                name: {"modality": self.study.splits[name].modality, **figures.to_dict()}
+                for name, figures in self.splits.items()
+            },
+            "summary": {
+                **vars(overall),
+                "by_modality": {modality: vars(self.summary(modality)) for modality in SHIFT_MODALITIES},
+            },
             "left_out": self.left_out,
         }
 
@@ -111,16 +126,17 @@ class StudyResult:
 def write_atomically(path: Path, text: str) -> Path:
     """Write a file under a temporary name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 
@@ -179,5 +195,12 @@ def score_study(
         difference = emid_from_emis(id_emi, value, encoders=encoders, estimator=estimator)
         figures[name] = SplitFigures(value, difference, bound)
     kind = "scaled" if entropy is None else f"theorem(entropy={entropy:g})"
-    signature = Signature.of("emi-study", study=study.name, encoders=encoders, estimator=estimator.signature, convention=convention, kind=kind)
+    signature = Signature.of(
+        "emi-study",
+        study=study.name,
+        encoders=encoders,
+        estimator=estimator.signature,
+        convention=convention,
+        kind=kind,
+    )
     return StudyResult(study, model, figures, signature, omitted)

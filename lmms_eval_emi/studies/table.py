@@ -18,8 +18,26 @@ def result_to_table(result: StudyResult) -> str:
         for name, split in study.splits.items():
             if split.modality == modality and name in result.splits:
                 figures = result.splits[name]
-                rows.append([name, modality, figures.emi.n, figures.emi.value, *((figures.emid.value, figures.bound.value) if figures.emid and figures.bound else (None, None))])
-    table = tabulate(rows, headers=["split", "shift", "n", "EMI", "EMID", "bound"], floatfmt=DIGITS, missingval="-", disable_numparse=[0, 1])
+                rows.append(
+                    [
+                        name,
+                        modality,
+                        figures.emi.n,
+                        figures.emi.value,
+                        *(
+                            (figures.emid.value, figures.bound.value)
+                            if figures.emid and figures.bound
+                            else (None, None)
+                        ),
+                    ]
+                )
+    table = tabulate(
+        rows,
+        headers=["split", "shift", "n", "EMI", "EMID", "bound"],
+        floatfmt=DIGITS,
+        missingval="-",
+        disable_numparse=[0, 1],
+    )
     return "\n\n".join((f"{study.title}\nmodel: {result.model}", table, summary_to_table(result), legend(result)))
 
 
@@ -29,15 +47,31 @@ def summary_to_table(result: StudyResult) -> str:
     for label, modality in (*((modality, modality) for modality in SHIFT_MODALITIES), ("all", None)):
         summary = result.summary(modality)
         if summary.n_shifts:
-            rows.append([label, summary.n_shifts, summary.mean_emi, summary.mean_emid, summary.mean_bound, summary.pearson_r])
+            rows.append(
+                [label, summary.n_shifts, summary.mean_emi, summary.mean_emid, summary.mean_bound, summary.pearson_r]
+            )
     if len(rows) == 2:  # one modality alone is all
         rows.pop()
-    return tabulate(rows, headers=["shifts", "count", "mean EMI", "mean EMID", "mean bound", "Pearson r"], floatfmt=DIGITS, missingval="-", disable_numparse=[0]) if rows else "No shift was scored."
+    return (
+        tabulate(
+            rows,
+            headers=["shifts", "count", "mean EMI", "mean EMID", "mean bound", "Pearson r"],
+            floatfmt=DIGITS,
+            missingval="-",
+            disable_numparse=[0],
+        )
+        if rows
+        else "No shift was scored."
+    )
 
 
 def legend(result: StudyResult) -> str:
     """What the columns mean, in nats and with their sign, and the signature."""
-    guarantee = "an index that goes with EMID, no guarantee" if "kind:scaled" in str(result.signature) else "the theorem's bound on EMID"
+    guarantee = (
+        "an index that goes with EMID, no guarantee"
+        if "kind:scaled" in str(result.signature)
+        else "the theorem's bound on EMID"
+    )
     return "\n".join(
         (
             "EMI    I(input; response) - I(input; reference), in nats; higher is better",

@@ -37,6 +37,7 @@ print(f"the wheel has {len(names)} tasks and the estimators {', '.join(registere
 
 
 def main(wheel: Path, environment: Path) -> None:
+    """Make the environment, install the wheel, run the check."""
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)

@@ -212,6 +212,27 @@ def test_where_the_gpu_has_no_room(room, devices, monkeypatch, caplog):
     assert ("going on with the CPU" in caplog.text) == (devices == {"cpu"})
 
 
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_off_while_encoding_and_as_it_was_afterwards(tf32):
+    """lmms-eval's llava model allows it for the whole process."""
+
+    class Watching(CountingEncoder):
+        def encode(self, items):
+            self.seen = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+            return super().encode(items)
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        encoder = Watching()
+        encode_distinct(encoder, [1], [1], batch_size=1, label="")
+        assert encoder.seen == ("ieee", "ieee")
+        assert torch.backends.cuda.matmul.allow_tf32 is tf32
+        assert torch.backends.cudnn.allow_tf32 is True
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def test_no_memory_on_the_cpu_is_an_error_with_a_remedy():
     class Full(CountingEncoder):
         def encode(self, items):

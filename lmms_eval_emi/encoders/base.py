@@ -102,13 +102,38 @@ def encode_distinct(
         while start < len(order):
             batch = [items[position] for position in order[start : start + batch_size]]
             try:
-                rows.append(encoder.encode(batch))
+                with full_precision():
+                    rows.append(encoder.encode(batch))
             except torch.OutOfMemoryError:
                 batch_size = make_room(encoder, len(batch))
                 continue
             start += len(batch)
             bar.update(len(batch))
     return torch.cat(rows)[torch.tensor([row_of[key] for key in keys])]
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep CUDA from rounding float32 products to TF32 inside the block, whatever the process has set.
+
+    TF32 has 10 bits of mantissa; PyTorch allows it for convolutions by default, and some of
+    lmms-eval's models allow it for all products of the process.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    convolution: Any = torch.backends.cudnn
+    exact: str | bool = "ieee"
+    if hasattr(matmul, "fp32_precision"):
+        places = ((matmul, "fp32_precision"), (convolution.conv, "fp32_precision"))
+    else:  # PyTorch before 2.9
+        places, exact = ((matmul, "allow_tf32"), (convolution, "allow_tf32")), False
+    before = [getattr(place, name) for place, name in places]
+    try:
+        for place, name in places:
+            setattr(place, name, exact)
+        yield
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 def make_room(encoder: Encoder, batch_size: int) -> int:

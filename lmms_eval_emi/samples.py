@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+import torch
 import xxhash
 from PIL import Image, UnidentifiedImageError
 
@@ -46,14 +47,14 @@ class Sample:
     """One row of a split.
 
     Args:
-        image: a Pillow image, encoded bytes, a path, or a row of a dataset.
+        image: a Pillow image, encoded bytes, a path, or a row of a dataset; ``None`` for text alone.
         question: as the model was asked, without any instruction about its answer.
         response: of the model.
         reference: answer.
         id: identifies the row in its split.
     """
 
-    image: ImageSource
+    image: ImageSource | None
     question: str
     response: str
     reference: str
@@ -119,43 +120,78 @@ def embed_splits(
         batch_size: items a forward pass.
 
     Returns:
-        :class:`Embeddings` of every split; its ``groups`` number the distinct images.
+        :class:`Embeddings` of every split; its ``groups`` number the distinct images. A split whose
+        samples have no image is embedded by its text alone.
 
     Raises:
-        SampleError: an image cannot be read, with its split and row.
+        SampleError: an image cannot be read, with its split and row; or only some of a split's
+            samples have one.
         ValueError: a split has no samples.
     """
     for name, samples in splits.items():
         if not samples:
             raise ValueError(f"split {name}: expected at least one sample, got none.")
-    everything = [(name, sample) for name, samples in splits.items() for sample in samples]
-    labels = [f"split {name}, row {sample.id}" for name, sample in everything]
-    images = [sample.image for _, sample in everything]
-    keys = []
-    for source, label in zip(images, labels, strict=True):
-        try:
-            keys.append(image_key(source))
-        except (SampleError, OSError) as error:
-            raise SampleError(f"{label}: {error}") from error
-    vision = encode_distinct(
-        encoders.vision, _LazyImages(images, labels), keys, batch_size=batch_size, label="Encoding images"
-    )
-    texts = [text for _, sample in everything for text in (sample.question, sample.response, sample.reference)]
+        without = [sample.id for sample in samples if sample.image is None]
+        if 0 < len(without) < len(samples):
+            raise SampleError(
+                f"split {name}: expected an image in every row or in none, got {len(without)} of {len(samples)} rows without, such as row {without[0]}."
+            )
+    keys, images, labels = _distinct_images(splits)
+    vision = None
+    if images:
+        vision = encode_distinct(
+            encoders.vision,
+            _LazyImages(images, labels),
+            list(range(len(images))),
+            batch_size=batch_size,
+            label="Encoding images",
+        )
+    texts = [
+        text
+        for samples in splits.values()
+        for sample in samples
+        for text in (sample.question, sample.response, sample.reference)
+    ]
     text = encode_distinct(encoders.text, texts, texts, batch_size=batch_size, label="Encoding texts", size=len)
-    number = {key: index for index, key in enumerate(dict.fromkeys(keys))}
 
     embedded, start = {}, 0
     for name, samples in splits.items():
         stop = start + len(samples)
         question, response, reference = text[3 * start : 3 * stop].view(len(samples), 3, -1).unbind(dim=1)
+        numbers = keys[name]
         embedded[name] = Embeddings(
-            v=vision[start:stop],
+            v=vision[torch.tensor(numbers)] if vision is not None and numbers else None,
             t=question,
             y_hat=response,
             y=reference,
             ids=[sample.id for sample in samples],
-            groups=[number[key] for key in keys[start:stop]],
-            encoders=encoders.signature,
+            groups=numbers or None,
+            encoders=encoders.signature if numbers else encoders.text_signature,
         )
         start = stop
     return embedded
+
+
+def _distinct_images(
+    splits: Mapping[str, Sequence[Sample]],
+) -> tuple[dict[str, list[int]], list[ImageSource], list[str]]:
+    """The number of every sample's image by split, and the distinct images with the row that each is first seen in."""
+    number_of: dict[str, int] = {}
+    numbers: dict[str, list[int]] = {name: [] for name in splits}
+    images: list[ImageSource] = []
+    labels: list[str] = []
+    for name, samples in splits.items():
+        for sample in samples:
+            if sample.image is None:
+                continue
+            label = f"split {name}, row {sample.id}"
+            try:
+                key = image_key(sample.image)
+            except (SampleError, OSError) as error:
+                raise SampleError(f"{label}: {error}") from error
+            if key not in number_of:
+                number_of[key] = len(images)
+                images.append(sample.image)
+                labels.append(label)
+            numbers[name].append(number_of[key])
+    return numbers, images, labels

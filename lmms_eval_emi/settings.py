@@ -50,6 +50,9 @@ class Settings(BaseSettings):
         Path(platformdirs.user_cache_dir("lmms_eval_emi")),
         description="Folder for fetched estimators and, without --output_path, the files of a run.",
     )
+    allow_other_encoders: bool = Field(
+        False, description="Use an estimator although other encoders made the embeddings that it was trained on."
+    )
     preflight: bool = Field(
         True,
         description="Check estimator, encoders and cache when the tasks load. Set to 0 for a node that only generates (--predict_only).",

@@ -169,7 +169,7 @@ def test_if_scoring_fails_answers_and_other_figures_are_safe(run, tinyhub, tmp_p
     assert (
         "EMI could not be computed" in done.stdout
         and str(answers) in done.stdout
-        and "lmms-eval-emi score --shift natural" in done.stdout
+        and "lmms-eval-emi score --study natural" in done.stdout
     )
 
 
@@ -210,7 +210,7 @@ def fresh_session(monkeypatch):
 def load_split(tinyhub):
     from datasets import load_dataset
 
-    splits = load_dataset(str(tinyhub / load_study("natural").dataset.path))
+    splits = load_dataset(str(tinyhub / "changdae/llavabench-shift-natural-v1"))
 
     def load(*names):
         hooks = study_hooks("natural")
@@ -315,7 +315,7 @@ def test_part_of_the_rows_is_enough(fresh_session, load_split, in_tinyhub, tmp_p
 )
 def test_the_suffix_is_added_once(question, suffix, asked):
     doc_to_text = study_hooks("natural").doc_to_text
-    assert doc_to_text({"question": question}, {"pre_prompt": "", "post_prompt": suffix}) == asked
+    assert doc_to_text({"question": question, "emi_split": GERMAN}, {"pre_prompt": "", "post_prompt": suffix}) == asked
 
 
 def test_a_mistyped_setting_stops_every_rank(monkeypatch):

@@ -9,7 +9,8 @@ import shutil
 import pytest
 from conftest import run_module
 
-from lmms_eval_emi.answers.llava import AnswersError, find_answer_files, read_answer_file, write_answer_file
+from lmms_eval_emi.answers import AnswersError
+from lmms_eval_emi.answers.llava import find_answer_files, read_file, write_answer_file
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.studies.catalogue import load_study
 
@@ -230,11 +231,11 @@ def test_answers_of_several_models(tmp_path):
 def test_answers_survive_being_written_and_read(tmp_path):
     texts = {"1": 'quotes " and\nlines', "2": "", "x": "한국어 😀 \u2028 \x0b"}
     write_answer_file(tmp_path / "a.jsonl", [(key, "q", text) for key, text in texts.items()], "model")
-    read = read_answer_file(tmp_path / "a.jsonl")
+    read = read_file(tmp_path / "a.jsonl")
     assert (read.texts, read.model, read.problems) == (texts, "model", ())
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(AnswersError, match="b.jsonl: expected a UTF-8 file"):
-        read_answer_file(tmp_path / "b.jsonl")
+        read_file(tmp_path / "b.jsonl")
 
 
 def test_results_go_to_stdout_and_the_rest_to_stderr(in_tinyhub, answers, tmp_path):

@@ -43,7 +43,8 @@ def write_dataset(root: Path, study: Study, rows: int = ROWS) -> None:
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    columns = study.dataset.columns
+    dataset = study.split(study.id_split).dataset
+    columns = dataset.columns
     features = Features(
         {
             columns.id: Value("int64"),
@@ -52,7 +53,7 @@ def write_dataset(root: Path, study: Study, rows: int = ROWS) -> None:
             columns.reference: Value("string"),
         }
     )
-    folder = root / study.dataset.path
+    folder = root / dataset.path
     (folder / "data").mkdir(parents=True)
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
     references = [sentence(np.random.default_rng(row), 9) for row in range(rows)]

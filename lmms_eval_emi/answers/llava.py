@@ -4,75 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from lmms_eval_emi.answers.base import AnswersError, ModelAnswers, SplitAnswers, collect
 from lmms_eval_emi.studies.catalogue import BUILT_IN, Study, load_study
 
 
-class AnswersError(ValueError):
-    """Answers are missing or cannot be read; the message says which file and line, and what to do."""
+def find_models(folder: Path, study: Study, model: str | None = None) -> list[ModelAnswers]:
+    """The one model whose answers a folder holds; see :func:`find_answer_files`."""
+    return [ModelAnswers(model, find_answer_files(folder, study, model))]
 
 
-@dataclass(frozen=True)
-class AnswerFile:
-    """What one file holds.
-
-    Attributes:
-        path: of the file.
-        texts: answer by question id, which is compared as text.
-        model: its ``model_id``, if all lines have the same.
-        problems: lines that cannot be used, with the reason.
-    """
-
-    path: Path
-    texts: dict[str, str] = field(repr=False)
-    model: str | None
-    problems: tuple[str, ...]
+def reads(record: dict[str, Any]) -> bool:
+    """Whether a record is one of LLaVA's."""
+    return "question_id" in record and "text" in record
 
 
-def read_answer_file(path: Path) -> AnswerFile:
-    """Read one answer file. What cannot be used is among its ``problems``, and no part of ``texts``.
+def read_file(path: Path) -> SplitAnswers:
+    """Read one answer file.
 
     Raises:
         AnswersError: the file cannot be read at all.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut an answer at U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise AnswersError(f"{path}: expected a UTF-8 file of JSON lines: {error}") from error
-    texts: dict[str, str] = {}
-    seen: dict[str, int] = {}
-    doubled: set[str] = set()
-    models: set[str] = set()
-    problems = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"{where}: not a line of JSON ({error.msg}). Mend or remove the line.")
-            continue
-        if not isinstance(record, dict) or "question_id" not in record or not isinstance(record.get("text"), str):
-            keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            problems.append(
-                f"{where}: expected an object with question_id and text (a string), got {keys or 'an empty object'}. Mend or remove the line."
-            )
-            continue
-        key = str(record["question_id"])
-        if key in seen:
-            problems.append(f"{where}: question_id {key} stands in line {seen[key]} already. Keep one of the two.")
-            doubled.add(key)
-            continue
-        seen[key] = number
-        texts[key] = record["text"]
-        if record.get("model_id"):
-            models.add(str(record["model_id"]))
-    for key in doubled:
-        del texts[key]
-    return AnswerFile(path, texts, models.pop() if len(models) == 1 else None, tuple(problems))
+    texts, records, problems = collect(path, "question_id", "text")
+    models = {str(record["model_id"]) for record in records if record.get("model_id")}
+    return SplitAnswers(path, texts, "id", models.pop() if len(models) == 1 else None, problems)
 
 
 def find_answer_files(folder: Path, study: Study, model: str | None = None) -> dict[str, Path]:
@@ -88,12 +45,8 @@ def find_answer_files(folder: Path, study: Study, model: str | None = None) -> d
         model: which model's files to take where the folder has several.
 
     Raises:
-        AnswersError: the folder is missing or has no such file, or a split has files of several models.
+        AnswersError: the folder has no such file, or a split has files of several models.
     """
-    if not folder.is_dir():
-        raise AnswersError(
-            f"responses: expected a folder of answer files, got {folder}, which is {'a file' if folder.exists() else 'not there'}."
-        )
     stems = {
         stem
         for known in (study, *map(load_study, BUILT_IN))
@@ -132,7 +85,7 @@ def find_answer_files(folder: Path, study: Study, model: str | None = None) -> d
 
 
 def write_answer_file(path: Path, rows: Iterable[tuple[object, str, str]], model: str) -> None:
-    """Write ``(question_id, prompt, text)`` rows in the format that :func:`read_answer_file` reads."""
+    """Write ``(question_id, prompt, text)`` rows in the format that :func:`read_file` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for question_id, prompt, text in rows:

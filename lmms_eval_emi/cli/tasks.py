@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -11,6 +12,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "tasks",
         help="list the tasks and groups, and print their folder",
         description="List the tasks and groups that lmms-eval finds after installation, and the folder for --include_path, which lmms-eval tasks list needs.",
+    )
+    parser.add_argument("--from-study", metavar="FILE", help="write the task and group files of a study of your own")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write them, for lmms-eval --include_path DIR"
     )
     parser.add_argument("--path", action="store_true", help="print only the folder")
     parser.set_defaults(run=run)
@@ -23,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.harness.task_files import groups, tasks_folder
     from lmms_eval_emi.studies.catalogue import BUILT_IN, load_study
 
+    if args.from_study or args.output:
+        return _write(args)
     if args.path:
         print(tasks_folder())
         return 0
@@ -36,4 +43,26 @@ def run(args: argparse.Namespace) -> int:
     print()
     print(tabulate(rows, headers=["task", "modality", "shift", "split"]))
     print(f"\nfolder (lmms-eval --include_path): {tasks_folder()}")
+    return 0
+
+
+def _write(args: argparse.Namespace) -> int:
+    from lmms_eval_emi.harness.task_files import groups, write_task_files
+    from lmms_eval_emi.studies.catalogue import StudyError, load_study
+
+    if not (args.from_study and args.output):
+        raise StudyError("tasks: --from-study FILE and --output DIR go together.")
+    study = load_study(args.from_study)
+    existing = args.output.is_dir() and [
+        path.name for path in args.output.iterdir() if path.name not in {"groups", study.name}
+    ]
+    if existing:
+        raise StudyError(
+            f"output: expected a new or empty folder, or one of earlier task files; {args.output} holds {', '.join(existing[:5])}."
+        )
+    count = write_task_files(args.output, [study], suite=None)
+    print(f"{count} files written below {args.output}")
+    for name, members in groups([study], suite=None).items():
+        print(f"  {name}: {len(members)} tasks")
+    print(f"run them with: lmms-eval --include_path {args.output} --tasks {study.group} --model ...")
     return 0

@@ -173,7 +173,7 @@ class EMIDBound:
         value: the bound.
         kind: ``scaled``, the index that the paper's figures show, which correlates with EMID but
             guarantees nothing; or ``theorem``, the bound itself, for which an entropy was given.
-        jsd_v: divergence of the images of the two splits, in nats.
+        jsd_v: divergence of the images of the two splits, in nats; 0 where there are none.
         jsd_t: divergence of the questions.
         jsd_id_response: divergence of responses and references on the ID split.
         jsd_ood_response: the same on the shifted split.
@@ -248,12 +248,16 @@ def emid_bound(
     check_convention(convention)
     check_entropy(entropy)
     encoders = shared_encoders(id, ood)
-    for name in ("v", "y_hat"):
+    if (id.v is None) != (ood.v is None):
+        raise ValueError(
+            "ood.v: expected images on both sides or on none, got them on one. Compare splits of one kind."
+        )
+    for name in ("t", "y_hat"):
         expected, got = getattr(id, name).shape[1], getattr(ood, name).shape[1]
         if expected != got:
             raise ValueError(f"ood.{name}: expected dimension {expected}, that of id.{name}, got {got}.")
     jsds = {
-        "jsd_v": _jsd(id, "v", ood, "v", convention),
+        "jsd_v": _jsd(id, "v", ood, "v", convention) if id.v is not None else 0.0,
         "jsd_t": _jsd(id, "t", ood, "t", convention),
         "jsd_id_response": _jsd(id, "y_hat", id, "y", convention),
         "jsd_ood_response": _jsd(ood, "y_hat", ood, "y", convention),

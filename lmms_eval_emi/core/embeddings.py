@@ -57,7 +57,7 @@ class Embeddings:
     """One split as embeddings: a row a sample, in the same order in all four matrices.
 
     Args:
-        v: (N, D) images, L2-normalised rows.
+        v: (N, D) images, L2-normalised rows; ``None`` where there are none, and the text is the input.
         t: (N, D) questions, the same D as ``v``, for the input is their mean.
         y_hat: (N, D') responses of the model.
         y: (N, D') reference answers.
@@ -74,7 +74,7 @@ class Embeddings:
     Embeddings(n=3, dimension=3)
     """
 
-    v: torch.Tensor
+    v: torch.Tensor | None
     t: torch.Tensor
     y_hat: torch.Tensor
     y: torch.Tensor
@@ -84,20 +84,20 @@ class Embeddings:
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("v", "t", "y_hat", "y"):
+        names = ("v", "t", "y_hat", "y") if self.v is not None else ("t", "y_hat", "y")
+        for name in names:
             object.__setattr__(self, name, as_matrix(getattr(self, name), name))
-        for name in ("t", "y_hat", "y"):
-            rows = len(getattr(self, name))
-            if rows != self.n:
+        first: torch.Tensor = getattr(self, names[0])
+        for name in names[1:]:
+            matrix = getattr(self, name)
+            if len(matrix) != len(first):
                 raise ValueError(
-                    f"{name}: expected {self.n} rows, as many as v has, got {rows}. Every sample needs all four embeddings."
+                    f"{name}: expected {len(first)} rows, as many as {names[0]} has, got {len(matrix)}. Every sample needs all embeddings."
                 )
-            if getattr(self, name).device != self.v.device:
-                raise ValueError(
-                    f"{name}: expected device {self.v.device}, where v is, got {getattr(self, name).device}."
-                )
+            if matrix.device != first.device:
+                raise ValueError(f"{name}: expected device {first.device}, where {names[0]} is, got {matrix.device}.")
         for name, other in (("t", "v"), ("y_hat", "y")):
-            if getattr(self, name).shape[1] != getattr(self, other).shape[1]:
+            if other in names and getattr(self, name).shape[1] != getattr(self, other).shape[1]:
                 raise ValueError(
                     f"{name}: expected dimension {getattr(self, other).shape[1]}, that of {other}, got {getattr(self, name).shape[1]}."
                 )
@@ -109,17 +109,17 @@ class Embeddings:
     @property
     def n(self) -> int:
         """Number of samples."""
-        return self.v.shape[0]
+        return self.t.shape[0]
 
     @property
     def dimension(self) -> int:
         """Dimension of the input embeddings."""
-        return self.v.shape[1]
+        return self.t.shape[1]
 
     @property
     def x(self) -> torch.Tensor:
-        """(N, D) float64 inputs: the mean of image and question, not normalised again."""
-        return (self.v.double() + self.t.double()) / 2
+        """(N, D) float64 inputs: the mean of image and question, not normalised again, or the question alone."""
+        return self.t.double() if self.v is None else (self.v.double() + self.t.double()) / 2
 
     def __repr__(self) -> str:
         made_by = f", encoders={self.encoders!r}" if self.encoders else ""

@@ -21,6 +21,11 @@ class Encoders:
         """Both encoders, as they stand in signatures."""
         return f"{self.vision.signature}+{self.text.signature}"
 
+    @property
+    def text_signature(self) -> str:
+        """The signature of splits without images."""
+        return f"text-only+{self.text.signature}"
+
 
 def load_vision_encoder(name: str, device: str = "auto") -> Encoder:
     """Load the encoder of images; see :func:`load_encoders`."""

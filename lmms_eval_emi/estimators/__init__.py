@@ -4,8 +4,16 @@ from lmms_eval_emi.estimators.club import CLUB
 from lmms_eval_emi.estimators.registry import (
     EstimatorEntry,
     EstimatorUnavailable,
+    check_encoders,
     load_estimator,
     registered_estimators,
 )
 
-__all__ = ["CLUB", "EstimatorEntry", "EstimatorUnavailable", "load_estimator", "registered_estimators"]
+__all__ = [
+    "CLUB",
+    "EstimatorEntry",
+    "EstimatorUnavailable",
+    "check_encoders",
+    "load_estimator",
+    "registered_estimators",
+]

@@ -52,6 +52,8 @@ class CLUB(nn.Module):
         self.hidden = hidden
         self.name = name
         self.sha256 = sha256
+        self.vision_encoder: str | None = None  # what made the embeddings that it was trained on, where known
+        self.text_encoder: str | None = None
 
     @property
     def signature(self) -> str:

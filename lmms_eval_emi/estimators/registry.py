@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import os
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lmms_eval_emi.estimators.club import CLUB
 from lmms_eval_emi.settings import cache_folder
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.encoders import Encoders
+
+log = logging.getLogger("lmms_eval_emi")
 
 CHECKPOINT_FOLDER = "estimator_ckpt"
 
@@ -84,8 +91,45 @@ def load_estimator(source: str | Path) -> CLUB:
             f"estimator: expected a registered name ({', '.join(registry)}) or the path of a .safetensors or .pt file, got {str(source)!r}, which is neither.{hint}"
         )
     sha256 = file_sha256(path)
-    name = next((known.name for known in registry.values() if known.sha256 == sha256), path.stem)
-    return CLUB.from_state_dict(_read_state(path), name=name, sha256=sha256)
+    known = next((known for known in registry.values() if known.sha256 == sha256), None)
+    estimator = CLUB.from_state_dict(_read_state(path), name=known.name if known else path.stem, sha256=sha256)
+    if known:
+        estimator.vision_encoder, estimator.text_encoder = known.vision_encoder, known.text_encoder
+    return estimator
+
+
+def check_encoders(estimator: CLUB, encoders: Encoders, *, allow_other: bool = False) -> None:
+    """Make sure that an estimator was trained on embeddings of the encoders of this run.
+
+    A registered estimator knows the names of its encoders, a trained one the fingerprints of their
+    weights as well. One that knows neither passes.
+
+    Raises:
+        ValueError: it was trained with others, and ``allow_other`` is not set.
+    """
+    problems = []
+    for kind, expected, encoder in (
+        ("vision", estimator.vision_encoder, encoders.vision),
+        ("text", estimator.text_encoder, encoders.text),
+    ):
+        if expected and not _is_encoder(expected, encoder.signature):
+            problems.append(f"{kind} encoder {expected}, and this run has {encoder.signature}")
+    if not problems:
+        return
+    message = f"The estimator {estimator.signature} was trained with the {'; with the '.join(problems)}."
+    if not allow_other:
+        raise ValueError(
+            f"{message} Its figures would mean nothing. Set the encoders that it belongs to, or insist with --allow-other-encoders (LMMS_EVAL_EMI_ALLOW_OTHER_ENCODERS=1)."
+        )
+    log.warning("%s It is used all the same, as asked.", message)
+
+
+def _is_encoder(expected: str, signature: str) -> bool:
+    """Whether two encoders are one: by the fingerprint of their weights, or else by the last part of their names."""
+    (name, _, fingerprint), (other_name, _, other_fingerprint) = expected.partition("#"), signature.partition("#")
+    if fingerprint:
+        return fingerprint == other_fingerprint
+    return Path(name).name == Path(other_name).name
 
 
 def locate(entry: EstimatorEntry) -> Path:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.harness.session import SESSION, Answer, row_key, split_of
-from lmms_eval_emi.studies.catalogue import load_study
+from lmms_eval_emi.studies.catalogue import Columns, Study, StudyError, load_study
 from lmms_eval_emi.studies.scoring import mean
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Hooks:
     """What a task file of one study names, by the harness's names."""
 
     process_docs: Callable
+    process_docs_of: Callable
     doc_to_visual: Callable
     doc_to_text: Callable
     doc_to_target: Callable
@@ -38,45 +39,51 @@ class Hooks:
 
 
 @lru_cache(maxsize=32)
-def study_hooks(study_name: str) -> Hooks:
+def study_hooks(study_source: str) -> Hooks:
     """The hooks of one study, a built-in name or the path of a study file."""
-    study = load_study(study_name)
-    columns = study.dataset.columns
+    study = load_study(study_source)
 
-    def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
-        """Announce the split to the session, and number its rows."""
-        split = str(dataset.split)
-        SESSION.open_split(study_name, split, dataset)
-        return dataset.add_column(SPLIT_COLUMN, [split] * len(dataset)).add_column(
-            ROW_COLUMN, list(range(len(dataset)))
-        )
+    def process_docs_of(name: str | None = None) -> Callable:
+        """The hook that announces a split to the session and numbers its rows; default: the split as the dataset names it."""
+
+        def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
+            split = name or _split_of_dataset(study, str(dataset.split))
+            SESSION.open_split(study, split, dataset)
+            numbered = dataset.add_column(SPLIT_COLUMN, [split] * len(dataset))
+            return numbered.add_column(ROW_COLUMN, list(range(len(dataset))))
+
+        return process_docs
+
+    def columns_of(doc: dict) -> Columns:
+        return study.splits[doc[SPLIT_COLUMN]].dataset.columns
 
     def doc_to_visual(doc: dict) -> list:
-        """The image, as RGB."""
+        """The image as RGB, or none."""
         from lmms_eval_emi.encoders.clip import to_rgb
 
         SESSION.begin()
-        return [to_rgb(doc[columns.image])]
+        column = columns_of(doc).image
+        return [to_rgb(doc[column])] if column else []
 
     def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
         """The question as the model is asked: with the prompt's suffix, unless it ends so already."""
         options = lmms_eval_specific_kwargs or {}
-        question, suffix = doc[columns.question], options.get("post_prompt", "")
+        question, suffix = doc[columns_of(doc).question], options.get("post_prompt", "")
         if suffix.strip() and question.rstrip().endswith(suffix.strip()):
             suffix = ""
         return f"{options.get('pre_prompt', '')}{question}{suffix}"
 
     def doc_to_target(doc: dict) -> str:
         """The reference answer."""
-        return doc[columns.reference]
+        return doc[columns_of(doc).reference]
 
     def process_results(doc: dict, results: Sequence[Any]) -> dict[str, Any]:
         """The answer and the row that it belongs to; EMID and bound only where the ID split runs too."""
         SESSION.begin()
         split, row = doc[SPLIT_COLUMN], doc[ROW_COLUMN]
-        values: dict[str, Any] = {"emi": Answer.of(study_name, split, row, results[0] if results else "")}
-        if split != study.id_split and SESSION.has_split(study_name, study.id_split):
-            values |= {metric: row_key(study_name, split, row) for metric in ("emid", "emid_bound")}
+        values: dict[str, Any] = {"emi": Answer.of(study.name, split, row, results[0] if results else "")}
+        if split != study.id_split and SESSION.has_split(study.name, study.id_split):
+            values |= {metric: row_key(study.name, split, row) for metric in ("emid", "emid_bound")}
         return values
 
     def emi(items: list[Answer], args: Any = None) -> float | str:
@@ -94,7 +101,27 @@ def study_hooks(study_name: str) -> Hooks:
         figures = SESSION.figures(split_of(items), args)
         return figures.bound.value if figures and figures.bound else NO_FIGURE
 
-    return Hooks(process_docs, doc_to_visual, doc_to_text, doc_to_target, process_results, emi, emid, emid_bound)
+    return Hooks(
+        process_docs_of(),
+        process_docs_of,
+        doc_to_visual,
+        doc_to_text,
+        doc_to_target,
+        process_results,
+        emi,
+        emid,
+        emid_bound,
+    )
+
+
+def _split_of_dataset(study: Study, dataset_split: str) -> str:
+    """The split of a study that a dataset's split is."""
+    names = [name for name, split in study.splits.items() if split.dataset_split == dataset_split]
+    if len(names) != 1:
+        raise StudyError(
+            f"{study.source}: expected one split whose dataset split is {dataset_split!r}, got {names or 'none'}. Write the task files again: lmms-eval-emi tasks --from-study {study.source} --output DIR"
+        )
+    return names[0]
 
 
 def mean_over_shifts(metrics: Sequence[float | str], sizes: Sequence[int], weight_by_size: bool) -> float | str:

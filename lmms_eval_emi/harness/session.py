@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from loguru import logger
 
 from lmms_eval_emi.settings import Settings, SettingsError, cache_folder, load_settings
-from lmms_eval_emi.studies.catalogue import load_study
+from lmms_eval_emi.studies.catalogue import SplitSpec, Study, StudyError
 
 if TYPE_CHECKING:
     import datasets
@@ -77,28 +77,36 @@ def split_of(items: Sequence[Answer | str]) -> SplitKey:
 class Session:
     """One run in this process; loading tasks after answers were processed begins another."""
 
+    studies: dict[str, Study] = field(default_factory=dict)
     loaded: dict[SplitKey, datasets.Dataset] = field(default_factory=dict)
     answers: dict[SplitKey, dict[int, str]] = field(default_factory=dict)
     results: dict[str, StudyResult] | None = None
     begun: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def open_split(self, study: str, split: str, dataset: datasets.Dataset) -> None:
+    def open_split(self, study: Study, split: str, dataset: datasets.Dataset) -> None:
         """A task of this split was loaded. The first one checks whatever the run will need.
 
         Raises:
-            PreflightError: something is missing.
+            PreflightError: something is missing, or the rows are those of other files.
         """
         with self.lock:
             if self.begun:
                 self._reset()
             if not self.loaded:
                 preflight()
-            self.loaded[study, split] = dataset
-            self.answers[study, split] = {}
+            known = self.studies.setdefault(study.name, study)
+            if known.source != study.source:
+                raise PreflightError(
+                    f"lmms_eval_emi: two studies of this run are named {study.name}: {known.source} and {study.source}. Rename one."
+                )
+            if is_main_process():
+                _check_rows(study, split, dataset)
+            self.loaded[study.name, split] = dataset
+            self.answers[study.name, split] = {}
 
     def _reset(self) -> None:
-        self.loaded, self.answers, self.results, self.begun = {}, {}, None, False
+        self.studies, self.loaded, self.answers, self.results, self.begun = {}, {}, {}, None, False
 
     def has_split(self, study: str, split: str) -> bool:
         """Whether a task of this split is part of the run."""
@@ -114,9 +122,8 @@ class Session:
             self.begun = True
         if not is_main_process():
             return
-        for name in dict.fromkeys(study for study, _ in self.loaded):
-            study = load_study(name)
-            if not self.has_split(name, study.id_split):
+        for study in self.studies.values():
+            if not self.has_split(study.name, study.id_split):
                 logger.warning(
                     f"EMID and its bound need the ID split {study.id_split}, which is not part of this run: they are left out, and EMI is given all the same. Add its task: --tasks {study.task_name(study.id_split)},..."
                 )
@@ -199,28 +206,44 @@ def preflight() -> None:
         )
 
 
+def _check_rows(study: Study, split: str, dataset: datasets.Dataset) -> None:
+    from lmms_eval_emi.studies.rows import check_columns, stale_cache
+
+    spec = study.split(split).dataset
+    try:
+        check_columns(dataset, spec.columns, f"{spec.path}, split {split}")
+    except StudyError as error:
+        raise PreflightError(f"lmms_eval_emi: {error}") from error
+    stale = stale_cache(spec.path, dataset)
+    if stale:
+        raise PreflightError(
+            f"lmms_eval_emi: the rows of {spec.path} are not those of the folder {Path(spec.path).resolve()}, but of another folder of that name, or of files that changed since: the cache of datasets tells neither apart.\nRemove that cache and start again:\n  rm -r {stale}"
+        )
+
+
 def _check_models(settings: Settings) -> list[str]:
     """What is wrong with estimator and encoders: each is loaded, and both encoders encode something."""
     from PIL import Image
 
-    from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder
-    from lmms_eval_emi.estimators import load_estimator
+    from lmms_eval_emi.encoders import Encoders, load_text_encoder, load_vision_encoder
+    from lmms_eval_emi.estimators import check_encoders, load_estimator
 
     problems: list[str] = []
 
-    def attempt(load: Callable[[], T]) -> T | None:
+    def attempt(work: Callable[[], T]) -> T | None:
         try:
-            return load()
+            return work()
         except (RuntimeError, ValueError, OSError) as error:
             problems.append(str(error))
             return None
 
     estimator = attempt(lambda: load_estimator(settings.estimator))
-    image_width = attempt(
-        lambda: load_vision_encoder(settings.vision_encoder, "cpu").encode([Image.new("RGB", (8, 8))]).shape[1]
-    )
-    text_width = attempt(lambda: load_text_encoder(settings.text_encoder, "cpu").encode(["text"]).shape[1])
-    if estimator and image_width and text_width:
+    vision = attempt(lambda: load_vision_encoder(settings.vision_encoder, "cpu"))
+    text = attempt(lambda: load_text_encoder(settings.text_encoder, "cpu"))
+    if estimator and vision and text:
+        attempt(lambda: check_encoders(estimator, Encoders(vision, text), allow_other=settings.allow_other_encoders))
+        image_width = vision.encode([Image.new("RGB", (8, 8))]).shape[1]
+        text_width = text.encode(["text"]).shape[1]
         for name, width, expected in (
             ("vision", image_width, estimator.input_dimension),
             ("text", text_width, estimator.input_dimension),
@@ -241,12 +264,12 @@ def _score(session: Session, args: Any) -> None:
     for (name, split), answers in session.answers.items():
         if answers and (name, split) in session.loaded:
             samples.setdefault(name, {})[split] = _save_answers(
-                answers_folder / _folder_name(name), name, split, session.loaded[name, split], answers, model
+                answers_folder / name, session.studies[name].split(split), session.loaded[name, split], answers, model
             )
     logger.info(f"Answers saved in {answers_folder}")
     try:
         from lmms_eval_emi.encoders import load_encoders
-        from lmms_eval_emi.estimators import load_estimator
+        from lmms_eval_emi.estimators import check_encoders, load_estimator
         from lmms_eval_emi.samples import embed_splits
         from lmms_eval_emi.studies.scoring import score_study
         from lmms_eval_emi.studies.table import legend, summary_to_table
@@ -254,6 +277,7 @@ def _score(session: Session, args: Any) -> None:
         settings = load_settings()
         estimator = load_estimator(settings.estimator)
         encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
+        check_encoders(estimator, encoders, allow_other=settings.allow_other_encoders)
         together = embed_splits(
             {f"{name}:{split}": rows for name, splits in samples.items() for split, rows in splits.items()},
             encoders,
@@ -262,7 +286,7 @@ def _score(session: Session, args: Any) -> None:
         for name, splits in samples.items():
             embeddings = {split: together[f"{name}:{split}"] for split in splits}
             result = score_study(
-                load_study(name),
+                session.studies[name],
                 embeddings,
                 estimator,
                 model=model,
@@ -272,7 +296,7 @@ def _score(session: Session, args: Any) -> None:
             session.results = {**(session.results or {}), name: result}
             for split, reasons in result.left_out.items():
                 logger.error(f"{name}, split {split}: {'; '.join(reasons)}")
-            path = result.write(folder / f"{stamp}_emi_{_folder_name(name)}.json")
+            path = result.write(folder / f"{stamp}_emi_{name}.json")
             _FOOTERS.append(
                 "\n".join(
                     (
@@ -280,13 +304,13 @@ def _score(session: Session, args: Any) -> None:
                         summary_to_table(result),
                         legend(result),
                         f"figures    {path}",
-                        f"answers    {answers_folder / _folder_name(name)}",
+                        f"answers    {answers_folder / name}",
                     )
                 )
             )
     except Exception as error:
         commands = "\n".join(
-            f"  lmms-eval-emi score --shift {name} --responses {answers_folder / _folder_name(name)} --allow-missing --output {name}.json"
+            f"  lmms-eval-emi score --study {session.studies[name].source} --responses {answers_folder / name} --allow-missing --output {name}.json"
             for name in samples
         )
         raise RuntimeError(
@@ -295,21 +319,16 @@ def _score(session: Session, args: Any) -> None:
 
 
 def _save_answers(
-    folder: Path, study_name: str, split: str, dataset: datasets.Dataset, answers: dict[int, str], model: str
+    folder: Path, split: SplitSpec, dataset: datasets.Dataset, answers: dict[int, str], model: str
 ) -> list[Sample]:
     from lmms_eval_emi.answers.llava import write_answer_file
     from lmms_eval_emi.studies.rows import to_samples
 
-    columns = load_study(study_name).dataset.columns
-    samples = to_samples(dataset, columns, answers)
+    samples = to_samples(dataset, split.dataset.columns, answers)
     write_answer_file(
-        folder / f"{split}.jsonl", ((sample.id, sample.question, sample.response) for sample in samples), model
+        folder / f"{split.name}.jsonl", ((sample.id, sample.question, sample.response) for sample in samples), model
     )
     return samples
-
-
-def _folder_name(study_name: str) -> str:
-    return Path(study_name).stem
 
 
 def _run_files(args: Any) -> tuple[Path, str, str]:

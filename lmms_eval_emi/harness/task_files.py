@@ -11,10 +11,12 @@ import shutil
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from lmms_eval_emi.studies.catalogue import BUILT_IN, SHIFT_MODALITIES, SplitSpec, Study, load_study
+from lmms_eval_emi.studies.rows import load_dataset_arguments, local_path, split_of_dataset
 
 SUITE = "llavabench_shift"
 VERSION = 1.0
@@ -28,32 +30,54 @@ def tasks_folder() -> Path:
     return Path(str(resources.files("lmms_eval_emi.tasks")))
 
 
-def groups(studies: Sequence[Study]) -> dict[str, list[str]]:
+def groups(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, list[str]]:
     """Members of every group by its name; each group of shifts has its ID split first."""
-    members = {SUITE: [study.group for study in studies]}
+    members = {suite: [study.group for study in studies]} if suite else {}
     for study in studies:
         members[study.group] = [study.task_name(split) for split in (study.id_split, *study.shifts())]
         for modality in SHIFT_MODALITIES:
-            members[f"{study.group}_{modality}"] = [
-                study.task_name(split) for split in (study.id_split, *study.shifts(modality))
-            ]
+            shifts = study.shifts(modality)
+            if shifts:
+                members[f"{study.group}_{modality}"] = [study.task_name(split) for split in (study.id_split, *shifts)]
     return members
 
 
-def task_files(studies: Sequence[Study]) -> dict[str, str]:
-    """Text of every file below ``tasks/llavabench_shift/`` by its path there."""
-    files = {f"groups/{name}.yaml": _group_file(name, members) for name, members in groups(studies).items()}
+def task_files(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, str]:
+    """Text of every file by its path below the folder of the suite.
+
+    Args:
+        studies: each becomes a folder of tasks.
+        suite: name of the group of all studies, or ``None`` for no such group.
+    """
+    files = {f"groups/{name}.yaml": _group_file(name, members) for name, members in groups(studies, suite).items()}
     for study in studies:
-        files[f"{study.name}/_base_yaml"] = _base_file(study)
+        built_in = study.source in BUILT_IN
+        files[f"{study.name}/_base_yaml"] = _base_file()
         files[f"{study.name}/utils.py"] = _utils_file(study)
+        if not built_in:
+            files[f"{study.name}/study.yaml"] = HEADER + _dump(portable_study(study))
         for split in study.splits.values():
             files[f"{study.name}/{split.task}.yaml"] = _task_file(study, split)
     return files
 
 
-def _base_file(study: Study) -> str:
+def portable_study(study: Study) -> dict[str, Any]:
+    """A study as plain data that means the same from any folder: every default filled in, local paths absolute."""
+    data = study.model_dump(mode="json", exclude={"source"}, exclude_defaults=True)
+    for name, split in study.splits.items():
+        fields = data["splits"][name]
+        del fields["name"]
+        path = local_path(study, split.dataset)
+        if path:
+            fields["dataset"]["path"] = str(path.resolve())
+        answers = study.answer_file(name)
+        if answers:
+            fields["answers"] = str(answers.resolve())
+    return data
+
+
+def _base_file() -> str:
     fields: dict[str, object] = {
-        "dataset_path": study.dataset.path,
         "output_type": "generate_until",
         **{hook: _Function(f"utils.{hook}") for hook in HOOKS},
         # An explicit stop string, for the harness's default stops at the first blank line.
@@ -68,12 +92,34 @@ def _base_file(study: Study) -> str:
 
 
 def _task_file(study: Study, split: SplitSpec) -> str:
-    fields: dict[str, object] = {"include": "_base_yaml", "task": study.task_name(split.name), "test_split": split.name}
+    arguments = load_dataset_arguments(study, split.dataset)
+    fields: dict[str, object] = {
+        "include": "_base_yaml",
+        "task": study.task_name(split.name),
+        "dataset_path": arguments["path"],
+        "test_split": split_of_dataset(study, split),
+    }
+    if "name" in arguments:
+        fields["dataset_name"] = arguments["name"]
+    if "data_files" in arguments:
+        fields["dataset_kwargs"] = {"data_files": arguments["data_files"]}
+    if split_of_dataset(study, split) != split.name:
+        fields["process_docs"] = _Function(f"utils.{_process_docs(split)}")
     if split.prompt_suffix:
         fields["lmms_eval_specific_kwargs"] = {"default": {"pre_prompt": "", "post_prompt": split.prompt_suffix}}
-    # The harness's cache of replies knows the prompt and the metadata but not the image.
-    fields["metadata"] = {"version": VERSION, "study": study.name, "split": split.name, "dataset": study.dataset.path}
+    # The harness's cache of replies knows the prompt and the metadata but not the image. Keys of its
+    # own, such as "split", would be taken for the dataset's.
+    fields["metadata"] = {
+        "version": VERSION,
+        "emi_study": study.name,
+        "emi_split": split.name,
+        "emi_dataset": split.dataset.path,
+    }
     return HEADER + _dump(fields)
+
+
+def _process_docs(split: SplitSpec) -> str:
+    return f"process_docs_{split.task}"
 
 
 def _group_file(name: str, members: list[str]) -> str:
@@ -96,11 +142,14 @@ def _group_file(name: str, members: list[str]) -> str:
 
 
 def _utils_file(study: Study) -> str:
-    names = (*HOOKS, *METRICS)
-    return (
-        f'{HEADER}"""Hooks of the tasks beside this file, bound to their study."""\n\nfrom lmms_eval_emi.harness.hooks import study_hooks\n\n_hooks = study_hooks("{study.name}")\n\n'
-        + "".join(f"{name} = _hooks.{name}\n" for name in names)
-    )
+    built_in = study.source in BUILT_IN
+    where = f'"{study.source}"' if built_in else 'str(Path(__file__).with_name("study.yaml"))'
+    lines = ["from pathlib import Path\n"] if not built_in else []
+    lines += ["from lmms_eval_emi.harness.hooks import study_hooks\n", f"_hooks = study_hooks({where})\n"]
+    lines.append("\n".join(f"{name} = _hooks.{name}" for name in (*HOOKS, *METRICS)))
+    named = [split for split in study.splits.values() if split_of_dataset(study, split) != split.name]
+    lines += [f'{_process_docs(split)} = _hooks.process_docs_of("{split.name}")' for split in named]
+    return f'{HEADER}"""Hooks of the tasks beside this file, bound to their study."""\n\n' + "\n".join(lines) + "\n"
 
 
 class _Function(str):
@@ -119,9 +168,15 @@ def _dump(fields: dict) -> str:
     return re.sub(r"!function '([\w.]+)'", r"!function \1", text)  # PyYAML quotes the scalars of every custom tag
 
 
-def write_task_files(folder: Path) -> int:
-    """Replace the generated folders below ``folder``; returns the number of files."""
-    files = task_files([load_study(name) for name in BUILT_IN])
+def write_task_files(folder: Path, studies: Sequence[Study] | None = None, suite: str | None = SUITE) -> int:
+    """Replace the generated folders below ``folder``; returns the number of files.
+
+    Args:
+        folder: of the suite.
+        studies: default: the built-in ones.
+        suite: as in :func:`task_files`.
+    """
+    files = task_files(studies or [load_study(name) for name in BUILT_IN], suite)
     for generated in sorted({path.split("/")[0] for path in files}):
         shutil.rmtree(folder / generated, ignore_errors=True)
     for path, text in files.items():

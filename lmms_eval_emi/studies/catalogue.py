@@ -1,15 +1,26 @@
-"""Studies as data: a YAML file says which splits there are and what shifts each of them.
+"""Studies as data: a YAML file says which splits there are, what shifts each of them, and where they are.
 
-The two built-in families are such files beside this module, in the format that any other study uses.
+The two built-in families are such files beside this module, in the format that any other study uses:
+
+    name: my_study
+    id_split: clean
+    dataset: {path: my/dataset, columns: {id: id, image: image, question: question, reference: answer}}
+    splits:
+      clean: {}
+      foggy:
+        shifts: [{modality: visual, name: fog, severity: 3}]
+        dataset: {path: my/foggy_dataset, split: test}
+        answers: answers/foggy.jsonl
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,7 +31,7 @@ SHIFT_MODALITIES: tuple[Modality, ...] = ("visual", "text", "joint")
 
 
 class StudyError(ValueError):
-    """A study file is missing or does not say what a study must say."""
+    """A study file is missing or does not say what a study must say, or its dataset is not there."""
 
 
 class _Strict(BaseModel):
@@ -28,18 +39,20 @@ class _Strict(BaseModel):
 
 
 class Columns(_Strict):
-    """Names of the dataset's columns."""
+    """Names of a dataset's columns. Without an image, rows are scored on their text alone."""
 
     id: str = "question_id"
-    image: str = "image"
+    image: str | None = "image"
     question: str = "question"
     reference: str = "reference_answer"
 
 
 class DatasetSpec(_Strict):
-    """Where the splits are: a hub name or folder for ``datasets.load_dataset``."""
+    """Where rows are: a hub name, a folder, or a file, for ``datasets.load_dataset``."""
 
     path: str
+    config: str | None = None  # name of the dataset's configuration
+    split: str | None = None  # default: the name of the study's split
     columns: Columns = Columns()
 
 
@@ -55,13 +68,14 @@ class Shift(_Strict):
 
 
 class SplitSpec(_Strict):
-    """One split of a study."""
+    """One split of a study, every default filled in."""
 
-    name: str
+    name: str = Field(pattern=r"^[\w.-]+$")
     task: str = Field(pattern=r"^[a-z0-9_]+$")
     modality: Modality
     shifts: tuple[Shift, ...] = ()
-    answers: str | None = None  # stem of the answer file, where several splits share one
+    dataset: DatasetSpec
+    answers: str | None = None  # an answer file, or the stem of one that several splits share
     prompt_suffix: str = ""  # added to the question when a model is asked, not when it is embedded
 
     @model_validator(mode="after")
@@ -69,41 +83,51 @@ class SplitSpec(_Strict):
         modalities = {shift.modality for shift in self.shifts}
         expected = "id" if not modalities else "joint" if len(modalities) > 1 else modalities.pop()
         if self.modality != expected:
-            raise ValueError(f"split {self.name}: its shifts make its modality {expected!r}, not {self.modality!r}")
+            raise ValueError(f"the shifts of {self.name} make its modality {expected!r}, not {self.modality!r}")
         return self
 
     @property
     def answer_stems(self) -> tuple[str, ...]:
         """Stems of the files that may hold its answers, the split's own first."""
-        return (self.name,) if self.answers is None else (self.name, self.answers)
+        return (self.name, self.answers) if self.answers and not self.answers.endswith(".jsonl") else (self.name,)
+
+    @property
+    def dataset_split(self) -> str:
+        """The split of its dataset."""
+        return self.dataset.split or self.name
 
 
 class Study(_Strict):
     """A family of splits, one of which is in distribution."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     title: str
     group: str = Field(pattern=r"^[a-z0-9_]+$")
-    dataset: DatasetSpec
     id_split: str
     splits: dict[str, SplitSpec]
+    source: str = ""  # what load_study was given
 
     @model_validator(mode="before")
     @classmethod
-    def _name_the_splits(cls, data: dict) -> dict:
-        if isinstance(data, dict) and isinstance(data.get("splits"), dict):
-            splits = {
-                name: {"name": name, **fields} if isinstance(fields, dict) else fields
-                for name, fields in data["splits"].items()
-            }
-            return {**data, "splits": splits}
-        return data
+    def _fill_in(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("splits"), dict):
+            return data
+        filled = {**data, "splits": {name: _fill_in_split(name, split, data) for name, split in data["splits"].items()}}
+        filled.pop("dataset", None)
+        if isinstance(data.get("name"), str):
+            filled.setdefault("title", data["name"])
+            filled.setdefault("group", _slug(data["name"]))
+        return filled
 
     @model_validator(mode="after")
-    def _has_one_id_split(self) -> Study:
+    def _is_consistent(self) -> Study:
         id_splits = [name for name, split in self.splits.items() if split.modality == "id"]
         if id_splits != [self.id_split]:
             raise ValueError(f"expected the one split without shifts to be id_split {self.id_split!r}, got {id_splits}")
+        tasks = [split.task for split in self.splits.values()]
+        doubled = sorted({task for task in tasks if tasks.count(task) > 1})
+        if doubled:
+            raise ValueError(f"several splits have the task name {', '.join(doubled)}; give each a task of its own")
         return self
 
     def split(self, name: str) -> SplitSpec:
@@ -115,9 +139,9 @@ class Study(_Strict):
         if name not in self.splits:
             close = difflib.get_close_matches(name, self.splits, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise StudyError(
-                f"split: the study {self.name} has no split {name!r}.{hint} It has {', '.join(self.splits)}."
-            )
+            known = list(self.splits)
+            listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+            raise StudyError(f"split: the study {self.name} has no split {name!r}.{hint} It has {listed}.")
         return self.splits[name]
 
     def shifts(self, modality: str | None = None) -> list[str]:
@@ -130,32 +154,130 @@ class Study(_Strict):
         """Name of the harness task of a split."""
         return f"{self.group}_{self.split(split).task}"
 
+    def answer_file(self, split: str) -> Path | None:
+        """The answer file that the study itself names for a split, relative to the study file."""
+        answers = self.split(split).answers
+        return Path(self.source).parent / answers if answers and answers.endswith(".jsonl") else None
+
+
+def _fill_in_split(name: str, split: Any, study: dict) -> Any:
+    if split is None:
+        split = {}
+    if not isinstance(split, dict):
+        return split
+    filled = {"name": name, "task": _slug(name), **split}
+    base = study.get("dataset")
+    own = split.get("dataset", {})
+    if isinstance(base, dict) and isinstance(own, dict):
+        filled["dataset"] = {**base, **own}
+        if isinstance(base.get("columns"), dict) and isinstance(own.get("columns"), dict):
+            filled["dataset"]["columns"] = {**base["columns"], **own["columns"]}
+    if "modality" not in split:
+        shifts = split.get("shifts") or []
+        modalities = {shift.get("modality") for shift in shifts if isinstance(shift, dict)} & {"visual", "text"}
+        filled["modality"] = (
+            "id" if not shifts else "joint" if len(modalities) > 1 else next(iter(modalities), "visual")
+        )
+    return filled
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
 
 def load_study(name_or_path: str | Path) -> Study:
     """Load a built-in study by name, or a study file.
 
     Raises:
-        StudyError: neither a built-in name nor a file, or the file is not a study.
+        StudyError: neither a built-in name nor a file, or the file is not a study; with the lines
+            that are wrong.
     """
-    return _load(str(name_or_path))
-
-
-@lru_cache(maxsize=32)
-def _load(source: str) -> Study:
+    source = str(name_or_path)
     if source in BUILT_IN:
-        text = resources.files("lmms_eval_emi.studies").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
-    elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
-    else:
+        return _built_in(source)
+    path = Path(source).expanduser()
+    if not path.is_file():
         raise StudyError(
             f"study: expected {' or '.join(map(repr, BUILT_IN))} or the path of a study file, got {source!r}."
         )
+    return parse_study(path.read_text(encoding="utf-8"), str(path.resolve()))
+
+
+@lru_cache(maxsize=len(BUILT_IN))
+def _built_in(name: str) -> Study:
+    text = resources.files("lmms_eval_emi.studies").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_study(text, name)
+
+
+def parse_study(text: str, source: str) -> Study:
+    """Read a study from YAML text; ``source`` names it in errors and resolves its relative paths.
+
+    Raises:
+        StudyError: it is not a study.
+    """
     try:
-        return Study.model_validate(yaml.safe_load(text))
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise StudyError(f"{source}: not a YAML file: {error}") from error
-    except ValidationError as error:
-        problems = "\n".join(
-            f"  {'.'.join(map(str, problem['loc'])) or 'study'}: {problem['msg']}" for problem in error.errors()
-        )
-        raise StudyError(f"{source}: not a study:\n{problems}") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise StudyError(f"{source}{line}: not a YAML file: {getattr(error, 'problem', None) or error}") from error
+    problems = list(_doubled_keys(node)) if node else []
+    if isinstance(data, dict) and not problems:
+        try:
+            return Study.model_validate({**data, "source": source})
+        except ValidationError as error:
+            for problem in error.errors():
+                location = [part for part in problem["loc"] if part != "source"]
+                problems.append(
+                    (_line(node, location), f"{'.'.join(map(str, location)) or 'study'}: {_message(problem)}")
+                )
+    elif not problems:
+        problems.append((1, f"expected a mapping with name, id_split, dataset and splits, got {type(data).__name__}"))
+    raise StudyError(
+        f"{source}: not a study:\n" + "\n".join(f"  line {line}: {message}" for line, message in sorted(set(problems)))
+    )
+
+
+def _message(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        models: dict[str, type[BaseModel]] = {"columns": Columns, "dataset": DatasetSpec, "shifts": Shift}
+        inside = next((models[part] for part in reversed(problem["loc"][:-1]) if part in models), None)
+        inside = inside or (SplitSpec if problem["loc"][0] == "splits" else Study)
+        known = [name for name in inside.model_fields if name != "source"] + (["dataset"] if inside is Study else [])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        return f"unknown key.{f' Did you mean {close[0]}?' if close else ''} Known are {', '.join(known)}"
+    if problem["type"] == "missing":
+        return "missing"
+    return problem["msg"].removeprefix("Value error, ")
+
+
+def _line(node: yaml.Node | None, location: list[Any]) -> int:
+    """The line of the deepest part of a location that the file has."""
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if found is None:
+                return line
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _doubled_keys(node: yaml.Node) -> Any:
+    """Keys that stand twice in one mapping, of which YAML readers keep the last in silence."""
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            if key.value in lines:
+                yield key.start_mark.line + 1, f"{key.value}: stands in line {lines[key.value]} already"
+            lines[key.value] = key.start_mark.line + 1
+            yield from _doubled_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _doubled_keys(item)

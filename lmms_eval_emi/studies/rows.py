@@ -1,55 +1,146 @@
-"""The rows of a study's splits, from its dataset, and their samples once there are answers."""
+"""The rows of a study's splits, from its datasets, and their samples once there are answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from lmms_eval_emi.samples import DatasetImage, Sample
-from lmms_eval_emi.studies.catalogue import Columns, Study, StudyError
+from lmms_eval_emi.studies.catalogue import Columns, DatasetSpec, SplitSpec, Study, StudyError
 
 if TYPE_CHECKING:
     import datasets
 
+FILE_SPLIT = "train"  # as datasets calls the rows of a file
+FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
-def load_splits(study: Study) -> datasets.DatasetDict:
-    """All splits of a study's dataset, from the hub, its cache or a folder.
+
+def load_splits(study: Study, names: Iterable[str] | None = None) -> dict[str, datasets.Dataset]:
+    """The rows of a study's splits, from the hub, its cache, folders or files.
+
+    Args:
+        study: whose splits.
+        names: of the splits; default: all.
+
+    Returns:
+        Rows by split. A dataset that several splits share is loaded once.
 
     Raises:
-        StudyError: the dataset is not there, or lacks columns.
+        StudyError: a dataset is not there, or lacks a split or columns.
     """
+    loaded: dict[tuple[str, str | None], Any] = {}
+    rows = {}
+    for name in names or study.splits:
+        split = study.split(name)
+        spec = split.dataset
+        key = (spec.path, spec.config)
+        if key not in loaded:
+            loaded[key] = _load(study, spec)
+        dataset_split = split_of_dataset(study, split)
+        if dataset_split not in loaded[key]:
+            raise StudyError(
+                f"{spec.path}: expected the split {dataset_split}, which is missing; it has {', '.join(loaded[key])}. Name another one under dataset: split: in the study file."
+            )
+        rows[name] = loaded[key][dataset_split]
+        check_columns(rows[name], spec.columns, f"{spec.path}, split {dataset_split}")
+    return rows
+
+
+def split_of_dataset(study: Study, split: SplitSpec) -> str:
+    """Name of the dataset's split that holds a split's rows; a file has one only."""
+    path = local_path(study, split.dataset)
+    return FILE_SPLIT if path is not None and path.is_file() else split.dataset_split
+
+
+def local_path(study: Study, spec: DatasetSpec) -> Path | None:
+    """The file or folder that a dataset's path means: below the study file's folder, or the current one."""
+    candidates = [Path(study.source).parent / spec.path] if Path(study.source).suffix else []
+    return next((path for path in (*candidates, Path(spec.path).expanduser()) if path.exists()), None)
+
+
+def load_dataset_arguments(study: Study, spec: DatasetSpec) -> dict[str, Any]:
+    """What ``datasets.load_dataset`` is to be given for a dataset.
+
+    Raises:
+        StudyError: a file of an unknown format.
+    """
+    path = local_path(study, spec)
+    if path is not None and path.is_file():
+        if path.suffix not in FILE_FORMATS:
+            raise StudyError(
+                f"{path}: expected a dataset folder or a file of {', '.join(FILE_FORMATS)}, got {path.suffix or 'no suffix'}."
+            )
+        return {"path": FILE_FORMATS[path.suffix], "data_files": {FILE_SPLIT: str(path)}}
+    # A folder below the current one is found by its name, which keeps caches and logs the same everywhere.
+    use_name = path is None or path == Path(spec.path)
+    return {"path": spec.path if use_name else str(path), **({"name": spec.config} if spec.config else {})}
+
+
+def _load(study: Study, spec: DatasetSpec) -> Mapping[str, datasets.Dataset]:
     import datasets
 
     datasets.logging.set_verbosity_error()
-    if Path(study.dataset.path).is_dir():  # nothing to fetch, and a bar a split to tell
-        datasets.disable_progress_bars()
+    arguments = load_dataset_arguments(study, spec)
     try:
-        splits = datasets.load_dataset(study.dataset.path)
+        if local_path(study, spec):
+            datasets.disable_progress_bars()  # nothing to fetch, and a bar a split to tell
+            arguments["cache_dir"] = str(_cache_of_files(datasets.load_dataset_builder(**arguments)))
+        return datasets.load_dataset(**arguments)
     except Exception as error:  # datasets raises a dozen kinds, the hub's among them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StudyError(
-            f"The dataset {study.dataset.path!r} of the study {study.name} cannot be loaded: {reason}\n"
-            f"Fetch it on a machine with a connection:\n  hf download --repo-type dataset {study.dataset.path}\n"
-            f"then copy the Hugging Face cache here, or have a folder {study.dataset.path}/ below the current one."
+            f"The dataset {spec.path!r} of the study {study.name} cannot be loaded: {reason}\n"
+            f"Fetch it on a machine with a connection:\n  hf download --repo-type dataset {spec.path}\n"
+            f"then copy the Hugging Face cache here, or have a folder {spec.path}/ below the current one."
         ) from error
-    for name, split in splits.items():
-        check_columns(split, study.dataset.columns, f"{study.dataset.path}, split {name}")
-    return splits
+
+
+def _cache_of_files(builder: datasets.DatasetBuilder) -> Path:
+    """A cache folder for just these local files, as they are now.
+
+    The key of datasets' own cache knows a local folder's name but neither its place nor its files,
+    so that another folder of that name, or a changed file, would be answered with the old rows.
+    """
+    import datasets
+
+    files = {
+        split: (list(paths), list(paths.origin_metadata)) for split, paths in (builder.config.data_files or {}).items()
+    }
+    return Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" / xxhash.xxh3_64_hexdigest(repr(files).encode())
+
+
+def stale_cache(path: str, split: datasets.Dataset) -> Path | None:
+    """The folder of datasets' cache that answered for a local folder with rows of other files, if it did.
+
+    lmms-eval loads datasets itself, through that cache; see :func:`_cache_of_files`.
+    """
+    if not Path(path).is_dir():
+        return None
+    size, cache = _size_and_cache(path)
+    return cache if split.info.download_size not in (None, size) else None
+
+
+@lru_cache(maxsize=64)
+def _size_and_cache(path: str) -> tuple[int, Path]:
+    import datasets
+
+    builder = datasets.load_dataset_builder(path)
+    files = {file for paths in (builder.config.data_files or {}).values() for file in paths}
+    return sum(Path(file).stat().st_size for file in files), Path(builder.cache_dir)
 
 
 def check_columns(split: datasets.Dataset, columns: Columns, label: str) -> None:
     """Raise ``StudyError`` unless a split has the columns that its study names."""
-    missing = sorted({columns.id, columns.image, columns.question, columns.reference} - set(split.column_names))
+    wanted = {columns.id, columns.question, columns.reference} | ({columns.image} if columns.image else set())
+    missing = sorted(wanted - set(split.column_names))
     if missing:
         raise StudyError(
-            f"{label}: expected the columns {', '.join(missing)}, which are missing; it has {', '.join(split.column_names)}. Name them under dataset: columns: in the study file."
+            f"{label}: expected the columns {', '.join(missing)}, which are missing; it has {', '.join(split.column_names)}. Name them under dataset: columns: in the study file (image: null for text alone)."
         )
-
-
-def question_ids(split: datasets.Dataset, columns: Columns) -> list[object]:
-    """The id of every row."""
-    return list(split[columns.id])
 
 
 def to_samples(split: datasets.Dataset, columns: Columns, answers: Mapping[int, str]) -> list[Sample]:
@@ -62,14 +153,16 @@ def to_samples(split: datasets.Dataset, columns: Columns, answers: Mapping[int, 
     """
     from datasets import Image
 
-    encoded = split.cast_column(columns.image, Image(decode=False)).select_columns([columns.image])
-    texts = split.select_columns([columns.id, columns.question, columns.reference])
+    encoded = (
+        split.cast_column(columns.image, Image(decode=False)).select_columns([columns.image]) if columns.image else None
+    )
+    texts = split.select_columns(list(dict.fromkeys((columns.id, columns.question, columns.reference))))
     samples = []
     for row, fields in enumerate(texts):
         if row in answers:
             samples.append(
                 Sample(
-                    image=DatasetImage(encoded, row, columns.image),
+                    image=DatasetImage(encoded, row, columns.image) if encoded is not None and columns.image else None,
                     question=fields[columns.question],
                     response=answers[row],
                     reference=fields[columns.reference],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tabulate import tabulate
 
 from lmms_eval_emi.studies.catalogue import SHIFT_MODALITIES
@@ -41,6 +43,58 @@ def result_to_table(result: StudyResult) -> str:
     return "\n\n".join((f"{study.title}\nmodel: {result.model}", table, summary_to_table(result), legend(result)))
 
 
+def results_to_table(results: Sequence[StudyResult]) -> str:
+    """One result as :func:`result_to_table`, several of one study side by side."""
+    if len(results) == 1:
+        return result_to_table(results[0])
+    study = results[0].study
+    columns = column_names(results)
+    rows: list[list[object]] = []
+    for modality in ("id", *SHIFT_MODALITIES):
+        for name, split in study.splits.items():
+            figures = [result.splits.get(name) for result in results]
+            if split.modality == modality and any(figures):
+                rows.append(
+                    [
+                        name,
+                        modality,
+                        *(figure.emi.value if figure else None for figure in figures),
+                        *(figure.emid.value if figure and figure.emid else None for figure in figures),
+                    ]
+                )
+    headers = ["split", "shift", *(f"EMI\n{column}" for column in columns), *(f"EMID\n{column}" for column in columns)]
+    table = tabulate(rows, headers=headers, floatfmt=DIGITS, missingval="-", disable_numparse=[0, 1])
+    summaries = [result.summary() for result in results]
+    means = [
+        [column, summary.n_shifts, summary.mean_emi, summary.mean_emid, summary.mean_bound, summary.pearson_r]
+        for column, summary in zip(columns, summaries, strict=True)
+    ]
+    overview = tabulate(
+        means,
+        headers=["column", "shifts", "mean EMI", "mean EMID", "mean bound", "Pearson r"],
+        floatfmt=DIGITS,
+        missingval="-",
+        disable_numparse=[0],
+    )
+    signatures = "\n".join(
+        f"signature of {column}  {result.signature}" for column, result in zip(columns, results, strict=True)
+    )
+    return "\n\n".join((study.title, table, overview, _meaning(results[0]) + "\n" + signatures))
+
+
+def column_names(results: Sequence[StudyResult]) -> list[str]:
+    """What tells several results apart: the models, the estimators, or both."""
+    estimators = [dict(result.signature.parts)["estimator"] for result in results]
+    models = [result.model for result in results]
+    if len(set(models)) == len(results):
+        return models
+    return (
+        estimators
+        if len(set(estimators)) == len(results)
+        else [f"{model}, {estimator}" for model, estimator in zip(models, estimators, strict=True)]
+    )
+
+
 def summary_to_table(result: StudyResult) -> str:
     """Means over the shifts of each modality, and Pearson's r between EMID and bound."""
     rows = []
@@ -67,17 +121,17 @@ def summary_to_table(result: StudyResult) -> str:
 
 def legend(result: StudyResult) -> str:
     """What the columns mean, in nats and with their sign, and the signature."""
-    guarantee = (
-        "an index that goes with EMID, no guarantee"
-        if "kind:scaled" in str(result.signature)
-        else "the theorem's bound on EMID"
-    )
+    return f"{_meaning(result)}\nsignature  {result.signature}"
+
+
+def _meaning(result: StudyResult) -> str:
+    scaled = dict(result.signature.parts)["kind"] == "scaled"
+    guarantee = "an index that goes with EMID, no guarantee" if scaled else "the theorem's bound on EMID"
     return "\n".join(
         (
             "EMI    I(input; response) - I(input; reference), in nats; higher is better",
             f"EMID   EMI({result.study.id_split}) - EMI(split); positive: the model lost relevance under the shift",
             f"bound  of EMID from the RJSD of images, questions and responses; {guarantee}",
             "r      Pearson's correlation of EMID and bound over the shifts",
-            f"signature  {result.signature}",
         )
     )

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Union
 
 import torch
 import xxhash
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.encoders.base import encode_distinct
+from lmms_eval_emi.encoders.clip import to_rgb
 
 if TYPE_CHECKING:
     import datasets
@@ -62,27 +63,47 @@ class Sample:
 
     def __post_init__(self) -> None:
         for name in ("question", "response", "reference"):
-            if not isinstance(getattr(self, name), str):
-                raise SampleError(f"row {self.id}: expected text in {name}, got {type(getattr(self, name)).__name__}.")
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise SampleError(f"row {self.id}: expected text in {name}, got {type(text).__name__}.")
+            object.__setattr__(self, name, encodable(text))
+        if self.image is not None and not isinstance(self.image, Image.Image | bytes | str | Path | DatasetImage):
+            raise SampleError(
+                f"row {self.id}: expected a Pillow image, encoded bytes or a path in image, got {type(self.image).__name__}. Convert with PIL.Image.fromarray or .open."
+            )
+
+
+def encodable(text: str) -> str:
+    """The text with ``?`` for lone surrogates, which models with byte tokens may emit and no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def image_key(source: ImageSource) -> str:
     """A key of an image's content: equal for equal encoded files, or for equal pixels."""
     if isinstance(source, Image.Image):
-        return f"{source.mode}{source.size}{xxhash.xxh3_128_hexdigest(source.tobytes())}"
+        pixels = to_rgb(open_image(source))
+        return f"{pixels.size}{xxhash.xxh3_128_hexdigest(pixels.tobytes())}"
     return xxhash.xxh3_128_hexdigest(_encoded(source))
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """The decoded image, turned as its EXIF data say, as ``datasets`` does."""
-    if isinstance(source, Image.Image):
-        return source
+    """The decoded image, turned as its EXIF data say, as ``datasets`` does.
+
+    Raises:
+        SampleError: it cannot be decoded, or has no pixels.
+    """
     from datasets import Image as ImageFeature
 
     try:
-        return ImageFeature().decode_example({"bytes": _encoded(source), "path": None})
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        if isinstance(source, Image.Image):
+            image = ImageOps.exif_transpose(source)
+        else:
+            image = ImageFeature().decode_example({"bytes": _encoded(source), "path": None})
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SampleError(f"its image cannot be read: {error}") from error
+    if 0 in image.size:
+        raise SampleError(f"its image has no pixels: its size is {image.width} x {image.height}")
+    return image
 
 
 def _encoded(source: bytes | str | Path | DatasetImage) -> bytes:
@@ -128,6 +149,8 @@ def embed_splits(
             samples have one.
         ValueError: a split has no samples.
     """
+    if not splits:
+        raise ValueError("splits: expected at least one split, got none.")
     for name, samples in splits.items():
         if not samples:
             raise ValueError(f"split {name}: expected at least one sample, got none.")

@@ -88,7 +88,7 @@ def override_settings(given: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        label = name if name in values else f"{PREFIX}{name.upper()}"
+        label = f"--{name.replace('_', '-')}" if name in values else f"{PREFIX}{name.upper()}"
         raise SettingsError(
             f"{label}: {first['msg']}, got {first['input']!r}. {Settings.model_fields[name].description}"
         ) from error

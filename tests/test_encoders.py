@@ -271,6 +271,43 @@ def test_an_image_that_cannot_be_read_is_named(encoders, tmp_path):
         embed_splits({"a": [Sample(tmp_path / "missing.jpg", "red?", "yes", "no", id=3)]}, encoders)
 
 
+def test_images_are_told_apart_by_what_is_seen(encoders):
+    """Two palettes make two pictures of the same indices; a file and its decoded image are one."""
+    import io
+
+    indices = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "L")
+    pictures = []
+    for colour in range(2):
+        picture = indices.convert("P")
+        picture.putpalette([value for index in range(256) for value in ((index, 0, 0), (0, index, 0))[colour]])
+        pictures.append(picture)
+    turned = builder.picture(np.random.default_rng(0))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", exif=exif)
+    pictures += [buffer.getvalue(), Image.open(io.BytesIO(buffer.getvalue()))]
+    embedded = embed_splits(
+        {"a": [Sample(picture, "red?", "yes", "no", row) for row, picture in enumerate(pictures)]}, encoders
+    )["a"]
+    assert embedded.groups[0] != embedded.groups[1]
+    assert not torch.allclose(embedded.v[0], embedded.v[1])
+    assert torch.equal(embedded.v[2], embedded.v[3])
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), 3, object()])
+def test_what_is_no_image(image):
+    with pytest.raises(SampleError, match="row 5: expected a Pillow image, encoded bytes or a path in image"):
+        Sample(image, "red?", "yes", "no", id=5)
+
+
+def test_nothing_to_embed(encoders):
+    with pytest.raises(ValueError, match="splits: expected at least one split"):
+        embed_splits({}, encoders)
+    with pytest.raises(ValueError, match="split a: expected at least one sample"):
+        embed_splits({"a": []}, encoders)
+
+
 def test_devices():
     assert resolve_device("cpu").type == "cpu"
     if not torch.cuda.is_available():

@@ -339,3 +339,37 @@ def test_an_estimator_of_another_dimension_is_found_before_the_run(monkeypatch, 
     monkeypatch.setenv("LMMS_EVAL_EMI_ESTIMATOR", str(tmp_path / "big.safetensors"))
     with pytest.raises(PreflightError, match="takes embeddings of dimension 768, and the vision encoder gives 32"):
         session_module.preflight()
+
+
+def test_a_device_that_is_not_there_is_found_before_the_run(monkeypatch, in_tinyhub):
+    monkeypatch.setenv("LMMS_EVAL_EMI_DEVICE", "cuda:99")
+    with pytest.raises(PreflightError, match="CUDA devices, got 'cuda:99'"):
+        session_module.preflight()
+
+
+def test_an_answer_that_no_file_can_hold_does_not_cost_the_others(fresh_session, load_split, in_tinyhub, tmp_path):
+    hooks, (docs,) = load_split(ID)
+    values = [hooks.process_results(doc, ["half a \ud83d" if row == 2 else "red"]) for row, doc in enumerate(docs)]
+    args = SimpleNamespace(model="m", model_args="", output_path=str(tmp_path), timezone="UTC")
+    assert isinstance(hooks.emi([value["emi"] for value in values], args), float)
+    assert len(only(tmp_path, f"{ID}.jsonl").read_text().splitlines()) == ROWS
+
+
+def test_an_output_path_that_cannot_be_written(fresh_session, load_split, in_tinyhub, monkeypatch, tmp_path):
+    monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("")
+    hooks, (docs,) = load_split(ID)
+    args = SimpleNamespace(model="m", model_args="", output_path=str(tmp_path / "file" / "out"), timezone="UTC")
+    assert isinstance(hooks.emi([value["emi"] for value in answer_all(hooks, docs)], args), float)
+    assert only(tmp_path / "cache", f"{ID}.jsonl")
+
+
+def test_a_run_that_failed_before_it_began_leaves_nothing_behind(fresh_session, load_split):
+    load_split(ID, GERMAN)
+    load_split(GERMAN)
+    assert not SESSION.has_split("natural", ID)
+
+
+def test_our_files_carry_the_stamp_of_the_harness(run):
+    stamp = only(run.folder, "*_results.json").name.removesuffix("_results.json")
+    assert only(run.folder, "*_emi_natural.json").name == f"{stamp}_emi_natural.json"

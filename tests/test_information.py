@@ -156,3 +156,21 @@ def test_half_precision_is_upcast(make_embeddings, estimator):
     half = emi_package.Embeddings(v=split.v.half(), t=split.t.half(), y_hat=split.y_hat.half(), y=split.y.half())
     assert emi(half, estimator).value == pytest.approx(emi(split, estimator).value, abs=1e-2)
     assert emi(half, estimator).contributions.dtype == torch.float64
+
+
+def test_rows_that_are_not_normalised_are_told(make_embeddings):
+    with pytest.warns(UserWarning, match="v: expected L2-normalised rows, got norms from 100 to 100"):
+        make_embeddings(0, v=make_embeddings(0).v * 100)
+
+
+def test_arrays_of_other_layouts(make_embeddings, estimator):
+    split = make_embeddings(0)
+    expected = emi(split, estimator).value
+    for dtype in (">f4", np.longdouble):
+        assert emi(make_embeddings(0, v=split.v.numpy().astype(dtype)), estimator).value == pytest.approx(
+            expected, abs=1e-6
+        )
+    with pytest.raises(ValueError, match="v: expected a dense tensor"):
+        make_embeddings(0, v=split.v.to_sparse())
+    with pytest.raises(ValueError, match="v: expected rows of equal length"):
+        make_embeddings(0, v=[[1.0], [1.0, 2.0]])

@@ -173,8 +173,8 @@ def test_an_empty_answer_is_an_answer(in_tinyhub, answers, tmp_path):
     [
         (["--split", "llava_bench_coco_Germn"], "Did you mean llava_bench_coco_German?"),
         (["--estimator", "nothing.pt"], "expected a registered name"),
-        (["--entropy", "-1"], "entropy: "),
-        (["--batch-size", "0"], "batch_size: "),
+        (["--entropy", "-1"], "--entropy: "),
+        (["--batch-size", "0"], "--batch-size: "),
         (["--vision-encoder", "nobody/nothing"], "LMMS_EVAL_EMI_VISION_ENCODER"),
     ],
 )
@@ -220,12 +220,57 @@ def test_answers_of_several_models(tmp_path):
     for name in ("llava_bench_coco_llava-7b", "llava_bench_coco_llava-13b", "llava_bench_coco_frost_1_llava-7b"):
         (tmp_path / f"{name}.jsonl").touch()
     study = load_study("synthetic")
+
+    def stems(model=None):
+        return {path.stem for path in find_answer_files(tmp_path, study, model).values()}
+
     with pytest.raises(AnswersError, match=r"answers of several models \(llava-13b, llava-7b\). Pick one with --model"):
-        find_answer_files(tmp_path, study)
-    assert {path.stem for path in find_answer_files(tmp_path, study, "llava-7b").values()} == {
-        "llava_bench_coco_llava-7b",
-        "llava_bench_coco_frost_1_llava-7b",
-    }
+        stems()
+    assert stems("llava-7b") == {"llava_bench_coco_llava-7b", "llava_bench_coco_frost_1_llava-7b"}
+    assert stems("llava-13b") == {"llava_bench_coco_llava-13b"}, "no split takes another model's file"
+    with pytest.raises(AnswersError, match="expected answers of one of llava-13b, llava-7b, got --model llava-8b"):
+        stems("llava-8b")
+    (tmp_path / "llava_bench_coco_frost_3.jsonl").touch()
+    assert stems() == {"llava_bench_coco_frost_3"}, "plain files and a model's are not mixed"
+
+
+def test_empty_answers_and_several_model_ids_are_told(in_tinyhub, answers, tmp_path, caplog):
+    """Empty answers score well, and are mostly the fault of a stop string."""
+    write_answer_file(answers / f"{GERMAN}.jsonl", [(row, "", " " * row) for row in range(ROWS)], "another")
+    assert score(answers, tmp_path / "results.json", "--split", GERMAN) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["notes"] == {GERMAN: ["5 of 5 answers are empty"]}
+    assert "5 of 5 answers are empty" in caplog.text and "name several models as model_id" in caplog.text
+
+
+def test_ids_of_any_type_and_texts_of_any_character(in_tinyhub, answers, tmp_path):
+    assert score(answers, tmp_path / "plain.json", "--split", GERMAN) == 0
+    path = answers / f"{GERMAN}.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps({**record, "question_id": float(record["question_id"])}) + "\r\n" for record in records)
+    )
+    assert score(answers, tmp_path / "floats.json", "--split", GERMAN) == 0
+    assert (tmp_path / "floats.json").read_text() == (tmp_path / "plain.json").read_text()
+    path.write_text("".join(json.dumps({**record, "text": "half a \ud83d"}) + "\n" for record in records))
+    assert score(answers, tmp_path / "surrogates.json", "--split", GERMAN) == 0
+
+
+def test_figures_are_written_before_they_are_printed(in_tinyhub, answers, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(BrokenPipeError))
+    output = tmp_path / "results.json"
+    monkeypatch.setattr("sys.stderr.close", lambda: None, raising=False)
+    assert score(answers, output, "--split", GERMAN) == 141
+    assert json.loads(output.read_text())["splits"]
+
+
+def test_an_output_that_is_a_link_or_a_device(in_tinyhub, answers, tmp_path):
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert score(answers, link, "--split", GERMAN) == 0
+    assert link.is_symlink() and json.loads(target.read_text())["splits"]
+    assert score(answers, "/dev/null", "--split", GERMAN) == 0
+    assert shutil.os.path.exists("/dev/null") and not shutil.os.path.isfile("/dev/null")
 
 
 def test_answers_survive_being_written_and_read(tmp_path):

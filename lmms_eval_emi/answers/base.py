@@ -41,8 +41,13 @@ class SplitAnswers:
 
     def by_row(self, ids: Sequence[object]) -> dict[int, str]:
         """Answers by row number, for a split whose rows have these ids."""
-        keys = range(len(ids)) if self.keyed_by == "row" else [str(question_id) for question_id in ids]
+        keys = range(len(ids)) if self.keyed_by == "row" else [id_text(question_id) for question_id in ids]
         return {row: self.texts[key] for row, key in enumerate(keys) if key in self.texts}
+
+
+def id_text(question_id: object) -> str:
+    """A question id as text; 3, "3" and 3.0, which pandas makes of it, are one."""
+    return str(int(question_id)) if isinstance(question_id, float) and question_id.is_integer() else str(question_id)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -63,7 +68,7 @@ def first_record(path: Path) -> dict[str, Any]:
     for _, line in read_lines(path):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         return record if isinstance(record, dict) else {}
     return {}
@@ -88,8 +93,9 @@ def collect(
         where = f"{path}:{number}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"{where}: not a line of JSON ({error.msg}). Mend or remove the line.")
+        except (ValueError, RecursionError) as error:
+            hint = " The file seems to be one JSON array: write an object a line." if line.strip() == "[" else ""
+            problems.append(f"{where}: not a line of JSON ({error}). Mend or remove the line.{hint}")
             continue
         text = text_of(record.get(text_name)) if isinstance(record, dict) and record.get(key_name) is not None else None
         if not isinstance(text, str):
@@ -98,7 +104,7 @@ def collect(
                 f"{where}: expected an object with {key_name} and {text_name} (a text), got {keys or 'an empty object'}. Mend or remove the line."
             )
             continue
-        key = record[key_name] if key_name == "doc_id" else str(record[key_name])
+        key = record[key_name] if key_name == "doc_id" else id_text(record[key_name])
         if key in seen:
             problems.append(f"{where}: {key_name} {key} stands in line {seen[key]} already. Keep one of the two.")
             doubled.add(key)

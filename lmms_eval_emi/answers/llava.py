@@ -39,13 +39,16 @@ def find_answer_files(folder: Path, study: Study, model: str | None = None) -> d
     names ``answers`` may take that file instead. A file belongs to the longest name that it begins
     with, so that ``llava_bench_coco_frost_1.jsonl`` is not the file of ``llava_bench_coco``.
 
+    The files are those of one model: the ones without a model's name where there are such, else
+    those of the only model.
+
     Args:
         folder: with the files.
         study: whose splits are looked for.
-        model: which model's files to take where the folder has several.
+        model: take the files with this model's name, if any have one.
 
     Raises:
-        AnswersError: the folder has no such file, or a split has files of several models.
+        AnswersError: the folder has no such file, or has those of several models.
     """
     stems = {
         stem
@@ -60,22 +63,24 @@ def find_answer_files(folder: Path, study: Study, model: str | None = None) -> d
         )
         if owner:
             by_stem.setdefault(owner, {})[path.stem[len(owner) + 1 :]] = path
+    wanted = {stem for split in study.splits.values() for stem in split.answer_stems}
+    suffixes = {suffix for stem in wanted for suffix in by_stem.get(stem, {})}
+    models = sorted(suffixes - {""})
+    if model is not None and models:
+        if model not in models:
+            raise AnswersError(f"{folder}: expected answers of one of {', '.join(models)}, got --model {model}.")
+        chosen = model
+    elif "" in suffixes or not models:
+        chosen = ""
+    elif len(models) == 1:
+        chosen = models[0]
+    else:
+        raise AnswersError(f"{folder}: answers of several models ({', '.join(models)}). Pick one with --model.")
     files = {}
     for name, split in study.splits.items():
-        for stem in split.answer_stems:
-            candidates = by_stem.get(stem, {})
-            if model is not None and model in candidates:
-                files[name] = candidates[model]
-            elif "" in candidates:
-                files[name] = candidates[""]
-            elif model is None and len(candidates) == 1:
-                files[name] = next(iter(candidates.values()))
-            elif model is None and candidates:
-                raise AnswersError(
-                    f"{folder}: the split {name} has answers of several models ({', '.join(sorted(candidates))}). Pick one with --model."
-                )
-            if name in files:
-                break
+        stem = next((stem for stem in split.answer_stems if chosen in by_stem.get(stem, {})), None)
+        if stem:
+            files[name] = by_stem[stem][chosen]
     if not files:
         present = [path.name for path in sorted(folder.glob("*"))]
         raise AnswersError(

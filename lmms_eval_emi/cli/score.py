@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.encoders import load_encoders
     from lmms_eval_emi.estimators import check_encoders, load_estimator
     from lmms_eval_emi.samples import embed_splits
-    from lmms_eval_emi.studies.scoring import score_study, write_atomically
+    from lmms_eval_emi.studies.scoring import notes_on_samples, score_study, write_atomically
     from lmms_eval_emi.studies.table import results_to_table
 
     estimators = [load_estimator(source) for source in args.estimator or [settings.estimator]]
@@ -118,15 +118,22 @@ def run(args: argparse.Namespace) -> int:
             convention=settings.convention,
             entropy=settings.entropy,
             left_out=model.left_out,
+            notes=notes_on_samples(model.samples),
         )
         for model in answered
         for estimator in estimators
     ]
+    if args.output:
+        content = results[0].to_dict() if len(results) == 1 else {"results": [result.to_dict() for result in results]}
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        log.info("figures written to %s", write_atomically(args.output, text + "\n"))
     print(results_to_table(results))
     for model in answered:
         for reasons in model.left_out.values():
             for reason in reasons[:SHOWN_PROBLEMS]:
                 log.warning("%s: left out: %s", model.model, reason)
+        for name, notes in notes_on_samples(model.samples).items():
+            log.warning("%s, split %s: %s.", model.model, name, "; ".join(notes))
         if study.id_split not in model.samples:
             log.warning(
                 "%s: The ID split %s was not scored, so EMID and the bound are left out. Add its answers as %s.jsonl.",
@@ -134,10 +141,6 @@ def run(args: argparse.Namespace) -> int:
                 study.id_split,
                 study.id_split,
             )
-    if args.output:
-        content = results[0].to_dict() if len(results) == 1 else {"results": [result.to_dict() for result in results]}
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        log.info("figures written to %s", write_atomically(args.output, text + "\n"))
     return 0
 
 
@@ -183,6 +186,9 @@ def check_writable(path: Path) -> None:
         raise StudyError(
             f"output: expected a file, got the folder {path}. Add a file name, such as {path / 'results.json'}."
         )
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe
     path.parent.mkdir(parents=True, exist_ok=True)
     probe = path.with_name(f".{path.name}.probe")
     probe.touch()

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -204,9 +205,9 @@ class EMIDBound:
 
 def check_entropy(entropy: float | None) -> None:
     """Raise ``ValueError`` unless ``entropy`` is ``None`` or a positive, finite number."""
-    if entropy is not None and not (math.isfinite(entropy) and entropy > 0):
+    if entropy is not None and not (isinstance(entropy, Real) and math.isfinite(entropy) and entropy > 0):
         raise ValueError(
-            f"entropy: expected a positive, finite entropy scale in nats, or None for the scaled index, got {entropy}."
+            f"entropy: expected a positive, finite entropy scale in nats, or None for the scaled index, got {entropy!r}."
         )
 
 

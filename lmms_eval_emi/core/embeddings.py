@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,16 +27,23 @@ def as_matrix(values: ArrayLike, name: str) -> torch.Tensor:
     if isinstance(values, torch.Tensor):
         matrix = values.detach()
     else:
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise ValueError(f"{name}: expected rows of equal length, got a ragged sequence ({error}).") from error
         if array.dtype.kind != "f":
             raise ValueError(
                 f"{name}: expected floating-point values, got dtype {array.dtype}. Convert with .astype('float32')."
             )
+        if array.dtype not in (np.float16, np.float32, np.float64) or not array.dtype.isnative:
+            array = array.astype(np.float64)
         if not array.flags.writeable or any(stride < 0 for stride in array.strides):
             array = array.copy()
         matrix = torch.from_numpy(array)
     if not matrix.dtype.is_floating_point:
         raise ValueError(f"{name}: expected floating-point values, got dtype {matrix.dtype}. Convert with .float().")
+    if matrix.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got layout {matrix.layout}. Convert with .to_dense().")
     if matrix.ndim != 2:
         raise ValueError(f"{name}: expected shape (N, D), one row a sample, got {tuple(matrix.shape)}.")
     if matrix.shape[0] == 0:
@@ -50,6 +58,16 @@ def as_matrix(values: ArrayLike, name: str) -> torch.Tensor:
             f"{name}: expected finite values, got NaN or infinity in {len(bad)} of {len(matrix)} rows (row {shown}). Drop or re-encode them."
         )
     return matrix
+
+
+def _warn_unless_normalised(matrix: torch.Tensor, name: str) -> None:
+    norms = torch.cat([chunk.double().norm(dim=1) for chunk in matrix.split(CHUNK_ROWS)])
+    off = float((norms - 1).abs().max())
+    if off > 0.02:  # bfloat16 rounds within that
+        warnings.warn(
+            f"{name}: expected L2-normalised rows, got norms from {float(norms.min()):.3g} to {float(norms.max()):.3g}. Figures of other rows cannot be compared with published ones.",
+            stacklevel=4,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +119,8 @@ class Embeddings:
                 raise ValueError(
                     f"{name}: expected dimension {getattr(self, other).shape[1]}, that of {other}, got {getattr(self, name).shape[1]}."
                 )
+        for name in names:
+            _warn_unless_normalised(getattr(self, name), name)
         for name in ("ids", "groups"):
             values = getattr(self, name)
             if values is not None and len(values) != self.n:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -91,6 +92,8 @@ def encode_distinct(
     Returns:
         (M, D) float32 rows in the order of ``items``.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
     first: dict[Hashable, int] = {}
     for position, key in enumerate(keys):
         first.setdefault(key, position)
@@ -193,6 +196,11 @@ def check_loaded(name: str, missing: Sequence[str], optional: Sequence[str] = ()
 
 def unavailable(name: str, what: str, variable: str, error: Exception) -> EncoderUnavailable:
     """The error for an encoder that could not be read."""
+    if Path(name).is_dir():
+        return EncoderUnavailable(
+            f"The folder {name!r} does not hold the {what}: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
+            f"Point to one that does:\n  export {variable}=/path/to/folder"
+        )
     return EncoderUnavailable(
         f"The {what} {name!r} is not on this machine and could not be fetched: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
         f"Fetch it on a machine with a connection:\n"

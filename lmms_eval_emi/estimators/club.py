@@ -76,6 +76,9 @@ class CLUB(nn.Module):
             raise ValueError(
                 f"estimator {name}: expected the keys {', '.join(KEYS)}; missing: {', '.join(missing) or 'none'}; unknown: {', '.join(map(str, unknown)) or 'none'}."
             )
+        odd = next((key for key, tensor in state.items() if not tensor.dtype.is_floating_point), None)
+        if odd:
+            raise ValueError(f"estimator {name}: expected floating-point weights, got {odd} of {state[odd].dtype}.")
         weight_in, weight_out = state["p_mu.0.weight"], state["p_mu.2.weight"]
         if weight_in.ndim != 2 or weight_out.ndim != 2:
             raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loguru import logger
 
+from lmms_eval_emi.encoders import resolve_device
+from lmms_eval_emi.samples import encodable
 from lmms_eval_emi.settings import Settings, SettingsError, cache_folder, load_settings
 from lmms_eval_emi.studies.catalogue import SplitSpec, Study, StudyError
 
@@ -46,7 +49,7 @@ class Answer(dict):
     @classmethod
     def of(cls, study: str, split: str, row: int, answer: Any) -> Answer:
         """Register the answer of a row, and return it for the harness to pass on."""
-        text = answer if isinstance(answer, str) else "" if answer is None else str(answer)
+        text = encodable(answer if isinstance(answer, str) else "" if answer is None else str(answer))
         SESSION.receive((study, split), row, text)
         return cls(row=row_key(study, split, row), answer=text)
 
@@ -91,8 +94,8 @@ class Session:
             PreflightError: something is missing, or the rows are those of other files.
         """
         with self.lock:
-            if self.begun:
-                self._reset()
+            if self.begun or (study.name, split) in self.loaded:
+                self._reset()  # another run of this process
             if not self.loaded:
                 preflight()
             known = self.studies.setdefault(study.name, study)
@@ -187,16 +190,20 @@ def preflight() -> None:
     if not settings.preflight or not is_main_process():
         return
     problems: list[str] = []
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not there
         problems.append(
-            f"The cache {folder} is not writable: {error}\nPoint to one that is: export LMMS_EVAL_EMI_CACHE=/path/to/folder"
+            f"The cache {settings.cache} is not writable: {error}\nPoint to one that is: export LMMS_EVAL_EMI_CACHE=/path/to/folder"
         )
+    try:
+        resolve_device(settings.device)
+    except ValueError as error:
+        problems.append(str(error))
     problems += _check_models(settings)
     if problems:
         raise PreflightError(
@@ -259,19 +266,24 @@ def _check_models(settings: Settings) -> list[str]:
 def _score(session: Session, args: Any) -> None:
     """Save all answers, then score all splits, write the figures and prepare the footer."""
     folder, stamp, model = _run_files(args)
-    answers_folder = folder / f"{stamp}_emi_answers"
+    answers_folder = _unused(folder / f"{stamp}_emi_answers")
     samples: dict[str, dict[str, list[Sample]]] = {}
     for (name, split), answers in session.answers.items():
         if answers and (name, split) in session.loaded:
-            samples.setdefault(name, {})[split] = _save_answers(
-                answers_folder / name, session.studies[name].split(split), session.loaded[name, split], answers, model
-            )
+            spec = session.studies[name].split(split)
+            try:
+                rows = _save_answers(answers_folder / name, spec, session.loaded[name, split], answers, model)
+                samples.setdefault(name, {})[split] = rows
+            except Exception as error:  # one split must not cost the others
+                logger.error(
+                    f"{name}, split {split}: its answers could not be saved or joined with their rows: {error}"
+                )
     logger.info(f"Answers saved in {answers_folder}")
     try:
         from lmms_eval_emi.encoders import load_encoders
         from lmms_eval_emi.estimators import check_encoders, load_estimator
         from lmms_eval_emi.samples import embed_splits
-        from lmms_eval_emi.studies.scoring import score_study
+        from lmms_eval_emi.studies.scoring import notes_on_samples, score_study
         from lmms_eval_emi.studies.table import legend, summary_to_table
 
         settings = load_settings()
@@ -292,11 +304,14 @@ def _score(session: Session, args: Any) -> None:
                 model=model,
                 convention=settings.convention,
                 entropy=settings.entropy,
+                notes=notes_on_samples(splits),
             )
             session.results = {**(session.results or {}), name: result}
             for split, reasons in result.left_out.items():
                 logger.error(f"{name}, split {split}: {'; '.join(reasons)}")
-            path = result.write(folder / f"{stamp}_emi_{name}.json")
+            for split, notes in result.notes.items():
+                logger.warning(f"{name}, split {split}: {'; '.join(notes)}")
+            path = result.write(_unused(folder / f"{stamp}_emi_{name}.json"))
             _FOOTERS.append(
                 "\n".join(
                     (
@@ -341,11 +356,31 @@ def _run_files(args: Any) -> tuple[Path, str, str]:
         getattr(args, "model", None) or "", getattr(args, "model_args", None) or "", None, None, False
     )
     output = getattr(args, "output_path", None)
-    folder = (
-        Path(output) / tracker.model_name_sanitized
-        if output
-        else cache_folder() / "runs" / (tracker.model_name_sanitized or "model")
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = get_datetime_str(timezone=getattr(args, "timezone", None) or "Asia/Singapore").replace(":", "-")
-    return folder, stamp, tracker.model_name or getattr(args, "model", None) or "model"
+    fallback = cache_folder() / "runs" / (tracker.model_name_sanitized or "model")
+    folder = Path(output) / tracker.model_name_sanitized if output else fallback
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.error(f"{folder} cannot be written ({error}); the files of this run go to {fallback}")
+        folder = fallback
+        folder.mkdir(parents=True, exist_ok=True)
+    stamp = _stamp_of_run() or get_datetime_str(timezone=getattr(args, "timezone", None) or "Asia/Singapore")
+    return folder, stamp.replace(":", "-"), tracker.model_name or getattr(args, "model", None) or "model"
+
+
+def _stamp_of_run() -> str | None:
+    """The time stamp that the harness gives this run's files, which only the frame of its caller knows."""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code.co_name == "simple_evaluate" and isinstance(frame.f_locals.get("datetime_str"), str):
+            return frame.f_locals["datetime_str"]
+    return None
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one beside it if another run of the same second has taken it."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return candidate

@@ -138,6 +138,11 @@ class Study(_Strict):
         """
         if name not in self.splits:
             close = difflib.get_close_matches(name, self.splits, n=1)
+            close += [
+                other
+                for other, split in self.splits.items()
+                if name.lower() in (split.task, other.lower().rsplit("_", 1)[-1])
+            ]
             hint = f" Did you mean {close[0]}?" if close else ""
             known = list(self.splits)
             listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
@@ -200,7 +205,11 @@ def load_study(name_or_path: str | Path) -> Study:
         raise StudyError(
             f"study: expected {' or '.join(map(repr, BUILT_IN))} or the path of a study file, got {source!r}."
         )
-    return parse_study(path.read_text(encoding="utf-8"), str(path.resolve()))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: expected a UTF-8 file: {error}") from error
+    return parse_study(text, str(path.resolve()))
 
 
 @lru_cache(maxsize=len(BUILT_IN))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import datasets
 
 SHOWN_PROBLEMS = 10
+log = logging.getLogger("lmms_eval_emi")
 
 
 @dataclass
@@ -89,6 +91,9 @@ def join_answers(
                 if problems:
                     answered.left_out.setdefault(name, []).extend(problems)
         names_in_files = Counter(file.model for file in files.values() if file.model)
+        if len(names_in_files) > 1:
+            counts = ", ".join(f"{model} in {count}" for model, count in names_in_files.most_common())
+            log.warning("%s: its files name several models as model_id (%s), and are scored together.", label, counts)
         if answers.model is None and names_in_files:
             answered.model = names_in_files.most_common(1)[0][0]
     _refuse(joined, allow_missing)

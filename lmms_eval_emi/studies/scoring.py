@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_ent
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import EMI, EMID, MutualInformationEstimator, emi, emid_from_emis
 from lmms_eval_emi.core.signature import Signature
+from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.studies.catalogue import SHIFT_MODALITIES, Study
 
 
@@ -83,8 +84,9 @@ class StudyResult:
         study: what was scored.
         model: whose answers.
         splits: figures by split, in the study's order.
-        left_out: what could not be scored, by split, with the reasons.
         signature: what the figures depend on.
+        left_out: what could not be scored, by split, with the reasons.
+        notes: what a reader should know of a split, such as how many of its answers are empty.
     """
 
     study: Study
@@ -92,6 +94,7 @@ class StudyResult:
     splits: dict[str, SplitFigures]
     signature: Signature
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
     def summary(self, modality: str | None = None) -> Summary:
         """Means and correlation over all shifts, or those of one modality."""
@@ -115,6 +118,7 @@ class StudyResult:
                 "by_modality": {modality: vars(self.summary(modality)) for modality in SHIFT_MODALITIES},
             },
             "left_out": self.left_out,
+            "notes": self.notes,
         }
 
     def write(self, path: str | Path) -> Path:
@@ -124,7 +128,11 @@ class StudyResult:
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write a file under a temporary name and rename it."""
+    """Write a file under a temporary name and rename it; a device or a pipe is written to directly."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -150,6 +158,7 @@ def score_study(
     convention: str = "published",
     entropy: float | None = None,
     left_out: Mapping[str, list[str]] | None = None,
+    notes: Mapping[str, list[str]] | None = None,
 ) -> StudyResult:
     """Score the splits of a study that have embeddings.
 
@@ -160,6 +169,7 @@ def score_study(
         model: whose answers these are.
         convention, entropy: as in :func:`lmms_eval_emi.emid_bound`.
         left_out: what the caller left out already, by split.
+        notes: what the caller has to say of a split; see :func:`notes_on_samples`.
 
     Returns:
         :class:`StudyResult`. A split that cannot be scored is left out with the reason, and the
@@ -202,5 +212,20 @@ def score_study(
         estimator=estimator.signature,
         convention=convention,
         kind=kind,
+        n_id=id_emi.n if id_emi else 0,
+        n=sum(value.n for value in emis.values()),
     )
-    return StudyResult(study, model, figures, signature, omitted)
+    remarks = {name: list(lines) for name, lines in (notes or {}).items() if name in figures}
+    return StudyResult(study, model, figures, signature, omitted, remarks)
+
+
+def notes_on_samples(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[str]]:
+    """What may mislead in the figures of splits with these samples: empty answers, and one row alone."""
+    notes: dict[str, list[str]] = {}
+    for name, rows in samples.items():
+        empty = sum(not row.response.strip() for row in rows)
+        if empty:
+            notes.setdefault(name, []).append(f"{empty} of {len(rows)} answers are empty")
+        if len(rows) == 1:
+            notes.setdefault(name, []).append("it has one row, of which EMI is 0 whatever the answer")
+    return notes

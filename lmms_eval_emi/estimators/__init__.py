@@ -1,7 +1,10 @@
 """Estimators of mutual information: a network and its maths a file, and the registry that finds them."""
 
 from lmms_eval_emi.estimators.club import CLUB
+from lmms_eval_emi.estimators.infonce import InfoNCE
+from lmms_eval_emi.estimators.ksg import KSG
 from lmms_eval_emi.estimators.registry import (
+    Estimator,
     EstimatorEntry,
     EstimatorUnavailable,
     check_encoders,
@@ -11,8 +14,11 @@ from lmms_eval_emi.estimators.registry import (
 
 __all__ = [
     "CLUB",
+    "KSG",
+    "Estimator",
     "EstimatorEntry",
     "EstimatorUnavailable",
+    "InfoNCE",
     "check_encoders",
     "load_estimator",
     "registered_estimators",

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import logging
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lmms_eval_emi.estimators.base import TrainedEstimator
 from lmms_eval_emi.estimators.club import CLUB
+from lmms_eval_emi.estimators.infonce import InfoNCE
+from lmms_eval_emi.estimators.ksg import KSG
 from lmms_eval_emi.settings import cache_folder
 
 if TYPE_CHECKING:
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmms_eval_emi")
 
 CHECKPOINT_FOLDER = "estimator_ckpt"
+KINDS: dict[str, type[TrainedEstimator]] = {kind.kind: kind for kind in (CLUB, InfoNCE)}
+Estimator = TrainedEstimator | KSG
 
 
 class EstimatorUnavailable(RuntimeError):
@@ -38,20 +44,23 @@ class EstimatorEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: str = Field(pattern="^club$")
+    kind: Literal["club", "infonce", "ksg"]
     file: str | None = None  # in the package's estimator_ckpt/
     url: str | None = None
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    dimension: int
-    vision_encoder: str
-    text_encoder: str
+    sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+    dimension: int | None = None
+    vision_encoder: str | None = None
+    text_encoder: str | None = None
     description: str
     licence: str
 
     @model_validator(mode="after")
     def _has_a_source(self) -> EstimatorEntry:
-        if bool(self.file) == bool(self.url):
-            raise ValueError(f"estimator {self.name}: expected either file or url")
+        sources = bool(self.file) + bool(self.url)
+        if sources != (self.kind != "ksg") or sources != bool(self.sha256):
+            raise ValueError(
+                f"estimator {self.name}: expected either file or url, with its sha256, for a trained one, and none for ksg"
+            )
         return self
 
     @property
@@ -66,7 +75,7 @@ def registered_estimators() -> dict[str, EstimatorEntry]:
     return {name: EstimatorEntry(name=name, **fields) for name, fields in yaml.safe_load(text).items()}
 
 
-def load_estimator(source: str | Path) -> CLUB:
+def load_estimator(source: str | Path) -> Estimator:
     """Load an estimator of mutual information.
 
     Args:
@@ -83,6 +92,8 @@ def load_estimator(source: str | Path) -> CLUB:
     """
     registry = registered_estimators()
     entry = registry.get(str(source))
+    if entry and entry.kind == "ksg":
+        return KSG(name=entry.name)
     path = locate(entry) if entry else Path(source).expanduser()
     if not path.is_file():
         close = difflib.get_close_matches(str(source), registry, n=1)
@@ -92,13 +103,21 @@ def load_estimator(source: str | Path) -> CLUB:
         )
     sha256 = file_sha256(path)
     known = next((known for known in registry.values() if known.sha256 == sha256), None)
-    estimator = CLUB.from_state_dict(_read_state(path), name=known.name if known else path.stem, sha256=sha256)
-    if known:
-        estimator.vision_encoder, estimator.text_encoder = known.vision_encoder, known.text_encoder
+    state, metadata = _read_state(path)
+    kind = KINDS.get(metadata.get("kind", "club"))
+    if kind is None:
+        raise ValueError(
+            f"estimator {path}: expected one of the kinds {', '.join(KINDS)}, got {metadata['kind']!r}. A newer version of this package may know it."
+        )
+    estimator = kind.from_state_dict(state, name=known.name if known else path.stem, sha256=sha256)
+    estimator.card = json.loads(metadata.get("card", "{}"))
+    encoders = estimator.card.get("encoders", {})
+    estimator.vision_encoder = encoders.get("vision") or (known.vision_encoder if known else None)
+    estimator.text_encoder = encoders.get("text") or (known.text_encoder if known else None)
     return estimator
 
 
-def check_encoders(estimator: CLUB, encoders: Encoders, *, allow_other: bool = False) -> None:
+def check_encoders(estimator: Estimator, encoders: Encoders, *, allow_other: bool = False) -> None:
     """Make sure that an estimator was trained on embeddings of the encoders of this run.
 
     A registered estimator knows the names of its encoders, a trained one the fingerprints of their
@@ -187,16 +206,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_state(path: Path) -> dict:
+def _read_state(path: Path) -> tuple[dict, dict]:
+    """Tensors and metadata of a file."""
     import pickle
 
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     if path.suffix == ".safetensors":
         try:
-            return load_file(str(path))
+            with safe_open(str(path), framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"estimator {path}: expected a safetensors file: {error}") from error
     if path.suffix not in {".pt", ".pth", ".bin"}:
@@ -209,4 +229,4 @@ def _read_state(path: Path) -> dict:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError(f"estimator {path}: expected a state dict of plain tensors, got {type(state).__name__}.")
-    return state
+    return state, {}

@@ -256,7 +256,7 @@ def _check_models(settings: Settings) -> list[str]:
             ("text", text_width, estimator.input_dimension),
             ("text", text_width, estimator.output_dimension),
         ):
-            if width != expected:
+            if expected is not None and width != expected:
                 problems.append(
                     f"The estimator {estimator.name} takes embeddings of dimension {expected}, and the {name} encoder gives {width}. Set the encoders that it was trained with."
                 )

@@ -16,6 +16,7 @@ from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_ent
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import EMI, EMID, MutualInformationEstimator, emi, emid_from_emis
 from lmms_eval_emi.core.signature import Signature
+from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.studies.catalogue import SHIFT_MODALITIES, Study
 
@@ -87,6 +88,8 @@ class StudyResult:
         signature: what the figures depend on.
         left_out: what could not be scored, by split, with the reasons.
         notes: what a reader should know of a split, such as how many of its answers are empty.
+        estimator_fit: whether the estimator is fit for these data; see
+            :func:`lmms_eval_emi.estimators.fitness.fitness`.
     """
 
     study: Study
@@ -95,6 +98,7 @@ class StudyResult:
     signature: Signature
     left_out: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    estimator_fit: dict[str, Any] = field(default_factory=lambda: {"verdict": "unknown"})
 
     def summary(self, modality: str | None = None) -> Summary:
         """Means and correlation over all shifts, or those of one modality."""
@@ -119,6 +123,7 @@ class StudyResult:
             },
             "left_out": self.left_out,
             "notes": self.notes,
+            "estimator_fit": self.estimator_fit,
         }
 
     def write(self, path: str | Path) -> Path:
@@ -216,7 +221,8 @@ def score_study(
         n=sum(value.n for value in emis.values()),
     )
     remarks = {name: list(lines) for name, lines in (notes or {}).items() if name in figures}
-    return StudyResult(study, model, figures, signature, omitted, remarks)
+    scored = {name: embeddings[name] for name in figures}
+    return StudyResult(study, model, figures, signature, omitted, remarks, fitness(estimator, scored))
 
 
 def notes_on_samples(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[str]]:

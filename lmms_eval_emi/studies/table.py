@@ -76,8 +76,13 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
         missingval="-",
         disable_numparse=[0],
     )
-    signatures = "\n".join(
-        f"signature of {column}  {result.signature}" for column, result in zip(columns, results, strict=True)
+    fits = "\n".join(dict.fromkeys(fit_to_line(result) for result in results))
+    signatures = (
+        fits
+        + "\n"
+        + "\n".join(
+            f"signature of {column}  {result.signature}" for column, result in zip(columns, results, strict=True)
+        )
     )
     return "\n\n".join((study.title, table, overview, _meaning(results[0]) + "\n" + signatures))
 
@@ -121,7 +126,25 @@ def summary_to_table(result: StudyResult) -> str:
 
 def legend(result: StudyResult) -> str:
     """What the columns mean, in nats and with their sign, and the signature."""
-    return f"{_meaning(result)}\nsignature  {result.signature}"
+    return f"{_meaning(result)}\n{fit_to_line(result)}\nsignature  {result.signature}"
+
+
+def fit_to_line(result: StudyResult) -> str:
+    """Whether the estimator is fit for the data, in one line."""
+    fit = result.estimator_fit
+    estimator = dict(result.signature.parts)["estimator"]
+    if fit["verdict"] == "unknown":
+        return f"estimator  {estimator}: its file does not say what it was trained on, so its fit for these data is unknown"
+    farthest = {key: max(distances[key] for distances in fit["splits"].values()) for key in fit["limits"]}
+    figures = ", ".join(
+        f"{key.replace('_', ' ')} {value:.3g} (limit {fit['limits'][key]:.3g})" for key, value in farthest.items()
+    )
+    far = (
+        f"; far: {', '.join(fit['far_splits'][:3])}{' and more' if len(fit['far_splits']) > 3 else ''}"
+        if fit["far_splits"]
+        else ""
+    )
+    return f"estimator  {estimator}: {fit['verdict']}; at most {figures}{far}"
 
 
 def _meaning(result: StudyResult) -> str:

@@ -1,0 +1,94 @@
+"""``lmms-eval-emi prefetch``: fetch what a run needs, for machines without internet."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from lmms_eval_emi.studies.catalogue import BUILT_IN
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "prefetch",
+        help="fetch datasets, encoders and estimator before a run without internet",
+        description="Fetch datasets, encoders and estimator into the usual caches, load each of them, and say where they are and how large. Exits with 1 if something is missing.",
+    )
+    parser.add_argument(
+        "--shift", action="append", choices=BUILT_IN, help="only this family; may be repeated (default: both)"
+    )
+    parser.add_argument("--check", action="store_true", help="fetch nothing, and list what is missing")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch or check, and report."""
+    import os
+
+    if args.check:  # before the libraries that read them are imported
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    from tabulate import tabulate
+
+    from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder
+    from lmms_eval_emi.estimators import load_estimator, registered_estimators
+    from lmms_eval_emi.estimators.registry import locate
+    from lmms_eval_emi.settings import load_settings
+    from lmms_eval_emi.studies.catalogue import load_study
+    from lmms_eval_emi.studies.rows import load_splits
+
+    settings = load_settings()
+
+    def dataset(name: str) -> tuple[str, int]:
+        splits = load_splits(load_study(name))
+        files = {Path(file["filename"]) for split in splits.values() for file in split.cache_files}
+        rows = sum(map(len, splits.values()))
+        return f"{len(splits)} splits, {rows} rows in {_common(files)}", _size(files)
+
+    def encoder(load: Callable, name: str) -> tuple[str, int]:
+        loaded = load(name, "cpu")
+        folder = Path(name) if Path(name).is_dir() else _snapshot(name)
+        return f"weights {loaded.signature.split('#')[1].split('/')[0]} in {folder}", _size(folder.rglob("*"))
+
+    def estimator() -> tuple[str, int]:
+        loaded = load_estimator(settings.estimator)
+        entry = registered_estimators().get(settings.estimator)
+        path = locate(entry) if entry and entry.kind != "ksg" else Path(settings.estimator)
+        return f"{loaded.signature} in {path}", _size([path])
+
+    wanted: dict[str, Callable[[], tuple[str, int]]] = {
+        **{f"dataset {name}": partial(dataset, name) for name in args.shift or BUILT_IN},
+        f"vision encoder {settings.vision_encoder}": lambda: encoder(load_vision_encoder, settings.vision_encoder),
+        f"text encoder {settings.text_encoder}": lambda: encoder(load_text_encoder, settings.text_encoder),
+        f"estimator {settings.estimator}": estimator,
+    }
+    rows: list[list[str]] = []
+    missing: dict[str, Exception] = {}
+    for what, fetch in wanted.items():
+        try:
+            where, size = fetch()
+            rows.append([what, "there", f"{size / 1e6:.1f} MB", where])
+        except (RuntimeError, ValueError, OSError) as error:
+            missing[what] = error
+            rows.append([what, "missing", "", ""])
+    print(tabulate(rows, headers=["what", "state", "size", "where"], disable_numparse=True))
+    for what, reason in missing.items():
+        print(f"\nmissing: {what}\n{reason}")
+    return 1 if missing else 0
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, local_files_only=True))
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _common(files: set[Path]) -> str:
+    parents = {path.parent for path in files}
+    return str(parents.pop()) if len(parents) == 1 else f"{len(parents)} folders"

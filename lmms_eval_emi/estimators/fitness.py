@@ -66,9 +66,20 @@ def profiles_to_distances(profile: Mapping[str, Any], reference: Mapping[str, An
     }
 
 
-def training_domain(estimator: TrainedEstimator, embeddings: Sequence[Embeddings]) -> dict[str, Any]:
-    """The part of a card that :func:`fitness` compares with: the pool's profile, and how far its splits lie from it."""
+def training_domain(
+    estimator: TrainedEstimator, embeddings: Sequence[Embeddings], held_out: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """The part of a card that :func:`fitness` compares with: the pool's profile, and how far its splits lie from it.
+
+    Args:
+        estimator: just trained.
+        embeddings: of the training splits.
+        held_out: (M,) scores of pairs that training did not see. New data are compared with these,
+            for the pairs that it did see score better than any others.
+    """
     pool = inputs_to_profile(estimator, embeddings)
+    if held_out is not None and len(held_out) > 1:
+        pool |= {"score": float(held_out.mean()), "score_std": float(held_out.std())}
     distances = [profiles_to_distances(inputs_to_profile(estimator, [split]), pool) for split in embeddings]
     return {**pool, "farthest": {name: max(distance[name] for distance in distances) for name in NOISE}}
 

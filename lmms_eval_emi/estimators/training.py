@@ -174,7 +174,7 @@ def train_estimator(
             if iteration % options.every == 0 or iteration == options.iterations:
                 entry = {"iteration": iteration, "loss": loss.item()}
                 if len(held):
-                    entry["held_out"] = _mean_score(network, pairs, held)
+                    entry["held_out"] = float(_scores(network, pairs, held).mean())
                     bar.set_postfix_str(f"held-out {entry['held_out']:.4g} nats")
                     if entry["held_out"] > best["score"]:
                         state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
@@ -198,7 +198,7 @@ def train_estimator(
         },
         "kept_iteration": best["iteration"] if options.keep == "best" else options.iterations,
         "history": history,
-        "domain": training_domain(network, list(splits.values())),
+        "domain": training_domain(network, list(splits.values()), _scores(network, pairs, held) if len(held) else None),
         "version": __version__,
     }
     network.vision_encoder, network.text_encoder = (
@@ -222,8 +222,9 @@ def _hold_out(clusters: torch.Tensor, share: float, generator: torch.Generator) 
 
 
 @torch.no_grad()
-def _mean_score(network: TrainedEstimator, pairs: Pairs, rows: torch.Tensor) -> float:
-    return float(torch.cat([network.score(pairs.x[part], pairs.y[part]) for part in rows.split(1024)]).mean())
+def _scores(network: TrainedEstimator, pairs: Pairs, rows: torch.Tensor) -> torch.Tensor:
+    """(M,) scores of the pairs at some positions."""
+    return torch.cat([network.score(pairs.x[part], pairs.y[part]) for part in rows.split(1024)])
 
 
 def _save_checkpoint(

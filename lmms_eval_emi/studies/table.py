@@ -135,16 +135,20 @@ def fit_to_line(result: StudyResult) -> str:
     estimator = dict(result.signature.parts)["estimator"]
     if fit["verdict"] == "unknown":
         return f"estimator  {estimator}: its file does not say what it was trained on, so its fit for these data is unknown"
-    farthest = {key: max(distances[key] for distances in fit["splits"].values()) for key in fit["limits"]}
+    worst: dict[str, dict[str, float]] = {}
+    for checks in fit["splits"].values():
+        for key, check in checks.items():
+            if key not in worst or check["value"] - check["limit"] > worst[key]["value"] - worst[key]["limit"]:
+                worst[key] = check
     figures = ", ".join(
-        f"{key.replace('_', ' ')} {value:.3g} (limit {fit['limits'][key]:.3g})" for key, value in farthest.items()
+        f"{key.replace('_', ' ')} {check['value']:.3g} of {check['limit']:.3g}" for key, check in worst.items()
     )
     far = (
         f"; far: {', '.join(fit['far_splits'][:3])}{' and more' if len(fit['far_splits']) > 3 else ''}"
         if fit["far_splits"]
         else ""
     )
-    return f"estimator  {estimator}: {fit['verdict']}; at most {figures}{far}"
+    return f"estimator  {estimator}: {fit['verdict']} ({figures} allowed){far}"
 
 
 def _meaning(result: StudyResult) -> str:

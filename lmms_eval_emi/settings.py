@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     allow_other_encoders: bool = Field(
         False, description="Use an estimator although other encoders made the embeddings that it was trained on."
     )
+    report: bool = Field(True, description="Write report.html beside the results of a harness run.")
     preflight: bool = Field(
         True,
         description="Check estimator, encoders and cache when the tasks load. Set to 0 for a node that only generates (--predict_only).",

@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
     from lmms_eval_emi.encoders import load_encoders
     from lmms_eval_emi.estimators import check_encoders, load_estimator
+    from lmms_eval_emi.report.lost_rows import find_lost_rows, write_lost_rows
     from lmms_eval_emi.samples import embed_splits
     from lmms_eval_emi.studies.scoring import notes_on_samples, score_study, write_atomically
     from lmms_eval_emi.studies.table import results_to_table
@@ -127,6 +128,12 @@ def run(args: argparse.Namespace) -> int:
         content = results[0].to_dict() if len(results) == 1 else {"results": [result.to_dict() for result in results]}
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         log.info("figures written to %s", write_atomically(args.output, text + "\n"))
+        if args.output.is_file():
+            lost = [
+                (result, find_lost_rows(result, model.samples))
+                for result, model in zip(results, (model for model in answered for _ in estimators), strict=True)
+            ]
+            write_lost_rows(args.output, lost)
     print(results_to_table(results))
     for model in answered:
         for reasons in model.left_out.values():

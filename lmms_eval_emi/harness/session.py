@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -312,6 +312,7 @@ def _score(session: Session, args: Any) -> None:
             for split, notes in result.notes.items():
                 logger.warning(f"{name}, split {split}: {'; '.join(notes)}")
             path = result.write(_unused(folder / f"{stamp}_emi_{name}.json"))
+            shown = _show(result, splits, path, report=settings.report)
             _FOOTERS.append(
                 "\n".join(
                     (
@@ -320,6 +321,7 @@ def _score(session: Session, args: Any) -> None:
                         legend(result),
                         f"figures    {path}",
                         f"answers    {answers_folder / name}",
+                        *shown,
                     )
                 )
             )
@@ -331,6 +333,54 @@ def _score(session: Session, args: Any) -> None:
         raise RuntimeError(
             f"{error}\nNo answer is lost: they are in {answers_folder}. Once this is mended, score them with\n{commands}"
         ) from error
+
+
+def _show(result: StudyResult, samples: Mapping[str, Sequence[Sample]], path: Path, *, report: bool) -> list[str]:
+    """Write a result's report and log it to wandb; what goes wrong there costs no figure. Returns lines to print."""
+    lines = []
+    try:
+        from lmms_eval_emi.report.lost_rows import find_lost_rows, write_lost_rows
+
+        write_lost_rows(path, [(result, find_lost_rows(result, samples))])
+        if report:
+            from lmms_eval_emi.report.page import write_report
+            from lmms_eval_emi.report.reading import read_results
+
+            page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
+            write_report(read_results([path]), page)
+            lines.append(f"report     {page}")
+        _log_to_wandb(result)
+    except Exception as error:
+        logger.error(f"The report of {path} could not be written: {error}. Write it with: lmms-eval-emi report {path}")
+        logger.debug(traceback.format_exc())
+    return lines
+
+
+def _log_to_wandb(result: StudyResult) -> None:
+    """Log the summary and a table of all figures to the run that lmms-eval's --wandb_args started, if it did."""
+    wandb = sys.modules.get("wandb")
+    if wandb is None or getattr(wandb, "run", None) is None:
+        return
+    name = result.study.name
+    figures = {split: values.to_dict() for split, values in result.splits.items()}
+    columns = [
+        "split",
+        "n",
+        "emi",
+        "mi_response",
+        "mi_reference",
+        "emid",
+        "emid_bound",
+        "jsd_v",
+        "jsd_t",
+        "jsd_id_response",
+        "jsd_ood_response",
+    ]
+    table = wandb.Table(
+        columns=columns, data=[[split, *(values.get(key) for key in columns[1:])] for split, values in figures.items()]
+    )
+    summary = {f"emi/{name}/{key}": value for key, value in vars(result.summary()).items() if value is not None}
+    wandb.run.log({**summary, f"emi/{name}/figures": table})
 
 
 def _save_answers(

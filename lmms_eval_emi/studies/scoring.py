@@ -114,7 +114,11 @@ class StudyResult:
             "id_split": self.study.id_split,
             "settings": dict(self.signature.parts),
             "splits": {
-                name: {"modality": self.study.splits[name].modality, **figures.to_dict()}
+                name: {
+                    "modality": self.study.splits[name].modality,
+                    "shifts": [shift.model_dump(exclude_none=True) for shift in self.study.splits[name].shifts],
+                    **figures.to_dict(),
+                }
                 for name, figures in self.splits.items()
             },
             "summary": {

@@ -1,0 +1,48 @@
+"""``lmms-eval-emi report``: results as a page, a table or pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "report",
+        help="show results as a self-contained page, a table or pictures",
+        description="Read results of score, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX) or pictures (PNG).",
+    )
+    parser.add_argument(
+        "results", nargs="+", type=Path, metavar="RESULTS", help="JSON files, or output folders of harness runs"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="what to write; for png a folder (default: report.html, or the table on stdout)",
+    )
+    parser.add_argument(
+        "--format", choices=("html", "md", "csv", "latex", "png"), default="html", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--no-published",
+        action="store_true",
+        help="leave out the published figures that built-in families are compared with",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, write."""
+    from lmms_eval_emi.report.page import to_text, write_report
+    from lmms_eval_emi.report.reading import read_results
+
+    results = read_results(args.results)
+    if args.output is None and args.format in {"md", "csv", "latex"}:
+        print(to_text(results, args.format), end="")
+        return 0
+    output = args.output or Path("report.html" if args.format == "html" else "report")
+    for path in write_report(results, output, format=args.format, compare=not args.no_published):
+        print(path)
+    return 0

@@ -1,0 +1,191 @@
+"""Reports: one self-contained HTML page, or tables and pictures in other formats."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
+
+from lmms_eval_emi.report.plots import pictures_of, plot_models
+from lmms_eval_emi.report.reading import JSDS, ReportedResult, published_results
+from lmms_eval_emi.studies.catalogue import StudyError, load_study
+from lmms_eval_emi.studies.scoring import write_atomically
+from lmms_eval_emi.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMATS = ("html", "md", "csv", "latex", "png")
+HEADERS = [
+    "shift",
+    "modality",
+    "n",
+    "EMI",
+    "EMID",
+    "bound",
+    "JSD images",
+    "JSD questions",
+    "JSD resp. ID",
+    "JSD resp. shift",
+]
+
+
+def write_report(
+    results: Sequence[ReportedResult], output: Path, *, format: str = "html", compare: bool = True
+) -> list[Path]:
+    """Write a report.
+
+    Args:
+        results: to show.
+        output: file to write; for ``png`` a folder, with a file a picture.
+        format: one of :data:`FORMATS`.
+        compare: show the published figures of the built-in families beside the results.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: an unknown format.
+    """
+    if format == "html":
+        return [write_atomically(output, to_html(results, compare=compare))]
+    if format == "png":
+        return _write_pictures(results, output)
+    if format not in FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}.")
+    return [write_atomically(output, to_text(results, format))]
+
+
+def to_text(results: Sequence[ReportedResult], format: str) -> str:
+    """All results as one table, in Markdown, CSV or LaTeX; CSV has all digits."""
+    rows = [[result.study, result.label, *row] for result in results for row in _rows(result, with_id=True)]
+    headers = ["study", "model", *HEADERS]
+    if format == "csv":
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(headers)
+        writer.writerows([["" if cell is None else _no_formula(cell) for cell in row] for row in rows])
+        return buffer.getvalue()
+    texts = [0, 1, 2, 3]
+    if format == "md":
+        rows = [[cell.replace("|", "\\|") if isinstance(cell, str) else cell for cell in row] for row in rows]
+    style = {"md": "pipe", "latex": "latex_booktabs"}[format]
+    return tabulate(rows, headers=headers, tablefmt=style, floatfmt=".4g", missingval="", disable_numparse=texts) + "\n"
+
+
+def to_html(results: Sequence[ReportedResult], *, compare: bool = True) -> str:
+    """One self-contained page: everything inline, everything from data escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["figure"] = lambda cell: (
+        f"{cell:.4g}" if isinstance(cell, float) else "–" if cell is None else cell
+    )
+    template = environment.from_string(
+        resources.files("lmms_eval_emi.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    )
+    studies = []
+    for name in dict.fromkeys(result.study for result in results):
+        own = [result for result in results if result.study == name]
+        shown = own + (published_results(name) if compare else [])
+        summaries = [result.summary() for result in shown]
+        studies.append(
+            {
+                "title": _title(name),
+                "summary_headers": ["model", *summaries[0]],
+                "summary_rows": [
+                    [result.label, *summary.values()] for result, summary in zip(shown, summaries, strict=True)
+                ],
+                "models": _data_uri(plot_models(shown))
+                if len(shown) > 1 and any(result.shifts for result in shown)
+                else "",
+                "results": [_context(result) for result in own],
+            }
+        )
+    models = ", ".join(dict.fromkeys(result.model for result in results))
+    return template.render(title=f"Shift report: {models}", studies=studies, version=__version__)
+
+
+def _context(result: ReportedResult) -> dict[str, Any]:
+    return {
+        "label": result.label,
+        "pictures": {name.replace("-", " "): _data_uri(ax) for name, ax in pictures_of(result).items()},
+        "headers": HEADERS,
+        "rows": sorted(_rows(result), key=lambda row: -row[4]),
+        "lost": result.lost_rows,
+        "footer": result.footer,
+        "signature": result.signature,
+        "source": result.source,
+    }
+
+
+def _rows(result: ReportedResult, *, with_id: bool = False) -> list[list[Any]]:
+    splits = result.splits.values() if with_id else result.shifts
+    return [
+        [
+            split.name,
+            split.modality,
+            split.n,
+            split.emi,
+            split.emid,
+            split.bound,
+            *(split.jsds.get(key) for key in JSDS),
+        ]
+        for split in splits
+    ]
+
+
+def _title(study: str) -> str:
+    try:
+        return load_study(study).title
+    except StudyError:
+        return study
+
+
+def _no_formula(cell: Any) -> Any:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell
+
+
+def _render(ax: Axes, format: str) -> bytes:
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    # Text stays text, and the same results give the same bytes.
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "lmms_eval_emi", "font.family": ["DejaVu Sans", "sans-serif"]}
+    ):
+        metadata = {"Date": None} if format == "svg" else {}
+        _figure(ax).savefig(buffer, format=format, dpi=200, metadata=metadata, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def _data_uri(ax: Axes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(_render(ax, "svg")).decode("ascii")
+
+
+def _write_pictures(results: Sequence[ReportedResult], folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, result in enumerate(results):
+        for name, ax in pictures_of(result).items():
+            label = "".join(
+                letter if letter.isalnum() or letter in "-._" else "_" for letter in f"{result.study}-{result.label}"
+            )
+            path = folder / f"{number}-{label}-{name}.png"
+            path.write_bytes(_render(ax, "png"))
+            written.append(path)
+    return written
+
+
+def _figure(ax: Axes) -> Any:
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        raise ValueError("ax: expected axes of a figure.")
+    return figure

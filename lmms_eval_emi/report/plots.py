@@ -1,0 +1,196 @@
+"""Pictures of results. Every function takes an ``ax`` to draw on, or makes one, and returns it.
+
+Colours are those of Okabe & Ito, which colour-blind people tell apart; modalities differ in their
+markers as well, so that a print in grey is legible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmms_eval_emi.report.reading import JSDS, ReportedResult, ReportedSplit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MODALITY = {"visual": ("#0072B2", "o"), "text": ("#D55E00", "s"), "joint": ("#009E73", "^")}
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+PARTS = {
+    "jsd_v": ("images", "#0072B2", ""),
+    "jsd_t": ("questions", "#E69F00", "//"),
+    "jsd_id_response": ("responses, ID", "#999999", ".."),
+    "jsd_ood_response": ("responses, shift", "#009E73", "xx"),
+}
+ROOTS = dict(zip(JSDS, (0.5, 0.5, 0.25, 0.25), strict=True))
+
+
+def _axes(ax: Axes | None, width: float = 6.4, height: float = 4.2) -> Axes:
+    if ax is not None:
+        return ax
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def plot_emid_against_bound(result: ReportedResult, ax: Axes | None = None) -> Axes:
+    """EMID of every shift against its bound, with the least-squares line and Pearson's r."""
+    ax = _axes(ax)
+    for modality, (colour, marker) in MODALITY.items():
+        points = [split for split in result.shifts if split.modality == modality]
+        if points:
+            ax.scatter(
+                [split.bound or 0.0 for split in points],
+                [split.emid or 0.0 for split in points],
+                c=colour,
+                marker=marker,
+                s=36,
+                label=modality,
+                edgecolors="white",
+                linewidths=0.5,
+                zorder=3,
+            )
+    bounds, emids = (
+        np.array([getattr(split, name) for split in result.shifts], dtype=float) for name in ("bound", "emid")
+    )
+    r = result.summary()["Pearson r"]
+    if r is not None:
+        slope, intercept = np.polyfit(bounds, emids, 1)
+        ends = np.array([bounds.min(), bounds.max()])
+        ax.plot(ends, slope * ends + intercept, color="#444444", linewidth=1.2, label=f"r = {r:.3f}")
+    ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    ax.set(xlabel="bound", ylabel="EMID (nats)", title="EMID against its bound")
+    ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def plot_emi_heat_map(result: ReportedResult, ax: Axes | None = None) -> Axes:
+    """EMI of every split by its visual (rows) and textual (columns) shift."""
+    rows = list(dict.fromkeys(split.label("visual") for split in result.splits.values()))
+    columns = list(dict.fromkeys(split.label("text") for split in result.splits.values()))
+    values = np.full((len(rows), len(columns)), np.nan)
+    for split in result.splits.values():
+        values[rows.index(split.label("visual")), columns.index(split.label("text"))] = split.emi
+    ax = _axes(ax, 2.6 + 0.95 * len(columns), 1.5 + 0.48 * len(rows))
+    image = ax.imshow(values, cmap="cividis", aspect="auto")
+    low, high = np.nanmin(values), np.nanmax(values)
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            dark = high > low and (value - low) / (high - low) < 0.55
+            ax.text(
+                column, row, f"{value:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
+            )
+    ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=9)
+    ax.set_yticks(range(len(rows)), rows, fontsize=9)
+    ax.set(title="EMI (nats) by visual and textual shift")
+    ax.figure.colorbar(image, ax=ax, shrink=0.9)
+    return ax
+
+
+def severity_series(result: ReportedResult) -> dict[str, list[tuple[int, ReportedSplit]]]:
+    """Splits shifted in one way only, by what shifts them, with their severities in order."""
+    series: dict[str, list[tuple[int, ReportedSplit]]] = {}
+    for split in result.shifts:
+        if len(split.shifts) == 1 and split.shifts[0].severity is not None:
+            series.setdefault(split.shifts[0].name, []).append((split.shifts[0].severity, split))
+    return {name: sorted(points, key=lambda point: point[0]) for name, points in series.items() if len(points) > 1}
+
+
+def plot_severity(result: ReportedResult, ax: Axes | None = None) -> Axes:
+    """EMID of shifts of one kind over their severity."""
+    ax = _axes(ax)
+    for number, (name, points) in enumerate(severity_series(result).items()):
+        colour = SERIES[number % len(SERIES)]
+        ax.plot(
+            [severity for severity, _ in points],
+            [split.emid or 0.0 for _, split in points],
+            color=colour,
+            marker="os^Dv"[number % 5],
+            label=name.replace("_", " "),
+        )
+    ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    ax.set(xlabel="severity", ylabel="EMID (nats)", title="EMID over severity")
+    ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
+    """The four roots that add up to the scaled bound of every shift, stacked."""
+    shifts = sorted(
+        (split for split in result.shifts if split.jsds),
+        key=lambda split: sum(split.jsds[key] ** ROOTS[key] for key in JSDS),
+    )
+    ax = _axes(ax, 7.2, 1.4 + 0.24 * len(shifts))
+    left = np.zeros(len(shifts))
+    for key, (label, colour, hatch) in PARTS.items():
+        width = np.array([split.jsds[key] ** ROOTS[key] for split in shifts])
+        ax.barh(
+            [split.name for split in shifts],
+            width,
+            left=left,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.4,
+            label=label,
+        )
+        left += width
+    ax.tick_params(axis="y", labelsize=8)
+    ax.set(xlabel="root of the divergence", title="What moved: the four parts of the scaled bound")
+    ax.margins(y=0.01)
+    ax.legend(
+        frameon=False,
+        fontsize=8,
+        ncols=4,
+        loc="upper center",
+        bbox_to_anchor=(0.4, -0.55 / (1.4 + 0.24 * len(shifts)) - 0.02),
+    )
+    return ax
+
+
+def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Axes:
+    """EMID of every shift, the models side by side."""
+    names = [split.name for split in max(results, key=lambda result: len(result.shifts)).shifts]
+    ax = _axes(ax, 7.2, 1.4 + 0.26 * len(names))
+    for number, result in enumerate(results):
+        known: dict[str, Any] = {split.name: split.emid for split in result.shifts}
+        shown = [(known[name], row) for row, name in enumerate(names) if name in known]
+        if shown:
+            ax.scatter(
+                [value for value, _ in shown],
+                [row for _, row in shown],
+                color=SERIES[number % len(SERIES)],
+                marker="os^Dv"[number % 5],
+                s=26,
+                label=result.label,
+                zorder=3,
+            )
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.invert_yaxis()
+    ax.grid(axis="y", color="#eeeeee", linewidth=0.8)
+    ax.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    ax.set(xlabel="EMID (nats)", title="EMID of every shift, model by model")
+    ax.legend(
+        frameon=False,
+        fontsize=8,
+        loc="upper center",
+        ncols=2,
+        bbox_to_anchor=(0.4, -0.55 / (1.4 + 0.26 * len(names)) - 0.02),
+    )
+    return ax
+
+
+def pictures_of(result: ReportedResult) -> dict[str, Axes]:
+    """All pictures that a result has the figures for, by a short name."""
+    pictures = {}
+    if result.shifts:
+        pictures["emid-against-bound"] = plot_emid_against_bound(result)
+    if len(result.splits) > 1:
+        pictures["emi-heat-map"] = plot_emi_heat_map(result)
+    if severity_series(result):
+        pictures["severity"] = plot_severity(result)
+    if any(split.jsds for split in result.shifts):
+        pictures["divergences"] = plot_divergences(result)
+    return pictures

@@ -1,0 +1,241 @@
+"""Results from our JSON, from a harness results folder, and from the published script's JSON, in one form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmms_eval_emi.studies.catalogue import BUILT_IN, Shift, StudyError, load_study
+from lmms_eval_emi.studies.scoring import mean, pearson_r
+
+JSDS = ("jsd_v", "jsd_t", "jsd_id_response", "jsd_ood_response")
+
+
+class ReportError(ValueError):
+    """A file or folder holds no results."""
+
+
+@dataclass(frozen=True)
+class ReportedSplit:
+    """Figures of one split, as far as the source has them."""
+
+    name: str
+    modality: str
+    shifts: tuple[Shift, ...]
+    emi: float
+    emid: float | None = None
+    bound: float | None = None
+    n: int | None = None
+    jsds: dict[str, float] = field(default_factory=dict)
+
+    def label(self, modality: str) -> str:
+        """Its shifts of one modality in words."""
+        return " + ".join(str(shift).replace("_", " ") for shift in self.shifts if shift.modality == modality) or "none"
+
+
+@dataclass(frozen=True)
+class ReportedResult:
+    """One model's results in one study.
+
+    Attributes:
+        label: what tells it apart: model, and estimator where that differs.
+        study: name of the study.
+        model: whose answers.
+        id_split: the split in distribution.
+        splits: by name, in the study's order.
+        signature: what the figures depend on.
+        source: where they come from.
+        footer: lines that a reader should see below the figures.
+        lost_rows: the rows of every shift that lost most, where the source has them.
+    """
+
+    label: str
+    study: str
+    model: str
+    id_split: str
+    splits: dict[str, ReportedSplit]
+    signature: str
+    source: str
+    footer: tuple[str, ...] = ()
+    lost_rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def shifts(self) -> list[ReportedSplit]:
+        """The shifts that have EMID and bound."""
+        return [split for split in self.splits.values() if split.emid is not None and split.bound is not None]
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Means over the shifts, and Pearson's r of EMID and bound."""
+        emids, bounds = [split.emid or 0.0 for split in self.shifts], [split.bound or 0.0 for split in self.shifts]
+        id_split = self.splits.get(self.id_split)
+        return {
+            "EMI (ID)": id_split.emi if id_split else None,
+            "mean EMI": mean([split.emi for split in self.shifts]),
+            "mean EMID": mean(emids),
+            "mean bound": mean(bounds),
+            "Pearson r": pearson_r(emids, bounds),
+            "shifts": len(self.shifts),
+        }
+
+
+def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
+    """Read results from files and folders.
+
+    Args:
+        paths: our JSON, the published script's JSON, or folders, which are searched for our JSON.
+
+    Raises:
+        ReportError: one of them holds no results.
+    """
+    results: list[ReportedResult] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = sorted(path.rglob("*_emi_*.json")) or sorted(path.glob("*.json"))
+            found = [result for file in files for result in _read_file(file, strict=False)]
+            if not found:
+                raise ReportError(
+                    f"{path}: expected a folder with *_emi_*.json, as a harness run or score writes, found none. Run lmms-eval with --output_path, or lmms-eval-emi score with --output."
+                )
+            results += found
+        else:
+            results += _read_file(path, strict=True)
+    return _told_apart(results)
+
+
+def published_results(study: str) -> list[ReportedResult]:
+    """The published figures of a built-in family, of which the package has those of two models."""
+    if study not in BUILT_IN:
+        return []
+    text = resources.files("lmms_eval_emi.report").joinpath("published.yaml").read_text(encoding="utf-8")
+    return [
+        _from_figures(
+            study,
+            f"{model} (published)",
+            model,
+            figures,
+            "Oh et al., ICML 2025",
+            "published: Oh et al., ICML 2025 (club-global, convention published, scaled)",
+        )
+        for model, figures in yaml.safe_load(text)[study].items()
+    ]
+
+
+def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if strict:
+            raise ReportError(f"{path}: expected a JSON file of results: {error}") from error
+        return []
+    entries = (
+        content["results"] if isinstance(content, dict) and isinstance(content.get("results"), list) else [content]
+    )
+    results = []
+    for entry in entries:
+        if isinstance(entry, dict) and {"splits", "id_split", "signature"} <= entry.keys():
+            results.append(_from_ours(entry, path))
+        elif isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
+            results.append(_from_published_script(entry, path))
+        elif strict:
+            raise ReportError(
+                f"{path}: expected results of lmms-eval-emi score, of a harness run (*_emi_*.json) or of the published script, got JSON of another form."
+            )
+    return results
+
+
+def _from_ours(entry: dict[str, Any], path: Path) -> ReportedResult:
+    splits = {}
+    for name, figures in entry["splits"].items():
+        shifts = tuple(Shift(**shift) for shift in figures.get("shifts", [])) or _known_shifts(entry["shift"], name)
+        jsds = {key: figures[key] for key in JSDS if key in figures}
+        splits[name] = ReportedSplit(
+            name,
+            figures.get("modality", "id"),
+            shifts,
+            figures["emi"],
+            figures.get("emid"),
+            figures.get("emid_bound"),
+            figures.get("n"),
+            jsds,
+        )
+    fit = entry.get("estimator_fit", {})
+    notes = [
+        f"{name}: {'; '.join(lines)}" for name, lines in {**entry.get("notes", {}), **entry.get("left_out", {})}.items()
+    ]
+    footer = (
+        f"Estimator: {fit.get('verdict', 'unknown')} for these data{': far are ' + ', '.join(fit['far_splits'][:5]) if fit.get('far_splits') else ''}.",
+        *notes,
+    )
+    rows_path = path.with_suffix(".rows.json")
+    lost = json.loads(rows_path.read_text(encoding="utf-8")) if rows_path.is_file() else {}
+    key = f"{entry['model']}|{entry.get('settings', {}).get('estimator', '')}"
+    return ReportedResult(
+        entry["model"],
+        entry["shift"],
+        entry["model"],
+        entry["id_split"],
+        splits,
+        entry["signature"],
+        str(path),
+        footer,
+        lost.get(key, {}),
+    )
+
+
+def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:
+    study = str(entry.get("shift_type", "")).lower()
+    if study not in BUILT_IN:
+        raise ReportError(f"{path}: expected shift_type NATURAL or SYNTHETIC, got {entry.get('shift_type')!r}.")
+    figures = {
+        name: {"emi": emi, "emid": entry["EMID"].get(name), "emid_bound": entry["EMID_UB"].get(name)}
+        for name, emi in entry["EMI"].items()
+    }
+    model = str(entry.get("model_name", path.stem))
+    return _from_figures(
+        study,
+        model,
+        model,
+        figures,
+        str(path),
+        f"published script: {entry.get('v_embedder_name')}+{entry.get('t_embedder_name')}, {entry.get('mi_ckpt_path')}",
+    )
+
+
+def _from_figures(
+    study: str, label: str, model: str, figures: dict[str, dict], source: str, signature: str
+) -> ReportedResult:
+    catalogue = load_study(study)
+    splits = {}
+    for name, split in catalogue.splits.items():
+        if name in figures:
+            own = figures[name]
+            splits[name] = ReportedSplit(
+                name, split.modality, split.shifts, own["emi"], own.get("emid"), own.get("emid_bound")
+            )
+    return ReportedResult(label, study, model, catalogue.id_split, splits, signature, source)
+
+
+def _known_shifts(study: str, split: str) -> tuple[Shift, ...]:
+    try:
+        return load_study(study).split(split).shifts
+    except StudyError:
+        return ()
+
+
+def _told_apart(results: list[ReportedResult]) -> list[ReportedResult]:
+    """The results under labels that are all different within a study."""
+    from dataclasses import replace
+
+    seen: dict[tuple[str, str], int] = {}
+    labelled = []
+    for result in results:
+        key = (result.study, result.label)
+        seen[key] = seen.get(key, 0) + 1
+        labelled.append(result if seen[key] == 1 else replace(result, label=f"{result.label} ({seen[key]})"))
+    return labelled

@@ -64,6 +64,11 @@ def make_embeddings():
     return make
 
 
+def numbers(figures: dict) -> dict:
+    """The figures of a split that are numbers."""
+    return {name: value for name, value in figures.items() if isinstance(value, int | float)}
+
+
 def run_module(
     module: str, *arguments: str, cwd: Path, processes: int = 1, **environment: str
 ) -> subprocess.CompletedProcess:

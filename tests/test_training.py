@@ -208,7 +208,8 @@ def test_fitness_for_near_far_and_unknown_data():
     assert (far["verdict"], far["far_splits"]) == ("far", ["moved"])
     check = far["splits"]["moved"]["mean_distance"]
     assert check["value"] > check["limit"]
-    assert fitness(CLUB(8, 8), splits_of())["verdict"] == "unknown"
+    unknown = fitness(CLUB(8, 8), splits_of())
+    assert unknown["verdict"] == "unknown" and set(unknown["splits"]["s0"]) == {"reference_score"}
     assert fitness(KSG(), splits_of())["verdict"] == "unknown"
 
 
@@ -278,6 +279,7 @@ def test_a_registered_estimator_is_told_by_the_names_of_its_encoders(in_tinyhub)
     estimator = CLUB(builder.DIMENSION, builder.DIMENSION, 4)
     estimator.vision_encoder, estimator.text_encoder = "elsewhere/clip-vit-base-patch32", "xlm-roberta-base"
     check_encoders(estimator, encoders)
+    assert load_estimator("tiny.safetensors", encoders).name == "tiny"
     estimator.text_encoder = "xlm-roberta-large"
     with pytest.raises(
         ValueError, match="trained with the text encoder xlm-roberta-large, and this run has xlm-roberta-base#"

@@ -74,14 +74,14 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-missing", action="store_true", help="use what is there, and say what was left out")
 
 
-def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
+def add_encoder_arguments(parser: argparse.ArgumentParser, batch_size: str = "--batch-size") -> None:
     """Options that say how to embed."""
     parser.add_argument(
         "--vision-encoder", metavar="NAME|PATH", help="CLIP checkpoint (default: openai/clip-vit-base-patch32)"
     )
     parser.add_argument("--text-encoder", metavar="NAME|PATH", help="XLM-R checkpoint (default: xlm-roberta-base)")
     parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="items a forward pass of an encoder (default: 64)")
+    parser.add_argument(batch_size, type=int, metavar="N", help="items a forward pass of an encoder (default: 64)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--kind", choices=("club", "infonce"), default="club", help="CLUB (upper bound) or InfoNCE (lower bound)"
     )
     parser.add_argument("--iterations", type=int, default=5000, help="optimiser steps")
-    parser.add_argument("--train-batch-size", type=int, default=1024, help="pairs a step")
+    parser.add_argument("--batch-size", type=int, default=1024, help="pairs a step")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of AdamW")
     parser.add_argument("--hidden", type=int, default=250, help="width of the networks")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the held-out part and the batches")
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--keep", choices=("best", "last"), default="best", help="the state with the best held-out score, or the last"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint of an interrupted training")
-    add_encoder_arguments(parser)
+    add_encoder_arguments(parser, batch_size="--encoder-batch-size")
     parser.set_defaults(run=run)
 
 
@@ -58,15 +58,15 @@ def run(args: argparse.Namespace) -> int:
     options = TrainingOptions(
         kind=args.kind,
         iterations=args.iterations,
-        batch_size=args.train_batch_size,
+        batch_size=args.batch_size,
         lr=args.lr,
         hidden=args.hidden,
         seed=args.seed,
         held_out=args.held_out,
         keep=args.keep,
     )
-    given = ("vision_encoder", "text_encoder", "device", "batch_size")
-    settings = override_settings({name: getattr(args, name) for name in given})
+    given = {name: getattr(args, name) for name in ("vision_encoder", "text_encoder", "device")}
+    settings = override_settings({**given, "batch_size": args.encoder_batch_size})
     study = load_study(args.study or args.shift)
     answered = join_responses(args, study, list(study.splits))
     encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)

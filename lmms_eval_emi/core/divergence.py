@@ -154,7 +154,7 @@ def rjsd(a: ArrayLike, b: ArrayLike, convention: str = "published") -> float:
 
     >>> import numpy as np
     >>> basis = np.eye(4)
-    >>> round(rjsd(basis[:2], basis[2:]) / np.log(2), 12)  # orthogonal sets
+    >>> round(rjsd(basis[:2], basis[2:]) / math.log(2), 12)  # orthogonal sets
     1.0
     """
     check_convention(convention)

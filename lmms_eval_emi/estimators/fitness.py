@@ -84,7 +84,7 @@ def training_domain(
     return {**pool, "farthest": {name: max(distance[name] for distance in distances) for name in NOISE}}
 
 
-def fitness(estimator: Any, embeddings: Mapping[str, Embeddings]) -> dict[str, Any]:
+def fitness(estimator: object, embeddings: Mapping[str, Embeddings]) -> dict[str, Any]:
     """Whether an estimator is fit for some splits.
 
     Args:
@@ -93,16 +93,31 @@ def fitness(estimator: Any, embeddings: Mapping[str, Embeddings]) -> dict[str, A
 
     Returns:
         ``verdict``: ``in domain``, ``far``, or ``unknown`` where the card does not say what the
-        estimator was trained on; ``splits``: of every split each statistic's ``value`` and
-        ``limit``; ``far_splits``: those beyond a limit.
+        estimator was trained on; ``reference_score``: mean score of the references it was trained
+        on, in nats (for CLUB their log-likelihood); ``splits``: of every split the same, and each
+        statistic's ``value`` and ``limit``; ``far_splits``: those beyond a limit.
     """
-    domain = getattr(estimator, "card", {}).get("domain")
-    if not domain or not embeddings:
+    if not isinstance(estimator, TrainedEstimator) or not embeddings:
         return {"verdict": "unknown", "splits": {}, "far_splits": []}
-    splits = {}
-    for name, split in embeddings.items():
-        distances = profiles_to_distances(inputs_to_profile(estimator, [split]), domain)
-        limits = {key: MARGIN * domain["farthest"][key] + noise / split.n**0.5 for key, noise in NOISE.items()}
-        splits[name] = {key: {"value": distances[key], "limit": limits[key]} for key in NOISE}
-    far = [name for name, checks in splits.items() if any(check["value"] > check["limit"] for check in checks.values())]
-    return {"verdict": "far" if far else "in domain", "splits": splits, "far_splits": far}
+    profiles = {name: inputs_to_profile(estimator, [split]) for name, split in embeddings.items()}
+    splits: dict[str, dict[str, Any]] = {
+        name: {"reference_score": profile["score"]} for name, profile in profiles.items()
+    }
+    domain = estimator.card.get("domain")
+    if not domain:
+        return {"verdict": "unknown", "splits": splits, "far_splits": []}
+    far = []
+    for name, profile in profiles.items():
+        distances = profiles_to_distances(profile, domain)
+        limits = {
+            key: MARGIN * domain["farthest"][key] + noise / profile["rows"] ** 0.5 for key, noise in NOISE.items()
+        }
+        splits[name] |= {key: {"value": distances[key], "limit": limits[key]} for key in NOISE}
+        if any(distances[key] > limits[key] for key in NOISE):
+            far.append(name)
+    return {
+        "verdict": "far" if far else "in domain",
+        "reference_score": domain["score"],
+        "splits": splits,
+        "far_splits": far,
+    }

@@ -75,19 +75,24 @@ def registered_estimators() -> dict[str, EstimatorEntry]:
     return {name: EstimatorEntry(name=name, **fields) for name, fields in yaml.safe_load(text).items()}
 
 
-def load_estimator(source: str | Path) -> Estimator:
+def load_estimator(
+    source: str | Path, encoders: Encoders | None = None, *, allow_other_encoders: bool = False
+) -> Estimator:
     """Load an estimator of mutual information.
 
     Args:
         source: a name in the registry, such as ``club-global``, or the path of a ``.safetensors``
             or ``.pt`` file. A registered estimator is fetched once, verified by its SHA-256 and
             kept in the user's cache; a copy in ``./estimator_ckpt/`` is used where its hash is right.
+        encoders: of the run; an estimator that was trained with others is refused.
+        allow_other_encoders: warn instead.
 
     Returns:
         The estimator, on the CPU.
 
     Raises:
-        ValueError: neither a registered name nor a file, or the file holds no estimator.
+        ValueError: neither a registered name nor a file, or the file holds no estimator, or other
+            encoders made the embeddings that it was trained on.
         EstimatorUnavailable: it is not on this machine and could not be fetched.
     """
     registry = registered_estimators()
@@ -111,9 +116,11 @@ def load_estimator(source: str | Path) -> Estimator:
         )
     estimator = kind.from_state_dict(state, name=known.name if known else path.stem, sha256=sha256)
     estimator.card = json.loads(metadata.get("card", "{}"))
-    encoders = estimator.card.get("encoders", {})
-    estimator.vision_encoder = encoders.get("vision") or (known.vision_encoder if known else None)
-    estimator.text_encoder = encoders.get("text") or (known.text_encoder if known else None)
+    trained_with = estimator.card.get("encoders", {})
+    estimator.vision_encoder = trained_with.get("vision") or (known.vision_encoder if known else None)
+    estimator.text_encoder = trained_with.get("text") or (known.text_encoder if known else None)
+    if encoders is not None:
+        check_encoders(estimator, encoders, allow_other=allow_other_encoders)
     return estimator
 
 

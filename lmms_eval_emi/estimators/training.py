@@ -7,6 +7,7 @@ The defaults are those of Oh et al. (ICML 2025): AdamW, learning rate 1e-3, batc
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from lmms_eval_emi.estimators.base import TrainedEstimator
 from lmms_eval_emi.estimators.fitness import training_domain
 from lmms_eval_emi.estimators.registry import KINDS
 from lmms_eval_emi.version import __version__
+
+log = logging.getLogger("lmms_eval_emi")
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,15 @@ def train_estimator(
                         state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
                         best = {"score": entry["held_out"], "iteration": iteration, "state": state}
                 history.append(entry)
+                if iteration % max(options.every, options.iterations // 10) == 0 or iteration == options.iterations:
+                    log.info(
+                        "iteration %d of %d: %s",
+                        iteration,
+                        options.iterations,
+                        ", ".join(
+                            f"{key.replace('_', '-')} {value:.5g}" for key, value in entry.items() if key != "iteration"
+                        ),
+                    )
                 if checkpoint:
                     _save_checkpoint(checkpoint, identity, network, optimizer, generator, iteration, history, best)
     if options.keep == "best":

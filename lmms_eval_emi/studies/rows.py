@@ -151,18 +151,15 @@ def to_samples(split: datasets.Dataset, columns: Columns, answers: Mapping[int, 
         columns: of the dataset.
         answers: answer by row number.
     """
-    from datasets import Image
 
-    encoded = (
-        split.cast_column(columns.image, Image(decode=False)).select_columns([columns.image]) if columns.image else None
-    )
+    images = _images(split, columns.image) if columns.image else [None] * len(split)
     texts = split.select_columns(list(dict.fromkeys((columns.id, columns.question, columns.reference))))
     samples = []
     for row, fields in enumerate(texts):
         if row in answers:
             samples.append(
                 Sample(
-                    image=DatasetImage(encoded, row, columns.image) if encoded is not None and columns.image else None,
+                    image=images[row],
                     question=fields[columns.question],
                     response=answers[row],
                     reference=fields[columns.reference],
@@ -170,3 +167,16 @@ def to_samples(split: datasets.Dataset, columns: Columns, answers: Mapping[int, 
                 )
             )
     return samples
+
+
+def _images(split: datasets.Dataset, column: str) -> list[DatasetImage | None]:
+    """The images of all rows, still in the dataset and encoded; ``None`` where a row has none."""
+    from datasets import Image
+
+    encoded = split.cast_column(column, Image(decode=False)).select_columns([column])
+    missing = (
+        encoded.data.column(column).is_null().to_pylist()
+        if encoded._indices is None
+        else [image is None for image in encoded[column]]
+    )
+    return [None if absent else DatasetImage(encoded, row, column) for row, absent in enumerate(missing)]

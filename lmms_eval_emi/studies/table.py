@@ -133,11 +133,15 @@ def fit_to_line(result: StudyResult) -> str:
     """Whether the estimator is fit for the data, in one line."""
     fit = result.estimator_fit
     estimator = dict(result.signature.parts)["estimator"]
+    scores = [checks["reference_score"] for checks in fit.get("splits", {}).values()]
+    likelihood = f"; score of references {min(scores):.4g} to {max(scores):.4g} nats" if scores else ""
     if fit["verdict"] == "unknown":
-        return f"estimator  {estimator}: its file does not say what it was trained on, so its fit for these data is unknown"
+        return f"estimator  {estimator}: unknown whether it is fit for these data, for its file does not say what it was trained on{likelihood}"
     worst: dict[str, dict[str, float]] = {}
     for checks in fit["splits"].values():
         for key, check in checks.items():
+            if key == "reference_score":
+                continue
             if key not in worst or check["value"] - check["limit"] > worst[key]["value"] - worst[key]["limit"]:
                 worst[key] = check
     figures = ", ".join(
@@ -148,7 +152,7 @@ def fit_to_line(result: StudyResult) -> str:
         if fit["far_splits"]
         else ""
     )
-    return f"estimator  {estimator}: {fit['verdict']} ({figures} allowed){far}"
+    return f"estimator  {estimator}: {fit['verdict']} ({figures} allowed{likelihood}){far}"
 
 
 def _meaning(result: StudyResult) -> str:

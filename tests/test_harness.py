@@ -12,9 +12,9 @@ from conftest import numbers, run_module
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.harness import hooks as hooks_module
-from lmms_eval_emi.harness import session as session_module
+from lmms_eval_emi.harness import run_state as run_state_module
 from lmms_eval_emi.harness.hooks import mean_over_shifts, study_hooks
-from lmms_eval_emi.harness.session import SESSION, Answer, PreflightError, split_of
+from lmms_eval_emi.harness.run_state import RUN, Answer, PreflightError, split_of
 from lmms_eval_emi.studies.catalogue import load_study
 
 ROWS = 5
@@ -194,16 +194,16 @@ def test_what_is_missing_stops_the_run_before_it_generates(tinyhub, tmp_path, pr
     assert "Running generate_until" not in done.stdout and not list(tmp_path.rglob("*.json"))
 
 
-# In this process: the session and the hooks.
+# In this process: the state of a run and the hooks.
 
 
 @pytest.fixture
-def fresh_session(monkeypatch):
-    SESSION._reset()
-    monkeypatch.setattr(session_module, "preflight", lambda: None)
-    monkeypatch.setattr(session_module, "_FOOTERS", [])
-    yield SESSION
-    SESSION._reset()
+def fresh_run(monkeypatch):
+    RUN._reset()
+    monkeypatch.setattr(run_state_module, "preflight", lambda: None)
+    monkeypatch.setattr(run_state_module, "_FOOTERS", [])
+    yield RUN
+    RUN._reset()
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def answer_all(hooks, docs, text="an answer"):
     return [hooks.process_results(doc, [f"{text} {row}"]) for row, doc in enumerate(docs)]
 
 
-def test_aggregation_in_any_order_of_the_tasks(fresh_session, load_split, in_tinyhub, tmp_path):
+def test_aggregation_in_any_order_of_the_tasks(fresh_run, load_split, in_tinyhub, tmp_path):
     figures = []
     for order in ((ID, GERMAN), (GERMAN, ID)):
         hooks, splits = load_split(*order)
@@ -239,47 +239,47 @@ def test_aggregation_in_any_order_of_the_tasks(fresh_session, load_split, in_tin
     assert figures[0] == figures[1] and all(type(figure) is float for figure in figures[0])
 
 
-def test_a_second_run_in_the_process_forgets_the_first(fresh_session, load_split):
+def test_a_second_run_in_the_process_forgets_the_first(fresh_run, load_split):
     hooks, (id_docs, german_docs) = load_split(ID, GERMAN)
     answer_all(hooks, id_docs), answer_all(hooks, german_docs)
     hooks, (german_docs,) = load_split(GERMAN)
-    assert not SESSION.has_split("natural", ID) and SESSION.answers == {("natural", GERMAN): {}}
+    assert not RUN.has_split("natural", ID) and RUN.answers == {("natural", GERMAN): {}}
     assert set(answer_all(hooks, german_docs, "other")[0]) == {"emi"}
-    assert SESSION.answers["natural", GERMAN][0] == "other 0"
+    assert RUN.answers["natural", GERMAN][0] == "other 0"
 
 
-def test_unpickling_an_answer_makes_it_known(fresh_session, load_split):
+def test_unpickling_an_answer_makes_it_known(fresh_run, load_split):
     """How rank 0 learns of the answers of the other ranks before the first aggregation."""
     hooks, (docs,) = load_split(ID)
     gathered = pickle.dumps([value["emi"] for value in answer_all(hooks, docs)])
-    SESSION.answers.clear()
+    RUN.answers.clear()
     answers = pickle.loads(gathered)
-    assert SESSION.answers == {("natural", ID): {row: f"an answer {row}" for row in range(ROWS)}}
+    assert RUN.answers == {("natural", ID): {row: f"an answer {row}" for row in range(ROWS)}}
     assert isinstance(answers[0], Answer) and split_of(answers) == ("natural", ID)
     assert len(gathered) < 200 * ROWS
 
 
-def test_the_first_of_repeated_answers_counts(fresh_session, load_split):
+def test_the_first_of_repeated_answers_counts(fresh_run, load_split):
     hooks, (docs,) = load_split(ID)
     hooks.process_results(docs[0], ["first", "second"])
     hooks.process_results(docs[0], ["second"])
-    assert SESSION.answers["natural", ID] == {0: "first"}
+    assert RUN.answers["natural", ID] == {0: "first"}
     hooks.process_results(docs[1], [])
     hooks.process_results(docs[2], [None])
-    assert SESSION.answers["natural", ID] == {0: "first", 1: "", 2: ""}
+    assert RUN.answers["natural", ID] == {0: "first", 1: "", 2: ""}
 
 
-def test_an_aggregation_never_raises(fresh_session, load_split, monkeypatch, tmp_path):
+def test_an_aggregation_never_raises(fresh_run, load_split, monkeypatch, tmp_path):
     hooks, (docs,) = load_split(ID)
     items = [value["emi"] for value in answer_all(hooks, docs)]
-    monkeypatch.setattr(session_module, "_score", lambda *_: 1 / 0)
+    monkeypatch.setattr(run_state_module, "_score", lambda *_: 1 / 0)
     assert hooks.emi(items, None) == hooks_module.NO_FIGURE
     assert mean_over_shifts([hooks_module.NO_FIGURE], [5], False) == hooks_module.NO_FIGURE
     json.dumps(hooks_module.NO_FIGURE, allow_nan=False)
 
 
 def test_without_an_output_path_the_files_are_kept_in_the_cache(
-    fresh_session, load_split, in_tinyhub, monkeypatch, tmp_path
+    fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path))
     hooks, (docs,) = load_split(ID)
@@ -287,10 +287,10 @@ def test_without_an_output_path_the_files_are_kept_in_the_cache(
     assert only(tmp_path / "runs", "*_emi_natural.json") and only(tmp_path / "runs", f"{ID}.jsonl")
 
 
-def test_part_of_the_rows_is_enough(fresh_session, load_split, in_tinyhub, tmp_path):
+def test_part_of_the_rows_is_enough(fresh_run, load_split, in_tinyhub, tmp_path):
     hooks, (docs,) = load_split(ID)
     values = answer_all(hooks, docs)[1:4]
-    SESSION.answers["natural", ID] = {row: SESSION.answers["natural", ID][row] for row in (3, 1, 2)}
+    RUN.answers["natural", ID] = {row: RUN.answers["natural", ID][row] for row in (3, 1, 2)}
     args = SimpleNamespace(model="m", model_args="pretrained=a/b", output_path=str(tmp_path), timezone="UTC")
     assert isinstance(hooks.emi([value["emi"] for value in values], args), float)
     assert strict_json(only(tmp_path, "*_emi_natural.json"))["splits"][ID]["n"] == 3
@@ -322,14 +322,14 @@ def test_a_mistyped_setting_stops_every_rank(monkeypatch):
     monkeypatch.setenv("LMMS_EVAL_EMI_ESTIMATR", "x")
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(PreflightError, match="Did you mean LMMS_EVAL_EMI_ESTIMATOR"):
-        session_module.preflight()
+        run_state_module.preflight()
 
 
 def test_a_cache_that_is_not_writable(monkeypatch, in_tinyhub, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(PreflightError, match="LMMS_EVAL_EMI_CACHE=/path/to/folder"):
-        session_module.preflight()
+        run_state_module.preflight()
 
 
 def test_an_estimator_of_another_dimension_is_found_before_the_run(monkeypatch, in_tinyhub, tmp_path):
@@ -338,16 +338,16 @@ def test_an_estimator_of_another_dimension_is_found_before_the_run(monkeypatch, 
     CLUB(768, 768, 4).save(tmp_path / "big.safetensors")
     monkeypatch.setenv("LMMS_EVAL_EMI_ESTIMATOR", str(tmp_path / "big.safetensors"))
     with pytest.raises(PreflightError, match="takes embeddings of dimension 768, and the vision encoder gives 32"):
-        session_module.preflight()
+        run_state_module.preflight()
 
 
 def test_a_device_that_is_not_there_is_found_before_the_run(monkeypatch, in_tinyhub):
     monkeypatch.setenv("LMMS_EVAL_EMI_DEVICE", "cuda:99")
     with pytest.raises(PreflightError, match="CUDA devices, got 'cuda:99'"):
-        session_module.preflight()
+        run_state_module.preflight()
 
 
-def test_an_answer_that_no_file_can_hold_does_not_cost_the_others(fresh_session, load_split, in_tinyhub, tmp_path):
+def test_an_answer_that_no_file_can_hold_does_not_cost_the_others(fresh_run, load_split, in_tinyhub, tmp_path):
     hooks, (docs,) = load_split(ID)
     values = [hooks.process_results(doc, ["half a \ud83d" if row == 2 else "red"]) for row, doc in enumerate(docs)]
     args = SimpleNamespace(model="m", model_args="", output_path=str(tmp_path), timezone="UTC")
@@ -355,7 +355,7 @@ def test_an_answer_that_no_file_can_hold_does_not_cost_the_others(fresh_session,
     assert len(only(tmp_path, f"{ID}.jsonl").read_text().splitlines()) == ROWS
 
 
-def test_an_output_path_that_cannot_be_written(fresh_session, load_split, in_tinyhub, monkeypatch, tmp_path):
+def test_an_output_path_that_cannot_be_written(fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path):
     monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path / "cache"))
     (tmp_path / "file").write_text("")
     hooks, (docs,) = load_split(ID)
@@ -364,10 +364,10 @@ def test_an_output_path_that_cannot_be_written(fresh_session, load_split, in_tin
     assert only(tmp_path / "cache", f"{ID}.jsonl")
 
 
-def test_a_run_that_failed_before_it_began_leaves_nothing_behind(fresh_session, load_split):
+def test_a_run_that_failed_before_it_began_leaves_nothing_behind(fresh_run, load_split):
     load_split(ID, GERMAN)
     load_split(GERMAN)
-    assert not SESSION.has_split("natural", ID)
+    assert not RUN.has_split("natural", ID)
 
 
 def test_our_files_carry_the_stamp_of_the_harness(run):

@@ -225,7 +225,7 @@ def test_a_harness_run_writes_its_report(tinyhub, tmp_path):
 
 
 def test_the_report_can_be_turned_off_and_costs_no_figure(tinyhub, tmp_path, monkeypatch):
-    from lmms_eval_emi.harness import session as module
+    from lmms_eval_emi.harness import run_state as module
 
     done = lmms_eval(
         tinyhub, "llavabench_shift_natural_coco_english", "--output_path", str(tmp_path), LMMS_EVAL_EMI_REPORT="0"
@@ -239,7 +239,7 @@ def test_the_report_can_be_turned_off_and_costs_no_figure(tinyhub, tmp_path, mon
 def test_wandb_gets_the_figures_of_a_run_that_logs_there(results, monkeypatch):
     from types import SimpleNamespace
 
-    from lmms_eval_emi.harness import session as module
+    from lmms_eval_emi.harness import run_state as module
 
     logged = {}
     fake = SimpleNamespace(

@@ -1,1 +1,1 @@
-"""The door from lmms-eval: task files, the hooks they name, and a run's session. No maths."""
+"""The door from lmms-eval: task files, the hooks they name, and the state of a run. No maths."""

@@ -1,4 +1,4 @@
-"""The functions that our task and group files name. They keep no state; the session does.
+"""The functions that our task and group files name. What they have to remember is in ``run_state``.
 
 They are plain functions, not methods, because lmms-eval deep-copies what a task file names.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from lmms_eval_emi.harness.session import SESSION, Answer, row_key, split_of
+from lmms_eval_emi.harness.run_state import RUN, Answer, row_key, split_of
 from lmms_eval_emi.studies.catalogue import Columns, Study, StudyError, load_study
 from lmms_eval_emi.studies.scoring import mean
 
@@ -44,11 +44,11 @@ def study_hooks(study_source: str) -> Hooks:
     study = load_study(study_source)
 
     def process_docs_of(name: str | None = None) -> Callable:
-        """The hook that announces a split to the session and numbers its rows; default: the split as the dataset names it."""
+        """The hook that announces a split and numbers its rows; default: the split as the dataset names it."""
 
         def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
             split = name or _split_of_dataset(study, str(dataset.split))
-            SESSION.open_split(study, split, dataset)
+            RUN.open_split(study, split, dataset)
             numbered = dataset.add_column(SPLIT_COLUMN, [split] * len(dataset))
             return numbered.add_column(ROW_COLUMN, list(range(len(dataset))))
 
@@ -61,7 +61,7 @@ def study_hooks(study_source: str) -> Hooks:
         """The image as RGB, or none."""
         from lmms_eval_emi.encoders.clip import to_rgb
 
-        SESSION.begin()
+        RUN.begin()
         column = columns_of(doc).image
         return [to_rgb(doc[column])] if column else []
 
@@ -79,26 +79,26 @@ def study_hooks(study_source: str) -> Hooks:
 
     def process_results(doc: dict, results: Sequence[Any]) -> dict[str, Any]:
         """The answer and the row that it belongs to; EMID and bound only where the ID split runs too."""
-        SESSION.begin()
+        RUN.begin()
         split, row = doc[SPLIT_COLUMN], doc[ROW_COLUMN]
         values: dict[str, Any] = {"emi": Answer.of(study.name, split, row, results[0] if results else "")}
-        if split != study.id_split and SESSION.has_split(study.name, study.id_split):
+        if split != study.id_split and RUN.has_split(study.name, study.id_split):
             values |= {metric: row_key(study.name, split, row) for metric in ("emid", "emid_bound")}
         return values
 
     def emi(items: list[Answer], args: Any = None) -> float | str:
         """EMI of the split whose answers are given, in nats."""
-        figures = SESSION.figures(split_of(items), args)
+        figures = RUN.figures(split_of(items), args)
         return figures.emi.value if figures else NO_FIGURE
 
     def emid(items: list[str], args: Any = None) -> float | str:
         """EMID of the split's shift, in nats."""
-        figures = SESSION.figures(split_of(items), args)
+        figures = RUN.figures(split_of(items), args)
         return figures.emid.value if figures and figures.emid else NO_FIGURE
 
     def emid_bound(items: list[str], args: Any = None) -> float | str:
         """RJSD bound on the EMID of the split's shift."""
-        figures = SESSION.figures(split_of(items), args)
+        figures = RUN.figures(split_of(items), args)
         return figures.bound.value if figures and figures.bound else NO_FIGURE
 
     return Hooks(
@@ -129,7 +129,7 @@ def mean_over_shifts(metrics: Sequence[float | str], sizes: Sequence[int], weigh
 
     The harness gives the subtasks' figures without their names; the ID split's are told by identity.
     """
-    id_figures = SESSION.id_figures()
+    id_figures = RUN.id_figures()
     shifts = [
         figure
         for figure in metrics

@@ -1,9 +1,9 @@
 """What a run of lmms-eval has loaded, answered and scored.
 
-lmms-eval aggregates task after task, each with its own values only, and EMID needs two tasks. The
-session of a process remembers the dataset of every task that was loaded and every answer that was
-processed or, on rank 0, received from other ranks; the first aggregation then scores all splits at
-once, and the others look their figures up.
+lmms-eval aggregates task after task, each with its own values only, and EMID needs two tasks. So a
+process remembers the dataset of every task that was loaded and every answer that was processed or,
+on rank 0, received from other ranks; the first aggregation then scores all splits at once, and the
+others look their figures up.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Answer(dict):
     def of(cls, study: str, split: str, row: int, answer: Any) -> Answer:
         """Register the answer of a row, and return it for the harness to pass on."""
         text = encodable(answer if isinstance(answer, str) else "" if answer is None else str(answer))
-        SESSION.receive((study, split), row, text)
+        RUN.receive((study, split), row, text)
         return cls(row=row_key(study, split, row), answer=text)
 
     def __reduce__(self) -> tuple:
@@ -77,8 +77,8 @@ def split_of(items: Sequence[Answer | str]) -> SplitKey:
 
 
 @dataclass
-class Session:
-    """One run in this process; loading tasks after answers were processed begins another."""
+class RunState:
+    """What is known of the run in this process; loading tasks after answers were processed begins another run."""
 
     studies: dict[str, Study] = field(default_factory=dict)
     loaded: dict[SplitKey, datasets.Dataset] = field(default_factory=dict)
@@ -158,7 +158,7 @@ class Session:
         ]
 
 
-SESSION = Session()
+RUN = RunState()
 _FOOTERS: list[str] = []
 
 
@@ -263,16 +263,16 @@ def _check_models(settings: Settings) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _score(session: Session, args: Any) -> None:
+def _score(run: RunState, args: Any) -> None:
     """Save all answers, then score all splits, write the figures and prepare the footer."""
     folder, stamp, model = _run_files(args)
     answers_folder = _unused(folder / f"{stamp}_emi_answers")
     samples: dict[str, dict[str, list[Sample]]] = {}
-    for (name, split), answers in session.answers.items():
-        if answers and (name, split) in session.loaded:
-            spec = session.studies[name].split(split)
+    for (name, split), answers in run.answers.items():
+        if answers and (name, split) in run.loaded:
+            spec = run.studies[name].split(split)
             try:
-                rows = _save_answers(answers_folder / name, spec, session.loaded[name, split], answers, model)
+                rows = _save_answers(answers_folder / name, spec, run.loaded[name, split], answers, model)
                 samples.setdefault(name, {})[split] = rows
             except Exception as error:  # one split must not cost the others
                 logger.error(
@@ -298,7 +298,7 @@ def _score(session: Session, args: Any) -> None:
         for name, splits in samples.items():
             embeddings = {split: together[f"{name}:{split}"] for split in splits}
             result = score_study(
-                session.studies[name],
+                run.studies[name],
                 embeddings,
                 estimator,
                 model=model,
@@ -306,7 +306,7 @@ def _score(session: Session, args: Any) -> None:
                 entropy=settings.entropy,
                 notes=notes_on_samples(splits),
             )
-            session.results = {**(session.results or {}), name: result}
+            run.results = {**(run.results or {}), name: result}
             for split, reasons in result.left_out.items():
                 logger.error(f"{name}, split {split}: {'; '.join(reasons)}")
             for split, notes in result.notes.items():
@@ -327,7 +327,7 @@ def _score(session: Session, args: Any) -> None:
             )
     except Exception as error:
         commands = "\n".join(
-            f"  lmms-eval-emi score --study {session.studies[name].source} --responses {answers_folder / name} --allow-missing --output {name}.json"
+            f"  lmms-eval-emi score --study {run.studies[name].source} --responses {answers_folder / name} --allow-missing --output {name}.json"
             for name in samples
         )
         raise RuntimeError(

@@ -16,7 +16,7 @@ from test_harness import GROUP, lmms_eval, only
 from lmms_eval_emi.answers.llava import write_answer_file
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.report.page import to_html, to_text
-from lmms_eval_emi.report.plots import pictures_of, plot_emid_against_bound, severity_series
+from lmms_eval_emi.report.plots import pictures_of, plot_emid_against_bound, plot_models, severity_series
 from lmms_eval_emi.report.reading import ReportError, published_results, read_results
 from lmms_eval_emi.studies.catalogue import load_study
 
@@ -150,6 +150,62 @@ def test_several_results_and_what_is_none(results, tmp_path, capsys):
             read_results([path])
     assert main(["report", str(tmp_path / "no.json")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_results_that_are_damaged(results, tmp_path, caplog):
+    content = json.loads((results / "natural.json").read_text())
+    for name, damaged in (
+        ("model", {key: value for key, value in content.items() if key != "model"}),
+        ("emi", {**content, "splits": {"a": {"emi": None}}}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(damaged))
+        with pytest.raises(ReportError, match=f"{name}.json: expected results .* that are damaged"):
+            read_results([tmp_path / f"{name}.json"])
+    for rows in (
+        "{bad",
+        "[1]",
+        "\xff",
+        json.dumps({content["signature"] + content["model"]: {"llava_bench_coco_German": [{"id": "1"}]}}),
+    ):
+        (tmp_path / "r.json").write_text(json.dumps(content))
+        (tmp_path / "r.rows.json").write_bytes(rows.encode("latin-1"))
+        assert "Shift report" in to_html(read_results([tmp_path / "r.json"]))
+    assert caplog.text.count("r.rows.json: not the rows that score writes") == 3
+
+
+def test_names_that_are_no_plain_text(results, tmp_path):
+    """Mathematics, hidden labels and long names in the pictures; a shift that one model alone has."""
+    content = json.loads((results / "synthetic.json").read_text())
+    extra = {
+        **content["splits"],
+        "mine": {
+            **content["splits"]["llava_bench_coco_frost_1"],
+            "shifts": [{"modality": "visual", "name": "fog $x_", "severity": 1}],
+        },
+    }
+    paths = []
+    for number, model in enumerate((r"m$\frac{$", "_hidden", "long" * 60)):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps({**content, "model": model, "splits": extra if number else content["splits"]}))
+    read = read_results(paths)
+    ax = plot_models(read)
+    assert "mine" in [label.get_text() for label in ax.get_yticklabels()]
+    assert len(ax.get_legend().get_texts()) == 3
+    assert "(published)" not in to_html(read), "a study of that name with other splits is another study"
+
+
+def test_estimators_tell_results_of_one_model_apart(results, tmp_path):
+    content = json.loads((results / "natural.json").read_text())
+    other = {**content, "settings": {**content["settings"], "estimator": "other@1"}}
+    (tmp_path / "r.json").write_text(json.dumps({"results": [content, other]}))
+    labels = [result.label for result in read_results([tmp_path / "r.json"])]
+    assert labels[1].endswith(", other@1") and labels[0] != labels[1]
+
+
+def test_a_report_does_not_replace_its_results(results, capsys):
+    path = str(results / "natural.json")
+    assert main(["report", path, "--output", path]) == 1
+    assert "is one of the results" in capsys.readouterr().err
 
 
 def test_a_study_without_shifts_has_a_page(results, tmp_path):

@@ -14,6 +14,7 @@ from test_harness import lmms_eval, only, strict_json
 
 from lmms_eval_emi.answers.llava import write_answer_file
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.estimators import load_estimator
 from lmms_eval_emi.studies.catalogue import StudyError, load_study, parse_study
 from lmms_eval_emi.studies.rows import load_splits
 
@@ -142,6 +143,16 @@ def test_text_alone(study, tmp_path):
     results = strict_json(output)
     assert results["splits"]["typos"]["jsd_v"] == 0 and results["splits"]["typos"]["jsd_t"] > 0
     assert "encoders:text-only+" in results["signature"]
+    mine = tmp_path / "mine.safetensors"
+    assert (
+        main(["train-estimator", "--study", str(study), "--output", str(mine), "--iterations", "5", "--hidden", "4"])
+        == 0
+    )
+    assert load_estimator(mine).card["encoders"]["vision"] == "text-only"
+    assert main(["score", "--study", str(study), "--estimator", str(mine)]) == 0
+    content["dataset"]["columns"]["image"] = "picture"
+    study.write_text(yaml.safe_dump(content))
+    assert main(["score", "--study", str(study), "--estimator", str(mine)]) == 1, "it is refused to inputs with images"
 
 
 def test_rows_without_an_image(study, in_tinyhub, tmp_path, capsys):
@@ -218,7 +229,7 @@ def test_places_that_are_not_there(study, tmp_path, capsys):
     content["splits"]["typos"]["dataset"]["path"] = "data/nothing.parquet"
     study.write_text(yaml.safe_dump(content))
     assert main(["score", "--study", str(study)]) == 1
-    assert "The dataset 'data/nothing.parquet' of the study My-Study cannot be loaded" in capsys.readouterr().err
+    assert "The dataset 'data/nothing.parquet' of the study My-Study cannot be read" in capsys.readouterr().err
     content["splits"]["typos"]["dataset"] = {"path": "data/blurred", "split": "validation"}
     study.write_text(yaml.safe_dump(content))
     assert main(["score", "--study", str(study)]) == 1
@@ -326,6 +337,11 @@ def test_several_models_and_estimators_side_by_side(logged, in_tinyhub, tmp_path
         ("model-b", "tiny"),
         ("model-b", "other"),
     ]
+
+
+def test_a_model_that_was_not_run(logged, in_tinyhub, capsys):
+    assert main(["score", "--shift", "synthetic", "--responses", str(logged / "scored"), "--model", "tiny"]) == 1
+    assert "expected answers of one of tiny-llava, got --model tiny" in capsys.readouterr().err
 
 
 def test_the_latest_run_of_a_task_counts(logged, in_tinyhub, tmp_path, caplog):

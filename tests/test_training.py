@@ -158,7 +158,19 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, monkeypatch):
         train_estimator(splits_of(seed=5), FAST, name="a", checkpoint=checkpoint, resume=True)
     resumed = train_estimator(splits_of(), FAST, name="a", checkpoint=checkpoint, resume=True)
     assert all(torch.equal(tensor, resumed.state_dict()[key]) for key, tensor in whole.state_dict().items())
-    assert resumed.card == whole.card and not checkpoint.exists()
+    assert resumed.card == whole.card
+    with pytest.raises(ValueError, match="has done 40 iterations already"):
+        train_estimator(
+            splits_of(),
+            TrainingOptions(**{**vars(FAST), "iterations": 20}),
+            name="a",
+            checkpoint=checkpoint,
+            resume=True,
+        )
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(ValueError, match="a.checkpoint is damaged"):
+        train_estimator(splits_of(), FAST, name="a", checkpoint=checkpoint, resume=True)
+    checkpoint.unlink()
     with pytest.raises(ValueError, match="which is not there"):
         train_estimator(splits_of(), FAST, name="a", checkpoint=checkpoint, resume=True)
 
@@ -199,6 +211,25 @@ def test_options_that_make_no_sense(changes, message):
 def test_a_training_that_diverges_says_so():
     with pytest.raises(ValueError, match="the training diverged in iteration .* Use a smaller --lr"):
         train_estimator(splits_of(), TrainingOptions(**{**vars(FAST), "lr": 1e30, "kind": "infonce"}), name="a")
+
+
+def test_a_training_that_diverges_in_its_last_step():
+    for keep in ("best", "last"):
+        with pytest.raises(ValueError, match="the training diverged"):
+            train_estimator(
+                splits_of(),
+                TrainingOptions(**{**vars(FAST), "lr": 1e30, "iterations": 1, "keep": keep, "kind": "infonce"}),
+                name="a",
+            )
+
+
+def test_something_is_always_left_to_train_on():
+    assert (
+        train_estimator(splits_of(), TrainingOptions(**{**vars(FAST), "held_out": 0.999}), name="a").card["data"][
+            "held_out_pairs"
+        ]
+        < 240
+    )
 
 
 def test_fitness_for_near_far_and_unknown_data():
@@ -256,6 +287,7 @@ def test_train_and_score(in_tinyhub, answers, tmp_path, capsys, kind):
     assert card["encoders"]["vision"].startswith("openai/clip-vit-base-patch32#")
     assert main(["score", *common, "--estimator", str(output), "--output", str(results)]) == 0
     assert json.loads(results.read_text())["estimator_fit"]["verdict"] == "in domain"
+    assert not output.with_suffix(".checkpoint").exists()
     assert "estimator  mine@" in capsys.readouterr().out
 
 

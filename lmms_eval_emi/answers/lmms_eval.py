@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.answers.base import ModelAnswers, SplitAnswers, collect
+from lmms_eval_emi.answers.base import AnswersError, ModelAnswers, SplitAnswers, collect
 from lmms_eval_emi.studies.catalogue import Study
 
 log = logging.getLogger("lmms_eval_emi")
@@ -32,6 +32,10 @@ def find_models(folder: Path, study: Study, model: str | None = None) -> list[Mo
         if older:
             log.info("%s: taking the latest of several runs; %d older samples files are passed over.", parent, older)
         models.append(ModelAnswers(parent.name, {split: paths[-1] for split, paths in files.items()}))
+    if model is not None and models and model not in {answers.model for answers in models}:
+        raise AnswersError(
+            f"{folder}: expected answers of one of {', '.join(str(answers.model) for answers in models)}, got --model {model}."
+        )
     return [answers for answers in models if model in (None, answers.model)]
 
 

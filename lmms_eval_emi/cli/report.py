@@ -42,6 +42,10 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None and args.format in {"md", "csv", "latex"}:
         print(to_text(results, args.format), end="")
         return 0
+    if args.output and args.output.resolve() in {path.resolve() for path in args.results}:
+        raise ValueError(
+            f"output: {args.output} is one of the results, which the report would replace. Name another file."
+        )
     output = args.output or Path("report.html" if args.format == "html" else "report")
     for path in write_report(results, output, format=args.format, compare=not args.no_published):
         print(path)

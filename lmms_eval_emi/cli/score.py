@@ -106,8 +106,9 @@ def run(args: argparse.Namespace) -> int:
     estimators = [load_estimator(source) for source in args.estimator or [settings.estimator]]
     answered = join_responses(args, study, names)
     encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
+    text_only = all(row.image is None for model in answered for rows in model.samples.values() for row in rows)
     for estimator in estimators:
-        check_encoders(estimator, encoders, allow_other=settings.allow_other_encoders)
+        check_encoders(estimator, encoders, text_only=text_only, allow_other=settings.allow_other_encoders)
     together = {f"{model.model}: {name}": rows for model in answered for name, rows in model.samples.items()}
     embedded = embed_splits(together, encoders, batch_size=settings.batch_size)
     results = [

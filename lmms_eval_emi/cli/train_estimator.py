@@ -12,13 +12,21 @@ from lmms_eval_emi.studies.catalogue import StudyError
 log = logging.getLogger("lmms_eval_emi")
 
 
+class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to the help of options that have one and do not say it themselves."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default in (None, False) or "default:" in (action.help or "")
+        return action.help if silent else super()._get_help_string(action)
+
+
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
     parser = commands.add_parser(
         "train-estimator",
         help="train an estimator of mutual information on answers of your own",
         description="Train on the pairs (input, response) and (input, reference) of all splits, hold out some images, and write a safetensors file with its card. The defaults are those of Oh et al. (ICML 2025).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_WithDefaults,
     )
     add_study_arguments(parser)
     parser.add_argument(
@@ -50,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise StudyError(f"output: expected a .safetensors file, got {args.output}.")
     check_writable(args.output)
     from lmms_eval_emi.encoders import load_encoders
+    from lmms_eval_emi.estimators import TEXT_ONLY
     from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
     from lmms_eval_emi.samples import embed_splits
     from lmms_eval_emi.settings import override_settings
@@ -71,19 +80,25 @@ def run(args: argparse.Namespace) -> int:
     answered = join_responses(args, study, list(study.splits))
     encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
     samples = {f"{model.model}: {name}": rows for model in answered for name, rows in model.samples.items()}
+    text_only = all(row.image is None for rows in samples.values() for row in rows)
+    checkpoint = args.output.with_suffix(".checkpoint")
     estimator = train_estimator(
         embed_splits(samples, encoders, batch_size=settings.batch_size),
         options,
         name=args.name or args.output.stem,
         about={
-            "encoders": {"vision": encoders.vision.signature, "text": encoders.text.signature},
+            "encoders": {
+                "vision": TEXT_ONLY if text_only else encoders.vision.signature,
+                "text": encoders.text.signature,
+            },
             "study": study.name,
             "models": [model.model for model in answered],
         },
-        checkpoint=args.output.with_suffix(".checkpoint"),
+        checkpoint=checkpoint,
         resume=args.resume,
     )
     estimator.save(args.output)
+    checkpoint.unlink(missing_ok=True)
     card = estimator.card
     kept = (
         next(entry for entry in card["history"] if entry["iteration"] == card["kept_iteration"])
@@ -91,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         else {}
     )
     print(
-        f"{args.output}: {args.kind}, {card['data']['pairs']} pairs of {card['data']['images']} images, iteration {card['kept_iteration']} of {args.iterations}"
+        f"{args.output}: {args.kind}, {card['data']['pairs']} pairs of {card['data']['images']} images or rows, iteration {card['kept_iteration']} of {args.iterations}"
     )
     print(
         f"loss {kept.get('loss', float('nan')):.4g}"

@@ -4,6 +4,7 @@ from lmms_eval_emi.estimators.club import CLUB
 from lmms_eval_emi.estimators.infonce import InfoNCE
 from lmms_eval_emi.estimators.ksg import KSG
 from lmms_eval_emi.estimators.registry import (
+    TEXT_ONLY,
     Estimator,
     EstimatorEntry,
     EstimatorUnavailable,
@@ -15,6 +16,7 @@ from lmms_eval_emi.estimators.registry import (
 __all__ = [
     "CLUB",
     "KSG",
+    "TEXT_ONLY",
     "Estimator",
     "EstimatorEntry",
     "EstimatorUnavailable",

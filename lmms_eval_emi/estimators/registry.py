@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmms_eval_emi")
 
 CHECKPOINT_FOLDER = "estimator_ckpt"
+TEXT_ONLY = "text-only"  # in the place of a vision encoder, where inputs have no images
 KINDS: dict[str, type[TrainedEstimator]] = {kind.kind: kind for kind in (CLUB, InfoNCE)}
 Estimator = TrainedEstimator | KSG
 
@@ -124,20 +125,33 @@ def load_estimator(
     return estimator
 
 
-def check_encoders(estimator: Estimator, encoders: Encoders, *, allow_other: bool = False) -> None:
+def check_encoders(
+    estimator: Estimator, encoders: Encoders, *, text_only: bool = False, allow_other: bool = False
+) -> None:
     """Make sure that an estimator was trained on embeddings of the encoders of this run.
 
     A registered estimator knows the names of its encoders, a trained one the fingerprints of their
-    weights as well. One that knows neither passes.
+    weights as well. One that knows neither passes. Inputs of text alone pass with a warning where the
+    estimator was trained with images, for they share the text encoder.
+
+    Args:
+        estimator: to be used.
+        encoders: of the run.
+        text_only: whether the run's inputs are text alone.
+        allow_other: warn instead of raising.
 
     Raises:
         ValueError: it was trained with others, and ``allow_other`` is not set.
     """
+    if text_only and estimator.vision_encoder not in (None, TEXT_ONLY):
+        log.warning("The estimator %s was trained with images, and these inputs are text alone.", estimator.signature)
     problems = []
     for kind, expected, encoder in (
         ("vision", estimator.vision_encoder, encoders.vision),
         ("text", estimator.text_encoder, encoders.text),
     ):
+        if kind == "vision" and text_only:
+            continue
         if expected and not _is_encoder(expected, encoder.signature):
             problems.append(f"{kind} encoder {expected}, and this run has {encoder.signature}")
     if not problems:

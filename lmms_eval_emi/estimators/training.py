@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def train_estimator(
         options: how to train.
         name: of the estimator.
         about: what else the card shall say: encoders, studies, models.
-        checkpoint: where to keep the state of an unfinished training.
+        checkpoint: where to keep the state of the training; the caller removes it once the result is safe.
         resume: go on from the checkpoint.
 
     Returns:
@@ -151,10 +152,19 @@ def train_estimator(
             raise ValueError(
                 f"resume: expected the checkpoint of an unfinished training at {checkpoint}, which is not there. Train without --resume."
             )
-        saved = torch.load(checkpoint, weights_only=True)
+        try:
+            saved = torch.load(checkpoint, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"resume: {checkpoint} is damaged. Remove it and train without --resume. ({error})"
+            ) from error
         if saved["identity"] != identity:
             raise ValueError(
                 f"resume: {checkpoint} is of a training with other data or options. Use the same ones, or train without --resume."
+            )
+        if saved["iteration"] > options.iterations:
+            raise ValueError(
+                f"resume: {checkpoint} has done {saved['iteration']} iterations already. Ask for as many or more than these with --iterations."
             )
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -194,6 +204,11 @@ def train_estimator(
                     )
                 if checkpoint:
                     _save_checkpoint(checkpoint, identity, network, optimizer, generator, iteration, history, best)
+    usable = bool(torch.isfinite(_scores(network, pairs, train[: options.batch_size])).all())
+    if not usable or (options.keep == "best" and best["state"] is None):
+        raise ValueError(
+            f"the training diverged by iteration {options.iterations}. Use a smaller --lr than {options.lr:g}."
+        )
     if options.keep == "best":
         network.load_state_dict(best["state"])
     network.eval()
@@ -216,8 +231,6 @@ def train_estimator(
     network.vision_encoder, network.text_encoder = (
         network.card.get("encoders", {}).get(kind) for kind in ("vision", "text")
     )
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
     return network
 
 
@@ -228,7 +241,9 @@ def _hold_out(clusters: torch.Tensor, share: float, generator: torch.Generator) 
         raise ValueError(
             "held_out: expected at least two images, got one, so that none can be held out. Train with --held-out 0 --keep last."
         )
-    held_clusters = torch.randperm(count, generator=generator)[: max(1, round(share * count)) if share else 0]
+    held_clusters = torch.randperm(count, generator=generator)[
+        : min(max(1, round(share * count)), count - 1) if share else 0
+    ]
     held = torch.isin(clusters, held_clusters)
     return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.encoders.clip import to_rgb
+from lmms_eval_emi.report.reading import rows_path
 from lmms_eval_emi.samples import Sample, SampleError, open_image
 from lmms_eval_emi.studies.scoring import StudyResult, write_atomically
 
@@ -57,8 +58,8 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
 
 def write_lost_rows(path: Path, entries: Sequence[tuple[StudyResult, Mapping[str, list[dict[str, Any]]]]]) -> Path:
     """Write the lost rows of some results beside their figures, as ``FILE.rows.json``."""
-    content = {f"{result.model}|{dict(result.signature.parts)['estimator']}": lost for result, lost in entries}
-    return write_atomically(path.with_suffix(".rows.json"), json.dumps(content, ensure_ascii=False) + "\n")
+    content = {f"{result.signature}{result.model}": lost for result, lost in entries}
+    return write_atomically(rows_path(path), json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def _thumbnail(row: Sample) -> str:

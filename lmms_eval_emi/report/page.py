@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from lmms_eval_emi.report.plots import pictures_of, plot_models
 from lmms_eval_emi.report.reading import JSDS, ReportedResult, published_results
-from lmms_eval_emi.studies.catalogue import StudyError, load_study
+from lmms_eval_emi.studies.catalogue import BUILT_IN, StudyError, load_study
 from lmms_eval_emi.studies.scoring import write_atomically
 from lmms_eval_emi.version import __version__
 
@@ -67,6 +67,13 @@ def to_text(results: Sequence[ReportedResult], format: str) -> str:
     rows = [[result.study, result.label, *row] for result in results for row in _rows(result, with_id=True)]
     headers = ["study", "model", *HEADERS]
     if format == "csv":
+        rows = [
+            [*row, result.signature]
+            for result in results
+            for row in [[result.study, result.label, *cells] for cells in _rows(result, with_id=True)]
+        ]
+        headers.append("signature")
+    if format == "csv":
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(headers)
@@ -93,11 +100,12 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True) -> str:
     studies = []
     for name in dict.fromkeys(result.study for result in results):
         own = [result for result in results if result.study == name]
-        shown = own + (published_results(name) if compare else [])
+        shown = own + (published_results(name) if compare and _is_family(own, name) else [])
         summaries = [result.summary() for result in shown]
         studies.append(
             {
-                "title": _title(name),
+                "title": next((result.title for result in own if result.title), _title(name)),
+                "signatures": [(result.label, result.signature) for result in shown] if len(shown) > 1 else [],
                 "summary_headers": ["model", *summaries[0]],
                 "summary_rows": [
                     [result.label, *summary.values()] for result, summary in zip(shown, summaries, strict=True)
@@ -110,6 +118,11 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True) -> str:
         )
     models = ", ".join(dict.fromkeys(result.model for result in results))
     return template.render(title=f"Shift report: {models}", studies=studies, version=__version__)
+
+
+def _is_family(results: Sequence[ReportedResult], study: str) -> bool:
+    """Whether results of a study of this name are of the built-in family, and not of another that is called so."""
+    return study in BUILT_IN and all(set(result.splits) <= set(load_study(study).splits) for result in results)
 
 
 def _context(result: ReportedResult) -> dict[str, Any]:

@@ -27,6 +27,13 @@ PARTS = {
 ROOTS = dict(zip(JSDS, (0.5, 0.5, 0.25, 0.25), strict=True))
 
 
+def _text(name: str, most: int = 60) -> str:
+    """A name from data as plain text of bearable length: no mathematics, and never hidden from a legend."""
+    shown = name if len(name) <= most else f"{name[: most - 3]}..."
+    shown = shown.replace("\\", "/").replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def _axes(ax: Axes | None, width: float = 6.4, height: float = 4.2) -> Axes:
     if ax is not None:
         return ax
@@ -82,8 +89,8 @@ def plot_emi_heat_map(result: ReportedResult, ax: Axes | None = None) -> Axes:
             ax.text(
                 column, row, f"{value:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
             )
-    ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=9)
-    ax.set_yticks(range(len(rows)), rows, fontsize=9)
+    ax.set_xticks(range(len(columns)), list(map(_text, columns)), rotation=30, ha="right", fontsize=9)
+    ax.set_yticks(range(len(rows)), list(map(_text, rows)), fontsize=9)
     ax.set(title="EMI (nats) by visual and textual shift")
     ax.figure.colorbar(image, ax=ax, shrink=0.9)
     return ax
@@ -108,7 +115,7 @@ def plot_severity(result: ReportedResult, ax: Axes | None = None) -> Axes:
             [split.emid or 0.0 for _, split in points],
             color=colour,
             marker="os^Dv"[number % 5],
-            label=name.replace("_", " "),
+            label=_text(name.replace("_", " ")),
         )
     ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     ax.set(xlabel="severity", ylabel="EMID (nats)", title="EMID over severity")
@@ -127,7 +134,7 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
     for key, (label, colour, hatch) in PARTS.items():
         width = np.array([split.jsds[key] ** ROOTS[key] for split in shifts])
         ax.barh(
-            [split.name for split in shifts],
+            [_text(split.name) for split in shifts],
             width,
             left=left,
             color=colour,
@@ -152,7 +159,7 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
 
 def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Axes:
     """EMID of every shift, the models side by side."""
-    names = [split.name for split in max(results, key=lambda result: len(result.shifts)).shifts]
+    names = list(dict.fromkeys(split.name for result in results for split in result.shifts))
     ax = _axes(ax, 7.2, 1.4 + 0.26 * len(names))
     for number, result in enumerate(results):
         known: dict[str, Any] = {split.name: split.emid for split in result.shifts}
@@ -164,10 +171,10 @@ def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Ax
                 color=SERIES[number % len(SERIES)],
                 marker="os^Dv"[number % 5],
                 s=26,
-                label=result.label,
+                label=_text(result.label),
                 zorder=3,
             )
-    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.set_yticks(range(len(names)), list(map(_text, names)), fontsize=8)
     ax.invert_yaxis()
     ax.grid(axis="y", color="#eeeeee", linewidth=0.8)
     ax.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
@@ -176,7 +183,7 @@ def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Ax
         frameon=False,
         fontsize=8,
         loc="upper center",
-        ncols=2,
+        ncols=1,
         bbox_to_anchor=(0.4, -0.55 / (1.4 + 0.26 * len(names)) - 0.02),
     )
     return ax

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from lmms_eval_emi.studies.catalogue import BUILT_IN, Shift, StudyError, load_study
 from lmms_eval_emi.studies.scoring import mean, pearson_r
 
+log = logging.getLogger("lmms_eval_emi")
 JSDS = ("jsd_v", "jsd_t", "jsd_id_response", "jsd_ood_response")
 
 
@@ -53,6 +57,8 @@ class ReportedResult:
         source: where they come from.
         footer: lines that a reader should see below the figures.
         lost_rows: the rows of every shift that lost most, where the source has them.
+        estimator: name and hash, where the source has them.
+        title: of the study, where the source has it.
     """
 
     label: str
@@ -64,6 +70,8 @@ class ReportedResult:
     source: str
     footer: tuple[str, ...] = ()
     lost_rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    estimator: str = ""
+    title: str = ""
 
     @property
     def shifts(self) -> list[ReportedSplit]:
@@ -138,11 +146,18 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     )
     results = []
     for entry in entries:
-        if isinstance(entry, dict) and {"splits", "id_split", "signature"} <= entry.keys():
-            results.append(_from_ours(entry, path))
-        elif isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
-            results.append(_from_published_script(entry, path))
-        elif strict:
+        try:
+            if isinstance(entry, dict) and {"splits", "id_split", "signature"} <= entry.keys():
+                results.append(_from_ours(entry, path))
+                continue
+            if isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
+                results.append(_from_published_script(entry, path))
+                continue
+        except (KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise ReportError(
+                f"{path}: expected results of lmms-eval-emi score, got some that are damaged: {type(error).__name__}: {error}"
+            ) from error
+        if strict:
             raise ReportError(
                 f"{path}: expected results of lmms-eval-emi score, of a harness run (*_emi_*.json) or of the published script, got JSON of another form."
             )
@@ -152,6 +167,8 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
 def _from_ours(entry: dict[str, Any], path: Path) -> ReportedResult:
     splits = {}
     for name, figures in entry["splits"].items():
+        if not isinstance(figures["emi"], int | float):
+            raise TypeError(f"emi of {name} is {figures['emi']!r}")
         shifts = tuple(Shift(**shift) for shift in figures.get("shifts", [])) or _known_shifts(entry["shift"], name)
         jsds = {key: figures[key] for key in JSDS if key in figures}
         splits[name] = ReportedSplit(
@@ -172,9 +189,8 @@ def _from_ours(entry: dict[str, Any], path: Path) -> ReportedResult:
         f"Estimator: {fit.get('verdict', 'unknown')} for these data{': far are ' + ', '.join(fit['far_splits'][:5]) if fit.get('far_splits') else ''}.",
         *notes,
     )
-    rows_path = path.with_suffix(".rows.json")
-    lost = json.loads(rows_path.read_text(encoding="utf-8")) if rows_path.is_file() else {}
-    key = f"{entry['model']}|{entry.get('settings', {}).get('estimator', '')}"
+    lost = _read_lost_rows(rows_path(path)).get(entry["signature"] + entry["model"], {})
+    estimator = entry.get("settings", {}).get("estimator", "")
     return ReportedResult(
         entry["model"],
         entry["shift"],
@@ -184,8 +200,31 @@ def _from_ours(entry: dict[str, Any], path: Path) -> ReportedResult:
         entry["signature"],
         str(path),
         footer,
-        lost.get(key, {}),
+        lost,
+        estimator,
+        entry.get("title", ""),
     )
+
+
+def rows_path(path: Path) -> Path:
+    """Where the lost rows of a file of figures are."""
+    return path.with_name(path.name.removesuffix(".json") + ".rows.json")
+
+
+def _read_lost_rows(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Lost rows by result and split; a file that cannot be read costs no figure."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        empty = {"id": "", "loss": None, "question": "", "response": "", "reference": "", "image": ""}
+        return {
+            key: {split: [{**empty, **row} for row in rows] for split, rows in splits.items()}
+            for key, splits in content.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.warning("%s: not the rows that score writes, and left out of the report: %s", path, error)
+        return {}
 
 
 def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:
@@ -229,13 +268,14 @@ def _known_shifts(study: str, split: str) -> tuple[Shift, ...]:
 
 
 def _told_apart(results: list[ReportedResult]) -> list[ReportedResult]:
-    """The results under labels that are all different within a study."""
-    from dataclasses import replace
-
-    seen: dict[tuple[str, str], int] = {}
+    """The results under labels that are all different within a study: by estimator, or else by number."""
+    models = Counter((result.study, result.model) for result in results)
+    seen: Counter[tuple[str, str]] = Counter()
     labelled = []
     for result in results:
-        key = (result.study, result.label)
-        seen[key] = seen.get(key, 0) + 1
-        labelled.append(result if seen[key] == 1 else replace(result, label=f"{result.label} ({seen[key]})"))
+        several = models[result.study, result.model] > 1 and result.estimator
+        label = f"{result.model}, {result.estimator}" if several else result.label
+        seen[result.study, label] += 1
+        number = seen[result.study, label]
+        labelled.append(replace(result, label=label if number == 1 else f"{label} ({number})"))
     return labelled

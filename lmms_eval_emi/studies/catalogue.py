@@ -89,7 +89,7 @@ class SplitSpec(_Strict):
     @property
     def answer_stems(self) -> tuple[str, ...]:
         """Stems of the files that may hold its answers, the split's own first."""
-        return (self.name, self.answers) if self.answers and not self.answers.endswith(".jsonl") else (self.name,)
+        return (self.name, self.answers) if self.answers and not _is_file_name(self.answers) else (self.name,)
 
     @property
     def dataset_split(self) -> str:
@@ -162,7 +162,7 @@ class Study(_Strict):
     def answer_file(self, split: str) -> Path | None:
         """The answer file that the study itself names for a split, relative to the study file."""
         answers = self.split(split).answers
-        return Path(self.source).parent / answers if answers and answers.endswith(".jsonl") else None
+        return Path(self.source).parent / answers if answers and _is_file_name(answers) else None
 
 
 def _fill_in_split(name: str, split: Any, study: dict) -> Any:
@@ -184,6 +184,10 @@ def _fill_in_split(name: str, split: Any, study: dict) -> Any:
             "id" if not shifts else "joint" if len(modalities) > 1 else next(iter(modalities), "visual")
         )
     return filled
+
+
+def _is_file_name(answers: str) -> bool:
+    return Path(answers).suffix in {".json", ".jsonl"} or "/" in answers
 
 
 def _slug(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from lmms_eval_emi.samples import DatasetImage, Sample
-from lmms_eval_emi.studies.catalogue import Columns, DatasetSpec, SplitSpec, Study, StudyError
+from lmms_eval_emi.studies.catalogue import BUILT_IN, Columns, DatasetSpec, SplitSpec, Study, StudyError
 
 if TYPE_CHECKING:
     import datasets
@@ -58,7 +58,7 @@ def split_of_dataset(study: Study, split: SplitSpec) -> str:
 
 def local_path(study: Study, spec: DatasetSpec) -> Path | None:
     """The file or folder that a dataset's path means: below the study file's folder, or the current one."""
-    candidates = [Path(study.source).parent / spec.path] if Path(study.source).suffix else []
+    candidates = [Path(study.source).parent / spec.path] if study.source not in BUILT_IN else []
     return next((path for path in (*candidates, Path(spec.path).expanduser()) if path.exists()), None)
 
 
@@ -92,6 +92,11 @@ def _load(study: Study, spec: DatasetSpec) -> Mapping[str, datasets.Dataset]:
         return datasets.load_dataset(**arguments)
     except Exception as error:  # datasets raises a dozen kinds, the hub's among them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if local_path(study, spec) or Path(spec.path).suffix in FILE_FORMATS:
+            cause = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
+            raise StudyError(
+                f"The dataset {spec.path!r} of the study {study.name} cannot be read: {reason}{cause}\nPaths are relative to the study file, or to the current folder."
+            ) from error
         raise StudyError(
             f"The dataset {spec.path!r} of the study {study.name} cannot be loaded: {reason}\n"
             f"Fetch it on a machine with a connection:\n  hf download --repo-type dataset {spec.path}\n"

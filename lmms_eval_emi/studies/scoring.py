@@ -111,6 +111,7 @@ class StudyResult:
             "signature": str(self.signature),
             "model": self.model,
             "shift": self.study.name,
+            "title": self.study.title,
             "id_split": self.study.id_split,
             "settings": dict(self.signature.parts),
             "splits": {

@@ -136,7 +136,7 @@ def fit_to_line(result: StudyResult) -> str:
     scores = [checks["reference_score"] for checks in fit.get("splits", {}).values()]
     likelihood = f"; score of references {min(scores):.4g} to {max(scores):.4g} nats" if scores else ""
     if fit["verdict"] == "unknown":
-        return f"estimator  {estimator}: unknown whether it is fit for these data, for its file does not say what it was trained on{likelihood}"
+        return f"estimator  {estimator}: unknown whether it is fit for these data, for nothing says what it was trained on{likelihood}"
     worst: dict[str, dict[str, float]] = {}
     for checks in fit["splits"].values():
         for key, check in checks.items():

@@ -80,9 +80,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _snapshot(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    """The folder of the Hugging Face cache that holds what was just loaded from there."""
+    from huggingface_hub import try_to_load_from_cache
 
-    return Path(snapshot_download(name, local_files_only=True))
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent if isinstance(config, str) else Path(name)
 
 
 def _size(files: Iterable[Path]) -> int:

@@ -40,7 +40,10 @@ class ReportedSplit:
 
     def label(self, modality: str) -> str:
         """Its shifts of one modality in words."""
-        return " + ".join(str(shift).replace("_", " ") for shift in self.shifts if shift.modality == modality) or "none"
+        return (
+            " + ".join(str(shift).replace("_", " ") for shift in self.shifts if shift.modality == modality)
+            or "unshifted"
+        )
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,11 @@ class Sample:
             )
 
 
+def without_images(splits: Mapping[str, Sequence[Sample]]) -> bool:
+    """Whether the samples of all splits are text alone."""
+    return all(sample.image is None for samples in splits.values() for sample in samples)
+
+
 def encodable(text: str) -> str:
     """The text with ``?`` for lone surrogates, which models with byte tokens may emit and no file can hold."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -373,3 +373,19 @@ def test_a_run_that_failed_before_it_began_leaves_nothing_behind(fresh_run, load
 def test_our_files_carry_the_stamp_of_the_harness(run):
     stamp = only(run.folder, "*_results.json").name.removesuffix("_results.json")
     assert only(run.folder, "*_emi_natural.json").name == f"{stamp}_emi_natural.json"
+
+
+def test_an_estimator_of_text_alone_passes_the_check_and_is_refused_to_images(
+    fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path
+):
+    from lmms_eval_emi.estimators import CLUB
+
+    estimator = CLUB(32, 32, 4)
+    estimator.card = {"encoders": {"vision": "text-only"}}
+    estimator.save(tmp_path / "text.safetensors")
+    monkeypatch.setenv("LMMS_EVAL_EMI_ESTIMATOR", str(tmp_path / "text.safetensors"))
+    assert run_state_module._check_models(run_state_module.load_settings()) == []
+    hooks, (docs,) = load_split(ID)
+    args = SimpleNamespace(model="m", model_args="", output_path=str(tmp_path), timezone="UTC")
+    assert hooks.emi([value["emi"] for value in answer_all(hooks, docs)], args) == hooks_module.NO_FIGURE
+    assert only(tmp_path, f"{ID}.jsonl")

@@ -8,6 +8,7 @@ model in a folder, ``reads(record)``, which tells whether a line is of its forma
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lmms_eval_emi.answers.base import AnswersError, ModelAnswers, SplitAnswers, first_record
 from lmms_eval_emi.studies.catalogue import Study
@@ -26,12 +27,11 @@ def find_answers(folder: Path, study: Study, model: str | None = None) -> list[M
     Raises:
         AnswersError: the folder is not there, has no such files, or does not say whose they are.
     """
-    from lmms_eval_emi.answers import llava, lmms_eval
-
     if not folder.is_dir():
         state = "a file" if folder.exists() else "not there"
         raise AnswersError(f"responses: expected a folder of answer files, got {folder}, which is {state}.")
-    return lmms_eval.find_models(folder, study, model) or llava.find_models(folder, study, model)
+    found = (reader.find_models(folder, study, model) for reader in _formats())
+    return next(models for models in found if models)
 
 
 def answers_of_study(study: Study, model: str | None = None) -> ModelAnswers:
@@ -50,7 +50,13 @@ def read_answers(path: Path) -> SplitAnswers:
     Raises:
         AnswersError: the file cannot be read at all.
     """
+    record = first_record(path)
+    readers = _formats()
+    return next((reader for reader in readers if reader.reads(record)), readers[-1]).read_file(path)
+
+
+def _formats() -> tuple[Any, ...]:
+    """The formats in the order in which they are tried; the last says what is wrong where none fits."""
     from lmms_eval_emi.answers import llava, lmms_eval
 
-    reader = lmms_eval if lmms_eval.reads(first_record(path)) else llava
-    return reader.read_file(path)
+    return lmms_eval, llava

@@ -7,6 +7,7 @@ import json
 import logging
 from pathlib import Path
 
+from lmms_eval_emi.files import check_folder_writable
 from lmms_eval_emi.studies.catalogue import BUILT_IN, Study, StudyError
 
 log = logging.getLogger("lmms_eval_emi")
@@ -98,19 +99,21 @@ def run(args: argparse.Namespace) -> int:
 
     from lmms_eval_emi.encoders import load_encoders
     from lmms_eval_emi.estimators import check_encoders, load_estimator
+    from lmms_eval_emi.files import write_atomically
     from lmms_eval_emi.report.lost_rows import find_lost_rows, write_lost_rows
-    from lmms_eval_emi.samples import embed_splits
-    from lmms_eval_emi.studies.scoring import notes_on_samples, score_study, write_atomically
+    from lmms_eval_emi.samples import embed_splits, without_images
+    from lmms_eval_emi.studies.scoring import notes_on_samples, score_study
     from lmms_eval_emi.studies.table import results_to_table
 
     estimators = [load_estimator(source) for source in args.estimator or [settings.estimator]]
     answered = join_responses(args, study, names)
     encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
-    text_only = all(row.image is None for model in answered for rows in model.samples.values() for row in rows)
+    text_only = all(without_images(model.samples) for model in answered)
     for estimator in estimators:
         check_encoders(estimator, encoders, text_only=text_only, allow_other=settings.allow_other_encoders)
     together = {f"{model.model}: {name}": rows for model in answered for name, rows in model.samples.items()}
     embedded = embed_splits(together, encoders, batch_size=settings.batch_size)
+    notes = {model.model: notes_on_samples(model.samples) for model in answered}
     results = [
         score_study(
             study,
@@ -120,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
             convention=settings.convention,
             entropy=settings.entropy,
             left_out=model.left_out,
-            notes=notes_on_samples(model.samples),
+            notes=notes[model.model],
         )
         for model in answered
         for estimator in estimators
@@ -140,8 +143,8 @@ def run(args: argparse.Namespace) -> int:
         for reasons in model.left_out.values():
             for reason in reasons[:SHOWN_PROBLEMS]:
                 log.warning("%s: left out: %s", model.model, reason)
-        for name, notes in notes_on_samples(model.samples).items():
-            log.warning("%s, split %s: %s.", model.model, name, "; ".join(notes))
+        for name, remarks in notes[model.model].items():
+            log.warning("%s, split %s: %s.", model.model, name, "; ".join(remarks))
         if study.id_split not in model.samples:
             log.warning(
                 "%s: The ID split %s was not scored, so EMID and the bound are left out. Add its answers as %s.jsonl.",
@@ -197,7 +200,4 @@ def check_writable(path: Path) -> None:
     path = path.resolve()
     if path.exists() and not path.is_file():
         return  # a device or a pipe
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probe = path.with_name(f".{path.name}.probe")
-    probe.touch()
-    probe.unlink()
+    check_folder_writable(path.parent)

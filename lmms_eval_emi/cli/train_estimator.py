@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.encoders import load_encoders
     from lmms_eval_emi.estimators import TEXT_ONLY
     from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
-    from lmms_eval_emi.samples import embed_splits
+    from lmms_eval_emi.samples import embed_splits, without_images
     from lmms_eval_emi.settings import override_settings
     from lmms_eval_emi.studies.catalogue import load_study
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     answered = join_responses(args, study, list(study.splits))
     encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
     samples = {f"{model.model}: {name}": rows for model in answered for name, rows in model.samples.items()}
-    text_only = all(row.image is None for rows in samples.values() for row in rows)
+    text_only = without_images(samples)
     checkpoint = args.output.with_suffix(".checkpoint")
     estimator = train_estimator(
         embed_splits(samples, encoders, batch_size=settings.batch_size),

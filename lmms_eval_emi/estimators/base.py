@@ -10,11 +10,20 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from lmms_eval_emi.files import write_atomically
+
 Self = TypeVar("Self", bound="TrainedEstimator")
 
 
 class TrainedEstimator(nn.Module):
     """A network that estimates mutual information, and what is known of its training.
+
+    Args:
+        input_dimension: D of the inputs x.
+        output_dimension: D' of the targets y.
+        hidden: width of the hidden layers.
+        name: what signatures call it; default: its kind.
+        sha256: of the file that it came from, if it came from one.
 
     Attributes:
         name: what signatures call it.
@@ -26,17 +35,32 @@ class TrainedEstimator(nn.Module):
     kind: ClassVar[str]
 
     def __init__(
-        self, input_dimension: int, output_dimension: int, hidden: int, *, name: str, sha256: str | None
+        self,
+        input_dimension: int,
+        output_dimension: int,
+        hidden: int = 250,
+        *,
+        name: str | None = None,
+        sha256: str | None = None,
     ) -> None:
         super().__init__()
         self.input_dimension = input_dimension
         self.output_dimension = output_dimension
         self.hidden = hidden
-        self.name = name
+        self.name = name or self.kind
         self.sha256 = sha256
         self.card: dict[str, Any] = {}
         self.vision_encoder: str | None = None
         self.text_encoder: str | None = None
+        self.build()
+
+    def build(self) -> None:
+        """Make the networks, of the dimensions and the width that are set."""
+        raise NotImplementedError
+
+    def mlp(self, inputs: int, outputs: int) -> nn.Sequential:
+        """inputs -> hidden -> outputs with tanh between."""
+        return nn.Sequential(nn.Linear(inputs, self.hidden), nn.Tanh(), nn.Linear(self.hidden, outputs))
 
     @property
     def signature(self) -> str:
@@ -96,11 +120,10 @@ class TrainedEstimator(nn.Module):
         """Write the weights and the card as safetensors, all of it or nothing."""
         from safetensors.torch import save
 
-        path = Path(path)
         metadata = {"kind": self.kind, "name": self.name, "card": json.dumps(self.card)}
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_bytes(save({key: tensor.contiguous() for key, tensor in self.state_dict().items()}, metadata))
-        temporary.replace(path)
+        write_atomically(
+            Path(path), save({key: tensor.contiguous() for key, tensor in self.state_dict().items()}, metadata)
+        )
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """What training minimises, of a batch of pairs; a scalar."""

@@ -21,31 +21,14 @@ class CLUB(TrainedEstimator):
 
     mu and log sigma^2 are MLPs input -> hidden -> output with tanh between; log sigma^2 ends in a
     tanh, so that it stays in (-1, 1) and the values are compressed, nominal nats.
-
-    Args:
-        input_dimension: D of the inputs x.
-        output_dimension: D' of the targets y.
-        hidden: width of both hidden layers.
-        name: what signatures call it.
-        sha256: of the file that it came from, if it came from one.
     """
 
     kind = "club"
 
-    def __init__(
-        self,
-        input_dimension: int,
-        output_dimension: int,
-        hidden: int = 250,
-        *,
-        name: str = "club",
-        sha256: str | None = None,
-    ) -> None:
-        super().__init__(input_dimension, output_dimension, hidden, name=name, sha256=sha256)
-        self.p_mu = nn.Sequential(nn.Linear(input_dimension, hidden), nn.Tanh(), nn.Linear(hidden, output_dimension))
-        self.p_logvar = nn.Sequential(
-            nn.Linear(input_dimension, hidden), nn.Tanh(), nn.Linear(hidden, output_dimension), nn.Tanh()
-        )
+    def build(self) -> None:
+        """Make both networks."""
+        self.p_mu = self.mlp(self.input_dimension, self.output_dimension)
+        self.p_logvar = self.mlp(self.input_dimension, self.output_dimension).append(nn.Tanh())
 
     @staticmethod
     def shapes(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from lmms_eval_emi.estimators.base import TrainedEstimator
 
@@ -25,29 +24,14 @@ class InfoNCE(TrainedEstimator):
 
     g and h are MLPs with tanh between, input -> hidden -> 32 and output -> hidden -> 32. The value
     cannot exceed ln N; figures of splits of different size are comparable only well below that.
-
-    Args:
-        input_dimension: D of the inputs x.
-        output_dimension: D' of the targets y.
-        hidden: width of both hidden layers.
-        name: what signatures call it.
-        sha256: of the file that it came from, if it came from one.
     """
 
     kind = "infonce"
 
-    def __init__(
-        self,
-        input_dimension: int,
-        output_dimension: int,
-        hidden: int = 250,
-        *,
-        name: str = "infonce",
-        sha256: str | None = None,
-    ) -> None:
-        super().__init__(input_dimension, output_dimension, hidden, name=name, sha256=sha256)
-        self.g = nn.Sequential(nn.Linear(input_dimension, hidden), nn.Tanh(), nn.Linear(hidden, CRITIC_DIMENSION))
-        self.h = nn.Sequential(nn.Linear(output_dimension, hidden), nn.Tanh(), nn.Linear(hidden, CRITIC_DIMENSION))
+    def build(self) -> None:
+        """Make both halves of the critic."""
+        self.g = self.mlp(self.input_dimension, CRITIC_DIMENSION)
+        self.h = self.mlp(self.output_dimension, CRITIC_DIMENSION)
 
     @staticmethod
     def shapes(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:

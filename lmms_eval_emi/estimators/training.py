@@ -7,6 +7,7 @@ The defaults are those of Oh et al. (ICML 2025): AdamW, learning rate 1e-3, batc
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import pickle
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.estimators.base import TrainedEstimator
 from lmms_eval_emi.estimators.fitness import training_domain
 from lmms_eval_emi.estimators.registry import KINDS
+from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.version import __version__
 
 log = logging.getLogger("lmms_eval_emi")
@@ -264,7 +266,6 @@ def _save_checkpoint(
     history: list,
     best: dict,
 ) -> None:
-    temporary = path.with_name(f".{path.name}.part")
     content = {
         "identity": identity,
         "network": network.state_dict(),
@@ -274,5 +275,6 @@ def _save_checkpoint(
         "history": history,
         "best": best,
     }
-    torch.save(content, temporary)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())

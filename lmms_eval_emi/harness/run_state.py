@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from loguru import logger
 
 from lmms_eval_emi.encoders import resolve_device
+from lmms_eval_emi.files import check_folder_writable
 from lmms_eval_emi.samples import encodable
 from lmms_eval_emi.settings import Settings, SettingsError, cache_folder, load_settings
 from lmms_eval_emi.studies.catalogue import SplitSpec, Study, StudyError
@@ -191,11 +192,7 @@ def preflight() -> None:
         return
     problems: list[str] = []
     try:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        check_folder_writable(cache_folder())
     except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not there
         problems.append(
             f"The cache {settings.cache} is not writable: {error}\nPoint to one that is: export LMMS_EVAL_EMI_CACHE=/path/to/folder"
@@ -233,7 +230,7 @@ def _check_models(settings: Settings) -> list[str]:
     from PIL import Image
 
     from lmms_eval_emi.encoders import Encoders, load_text_encoder, load_vision_encoder
-    from lmms_eval_emi.estimators import check_encoders, load_estimator
+    from lmms_eval_emi.estimators import TEXT_ONLY, check_encoders, load_estimator
 
     problems: list[str] = []
 
@@ -248,7 +245,10 @@ def _check_models(settings: Settings) -> list[str]:
     vision = attempt(lambda: load_vision_encoder(settings.vision_encoder, "cpu"))
     text = attempt(lambda: load_text_encoder(settings.text_encoder, "cpu"))
     if estimator and vision and text:
-        attempt(lambda: check_encoders(estimator, Encoders(vision, text), allow_other=settings.allow_other_encoders))
+        # Whether the run has images is not known yet; an estimator of text alone is checked with the answers.
+        text_only = estimator.vision_encoder == TEXT_ONLY
+        allow = settings.allow_other_encoders
+        attempt(lambda: check_encoders(estimator, Encoders(vision, text), text_only=text_only, allow_other=allow))
         image_width = vision.encode([Image.new("RGB", (8, 8))]).shape[1]
         text_width = text.encode(["text"]).shape[1]
         for name, width, expected in (
@@ -282,14 +282,15 @@ def _score(run: RunState, args: Any) -> None:
     try:
         from lmms_eval_emi.encoders import load_encoders
         from lmms_eval_emi.estimators import check_encoders, load_estimator
-        from lmms_eval_emi.samples import embed_splits
+        from lmms_eval_emi.samples import embed_splits, without_images
         from lmms_eval_emi.studies.scoring import notes_on_samples, score_study
         from lmms_eval_emi.studies.table import legend, summary_to_table
 
         settings = load_settings()
         estimator = load_estimator(settings.estimator)
         encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
-        check_encoders(estimator, encoders, allow_other=settings.allow_other_encoders)
+        text_only = all(map(without_images, samples.values()))
+        check_encoders(estimator, encoders, text_only=text_only, allow_other=settings.allow_other_encoders)
         together = embed_splits(
             {f"{name}:{split}": rows for name, splits in samples.items() for split, rows in splits.items()},
             encoders,

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.encoders.clip import to_rgb
+from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.report.reading import rows_path
 from lmms_eval_emi.samples import Sample, SampleError, open_image
-from lmms_eval_emi.studies.scoring import StudyResult, write_atomically
+from lmms_eval_emi.studies.scoring import StudyResult
 
 MOST = 3
 THUMBNAIL = 150

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.answers import AnswersError, ModelAnswers, SplitAnswers, read_answers
+from lmms_eval_emi.answers.base import id_text
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.studies.catalogue import Study
 from lmms_eval_emi.studies.rows import load_splits, to_samples
@@ -118,7 +119,7 @@ def _join(name: str, ids: list[object], file: SplitAnswers) -> tuple[dict[int, s
     """Answers by row, and what is wrong with them."""
     answers = file.by_row(ids)
     problems = list(file.problems)
-    doubled = [key for key, count in Counter(map(str, ids)).items() if count > 1]
+    doubled = [key for key, count in Counter(map(id_text, ids)).items() if count > 1]
     if file.keyed_by == "id" and doubled:
         problems.append(
             f"{name}: question id {doubled[0]} stands in several rows of the dataset, so answers cannot be told apart by it. Name another id column."

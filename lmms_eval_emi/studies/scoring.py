@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import EMI, EMID, MutualInformationEstimator, emi, emid_from_emis
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.estimators.fitness import fitness
+from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.studies.catalogue import SHIFT_MODALITIES, Study
 
@@ -135,28 +134,6 @@ class StudyResult:
         """Write the figures as JSON, all of it or nothing."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         return write_atomically(Path(path), text + "\n")
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Write a file under a temporary name and rename it; a device or a pipe is written to directly."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
 
 
 def score_study(

@@ -53,6 +53,18 @@ class Settings(BaseSettings):
     allow_other_encoders: bool = Field(
         False, description="Use an estimator although other encoders made the embeddings that it was trained on."
     )
+    frost: Path | None = Field(
+        None, description="Folder of ImageNet-C's pictures of frost; default: those of the package imagecorruptions."
+    )
+    wordnet: Path | None = Field(
+        None, description="WordNet's dict folder; default: NLTK's, or that of the system's package wordnet-base."
+    )
+    synonyms: Path | None = Field(None, description="YAML or JSON file of synonyms by word, used in WordNet's place.")
+    endpoint: str | None = Field(
+        None,
+        description="Base URL of the OpenAI-compatible endpoint that rewrites sentences; its key is OPENAI_API_KEY.",
+    )
+    endpoint_model: str | None = Field(None, description="Name of the endpoint's model.")
     report: bool = Field(True, description="Write report.html beside the results of a harness run.")
     preflight: bool = Field(
         True,

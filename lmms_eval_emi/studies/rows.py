@@ -39,7 +39,12 @@ def load_splits(study: Study, names: Iterable[str] | None = None) -> dict[str, d
         spec = split.dataset
         key = (spec.path, spec.config)
         if key not in loaded:
-            loaded[key] = _load(study, spec)
+            loaded[key] = _load(
+                spec,
+                local_path(study, spec),
+                load_dataset_arguments(study, spec),
+                f"The dataset {spec.path!r} of the study {study.name}",
+            )
         dataset_split = split_of_dataset(study, split)
         if dataset_split not in loaded[key]:
             raise StudyError(
@@ -68,7 +73,10 @@ def load_dataset_arguments(study: Study, spec: DatasetSpec) -> dict[str, Any]:
     Raises:
         StudyError: a file of an unknown format.
     """
-    path = local_path(study, spec)
+    return _arguments(spec, local_path(study, spec))
+
+
+def _arguments(spec: DatasetSpec, path: Path | None) -> dict[str, Any]:
     if path is not None and path.is_file():
         if path.suffix not in FILE_FORMATS:
             raise StudyError(
@@ -80,25 +88,43 @@ def load_dataset_arguments(study: Study, spec: DatasetSpec) -> dict[str, Any]:
     return {"path": spec.path if use_name else str(path), **({"name": spec.config} if spec.config else {})}
 
 
-def _load(study: Study, spec: DatasetSpec) -> Mapping[str, datasets.Dataset]:
+def load_source(path: str, config: str | None = None) -> Mapping[str, datasets.Dataset]:
+    """The splits of any dataset: a hub name, a folder (``save_to_disk``'s too) or a file.
+
+    Raises:
+        StudyError: it is not there or cannot be read.
+    """
+    import datasets
+
+    folder = Path(path).expanduser()
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        saved = datasets.load_from_disk(str(folder))
+        return saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or FILE_SPLIT): saved}
+    local = folder if folder.exists() else None
+    spec = DatasetSpec(path=path, config=config)
+    return _load(spec, local, _arguments(spec, local), f"The dataset {path!r}")
+
+
+def _load(
+    spec: DatasetSpec, local: Path | None, arguments: dict[str, Any], label: str
+) -> Mapping[str, datasets.Dataset]:
     import datasets
 
     datasets.logging.set_verbosity_error()
-    arguments = load_dataset_arguments(study, spec)
     try:
-        if local_path(study, spec):
+        if local:
             datasets.disable_progress_bars()  # nothing to fetch, and a bar a split to tell
             arguments["cache_dir"] = str(_cache_of_files(datasets.load_dataset_builder(**arguments)))
         return datasets.load_dataset(**arguments)
     except Exception as error:  # datasets raises a dozen kinds, the hub's among them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if local_path(study, spec) or Path(spec.path).suffix in FILE_FORMATS:
+        if local or Path(spec.path).suffix in FILE_FORMATS:
             cause = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
             raise StudyError(
-                f"The dataset {spec.path!r} of the study {study.name} cannot be read: {reason}{cause}\nPaths are relative to the study file, or to the current folder."
+                f"{label} cannot be read: {reason}{cause}\nPaths are relative to the study file, or to the current folder."
             ) from error
         raise StudyError(
-            f"The dataset {spec.path!r} of the study {study.name} cannot be loaded: {reason}\n"
+            f"{label} cannot be loaded: {reason}\n"
             f"Fetch it on a machine with a connection:\n  hf download --repo-type dataset {spec.path}\n"
             f"then copy the Hugging Face cache here, or have a folder {spec.path}/ below the current one."
         ) from error

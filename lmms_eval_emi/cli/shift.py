@@ -1,0 +1,311 @@
+"""``lmms-eval-emi shift``: a suite of shifts of any dataset."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datasets
+
+    from lmms_eval_emi.shifts.recipes import Step
+    from lmms_eval_emi.shifts.textual.words import TextOptions
+
+PREVIEW_QUESTION = "What are the people in this picture doing, and what might have happened before it was taken?"
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "shift",
+        help="shift the images and questions of any dataset, and write it as a suite of tasks",
+        description=(
+            "Shift the images and questions of a dataset. DEST becomes a dataset with one split a shift, its card, a study file for "
+            "lmms-eval-emi score, and the tasks for lmms-eval --include_path DEST --tasks NAME. A command that was stopped goes on where it was."
+        ),
+        epilog="An operator without levels, such as --visual defocus_blur, is taken at all of them.",
+    )
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="dataset: a hub name, a folder, or a parquet, json, jsonl, csv or arrow file",
+    )
+    parser.add_argument("dest", nargs="?", type=Path, metavar="DEST", help="folder to write")
+    parser.add_argument(
+        "--visual",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME:LEVELS",
+        help="shifts of the images, such as defocus_blur:1,3,5 frost",
+    )
+    parser.add_argument(
+        "--textual",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME:LEVELS",
+        help="shifts of the questions, such as keyboard:1,3 translation:German",
+    )
+    parser.add_argument("--joint", action="store_true", help="add every pair of a visual and a textual shift")
+    parser.add_argument(
+        "--name", help="name of the suite; its group of tasks is the name in lower case (default: DEST's own name)"
+    )
+    rows = parser.add_argument_group("rows")
+    rows.add_argument("--config", help="configuration of the dataset")
+    rows.add_argument("--split", help="split of the dataset (default: its only one, or test)")
+    rows.add_argument(
+        "--image-column", metavar="COLUMN", help="default: image, or the first that holds images; none for text alone"
+    )
+    rows.add_argument("--question-column", metavar="COLUMN", help="default: question, prompt or query")
+    rows.add_argument(
+        "--reference-column", metavar="COLUMN", help="default: reference_answer, answer, reference or gpt_answer"
+    )
+    rows.add_argument(
+        "--id-column",
+        metavar="COLUMN",
+        help="default: question_id, id, qid, index or data_id where unique, else the rows are numbered",
+    )
+    rows.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--seed", type=int, default=0, help="seed, row id and operator decide all randomness (default: %(default)s)"
+    )
+    how.add_argument(
+        "--keep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="WORD",
+        help="words and phrases that no textual shift touches; numbers and tokens such as <image> never are",
+    )
+    how.add_argument("--keep-file", type=Path, metavar="FILE", help="a file of such words, one a line")
+    how.add_argument(
+        "--synonyms", type=Path, metavar="FILE", help="YAML or JSON file of synonyms by word, instead of WordNet"
+    )
+    how.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="OpenAI-compatible endpoint for translation, formal, casual and passive; its key is OPENAI_API_KEY",
+    )
+    how.add_argument("--endpoint-model", metavar="NAME", help="model to ask of the endpoint")
+    how.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core, %(default)s here"
+    )
+    how.add_argument("--overwrite", action="store_true", help="replace another suite in DEST")
+    look = parser.add_argument_group("look")
+    look.add_argument("--list", action="store_true", help="list the operators and stop")
+    look.add_argument(
+        "--preview",
+        metavar="IMAGE_OR_ROW",
+        help="write a contact sheet of an image file, or of a row of SOURCE by number, under all operators or those named, and stop",
+    )
+    look.add_argument(
+        "--output",
+        type=Path,
+        default=Path("shift_preview.png"),
+        metavar="FILE",
+        help="where to write it (default: %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write a suite, a contact sheet, or the list of operators."""
+    from lmms_eval_emi.shifts.operators import ShiftError
+    from lmms_eval_emi.shifts.recipes import default_options, parse_steps
+
+    if args.list:
+        return _list()
+    visual = [step for specification in args.visual for step in parse_steps("visual", specification)]
+    textual = [step for specification in args.textual for step in parse_steps("text", specification)]
+    options = default_options(
+        keep=_keep(args), synonyms=args.synonyms, endpoint=args.endpoint, model=args.endpoint_model
+    )
+    if args.preview:
+        return _preview(args, visual, textual, options)
+    if not (args.source and args.dest):
+        raise ShiftError("shift: expected SOURCE and DEST, or --list, or --preview IMAGE.")
+    return _write(args, visual, textual, options)
+
+
+def _list() -> int:
+    from tabulate import tabulate
+
+    from lmms_eval_emi.shifts.operators import operators
+
+    for family, option in (("visual", "--visual"), ("text", "--textual")):
+        table = [
+            [
+                operator.name,
+                operator.group,
+                f"1-{len(operator.levels)}" if operator.levels else operator.level_name or "",
+                operator.summary,
+            ]
+            for operator in operators(family).values()
+        ]
+        print(tabulate(table, headers=[option, "group", "levels", "what it does"], maxcolwidths=[None, None, None, 90]))
+        print()
+    return 0
+
+
+def _keep(args: argparse.Namespace) -> tuple[str, ...]:
+    from lmms_eval_emi.shifts.operators import ShiftError
+
+    words = list(args.keep)
+    if args.keep_file:
+        try:
+            words += args.keep_file.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ShiftError(f"--keep-file: expected a UTF-8 file of words, one a line: {error}") from error
+    return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+
+
+def _rows(args: argparse.Namespace) -> datasets.Dataset:
+    """The rows of SOURCE."""
+    import datasets
+
+    from lmms_eval_emi.shifts.operators import ShiftError
+    from lmms_eval_emi.studies.rows import load_source
+
+    splits = load_source(args.source, args.config)
+    name = args.split or (next(iter(splits)) if len(splits) == 1 else "test")
+    if name not in splits:
+        raise ShiftError(
+            f"--split: expected one of the splits of {args.source}, {', '.join(splits)}; {'got ' + name if args.split else 'name one'}."
+        )
+    rows = splits[name]
+    assert isinstance(rows, datasets.Dataset)
+    if args.limit is not None and args.limit < 1:
+        raise ShiftError(f"--limit: expected 1 or more rows, got {args.limit}.")
+    return rows.select(range(min(args.limit, len(rows)))) if args.limit else rows
+
+
+def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], options: TextOptions) -> int:
+    from tqdm import tqdm
+
+    from lmms_eval_emi.shifts.operators import ShiftError
+    from lmms_eval_emi.shifts.recipes import recipes
+    from lmms_eval_emi.shifts.suite import Suite, choose_columns, write_suite
+
+    made = recipes(visual, textual, args.joint)
+    name = args.name or args.dest.resolve().name
+    check_name(name)
+    if args.processes < 1:
+        raise ShiftError(f"--processes: expected 1 or more, got {args.processes}.")
+    _try_operators(visual, textual, options)
+    rows, columns = choose_columns(
+        _rows(args), args.image_column, args.question_column, args.reference_column, args.id_column
+    )
+    if visual and columns.image is None:
+        raise ShiftError(
+            f"--visual: expected a column of images; the rows have {', '.join(rows.column_names)}. Name one with --image-column."
+        )
+    source = Path(args.source)
+    folder = source.resolve().parent if source.is_file() else source.resolve() if source.is_dir() else Path.cwd()
+    suite = Suite(name, args.source, tuple(made), columns, args.seed, options, str(folder))
+    with tqdm(total=len(rows), desc="shifting", unit="row") as bar:
+        written = write_suite(
+            rows, suite, args.dest, processes=args.processes, overwrite=args.overwrite, progress=bar.update
+        )
+    group = name.lower()
+    kept = f", {written.resumed:,} of them from an earlier run" if written.resumed else ""
+    print(f"{written.rows:,} rows under {len(made) - 1} shifts{kept}: {args.dest}")
+    for step, count in sorted(written.left.items()):
+        print(f"  {step}: {count:,} rows left as they were, see {args.dest / 'unshifted.jsonl'}")
+    print(f"look at {args.dest / 'preview.png'}" if columns.image or textual else "")
+    print(f"run:   lmms-eval --include_path {args.dest} --tasks {group} --model ...")
+    print(f"score: lmms-eval-emi score ANSWERS --study {args.dest / 'study.yaml'}")
+    return 0
+
+
+def check_name(name: str) -> None:
+    """Raise ``ShiftError`` unless tasks may have the name: the harness prefers its own on a clash."""
+    import re
+
+    from lmms_eval.tasks import TaskManager
+    from loguru import logger as harness_logger
+
+    from lmms_eval_emi.harness.task_files import groups
+    from lmms_eval_emi.shifts.operators import ShiftError
+    from lmms_eval_emi.studies.catalogue import BUILT_IN, load_study
+
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise ShiftError(f"--name: expected a letter and then letters, digits and _, got {name!r}.")
+    harness_logger.disable("lmms_eval")  # it tells of every file that is not a task
+    taken = {*TaskManager().all_tasks, *groups([load_study(study) for study in BUILT_IN])}
+    harness_logger.enable("lmms_eval")
+    if name.lower() in taken:
+        raise ShiftError(
+            f"--name: lmms-eval has a task or group {name.lower()!r} of its own, which would be run instead. Choose another name."
+        )
+
+
+def _try_operators(visual: list[Step], textual: list[Step], options: TextOptions) -> None:
+    """Find out what an operator lacks before the work rather than in it."""
+    from PIL import Image
+
+    from lmms_eval_emi.shifts.operators import Refused
+    from lmms_eval_emi.shifts.recipes import shift_image, shift_text
+
+    probe = Image.new("RGB", (32, 32), "grey")
+    for step in {step.operator.name: step for step in visual}.values():
+        shift_image(probe, step.operator.name, step.level)  # type: ignore[arg-type]
+    for step in {step.operator.name: step for step in textual}.values():
+        try:
+            shift_text("What is the colour of this large picture?", step.operator.name, step.level, options=options)
+        except Refused:
+            continue
+
+
+def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], options: TextOptions) -> int:
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    from lmms_eval_emi.files import write_atomically
+    from lmms_eval_emi.shifts.contact_sheet import contact_sheet
+    from lmms_eval_emi.shifts.operators import ShiftError, operators
+    from lmms_eval_emi.shifts.recipes import parse_steps
+    from lmms_eval_emi.shifts.suite import choose_columns
+
+    if not visual and not textual:
+        visual = [step for name in operators("visual") for step in parse_steps("visual", name)]
+        textual = [
+            step
+            for name, operator in operators("text").items()
+            if operator.group != "sentence" or options.endpoint
+            for step in parse_steps("text", f"{name}:German" if operator.level_name else name)
+        ]
+    row_id: object = 0
+    if args.source and args.preview.isdigit():
+        rows, columns = choose_columns(
+            _rows(args), args.image_column, args.question_column, args.reference_column, args.id_column
+        )
+        number = int(args.preview)
+        if number >= len(rows):
+            raise ShiftError(f"--preview: expected a row of 0 to {len(rows) - 1}, got {number}.")
+        row = rows[number]
+        row_id, text = row[columns.id], row[columns.question] or ""
+        image = row[columns.image] if columns.image else None
+        image = Image.open(image) if isinstance(image, str) else image
+    else:
+        path, text = Path(args.preview), PREVIEW_QUESTION
+        if not path.is_file():
+            more = " A row's number needs SOURCE before it." if args.preview.isdigit() else ""
+            raise ShiftError(
+                f"--preview: expected an image file, or SOURCE and the number of one of its rows, got {args.preview!r}.{more}"
+            )
+        try:
+            image = Image.open(path)
+            image.load()
+        except (UnidentifiedImageError, OSError) as error:
+            raise ShiftError(f"--preview: {path} is no image that can be read: {error}") from error
+    sheet = contact_sheet(image, text, visual, textual, seed=args.seed, row_id=row_id, options=options)
+    file = io.BytesIO()
+    sheet.save(file, (args.output.suffix.lstrip(".").upper() or "PNG").replace("JPG", "JPEG"))
+    print(f"{write_atomically(args.output, file.getvalue())}")
+    return 0

@@ -1,0 +1,12 @@
+"""Operators that shift images and texts, and what makes whole suites of shifts of them.
+
+A new operator is one new file in ``visual/`` or ``textual/``. ``recipes`` turns operators into splits;
+``suite`` writes them as a dataset, ``twins`` makes them while a harness task runs, ``contact_sheet`` shows them.
+"""
+
+from lmms_eval_emi.shifts.operators import Operator, Refused, ShiftError, operators
+from lmms_eval_emi.shifts.recipes import shift_image, shift_text
+from lmms_eval_emi.shifts.textual.words import TextOptions
+from lmms_eval_emi.shifts.twins import twin
+
+__all__ = ["Operator", "Refused", "ShiftError", "TextOptions", "operators", "shift_image", "shift_text", "twin"]

@@ -1,0 +1,161 @@
+"""One picture of every operator at every level: what a shift does to an image and to a text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import regex
+from PIL import Image, ImageDraw, ImageFont
+
+from lmms_eval_emi.encoders.clip import to_rgb
+from lmms_eval_emi.shifts.operators import Refused, ShiftError
+from lmms_eval_emi.shifts.recipes import Step, shift_image, shift_text
+from lmms_eval_emi.shifts.textual.words import TextOptions
+
+THUMB, LABEL, GAP, MARGIN = 224, 170, 8, 24
+WIDTH = 2 * MARGIN + LABEL + 5 * (THUMB + GAP)
+INK, FAINT, PAPER, CHANGED, RULE = "#1b1f24", "#6a737d", "#ffffff", "#b3261e", "#d8dee4"
+
+
+def contact_sheet(
+    image: Image.Image | None,
+    text: str,
+    visual: Sequence[Step],
+    textual: Sequence[Step],
+    *,
+    seed: int = 0,
+    row_id: object = 0,
+    options: TextOptions | None = None,
+) -> Image.Image:
+    """An image and a text under every step given, an operator a row.
+
+    The image is shrunk to at most 224 pixels a side first, the size that the published levels are meant
+    for. What an operator lacks or refuses is said in its place.
+
+    Args:
+        image: of any mode, or ``None`` for the text alone.
+        text: a question.
+        visual: steps for the image.
+        textual: steps for the text.
+        seed: of the study.
+        row_id: of the row.
+        options: of textual operators.
+    """
+    blocks: list[Image.Image] = []
+    if image is not None:
+        small = to_rgb(image)
+        small.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
+        blocks.append(_row("as it is", [small]))
+        for name, steps in _by_operator(visual).items():
+            cells: list[Image.Image | str] = []
+            for step in steps:
+                try:
+                    cells.append(shift_image(small, name, step.level, seed=seed, row_id=row_id))  # type: ignore[arg-type]
+                except (Refused, ShiftError) as reason:
+                    cells.append(str(reason).splitlines()[0])
+            levels = [str(step.level) for step in steps]
+            same = isinstance(cells[0], str) and len(set(map(str, cells))) == 1
+            blocks.append(
+                _row(name, cells[:1] if same else cells, [] if same else levels, group=steps[0].operator.group)
+            )
+    if text.strip() and (textual or image is None):
+        blocks.append(_text_row("as it is", [("", text, text)]))
+        for name, steps in _by_operator(textual).items():
+            lines = []
+            for step in steps:
+                try:
+                    shifted = shift_text(text, name, step.level, seed=seed, row_id=row_id, options=options)
+                except (Refused, ShiftError) as reason:
+                    shifted = f"({str(reason).splitlines()[0]})"
+                lines.append((str(step.level or ""), text, shifted))
+            if len({line[2] for line in lines}) == 1:
+                lines = [("", *lines[0][1:])]
+            blocks.append(_text_row(name, lines, group=steps[0].operator.group))
+    height = 2 * MARGIN + sum(block.height for block in blocks)
+    sheet = Image.new("RGB", (WIDTH, height), PAPER)
+    top = MARGIN
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height
+    return sheet
+
+
+def _by_operator(steps: Sequence[Step]) -> dict[str, list[Step]]:
+    grouped: dict[str, list[Step]] = {}
+    for step in steps:
+        grouped.setdefault(step.operator.name, []).append(step)
+    return grouped
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _label(draw: ImageDraw.ImageDraw, name: str, group: str) -> None:
+    draw.line((MARGIN, 3, WIDTH - MARGIN, 3), fill=RULE)
+    draw.text((MARGIN, 12), name.replace("_", " "), font=_font(15, bold=True), fill=INK)
+    draw.text((MARGIN, 34), group, font=_font(12), fill=FAINT)
+
+
+def _row(name: str, cells: Sequence[Image.Image | str], levels: Sequence[str] = (), group: str = "") -> Image.Image:
+    height = max(60, *(cell.height + 34 if isinstance(cell, Image.Image) else 60 for cell in cells))
+    block = Image.new("RGB", (WIDTH, height), PAPER)
+    draw = ImageDraw.Draw(block)
+    _label(draw, name, group)
+    for place, cell in enumerate(cells):
+        left = MARGIN + LABEL + place * (THUMB + GAP)
+        if isinstance(cell, str):
+            draw.text((left, 12), "\n".join(_wrapped(cell, _font(13), 5 * THUMB)), font=_font(13), fill=FAINT)
+            continue
+        if place < len(levels):
+            draw.text((left, 10), levels[place], font=_font(12), fill=FAINT)
+        block.paste(cell, (left, 28))
+    return block
+
+
+def _text_row(name: str, lines: Sequence[tuple[str, str, str]], group: str = "") -> Image.Image:
+    font = _font(15)
+    room = WIDTH - 2 * MARGIN - LABEL - 30
+    set_lines: list[tuple[str, list[tuple[str, bool]]]] = []
+    for level, before, after in lines:
+        for number, part in enumerate(_set(before, after[:600], font, room)):
+            set_lines.append((level if number == 0 else "", part))
+    block = Image.new("RGB", (WIDTH, max(60, 24 + 24 * len(set_lines))), PAPER)
+    draw = ImageDraw.Draw(block)
+    _label(draw, name, group)
+    for number, (level, parts) in enumerate(set_lines):
+        top, left = 12 + 24 * number, float(MARGIN + LABEL + 30)
+        draw.text((left - 30, top + 2), level, font=_font(12), fill=FAINT)
+        for word, changed in parts:
+            draw.text((left, top), word, font=font, fill=CHANGED if changed else INK)
+            left += draw.textlength(word, font=font)
+    return block
+
+
+def _set(before: str, after: str, font: ImageFont.FreeTypeFont, room: float) -> list[list[tuple[str, bool]]]:
+    """A text in lines that fit, in parts that are marked where they differ from what it was."""
+    old, new = (regex.findall(r"\s+|[^\s]+", regex.sub(r"[\n\r\t]", " ", text)) for text in (before, after))
+    changed = [True] * len(new)
+    for match in difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
+        changed[match.b : match.b + match.size] = [False] * match.size
+    lines: list[list[tuple[str, bool]]] = [[]]
+    used = 0.0
+    for word, differs in zip(new, changed, strict=True):
+        length = font.getlength(word)
+        if used + length > room and lines[-1]:
+            lines.append([])
+            used = 0.0
+            if word.isspace():
+                continue
+        lines[-1].append((word, differs))
+        used += length
+    return lines
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
+    return ["".join(part for part, _ in line) for line in _set(text, text, font, room)]

@@ -1,0 +1,181 @@
+"""What is to be shifted and how far: the command line's ``defocus_blur:1,3,5`` as steps, and steps as splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from lmms_eval_emi.encoders.clip import to_rgb
+from lmms_eval_emi.samples import encodable
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.shifts.operators import Family, Operator, Refused, ShiftError, operator, random_state
+from lmms_eval_emi.shifts.textual.words import TextOptions
+from lmms_eval_emi.studies.catalogue import Shift
+
+LONGEST_SIDE, MOST_PIXELS = 8192, 2**25  # an 8K picture fits; operators need some 30 bytes a pixel
+LONGEST_TEXT = 1_000_000
+ID_SPLIT = "clean"
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operator at a level."""
+
+    operator: Operator
+    level: int | str | None = None
+
+    @property
+    def name(self) -> str:
+        """As in the names of splits: ``defocus_blur_3``."""
+        return "_".join([self.operator.name] + ([_slug(str(self.level))] if self.level is not None else []))
+
+    @property
+    def shift(self) -> Shift:
+        """As in a study file."""
+        named = isinstance(self.level, str)
+        return Shift(
+            modality=self.operator.family,
+            name=f"{self.operator.name} {self.level}" if named else self.operator.name,
+            severity=self.level if isinstance(self.level, int) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a split: at most one step for images and one for texts; without any, the ID split."""
+
+    visual: Step | None = None
+    textual: Step | None = None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Its steps, the visual one first."""
+        return tuple(step for step in (self.visual, self.textual) if step)
+
+    @property
+    def name(self) -> str:
+        """Name of the split."""
+        return "_".join(step.name for step in self.steps) or ID_SPLIT
+
+
+def parse_steps(family: Family, specification: str) -> list[Step]:
+    """Steps from ``name:level,level`` or ``name``, which is every level of the operator.
+
+    Raises:
+        ShiftError: no operator of the family, or a level that it lacks.
+    """
+    name, colon, levels = specification.partition(":")
+    found = operator(family, name.strip())
+    if not colon and found.levels:
+        return [Step(found, level) for level in range(1, len(found.levels) + 1)]
+    given: list[int | str | None] = [None] if not colon else []
+    for level in levels.split(",") if colon else []:
+        level = level.strip()
+        given.append(int(level) if re.fullmatch(r"[0-9]+", level) else level)
+    for one in given:
+        found.check_level(one)
+    return [Step(found, one) for one in dict.fromkeys(given)]
+
+
+def recipes(visual: Sequence[Step], textual: Sequence[Step], joint: bool) -> list[Recipe]:
+    """All splits of a suite: the ID split, every step by itself, and, if ``joint``, every pair.
+
+    Raises:
+        ShiftError: nothing to shift, or pairs wanted of one modality only, or two steps of one name.
+    """
+    if not visual and not textual:
+        raise ShiftError(
+            "expected --visual or --textual with at least one operator, got neither. lmms-eval-emi shift --list shows them."
+        )
+    if joint and not (visual and textual):
+        raise ShiftError("--joint: expected --visual and --textual operators to pair, got only one of the two.")
+    pairs = [Recipe(v, t) for v in visual for t in textual] if joint else []
+    made = [Recipe(), *(Recipe(visual=step) for step in visual), *(Recipe(textual=step) for step in textual), *pairs]
+    unique = {recipe.name: recipe for recipe in made}
+    for recipe in made:
+        if unique[recipe.name] != recipe:
+            raise ShiftError(f"two shifts have the name {recipe.name}; leave one out")
+    return list(unique.values())
+
+
+def shift_image(
+    image: Image.Image, operator_name: str, level: int = 3, *, seed: int = 0, row_id: object = 0
+) -> Image.Image:
+    """An image of any mode, shifted.
+
+    Args:
+        image: of any mode and of at most 8192 pixels a side; an alpha channel is dropped.
+        operator_name: such as ``defocus_blur``.
+        level: severity, 1 to 5.
+        seed: of the study.
+        row_id: of the row; seed, operator and row id decide all randomness.
+
+    Returns:
+        RGB image of the same size.
+
+    Raises:
+        ShiftError: an unknown operator or level, or something that it needs is missing.
+        Refused: the image is too large or cannot be read.
+    """
+    width, height = image.size
+    if min(width, height) < 1 or max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS:
+        raise Refused(
+            f"the image has {width} x {height} pixels; expected sides of 1 to {LONGEST_SIDE} and at most {MOST_PIXELS:,} pixels"
+        )
+    found = operator("visual", operator_name)
+    parameter = found.parameter(level)
+    try:
+        pixels = np.asarray(to_rgb(image))
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are cut off or damaged
+        raise Refused(f"the image cannot be read: {error}") from error
+    shifted = found.function(pixels, parameter, random_state(seed, found.name, row_id))
+    return Image.fromarray(np.clip(np.rint(shifted), 0, 255).astype(np.uint8))
+
+
+def shift_text(
+    text: str,
+    operator_name: str,
+    level: int | str | None = 3,
+    *,
+    seed: int = 0,
+    row_id: object = 0,
+    options: TextOptions | None = None,
+) -> str:
+    """A text, shifted.
+
+    Args:
+        text: in any script.
+        operator_name: such as ``keyboard``.
+        level: 1 to 7, or a language for ``translation``, or ``None`` for operators of one form.
+        seed: of the study.
+        row_id: of the row; seed, operator and row id decide all randomness.
+        options: what must be kept, and where synonyms and rewritten sentences are from; default: the settings.
+
+    Raises:
+        ShiftError: an unknown operator or level, or something that it needs is missing.
+        Refused: nothing in the text can be changed so, or it is too long.
+    """
+    found = operator("text", operator_name)
+    parameter = found.parameter(level)
+    if not text.strip():
+        raise Refused("the text is empty")
+    if len(text) > LONGEST_TEXT:
+        raise Refused(f"the text has {len(text):,} characters; expected at most {LONGEST_TEXT:,}")
+    return found.function(
+        encodable(text), parameter, random_state(seed, found.name, row_id), options or default_options()
+    )
+
+
+def default_options(**given: object) -> TextOptions:
+    """Options of textual operators from the settings, where ``given`` ones other than ``None`` come first."""
+    settings = load_settings()
+    options = {"synonyms": settings.synonyms, "endpoint": settings.endpoint, "model": settings.endpoint_model}
+    return TextOptions(**(options | {name: value for name, value in given.items() if value is not None}))  # type: ignore[arg-type]
+
+
+def _slug(level: str) -> str:
+    return re.sub(r"[^\w]+", "_", level).strip("_") or "other"

@@ -1,0 +1,28 @@
+"""Synonyms as EDA writes them, which the published splits ``sr_4`` and ``sr_7`` are: plain words, no marks."""
+
+import numpy as np
+import regex
+
+from lmms_eval_emi.shifts.operators import textual_operator
+from lmms_eval_emi.shifts.textual import RATES
+from lmms_eval_emi.shifts.textual.synonym import synonym
+from lmms_eval_emi.shifts.textual.words import TextOptions, split
+
+
+@textual_operator(group="word", levels=RATES)
+def sr(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+    """Like synonym, and writes the text without capitals and marks, as the published splits are; the level is the rate."""
+    return plain(synonym(text, rate, random, options), options)
+
+
+def plain(text: str, options: TextOptions) -> str:
+    """A text in lower case with single spaces for marks; apostrophes vanish, and what must be kept is."""
+    parts = []
+    for piece in split(text, options.keep):
+        if piece.kind == "kept":
+            parts.append(piece.text)
+        elif piece.kind == "word":
+            parts.append(piece.text.lower())
+        elif piece.text not in ("'", "’"):
+            parts.append(" ")
+    return regex.sub(r"\s+", " ", "".join(parts)).strip()

@@ -1,0 +1,199 @@
+"""Shifted twins of any lmms-eval task, made row by row while the task runs, with nothing on disk.
+
+    include: /path/to/mme.yaml
+    task: mme_defocus_blur_3
+    process_docs: !function lmms_eval_emi.shifts.twins.defocus_blur_3
+
+Any name of a split that ``lmms-eval-emi shift`` would write is such a function: ``defocus_blur_3``,
+``keyboard_1``, ``defocus_blur_3_keyboard_1``. For other columns, seeds or options, :func:`twin` makes one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval_emi.shifts.operators import Family, Refused, ShiftError, operators
+from lmms_eval_emi.shifts.recipes import Recipe, Step, default_options, parse_steps, shift_image, shift_text
+from lmms_eval_emi.shifts.textual.words import TextOptions
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+QUESTION_COLUMNS = ("question", "prompt", "query", "instruction", "problem", "text")
+ID_COLUMNS = ("question_id", "id", "qid", "index", "data_id")
+ROW_COLUMN = "emi_shift_row"
+
+
+def twin(
+    *specifications: str,
+    question: str | Sequence[str] | None = None,
+    image: str | Sequence[str] | None = None,
+    id: str | None = None,
+    seed: int = 0,
+    keep: Sequence[str] = (),
+    process_docs: Callable[[datasets.Dataset], datasets.Dataset] | None = None,
+) -> Callable[[datasets.Dataset], datasets.Dataset]:
+    """A ``process_docs`` hook that shifts the rows of a task as the harness reads them.
+
+    A row that cannot be shifted is logged and left as it is.
+
+    Args:
+        specifications: ``"defocus_blur:3"``, ``"keyboard:1"``; at most one visual and one textual.
+        question: columns of text to shift; default: the first there is of question, prompt, query,
+            instruction, problem and text.
+        image: columns of images to shift; default: all that hold an image or a list of them.
+        id: column that seeds a row; default: question_id, id, qid, index or data_id where its values differ from
+            row to row, else the row's number.
+        seed: of the study.
+        keep: words that textual operators leave alone.
+        process_docs: the task's own hook, which runs first.
+
+    Raises:
+        ShiftError: an unknown operator or level, or one that lacks what it needs.
+    """
+    steps: dict[Family, list[Step]] = {"visual": [], "text": []}
+    for specification in specifications:
+        name = specification.partition(":")[0].strip()
+        family: Family = "visual" if name in operators("visual") else "text"
+        found = parse_steps(family, specification)
+        if len(found) != 1 or steps[family]:
+            raise ShiftError(f"twin: expected one operator at one level a modality, got {', '.join(specifications)}.")
+        steps[family] = found
+    recipe = Recipe(visual=next(iter(steps["visual"]), None), textual=next(iter(steps["text"]), None))
+    if not recipe.steps:
+        raise ShiftError("twin: expected an operator, such as 'defocus_blur:3'.")
+
+    def shifted_docs(dataset: datasets.Dataset) -> datasets.Dataset:
+        if process_docs:
+            dataset = process_docs(dataset)
+        images = _image_columns(dataset, image) if recipe.visual else []
+        texts = _question_columns(dataset, question) if recipe.textual else []
+        ids = _id_column(dataset, id)
+        if ROW_COLUMN not in dataset.column_names:
+            dataset = dataset.add_column(ROW_COLUMN, list(range(len(dataset))))
+        options = default_options(keep=tuple(keep))
+        return dataset.with_transform(_ShiftedRows(recipe, tuple(images), tuple(texts), ids, seed, options))
+
+    shifted_docs.__name__ = recipe.name
+    return shifted_docs
+
+
+@dataclass(frozen=True)
+class _ShiftedRows:
+    """Shifts the rows of a batch as ``datasets`` hands them out."""
+
+    recipe: Recipe
+    images: tuple[str, ...]
+    texts: tuple[str, ...]
+    ids: str
+    seed: int
+    options: TextOptions
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        rows = batch.get(self.ids) or batch[ROW_COLUMN]
+        shifted = dict(batch)
+        for columns, step in ((self.images, self.recipe.visual), (self.texts, self.recipe.textual)):
+            for column in columns:
+                if step and column in batch:  # the harness reads rows without their images, too
+                    shifted[column] = [
+                        self._shift(value, step, row) for value, row in zip(batch[column], rows, strict=True)
+                    ]
+        return shifted
+
+    def _shift(self, value: Any, step: Step, row_id: object) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, list):
+            return [self._shift(one, step, f"{row_id}/{place}") for place, one in enumerate(value)]
+        name, level = step.operator.name, step.level
+        try:
+            if step.operator.family == "visual":
+                return shift_image(value, name, level, seed=self.seed, row_id=row_id)  # type: ignore[arg-type]
+            return shift_text(value, name, level, seed=self.seed, row_id=row_id, options=self.options)
+        except Refused as reason:
+            _report(step.name, str(row_id), str(reason))
+            return value
+
+
+@lru_cache(maxsize=100_000)
+def _report(step: str, row_id: str, reason: str) -> None:
+    """Say once that a row is left as it is; the harness reads each row several times."""
+    logger.warning("%s: row %s is left as it is: %s", step, row_id, reason)
+
+
+def _columns(given: str | Sequence[str] | None, dataset: datasets.Dataset) -> list[str] | None:
+    if given is None:
+        return None
+    names = [given] if isinstance(given, str) else list(given)
+    missing = [name for name in names if name not in dataset.column_names]
+    if missing:
+        raise ShiftError(
+            f"twin: expected the columns {', '.join(missing)}, which are missing; the task's rows have {', '.join(dataset.column_names)}."
+        )
+    return names
+
+
+def _image_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None) -> list[str]:
+    from datasets import Image, List
+
+    found = _columns(given, dataset) or [
+        name
+        for name, feature in dataset.features.items()
+        if isinstance(feature, Image) or (isinstance(feature, List) and isinstance(feature.feature, Image))
+    ]
+    if not found:
+        raise ShiftError(
+            f"twin: expected a column of images to shift; the task's rows have {', '.join(dataset.column_names)}, and none holds images."
+        )
+    return found
+
+
+def _question_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None) -> list[str]:
+    found = _columns(given, dataset) or [name for name in QUESTION_COLUMNS if name in dataset.column_names][:1]
+    if not found:
+        raise ShiftError(
+            f"twin: expected a column of {', '.join(QUESTION_COLUMNS)} to shift; the task's rows have {', '.join(dataset.column_names)}. "
+            "Name it in a utils.py beside the task: process_docs = twin(..., question='...')."
+        )
+    return found
+
+
+def _id_column(dataset: datasets.Dataset, given: str | None) -> str:
+    if given is not None:
+        return (_columns(given, dataset) or [given])[0]
+    for name in ID_COLUMNS:
+        if name in dataset.column_names:
+            values = dataset.with_format(None)[name]
+            if len(set(map(str, values))) == len(dataset):
+                return name
+    return ROW_COLUMN
+
+
+def __getattr__(name: str) -> Callable:
+    """The hook of a split's name, so that a task file can name it."""
+    if not name.startswith("_"):
+        visual, textual = _named_steps("visual"), _named_steps("text")
+        if name in visual or name in textual:
+            return twin((visual | textual)[name])
+        for image_part, specification in visual.items():
+            text_part = name.removeprefix(f"{image_part}_")
+            if text_part in textual:
+                return twin(specification, textual[text_part])
+    raise AttributeError(
+        f"{__name__} has no shift {name!r}; expected an operator and a level, such as defocus_blur_3, keyboard_1 or defocus_blur_3_keyboard_1. lmms-eval-emi shift --list shows them."
+    )
+
+
+def _named_steps(family: Family) -> dict[str, str]:
+    """Specifications of all steps of a family by name, but those whose level is a word of the user's."""
+    return {
+        step.name: f"{name}:{step.level}" if found.levels else name
+        for name, found in operators(family).items()
+        if not found.level_name
+        for step in parse_steps(family, name)
+    }

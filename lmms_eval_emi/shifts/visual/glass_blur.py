@@ -1,0 +1,29 @@
+"""Glass blur: the view through frosted glass, which scatters pixels over a few others."""
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from lmms_eval_emi.shifts.operators import visual_operator
+
+
+@visual_operator(group="blur", levels=((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)))
+def glass_blur(pixels: np.ndarray, glass: tuple[float, int, int], random: np.random.RandomState) -> np.ndarray:
+    """Blurs, scatters pixels, blurs; the level is the blur's sigma, the scatter's reach, and its rounds.
+
+    As in the reference code, where what is written as a swap of two pixels takes one from the other:
+    every pixel, from the last to the first, becomes a random one of its neighbours.
+    """
+    sigma, reach, rounds = glass
+    height, width = pixels.shape[:2]
+    blurred = gaussian_filter(pixels.astype(np.float32), (sigma, sigma, 0), mode="nearest", truncate=4)
+    flat = blurred.reshape(-1, 3)
+    source = list(range(height * width))  # plain integers: each step reads what earlier steps wrote
+    for _ in range(rounds):
+        rows, columns = np.arange(height - reach, reach, -1), np.arange(width - reach, reach, -1)
+        moves = random.randint(-reach, reach, size=(len(rows), len(columns), 2))
+        targets = (rows[:, None] * width + columns[None, :]).ravel()
+        origins = targets + moves[..., 1].ravel() * width + moves[..., 0].ravel()
+        for target, origin in zip(targets.tolist(), origins.tolist(), strict=True):
+            source[target] = source[origin]
+    scattered = flat[np.asarray(source)].reshape(pixels.shape)
+    return gaussian_filter(scattered, (sigma, sigma, 0), mode="nearest", truncate=4)

@@ -230,7 +230,7 @@ def _state(rows: datasets.Dataset, suite: Suite) -> dict[str, Any]:
         "name": suite.name,
         "source": suite.source,
         "rows": len(rows),
-        "first_ids": list(map(str, rows[:5][suite.columns.id])),
+        "first_ids": list(map(str, rows.select_columns([suite.columns.id])[:5][suite.columns.id])),
         "columns": suite.columns.model_dump(),
         "seed": suite.seed,
         "splits": [recipe.name for recipe in suite.recipes],

@@ -277,12 +277,15 @@ def test_the_suite_runs_in_the_harness_and_in_score(tinyhub: Path, tmp_path: Pat
         assert abs(scored["splits"][name]["emi"] - run["splits"][name]["emi"]) < 1e-9
 
 
-def test_a_twin_of_a_built_in_task_is_three_lines_of_yaml(tinyhub: Path, tmp_path: Path) -> None:
+def test_a_twin_of_a_built_in_task_is_three_lines_of_yaml(
+    tinyhub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import lmms_eval
+    from lmms_eval.tasks import TaskManager, get_task_dict
 
     mme = Path(lmms_eval.__file__).parent / "tasks" / "mme" / "mme.yaml"
     (tmp_path / "twin.yaml").write_text(
-        f"include: {mme}\ntask: mme_shifted\nprocess_docs: !function lmms_eval_emi.shifts.twins.pixelate_5_keyboard_7\n"
+        f"include: {mme}\ntask: mme_shifted\nprocess_docs: !function lmms_eval_emi.shifts.twins.pixelate_5_word_swap_2\n"
     )
     done = run_module(
         "lmms_eval", "--include_path", str(tmp_path), "--tasks", "mme,mme_shifted", "--model", "llava_hf",
@@ -293,14 +296,15 @@ def test_a_twin_of_a_built_in_task_is_three_lines_of_yaml(tinyhub: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     (results,) = (tmp_path / "out").rglob("*_results.json")
     assert {"mme", "mme_shifted"} <= set(json.loads(results.read_text())["results"])
-    replies = {
-        name: [
-            json.loads(line)["filtered_resps"]
-            for line in next((tmp_path / "out").rglob(f"*_samples_{name}.jsonl")).read_text().splitlines()
-        ]
-        for name in ("mme", "mme_shifted")
-    }
-    assert len(replies["mme"]) == len(replies["mme_shifted"]) > 1 and replies["mme"] != replies["mme_shifted"]
+    monkeypatch.chdir(tinyhub)
+    tasks = get_task_dict(["mme", "mme_shifted"], TaskManager(include_path=str(tmp_path)))
+    docs, shifted = (list(tasks[name].test_docs()) for name in ("mme", "mme_shifted"))
+    assert len(docs) == len(shifted) > 1
+    for row, (doc, other) in enumerate(zip(docs, shifted, strict=True)):
+        ((image,), (same,)) = (tasks["mme"].doc_to_visual(one) for one in (doc, other))
+        assert same.tobytes() == shift_image(image, "pixelate", 5, row_id=row).tobytes() != image.tobytes()
+        assert other["answer"] == doc["answer"]
+    assert any(doc["question"] != other["question"] for doc, other in zip(docs, shifted, strict=True))
 
 
 def twin_rows():

@@ -432,7 +432,7 @@ def _assemble(rows: datasets.Dataset, suite: Suite, destination: Path) -> Counte
             table = texts[start : start + CHUNK]
             records = json.loads(_part(destination, start).read_text(encoding="utf-8"))
             for row_id, record in zip(table[suite.columns.id].to_pylist(), records, strict=True):
-                left.update(record["left"])
+                left.update(list(record["left"]))
                 for step, reason in record["left"].items():
                     unshifted.write(
                         json.dumps({"id": row_id, "shift": step, "reason": reason}, ensure_ascii=False) + "\n"

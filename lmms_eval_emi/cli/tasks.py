@@ -26,20 +26,25 @@ def run(args: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from lmms_eval_emi.harness.task_files import groups, tasks_folder
-    from lmms_eval_emi.studies.catalogue import BUILT_IN, load_study
+    from lmms_eval_emi.studies.catalogue import BUILT_IN, BUNDLED, load_study
 
     if args.from_study or args.output:
         return _write(args)
     if args.path:
         print(tasks_folder())
         return 0
-    studies = [load_study(name) for name in BUILT_IN]
+    built_in, bundled = ([load_study(name) for name in names] for names in (BUILT_IN, BUNDLED))
     rows = [
         [study.task_name(name), split.modality, " + ".join(map(str, split.shifts)) or "in distribution", name]
-        for study in studies
+        for study in (*built_in, *bundled)
         for name, split in study.splits.items()
     ]
-    print(tabulate([[name, len(members)] for name, members in groups(studies).items()], headers=["group", "tasks"]))
+    print(
+        tabulate(
+            [[name, len(members)] for name, members in (groups(built_in) | groups(bundled, suite=None)).items()],
+            headers=["group", "tasks"],
+        )
+    )
     print()
     print(tabulate(rows, headers=["task", "modality", "shift", "split"]))
     print(f"\nfolder (lmms-eval --include_path): {tasks_folder()}")

@@ -12,7 +12,6 @@ import json
 import math
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from lmms_eval_emi.demo.scenes import (
     draw,
     training_scenes,
 )
+from lmms_eval_emi.harness.task_files import SUITE, tasks_folder
 
 ASSETS = Path(__file__).with_name("assets")
 PICTURE, PATCH = 112, 14  # pixels, as the models see them
@@ -62,6 +62,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         STAGES[stage](args.assets, args.shrink)
         print(f"{stage}: {(time.time() - begin) / 60:.1f} min", file=sys.stderr)
     return 0
+
+
+# --- the benchmark --------------------------------------------------------------------------------------------------
+
+
+def benchmark_questions() -> list[tuple[Scene, Question]]:
+    """Three questions, one of each kind, about every scene of the benchmark."""
+    rng = random.Random(4)
+    return [(one, ask(one, kind, rng)) for one in benchmark_scenes() for kind in KINDS]
+
+
+def make_benchmark(assets: Path, shrink: float) -> None:
+    """The rows of the demo's tasks, which lie beside them."""
+    rows_to_parquet(benchmark_questions(), tasks_folder() / SUITE / "demo" / "benchmark.parquet")
+
+
+def rows_to_parquet(questions: Sequence[tuple[Scene, Question]], path: Path) -> None:
+    """Write questions as rows of a dataset, with their drawn scenes."""
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    text = Value("string")
+    features = Features(
+        question_id=text, image=ImageFeature(), question=text, reference_answer=text, kind=text, asked=List(text)
+    )
+    rows = []
+    for number, (one, found) in enumerate(questions):
+        file = io.BytesIO()
+        draw(one).save(file, "PNG", optimize=True)
+        rows.append(
+            {
+                "question_id": f"{number // len(KINDS):02d}-{found.kind}",
+                "image": {"bytes": file.getvalue(), "path": None},
+                "question": found.question,
+                "reference_answer": found.reference,
+                "kind": found.kind,
+                "asked": list(found.asked),
+            }
+        )
+    Dataset.from_list(rows, features=features).to_parquet(path)
 
 
 # --- training data -----------------------------------------------------------------------------------------------
@@ -199,7 +239,7 @@ def make_encoders(assets: Path, shrink: float) -> None:
     from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
 
     pieces = Tokenizer(models.Unigram())
-    pieces.normalizer, pieces.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()  # type: ignore[assignment]
+    pieces.normalizer, pieces.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
     printable = [chr(code) for code in range(33, 127)]
     pieces.train_from_iterator(
         corpus(),
@@ -240,7 +280,7 @@ def model_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     text = Tokenizer(models.BPE())
-    text.pre_tokenizer, text.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()  # type: ignore[assignment]
+    text.pre_tokenizer, text.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     text.train_from_iterator(
         [f"USER: \n{sentence} ASSISTANT: {sentence}" for sentence in corpus()],
         trainers.BpeTrainer(
@@ -380,7 +420,7 @@ def _turn(tokenizer: Any, question: Question) -> tuple[list[int], int]:
     return asked + answer, len(asked)
 
 
-STAGES = {"encoders": make_encoders, "model": make_model}
+STAGES = {"benchmark": make_benchmark, "encoders": make_encoders, "model": make_model}
 
 if __name__ == "__main__":
     sys.exit(main())

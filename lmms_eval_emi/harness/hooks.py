@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.harness.run_state import RUN, Answer, row_key, split_of
 from lmms_eval_emi.studies.catalogue import Columns, Study, StudyError, load_study
+from lmms_eval_emi.studies.rows import shift_at_load
 from lmms_eval_emi.studies.scoring import mean
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def study_hooks(study_source: str) -> Hooks:
 
         def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
             split = name or _split_of_dataset(study, str(dataset.split))
+            dataset = shift_at_load(study, study.split(split), dataset)
             RUN.open_split(study, split, dataset)
             numbered = dataset.add_column(SPLIT_COLUMN, [split] * len(dataset))
             return numbered.add_column(ROW_COLUMN, list(range(len(dataset))))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lmms_eval_emi.studies.catalogue import BUILT_IN, SHIFT_MODALITIES, SplitSpec, Study, load_study
+from lmms_eval_emi.studies.catalogue import BUILT_IN, BUNDLED, SHIFT_MODALITIES, SplitSpec, Study, load_study
 from lmms_eval_emi.studies.rows import load_dataset_arguments, local_path, split_of_dataset
 
 SUITE = "llavabench_shift"
@@ -51,10 +50,9 @@ def task_files(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str,
     """
     files = {f"groups/{name}.yaml": _group_file(name, members) for name, members in groups(studies, suite).items()}
     for study in studies:
-        built_in = study.source in BUILT_IN
         files[f"{study.name}/_base_yaml"] = _base_file()
         files[f"{study.name}/utils.py"] = _utils_file(study)
-        if not built_in:
+        if study.source not in BUILT_IN and not _is_bundled(study):
             files[f"{study.name}/study.yaml"] = HEADER + _dump(portable_study(study))
         for split in study.splits.values():
             files[f"{study.name}/{split.task}.yaml"] = _task_file(study, split)
@@ -70,10 +68,18 @@ def portable_study(study: Study) -> dict[str, Any]:
         path = local_path(study, split.dataset)
         if path:
             fields["dataset"]["path"] = str(path.resolve())
+        if split.dataset.shifts_at_load and split.dataset.shifts_at_load.synonyms:
+            synonyms = Path(study.source).parent / split.dataset.shifts_at_load.synonyms
+            fields["dataset"]["shifts_at_load"]["synonyms"] = str(synonyms.resolve())
         answers = study.answer_file(name)
         if answers:
             fields["answers"] = str(answers.resolve())
     return data
+
+
+def _is_bundled(study: Study) -> bool:
+    """Whether a study and its rows lie among the package's own tasks, which are found wherever they are installed."""
+    return Path(study.source).resolve().parent == (tasks_folder() / SUITE / study.name).resolve()
 
 
 def _base_file() -> str:
@@ -93,6 +99,8 @@ def _base_file() -> str:
 
 def _task_file(study: Study, split: SplitSpec) -> str:
     arguments = load_dataset_arguments(study, split.dataset)
+    if _is_bundled(study):  # the harness takes these relative to the task file
+        arguments["data_files"] = {name: Path(path).name for name, path in arguments["data_files"].items()}
     fields: dict[str, object] = {
         "include": "_base_yaml",
         "task": study.task_name(split.name),
@@ -168,17 +176,28 @@ def _dump(fields: dict) -> str:
     return re.sub(r"!function '([\w.]+)'", r"!function \1", text)  # PyYAML quotes the scalars of every custom tag
 
 
+def package_task_files() -> dict[str, str]:
+    """Text of every generated file of the package by its path; the bundled studies have no part in the suite."""
+    built_in, bundled = ([load_study(name) for name in names] for names in (BUILT_IN, BUNDLED))
+    return task_files(built_in) | task_files(bundled, suite=None)
+
+
 def write_task_files(folder: Path, studies: Sequence[Study] | None = None, suite: str | None = SUITE) -> int:
     """Replace the generated folders below ``folder``; returns the number of files.
 
     Args:
         folder: of the suite.
-        studies: default: the built-in ones.
+        studies: default: the built-in and the bundled ones.
         suite: as in :func:`task_files`.
     """
-    files = task_files(studies or [load_study(name) for name in BUILT_IN], suite)
-    for generated in sorted({path.split("/")[0] for path in files}):
-        shutil.rmtree(folder / generated, ignore_errors=True)
+    if studies is None:
+        files = package_task_files()
+    else:
+        files = task_files(studies, suite)
+    for generated in {path.split("/")[0] for path in files}:
+        for present in (folder / generated).glob("*"):
+            if present.is_file() and present.read_bytes().startswith(HEADER.encode()):
+                present.unlink()
     for path, text in files.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)

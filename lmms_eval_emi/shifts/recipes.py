@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -14,8 +16,12 @@ from lmms_eval_emi.samples import encodable
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.operators import Family, Operator, Refused, ShiftError, operator, random_state
 from lmms_eval_emi.shifts.textual.words import TextOptions
-from lmms_eval_emi.studies.catalogue import Shift
+from lmms_eval_emi.studies.catalogue import Columns, Shift
 
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
 LONGEST_SIDE, MOST_PIXELS = 8192, 2**25  # an 8K picture fits; operators need some 30 bytes a pixel
 LONGEST_TEXT = 1_000_000
 ID_SPLIT = "clean"
@@ -168,6 +174,46 @@ def shift_text(
     return found.function(
         encodable(text), parameter, random_state(seed, found.name, row_id), options or default_options()
     )
+
+
+def shift_rows(
+    rows: datasets.Dataset, recipe: Recipe, columns: Columns, seed: int, options: TextOptions
+) -> datasets.Dataset:
+    """Rows under a recipe, in memory; those that cannot be shifted are logged and left as they are."""
+    import io
+
+    from datasets import Image as ImageFeature
+
+    features = rows.features
+
+    def encoded(image: Image.Image) -> dict[str, Any]:
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=1)
+        return {"bytes": file.getvalue(), "path": None}
+
+    def shifted(row: dict[str, Any]) -> dict[str, Any]:
+        row_id = row[columns.id]
+        changed: dict[str, Any] = {}
+        for step, column in ((recipe.visual, columns.image), (recipe.textual, columns.question)):
+            if step is None or column is None or row[column] is None:
+                continue
+            try:
+                if column == columns.image:
+                    with Image.open(io.BytesIO(row[column]["bytes"])) as image:
+                        new = shift_image(image, step.operator.name, step.level, seed=seed, row_id=row_id)  # type: ignore[arg-type]
+                    changed[column] = encoded(new)
+                else:
+                    changed[column] = shift_text(
+                        row[column], step.operator.name, step.level, seed=seed, row_id=row_id, options=options
+                    )
+            except Refused as reason:
+                logger.warning("%s: row %s is left as it is: %s", step.name, row_id, reason)
+        return changed
+
+    if columns.image:
+        rows = rows.cast_column(columns.image, ImageFeature(decode=False))
+    shifted_rows = rows.map(shifted, keep_in_memory=True, load_from_cache_file=False)
+    return shifted_rows.cast_column(columns.image, features[columns.image]) if columns.image else shifted_rows
 
 
 def default_options(**given: object) -> TextOptions:

@@ -26,6 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 BUILT_IN = ("natural", "synthetic")
+BUNDLED = ("demo",)  # studies whose rows come with the package, beside their tasks
 Modality = Literal["id", "visual", "text", "joint"]
 SHIFT_MODALITIES: tuple[Modality, ...] = ("visual", "text", "joint")
 
@@ -47,6 +48,14 @@ class Columns(_Strict):
     reference: str = "reference_answer"
 
 
+class ShiftsAtLoad(_Strict):
+    """Says that a dataset holds the rows of the ID split, from which operators make every shift when it is loaded."""
+
+    seed: int = 0
+    keep: tuple[str, ...] = ()  # words that textual operators leave alone
+    synonyms: str | None = None  # a file of synonyms, relative to the study file; default: WordNet
+
+
 class DatasetSpec(_Strict):
     """Where rows are: a hub name, a folder, or a file, for ``datasets.load_dataset``."""
 
@@ -54,6 +63,7 @@ class DatasetSpec(_Strict):
     config: str | None = None  # name of the dataset's configuration
     split: str | None = None  # default: the name of the study's split
     columns: Columns = Columns()
+    shifts_at_load: ShiftsAtLoad | None = None
 
 
 class Shift(_Strict):
@@ -195,7 +205,7 @@ def _slug(name: str) -> str:
 
 
 def load_study(name_or_path: str | Path) -> Study:
-    """Load a built-in study by name, or a study file.
+    """Load a built-in or bundled study by name, or a study file.
 
     Raises:
         StudyError: neither a built-in name nor a file, or the file is not a study; with the lines
@@ -205,9 +215,11 @@ def load_study(name_or_path: str | Path) -> Study:
     if source in BUILT_IN:
         return _built_in(source)
     path = Path(source).expanduser()
+    if source in BUNDLED:
+        path = Path(str(resources.files("lmms_eval_emi.tasks"))) / "llavabench_shift" / source / "study.yaml"
     if not path.is_file():
         raise StudyError(
-            f"study: expected {' or '.join(map(repr, BUILT_IN))} or the path of a study file, got {source!r}."
+            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))} or the path of a study file, got {source!r}."
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -254,7 +266,12 @@ def parse_study(text: str, source: str) -> Study:
 
 def _message(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {"columns": Columns, "dataset": DatasetSpec, "shifts": Shift}
+        models: dict[str, type[BaseModel]] = {
+            "columns": Columns,
+            "shifts_at_load": ShiftsAtLoad,
+            "dataset": DatasetSpec,
+            "shifts": Shift,
+        }
         inside = next((models[part] for part in reversed(problem["loc"][:-1]) if part in models), None)
         inside = inside or (SplitSpec if problem["loc"][0] == "splits" else Study)
         known = [name for name in inside.model_fields if name != "source"] + (["dataset"] if inside is Study else [])

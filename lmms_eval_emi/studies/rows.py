@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import xxhash
 
@@ -50,9 +50,35 @@ def load_splits(study: Study, names: Iterable[str] | None = None) -> dict[str, d
             raise StudyError(
                 f"{spec.path}: expected the split {dataset_split}, which is missing; it has {', '.join(loaded[key])}. Name another one under dataset: split: in the study file."
             )
-        rows[name] = loaded[key][dataset_split]
-        check_columns(rows[name], spec.columns, f"{spec.path}, split {dataset_split}")
+        check_columns(loaded[key][dataset_split], spec.columns, f"{spec.path}, split {dataset_split}")
+        rows[name] = shift_at_load(study, split, loaded[key][dataset_split])
     return rows
+
+
+def shift_at_load(study: Study, split: SplitSpec, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows of a split, made by operators from those of the ID split where the study says so, in memory.
+
+    Raises:
+        StudyError: a shift of the split is no operator, or one that lacks what it needs.
+    """
+    made = split.dataset.shifts_at_load
+    if made is None or not split.shifts:
+        return rows
+    from lmms_eval_emi.shifts.operators import ShiftError
+    from lmms_eval_emi.shifts.recipes import Recipe, Step, default_options, operator, shift_rows
+
+    try:
+        steps = {}
+        for shift in split.shifts:
+            family: Literal["visual", "text"] = shift.modality
+            name, _, level = shift.name.partition(" ")
+            steps[shift.modality] = Step(operator(family, name), shift.severity if shift.severity else level or None)
+        synonyms = Path(study.source).parent / made.synonyms if made.synonyms else None
+        options = default_options(keep=made.keep, synonyms=synonyms)
+        recipe = Recipe(visual=steps.get("visual"), textual=steps.get("text"))
+        return shift_rows(rows, recipe, split.dataset.columns, made.seed, options)
+    except ShiftError as error:
+        raise StudyError(f"{study.source}: the split {split.name}: {error}") from error
 
 
 def split_of_dataset(study: Study, split: SplitSpec) -> str:

@@ -1,0 +1,121 @@
+"""``lmms-eval-emi demo``: a whole study, in small, on any machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"
+TASKS, STUDY = "llavabench_shift_demo", "demo"
+NEEDED = {"decord": "which lmms-eval's llava_hf imports"}
+
+
+class DemoError(RuntimeError):
+    """The demo cannot run, or its run failed."""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "demo",
+        help="run a whole study on drawn scenes with a small LLaVA, on any machine, in minutes",
+        description=(
+            "Run lmms-eval itself, with its llava_hf model class, on a small LLaVA and 90 questions about drawn scenes, as they are and under 11 shifts. "
+            "Everything comes with the package; nothing is fetched. The command is printed first, to be copied and changed."
+        ),
+    )
+    parser.add_argument("--output", type=Path, default=Path("emi-demo"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="ranks, through torchrun (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the command, run it, and say what came of it."""
+    missing = [f"{name}, {why}" for name, why in NEEDED.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DemoError(f"The demo needs {'; '.join(missing)}. Install it with: pip install 'lmms_eval_emi[demo]'")
+    if args.processes < 1:
+        raise DemoError(f"--processes: expected 1 or more, got {args.processes}.")
+    output = args.output.resolve()
+    results = output / "model"  # where the harness writes the results of a model of that name
+    if output.exists() and not output.is_dir():
+        raise DemoError(f"--output: expected a folder, got the file {args.output}.")
+    if results.exists() or (output / "report.html").exists():
+        if not args.overwrite:
+            raise DemoError(
+                f"{args.output} holds the results of an earlier run. Choose another --output, or --overwrite to replace them."
+            )
+        shutil.rmtree(results, ignore_errors=True)
+        (output / "report.html").unlink(missing_ok=True)
+    variables, command = command_of(args.output, args.processes)
+    print(shown(variables, command), flush=True)
+    # By modules of this interpreter, for the commands' folder may not be on the path.
+    modules = {"lmms-eval": ["-m", "lmms_eval"], "torchrun": ["-m", "torch.distributed.run"]}
+    done = subprocess.run([sys.executable, *modules[command[0]], *command[1:]], env={**os.environ, **variables})
+    if done.returncode:
+        raise DemoError(f"lmms-eval ended with the exit status {done.returncode}; its own messages are above.")
+    reports = sorted(results.glob(f"*_emi_report_{STUDY}.html"))
+    answers = sorted(results.glob(f"*_emi_answers/{STUDY}"))
+    if not reports or not answers:
+        raise DemoError(f"lmms-eval wrote no report below {args.output}; its own messages are above.")
+    shutil.copy(reports[-1], output / "report.html")
+    print(f"\n{named_objects(answers[-1])}\n\nreport: {args.output / 'report.html'}")
+    return 0
+
+
+def command_of(output: Path, processes: int) -> tuple[dict[str, str], list[str]]:
+    """The variables and the command that run the demo."""
+    variables = {
+        "LMMS_EVAL_EMI_ESTIMATOR": STUDY,
+        "LMMS_EVAL_EMI_VISION_ENCODER": str(ASSETS / "vision_encoder"),
+        "LMMS_EVAL_EMI_TEXT_ENCODER": str(ASSETS / "text_encoder"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    arguments = [
+        *("--model", "llava_hf", "--model_args", f"pretrained={ASSETS / 'model'},device_map=cpu"),
+        *("--device", "cpu", "--tasks", TASKS, "--output_path", str(output), "--log_samples"),
+    ]
+    if processes == 1:
+        return variables, ["lmms-eval", *arguments]
+    variables["ACCELERATE_USE_CPU"] = "true"
+    return variables, ["torchrun", "--nproc_per_node", str(processes), "-m", "lmms_eval", *arguments]
+
+
+def shown(variables: dict[str, str], command: list[str]) -> str:
+    """A command as a shell would take it, in lines."""
+    lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    options: list[str] = []
+    for part in command:
+        if part.startswith("--") or not options:
+            options.append(shlex.quote(part))
+        else:
+            options[-1] += f" {shlex.quote(part)}"
+    return " \\\n".join(
+        [*lines, options[0] + (f" {options[1]}" if len(options) > 1 else ""), *(f"  {one}" for one in options[2:])]
+    )
+
+
+def named_objects(answers: Path) -> str:
+    """A table of the share of rows whose answer names every object that was asked about, by split."""
+    from tabulate import tabulate
+
+    from lmms_eval_emi.studies.catalogue import load_study
+    from lmms_eval_emi.studies.rows import load_splits
+
+    study = load_study(STUDY)
+    rows = load_splits(study, [study.id_split])[study.id_split].remove_columns("image")
+    asked = {row["question_id"]: row["asked"] for row in rows}
+    table = []
+    for name in study.splits:
+        lines = [json.loads(line) for line in (answers / f"{name}.jsonl").read_text("utf-8").split("\n") if line]
+        right = [all(thing in line["text"] for thing in asked[line["question_id"]]) for line in lines]
+        table.append([name, len(right), f"{sum(right) / max(1, len(right)):.0%}"])
+    return tabulate(table, headers=["split", "rows", "all objects asked about are named"], disable_numparse=True)

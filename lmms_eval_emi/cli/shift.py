@@ -216,9 +216,9 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     print(f"{written.rows:,} rows under {len(made) - 1} shifts{kept}: {args.dest}")
     for step, count in sorted(written.left.items()):
         print(f"  {step}: {count:,} rows left as they were, see {args.dest / 'unshifted.jsonl'}")
-    print(f"look at {args.dest / 'preview.png'}" if columns.image or textual else "")
+    print(f"look:  {args.dest / 'preview.png'}")
     print(f"run:   lmms-eval --include_path {args.dest} --tasks {group} --model ...")
-    print(f"score: lmms-eval-emi score ANSWERS --study {args.dest / 'study.yaml'}")
+    print(f"score: lmms-eval-emi score --study {args.dest / 'study.yaml'} --responses ...")
     return 0
 
 

@@ -173,9 +173,7 @@ def choose_columns(
 def _distinct(rows: datasets.Dataset, column: str) -> int:
     import pyarrow.compute
 
-    return pyarrow.compute.count_distinct(
-        rows.with_format("arrow")[:][column] if rows._indices else rows.data.column(column), mode="all"
-    ).as_py()
+    return pyarrow.compute.count_distinct(rows.select_columns([column]).data.column(column), mode="all").as_py()
 
 
 def write_suite(

@@ -1,4 +1,4 @@
-"""Install a wheel in an environment of its own, and check there that it holds tasks and estimators.
+"""Install a wheel in an environment of its own, and check there that it holds tasks, estimators and the demo.
 
     python .ci/check_wheel.py WHEEL ENVIRONMENT
 
@@ -17,21 +17,29 @@ CHECK = """
 import sys
 from pathlib import Path
 import lmms_eval_emi
-from lmms_eval_emi.estimators import registered_estimators
-from lmms_eval_emi.harness.task_files import task_files, tasks_folder
-from lmms_eval_emi.studies.catalogue import BUILT_IN, load_study
+from lmms_eval_emi.cli.demo import ASSETS
+from lmms_eval_emi.encoders import load_encoders
+from lmms_eval_emi.estimators import load_estimator, registered_estimators
+from lmms_eval_emi.harness.task_files import package_task_files, tasks_folder
+from lmms_eval_emi.shifts import operators
+from lmms_eval_emi.studies.catalogue import BUILT_IN, BUNDLED, load_study
+from lmms_eval_emi.studies.rows import load_splits
 import lmms_eval.evaluator
 from lmms_eval.tasks import TaskManager
 
 home = Path(lmms_eval_emi.__file__).resolve().parent
 assert Path(sys.prefix).resolve() in home.parents, f"imported from {home}, not from the wheel"
-studies = [load_study(name) for name in BUILT_IN]
+studies = [load_study(name) for name in (*BUILT_IN, *BUNDLED)]
 names = {study.task_name(split) for study in studies for split in study.splits}
 index = TaskManager().task_index
-assert len(names) == 63 and all(home in Path(index[name]["yaml_path"]).resolve().parents for name in names)
-missing = [path for path in task_files(studies) if not (tasks_folder() / "llavabench_shift" / path).is_file()]
+assert len(names) == 63 + 12 and all(home in Path(index[name]["yaml_path"]).resolve().parents for name in names)
+missing = [path for path in package_task_files() if not (tasks_folder() / "llavabench_shift" / path).is_file()]
 assert not missing, missing
 assert "club-global" in registered_estimators()
+encoders = load_encoders(str(ASSETS / "vision_encoder"), str(ASSETS / "text_encoder"), "cpu")
+assert load_estimator("demo", encoders) and (ASSETS / "model" / "model.safetensors").is_file()
+assert len(load_splits(load_study("demo"), ["clean", "fog_5_synonym_7"])["fog_5_synonym_7"]) == 90
+assert len(operators("visual")) == 16 and len(operators("text")) == 16
 print(f"the wheel has {len(names)} tasks and the estimators {', '.join(registered_estimators())}")
 """
 

@@ -70,11 +70,11 @@ def test_the_demo_shows_the_science(done) -> None:
 @needs_decord
 def test_the_model_looks_at_the_picture(done) -> None:
     """It names what was asked about on held-out scenes, and fails more under the strongest shifts."""
-    table = dict(
-        (words[0], int(words[2].rstrip("%")))
+    table = {
+        words[0]: int(words[2].rstrip("%"))
         for line in done.stdout.splitlines()
         if len(words := line.split()) == 3 and words[2].endswith("%")
-    )
+    }
     assert set(table) == set(load_study("demo").splits)
     assert (
         table["clean"] >= 80

@@ -96,7 +96,9 @@ def test_the_harness_finds_all_tasks_and_groups(studies):
     assert set(groups(studies)) <= set(manager.all_groups)
     assert "mme" in manager.all_subtasks
     without = TaskManager(include_defaults=False, include_path=str(tasks_folder()))
-    assert len([name for name in without.all_subtasks if name.startswith(SUITE)]) == 63
+    names = [name for name in without.all_subtasks if name.startswith(SUITE)]
+    assert len([name for name in names if not name.startswith(f"{SUITE}_demo")]) == 63
+    assert {load_study("demo").task_name(split) for split in load_study("demo").splits} <= set(names)
 
 
 def test_a_task_of_the_harness_wins_a_clash(tmp_path):

@@ -152,6 +152,177 @@ def test_a_run_that_was_stopped_goes_on(
     assert len(shifted) == 41 + 39
 
 
+@pytest.mark.parametrize(
+    "killed_at", ["shift.json", "study.yaml", "preview.png", "README.md", "parts", "unshifted.jsonl"]
+)
+def test_a_run_that_was_killed_anywhere_goes_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    """Killed while a file was being written, which leaves a temporary file and what was there before."""
+    dest = tmp_path / "suite"
+    write, assemble = suite.write_atomically, suite._assemble
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, content: str | bytes) -> Path:
+        if path.name == killed_at or path.parent.name == killed_at:
+            (path.parent / f".{path.name}.x1y2").write_text("half")
+            raise Killed
+        return write(path, content)
+
+    def killed_in_assembly(*arguments: object) -> None:
+        (dest / "unshifted.jsonl").write_text("half")
+        raise Killed
+
+    monkeypatch.setattr(suite, "write_atomically", killed)
+    if killed_at == "unshifted.jsonl":
+        monkeypatch.setattr(suite, "_assemble", killed_in_assembly)
+    arguments = (
+        source,
+        dest,
+        "--visual",
+        "contrast:1",
+        "--textual",
+        "keyboard:1",
+        "--name",
+        "Mine",
+        *COLUMNS,
+        "--processes",
+        "1",
+    )
+    with pytest.raises(Killed):
+        shift(*arguments)
+    monkeypatch.setattr(suite, "write_atomically", write)
+    monkeypatch.setattr(suite, "_assemble", assemble)
+    assert shift(*arguments) == 0
+    assert len(load(dest)["contrast_1"]) == 39 and not [path for path in dest.iterdir() if path.name.startswith(".")]
+
+
+def test_an_overwriting_that_was_killed_is_never_taken_for_complete(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = tmp_path / "suite"
+    arguments = (source, dest, "--visual", "contrast:1", "--name", "Mine", *COLUMNS, "--processes", "1")
+    assert shift(*arguments) == 0
+    remove = suite.shutil.rmtree
+
+    def killed(path: Path, *more: object, **options: object) -> None:
+        remove(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite.shutil, "rmtree", killed)
+    assert shift(*arguments, "--seed", "3", "--overwrite") == 130
+    monkeypatch.setattr(suite.shutil, "rmtree", remove)
+    assert shift(*arguments) == 0
+    assert len(load(dest)["contrast_1"]) == 39
+
+
+def test_other_rows_are_not_answered_with_old_ones(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [{"question": f"What is number {i} here?", "answer": "A cat"} for i in range(4)]
+    path, dest = tmp_path / "rows.jsonl", tmp_path / "suite"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert shift(path, dest, "--textual", "char_swap:2", "--processes", "1") == 0
+    rows[3]["question"] = "What has changed here?"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert shift(path, dest, "--textual", "char_swap:2", "--processes", "1") == 1
+    assert "another content of the rows" in capsys.readouterr().err
+    assert shift(path, dest, "--textual", "char_swap:2", "--processes", "1", "--overwrite") == 0
+    import datasets
+
+    assert (
+        datasets.load_dataset(str(dest), cache_dir=str(tmp_path / "new"))["clean"]["question"][3]
+        == "What has changed here?"
+    )
+
+
+def test_two_runs_do_not_write_to_one_folder(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from filelock import FileLock
+
+    dest = tmp_path / "suite"
+    dest.mkdir()
+    with FileLock(dest / ".lock"):
+        assert shift(source, dest, "--visual", "contrast:1", *COLUMNS) == 1
+    assert "another run is writing" in capsys.readouterr().err
+
+
+def test_workers_end_with_their_parent(source: Path, tmp_path: Path) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    rows = write_rows(tmp_path / "many.parquet", rows_of(40 * CHUNK))
+    command = [sys.executable, "-m", "lmms_eval_emi.cli", "shift", str(rows), str(tmp_path / "suite"), "--visual", "elastic_transform", "snow", "--name", "Mine", *COLUMNS, "--processes", "2"]  # fmt: skip
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    parts = tmp_path / "suite" / "parts"
+    while not (parts.is_dir() and any(parts.glob("*.json"))):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+    workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(workers) == 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    for _ in range(200):
+        if not any(
+            Path(f"/proc/{pid}").exists() and "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+            for pid in workers
+        ):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("workers outlive their parent")
+
+
+def test_ids_are_chosen_from_all_rows_whatever_the_limit(tmp_path: Path) -> None:
+    rows = [
+        {"id": min(100 + i, 103), "row_id": 7, "question": f"What is number {i} doing here?", "answer": "A"}
+        for i in range(6)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    for name, limit in (("few", ("--limit", "3")), ("all", ())):
+        assert (
+            shift(path, tmp_path / name, "--textual", "char_swap:5", "--processes", "1", "--name", "Mine", *limit) == 0
+        )
+    few, whole = load(tmp_path / "few"), load(tmp_path / "all")
+    assert few["char_swap_5"]["question"] == whole["char_swap_5"]["question"][:3]
+    assert whole["clean"]["row_id_"] == list(range(6)) and whole["clean"]["row_id"] == [7] * 6
+
+
+def test_columns_of_awkward_names_and_kinds(tmp_path: Path) -> None:
+    rows = [{"file_name": f"f{i}", "file_name_": "x", "when": f"2024-01-0{i + 1} 10:00:00", "question": ["What is it here?", None][i % 2], "answer": "A"} for i in range(4)]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    for column in ("file_name", "when"):
+        dest = tmp_path / column
+        assert (
+            shift(path, dest, "--textual", "char_swap:5", "--processes", "1", "--id-column", column, "--name", "Mine")
+            == 0
+        )
+        loaded = load(dest)["char_swap_5"]
+        assert loaded["question"][1] is None and "file_name__" in loaded.column_names
+
+
+def test_many_splits_are_written_some_at_a_time(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "OPEN_FILES", 2)
+    monkeypatch.setattr(suite, "ROWS_OF_A_GROUP", CHUNK)
+    assert shift(source, tmp_path / "suite", *ARGUMENTS, *COLUMNS, "--processes", "1") == 0
+    loaded = load(tmp_path / "suite")
+    assert list(loaded) == SPLITS and {len(rows) for rows in loaded.values()} == {39}
+
+
+def test_levels_in_other_letters_have_tasks_of_their_own() -> None:
+    from lmms_eval_emi.shifts.recipes import parse_steps, recipes
+
+    made = recipes([], parse_steps("text", "translation:中文,日本語"), joint=False)
+    assert len({recipe.task for recipe in made}) == 3 and all(recipe.task.isascii() for recipe in made)
+    with pytest.raises(ShiftError, match="same task name"):
+        recipes([], parse_steps("text", "translation:German,german"), joint=False)
+
+
 def test_rows_that_cannot_be_shifted_are_left_and_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows = rows_of(9)
     good = rows[0]["picture"]["bytes"]
@@ -175,7 +346,11 @@ def test_rows_that_cannot_be_shifted_are_left_and_named(tmp_path: Path, capsys: 
         loaded["defocus_blur_1"][4]["picture"].size == (9000, 3)
         and loaded["defocus_blur_1"][5]["picture"].mode == "RGB"
     )
-    assert loaded["keyboard_3"][8]["ask"] == "是什么？" and "| 4 |" in (dest / "README.md").read_text()
+    assert (
+        loaded["keyboard_3"][7]["ask"] is None
+        and loaded["keyboard_3"][8]["ask"] == "是什么？"
+        and "| 4 |" in (dest / "README.md").read_text()
+    )
 
 
 def test_texts_alone_need_no_images(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -213,6 +214,84 @@ def test_what_must_stay_stays(name: str, level: int, options: TextOptions) -> No
     assert changed >= (18 if name != "word_delete" else 8)  # which may well delete nothing at the lowest level
 
 
+@pytest.mark.parametrize(
+    ("text", "keep", "kept"),
+    [
+        ("这个iPhone是什么颜色的手机", ("iPhone",), ["iPhone"]),
+        ("USB图片里是什么东西", ("图片",), ["图片"]),
+        ("iPhone의 색깔은 무엇인가요", ("iPhone",), ["iPhone"]),
+        ("New York City is large and lively", ("New York", "York City"), ["New York City"]),
+        ("Is the Eiffel  Tower large enough?", ("eiffel tower",), ["Eiffel  Tower"]),
+        ("Where is the cafe\u0301 with animals?", ("café",), ["cafe\u0301"]),
+        ("At -5 degrees or .5 or −7 or 1,000.5 of 3/4 sheets", (), ["-5", ".5", "−7", "1,000.5", "3/4"]),
+        ("Numbers like 3️⃣ today are large", (), ["3️⃣"]),
+        ("Look closely at <image/> or www.example.org/x or some.one@example.org please", (), ["<image/>", "www.example.org/x", "some.one@example.org"]),
+        ("这张图片里有3只猫在做什么？", (), ["3"]),
+        ("A dozen animals or a trillion flowers", (), ["dozen", "trillion"]),
+    ],
+)  # fmt: skip
+def test_what_must_stay_stays_in_odd_places(text: str, keep: tuple, kept: list[str], options: TextOptions) -> None:
+    assert join(split(text, keep)) == text
+    found = [piece.text for piece in split(text, keep) if piece.kind == "kept"]
+    assert found == kept
+    for name in OPERATORS:
+        for row in range(12):
+            try:
+                shifted = shift_text(
+                    text, name, 7, row_id=row, options=TextOptions(keep=keep, synonyms=options.synonyms)
+                )
+            except Refused:
+                continue
+            assert all(part in shifted for part in kept), (name, shifted)
+
+
+def test_deleting_a_word_joins_no_numbers() -> None:
+    for row in range(40):
+        assert "3/4" not in shift_text("The ratio 3 cats/4 dogs here", "word_delete", 7, row_id=row)
+
+
+def test_part_of_a_word_is_no_word_to_keep() -> None:
+    assert [piece.text for piece in split("cats concatenate catalogs", ("cat",)) if piece.kind == "kept"] == []
+
+
+def test_time_grows_with_the_text_and_not_with_its_square() -> None:
+    """A ratio of times in one process: forty times the text may not take a thousand times as long."""
+    import time
+
+    def seconds(text: str, name: str) -> float:
+        begin = time.perf_counter()
+        with contextlib.suppress(Refused):
+            shift_text(text, name, 7)
+        return time.perf_counter() - begin
+
+    for unit in ("图", "_", "a_", "ab ", "a.b@", "What is the colour of 3 cats? ", "ما لون "):
+        for name in ("char_replace", "char_delete", "char_insert", "word_delete"):
+            seconds(unit * 1000, name)
+            short = min(seconds(unit * 1000, name) for _ in range(3))
+            assert seconds(unit * 40_000, name) < 400 * max(short, 1e-3), (unit, name)
+
+
+@pytest.mark.parametrize(
+    "text", ["Tell me about ㌍", "What is this ั", "\u102b", "\u0301 \u0301", "e\u0301" * 5, "\ufeff word"]
+)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_odd_characters_never_stop_a_run(text: str, name: str, options: TextOptions) -> None:
+    for row in range(10):
+        try:
+            assert shift_text(text, name, 7, row_id=row, options=options)
+        except Refused:
+            continue
+
+
+def test_an_operator_that_fails_costs_a_row_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    module = importlib.import_module("lmms_eval_emi.shifts.textual.char_swap")
+    monkeypatch.setattr(module, "_cased", lambda *arguments: 1 / 0)
+    with pytest.raises(Refused, match="char_swap failed: ZeroDivisionError"):
+        shift_text("What is this animal?", "char_swap", 1)
+
+
 def test_number_words_and_unknown_words_stay(options: TextOptions) -> None:
     for row in range(30):
         assert "seven" in shift_text("How are seven elephants walking?", "keyboard", 7, row_id=row)
@@ -353,6 +432,19 @@ def test_a_reply_that_lost_a_number_or_is_empty_is_refused(endpoint: Endpoint) -
     options = TextOptions(endpoint=endpoint.url, model="m", keep=("Koffer",))
     with pytest.raises(Refused, match="lost 3"):
         shift_text("What colour are the 3 suitcases?", "translation", "German", options=options)
+    for reply, question in (
+        ("Welche 13 Koffer?", "Which 3?"),
+        ("<IMAGE> 50 Koffer", "<image> 5?"),
+        ("Ein Kofferraum", "Is it a Koffer?"),
+    ):
+        endpoint.reply = lambda request, reply=reply: (200, reply)
+        with pytest.raises(Refused, match="lost"):
+            shift_text(question, "translation", "German", options=options)
+    endpoint.reply = lambda request: (200, "Was tun die zwei Leute? \ud800")
+    assert (
+        shift_text("What are the two people doing?", "translation", "German", options=options)
+        == "Was tun die zwei Leute? ?"
+    )
     endpoint.reply = lambda request: (200, "  ")
     with pytest.raises(Refused, match="empty"):
         shift_text("What colour are they?", "translation", "German", options=options)

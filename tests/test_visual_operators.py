@@ -372,6 +372,26 @@ def test_images_of_any_size(name: str, size: tuple[int, int], level: int) -> Non
     assert shift_image(image, name, level).size == size
 
 
+def test_exif_orientation_is_obeyed() -> None:
+    import datasets
+
+    image = Image.fromarray(photograph(24, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95, exif=exif)
+    upright = datasets.Image().decode_example({"bytes": file.getvalue(), "path": None})
+    assert upright.size == (24, 40)
+    shifted_image = shift_image(Image.open(io.BytesIO(file.getvalue())), "contrast", 1)
+    assert shifted_image.tobytes() == shift_image(upright, "contrast", 1).tobytes()
+
+
+def test_more_than_eight_bits_are_refused() -> None:
+    ramp = Image.fromarray(np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20))
+    with pytest.raises(Refused, match="8 bits"):
+        shift_image(ramp, "fog", 1)
+
+
 def test_what_cannot_be_shifted_is_refused_with_a_reason() -> None:
     with pytest.raises(Refused, match="9000 x 10 pixels"):
         shift_image(Image.new("RGB", (9000, 10)), "fog", 1)

@@ -48,13 +48,11 @@ def run(args: argparse.Namespace) -> int:
     results = output / "model"  # where the harness writes the results of a model of that name
     if output.exists() and not output.is_dir():
         raise DemoError(f"--output: expected a folder, got the file {args.output}.")
-    if results.exists() or (output / "report.html").exists():
-        if not args.overwrite:
-            raise DemoError(
-                f"{args.output} holds the results of an earlier run. Choose another --output, or --overwrite to replace them."
-            )
-        shutil.rmtree(results, ignore_errors=True)
-        (output / "report.html").unlink(missing_ok=True)
+    earlier = sorted(results.glob(f"*_emi_{STUDY}.json"))
+    if earlier and not args.overwrite:
+        raise DemoError(
+            f"{args.output} holds the results of an earlier run. Choose another --output, or --overwrite to replace them."
+        )
     variables, command = command_of(args.output, args.processes)
     print(shown(variables, command), flush=True)
     # By modules of this interpreter, for the commands' folder may not be on the path.
@@ -62,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
     done = subprocess.run([sys.executable, *modules[command[0]], *command[1:]], env={**os.environ, **variables})
     if done.returncode:
         raise DemoError(f"lmms-eval ended with the exit status {done.returncode}; its own messages are above.")
+    for path in earlier:  # only now that there are new ones; all files of a run have its time stamp
+        for old in results.glob(f"{path.name.removesuffix(f'_emi_{STUDY}.json')}_*"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
     reports = sorted(results.glob(f"*_emi_report_{STUDY}.html"))
     answers = sorted(results.glob(f"*_emi_answers/{STUDY}"))
     if not reports or not answers:

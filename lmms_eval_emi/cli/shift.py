@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from lmms_eval_emi.shifts.recipes import Step
     from lmms_eval_emi.shifts.textual.words import TextOptions
+    from lmms_eval_emi.studies.catalogue import Columns
 
 PREVIEW_QUESTION = "What are the people in this picture doing, and what might have happened before it was taken?"
 
@@ -158,7 +159,7 @@ def _keep(args: argparse.Namespace) -> tuple[str, ...]:
     words = list(args.keep)
     if args.keep_file:
         try:
-            words += args.keep_file.read_text(encoding="utf-8").split("\n")
+            words += args.keep_file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ShiftError(f"--keep-file: expected a UTF-8 file of words, one a line: {error}") from error
     return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
@@ -179,9 +180,19 @@ def _rows(args: argparse.Namespace) -> datasets.Dataset:
         )
     rows = splits[name]
     assert isinstance(rows, datasets.Dataset)
-    if args.limit is not None and args.limit < 1:
-        raise ShiftError(f"--limit: expected 1 or more rows, got {args.limit}.")
-    return rows.select(range(min(args.limit, len(rows)))) if args.limit else rows
+    return rows
+
+
+def _rows_and_columns(args: argparse.Namespace) -> tuple[datasets.Dataset, Columns]:
+    from lmms_eval_emi.shifts.suite import choose_columns
+
+    return choose_columns(_rows(args), args.image_column, args.question_column, args.reference_column, args.id_column)
+
+
+def _folder(source: str) -> Path:
+    """What the paths of images in a source are relative to."""
+    path = Path(source)
+    return path.resolve().parent if path.is_file() else path.resolve() if path.is_dir() else Path.cwd()
 
 
 def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], options: TextOptions) -> int:
@@ -189,7 +200,7 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
 
     from lmms_eval_emi.shifts.operators import ShiftError
     from lmms_eval_emi.shifts.recipes import recipes
-    from lmms_eval_emi.shifts.suite import Suite, choose_columns, write_suite
+    from lmms_eval_emi.shifts.suite import Suite, write_suite
 
     made = recipes(visual, textual, args.joint)
     name = args.name or args.dest.resolve().name
@@ -197,16 +208,16 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     if args.processes < 1:
         raise ShiftError(f"--processes: expected 1 or more, got {args.processes}.")
     _try_operators(visual, textual, options)
-    rows, columns = choose_columns(
-        _rows(args), args.image_column, args.question_column, args.reference_column, args.id_column
-    )
+    if args.limit is not None and args.limit < 1:
+        raise ShiftError(f"--limit: expected 1 or more rows, got {args.limit}.")
+    rows, columns = _rows_and_columns(args)
+    if args.limit:
+        rows = rows.select(range(min(args.limit, len(rows))))
     if visual and columns.image is None:
         raise ShiftError(
             f"--visual: expected a column of images; the rows have {', '.join(rows.column_names)}. Name one with --image-column."
         )
-    source = Path(args.source)
-    folder = source.resolve().parent if source.is_file() else source.resolve() if source.is_dir() else Path.cwd()
-    suite = Suite(name, args.source, tuple(made), columns, args.seed, options, str(folder))
+    suite = Suite(name, args.source, tuple(made), columns, args.seed, options, str(_folder(args.source)))
     with tqdm(total=len(rows), desc="shifting", unit="row") as bar:
         written = write_suite(
             rows, suite, args.dest, processes=args.processes, overwrite=args.overwrite, progress=bar.update
@@ -268,10 +279,14 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
 
     from lmms_eval_emi.files import write_atomically
     from lmms_eval_emi.shifts.contact_sheet import contact_sheet
+    from lmms_eval_emi.shifts.images import encoded_image, open_image
     from lmms_eval_emi.shifts.operators import ShiftError, operators
     from lmms_eval_emi.shifts.recipes import parse_steps
-    from lmms_eval_emi.shifts.suite import choose_columns
+    from lmms_eval_emi.shifts.suite import plain_rows
 
+    kind = Image.registered_extensions().get(args.output.suffix.lower())
+    if kind not in ("PNG", "JPEG", "WEBP", "TIFF", "PDF"):
+        raise ShiftError(f"--output: expected a .png, .jpg, .webp, .tif or .pdf file, got {args.output}.")
     if not visual and not textual:
         visual = [step for name in operators("visual") for step in parse_steps("visual", name)]
         textual = [
@@ -282,16 +297,13 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
         ]
     row_id: object = 0
     if args.source and args.preview.isdigit():
-        rows, columns = choose_columns(
-            _rows(args), args.image_column, args.question_column, args.reference_column, args.id_column
-        )
+        rows, columns = _rows_and_columns(args)
         number = int(args.preview)
         if number >= len(rows):
             raise ShiftError(f"--preview: expected a row of 0 to {len(rows) - 1}, got {number}.")
-        row = rows[number]
+        row = plain_rows(rows, columns.image)[number]
         row_id, text = row[columns.id], row[columns.question] or ""
-        image = row[columns.image] if columns.image else None
-        image = Image.open(image) if isinstance(image, str) else image
+        image = open_image(encoded_image(row[columns.image], _folder(args.source))) if columns.image else None
     else:
         path, text = Path(args.preview), PREVIEW_QUESTION
         if not path.is_file():
@@ -306,6 +318,6 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
             raise ShiftError(f"--preview: {path} is no image that can be read: {error}") from error
     sheet = contact_sheet(image, text, visual, textual, seed=args.seed, row_id=row_id, options=options)
     file = io.BytesIO()
-    sheet.save(file, (args.output.suffix.lstrip(".").upper() or "PNG").replace("JPG", "JPEG"))
+    sheet.save(file, kind)
     print(f"{write_atomically(args.output, file.getvalue())}")
     return 0

@@ -60,12 +60,12 @@ def study_hooks(study_source: str) -> Hooks:
         return study.splits[doc[SPLIT_COLUMN]].dataset.columns
 
     def doc_to_visual(doc: dict) -> list:
-        """The image as RGB, or none."""
+        """The image as RGB, or none where the study or the row has none."""
         from lmms_eval_emi.encoders.clip import to_rgb
 
         RUN.begin()
         column = columns_of(doc).image
-        return [to_rgb(doc[column])] if column else []
+        return [to_rgb(doc[column])] if column and doc[column] is not None else []
 
     def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
         """The question as the model is asked: with the prompt's suffix, unless it ends so already."""

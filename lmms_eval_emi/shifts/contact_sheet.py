@@ -9,7 +9,7 @@ from pathlib import Path
 import regex
 from PIL import Image, ImageDraw, ImageFont
 
-from lmms_eval_emi.encoders.clip import to_rgb
+from lmms_eval_emi.shifts.images import upright_rgb
 from lmms_eval_emi.shifts.operators import Refused, ShiftError
 from lmms_eval_emi.shifts.recipes import Step, shift_image, shift_text
 from lmms_eval_emi.shifts.textual.words import TextOptions
@@ -45,7 +45,12 @@ def contact_sheet(
     """
     blocks: list[Image.Image] = []
     if image is not None:
-        small = to_rgb(image)
+        try:
+            small = upright_rgb(image).copy()
+        except Refused as reason:
+            blocks.append(_row("as it is", [str(reason)]))
+            image = None
+    if image is not None:
         small.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
         blocks.append(_row("as it is", [small]))
         for name, steps in _by_operator(visual).items():

@@ -144,3 +144,11 @@ def random_state(seed: int, operator_name: str, row_id: object) -> np.random.Ran
     """
     digest = hashlib.blake2b(f"{seed}\0{operator_name}\0{row_id}".encode("utf-8", "surrogatepass"), digest_size=32)
     return np.random.RandomState(np.frombuffer(digest.digest(), dtype="<u4").astype(np.uint32))
+
+
+def by_bands(pixels: np.ndarray, function: Callable[[np.ndarray], np.ndarray], rows: int = 256) -> np.ndarray:
+    """A pixelwise function of an (H, W, C) picture, some rows at a time, so that its intermediates stay small."""
+    out = np.empty(pixels.shape, dtype=np.float32)
+    for top in range(0, len(pixels), rows):
+        out[top : top + rows] = function(pixels[top : top + rows])
+    return out

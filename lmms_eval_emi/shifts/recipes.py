@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from lmms_eval_emi.encoders.clip import to_rgb
 from lmms_eval_emi.samples import encodable
 from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.shifts.images import encoded_image, open_image, upright_rgb
 from lmms_eval_emi.shifts.operators import Family, Operator, Refused, ShiftError, operator, random_state
 from lmms_eval_emi.shifts.textual.words import TextOptions
 from lmms_eval_emi.studies.catalogue import Columns, Shift
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
-LONGEST_SIDE, MOST_PIXELS = 8192, 2**25  # an 8K picture fits; operators need some 30 bytes a pixel
 LONGEST_TEXT = 1_000_000
 ID_SPLIT = "clean"
 
@@ -38,6 +39,14 @@ class Step:
     def name(self) -> str:
         """As in the names of splits: ``defocus_blur_3``."""
         return "_".join([self.operator.name] + ([_slug(str(self.level))] if self.level is not None else []))
+
+    @property
+    def task(self) -> str:
+        """As in the names of tasks, which are of small ASCII letters."""
+        name = self.name.lower()
+        if name.isascii():
+            return re.sub(r"[^a-z0-9]+", "_", name)
+        return f"{self.operator.name}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     @property
     def shift(self) -> Shift:
@@ -66,6 +75,11 @@ class Recipe:
     def name(self) -> str:
         """Name of the split."""
         return "_".join(step.name for step in self.steps) or ID_SPLIT
+
+    @property
+    def task(self) -> str:
+        """Name of the split in the names of tasks."""
+        return "_".join(step.task for step in self.steps) or ID_SPLIT
 
 
 def parse_steps(family: Family, specification: str) -> list[Step]:
@@ -101,10 +115,12 @@ def recipes(visual: Sequence[Step], textual: Sequence[Step], joint: bool) -> lis
         raise ShiftError("--joint: expected --visual and --textual operators to pair, got only one of the two.")
     pairs = [Recipe(v, t) for v in visual for t in textual] if joint else []
     made = [Recipe(), *(Recipe(visual=step) for step in visual), *(Recipe(textual=step) for step in textual), *pairs]
-    unique = {recipe.name: recipe for recipe in made}
+    unique = {recipe.task: recipe for recipe in made}
     for recipe in made:
-        if unique[recipe.name] != recipe:
-            raise ShiftError(f"two shifts have the name {recipe.name}; leave one out")
+        if unique[recipe.task] != recipe:
+            raise ShiftError(
+                f"two shifts would have the same task name: {recipe.name} and {unique[recipe.task].name}; leave one out."
+            )
     return list(unique.values())
 
 
@@ -125,21 +141,16 @@ def shift_image(
 
     Raises:
         ShiftError: an unknown operator or level, or something that it needs is missing.
-        Refused: the image is too large or cannot be read.
+        Refused: the image is too large, has more than 8 bits a channel or cannot be read.
     """
-    width, height = image.size
-    if min(width, height) < 1 or max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS:
-        raise Refused(
-            f"the image has {width} x {height} pixels; expected sides of 1 to {LONGEST_SIDE} and at most {MOST_PIXELS:,} pixels"
-        )
     found = operator("visual", operator_name)
     parameter = found.parameter(level)
-    try:
-        pixels = np.asarray(to_rgb(image))
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are cut off or damaged
-        raise Refused(f"the image cannot be read: {error}") from error
-    shifted = found.function(pixels, parameter, random_state(seed, found.name, row_id))
-    return Image.fromarray(np.clip(np.rint(shifted), 0, 255).astype(np.uint8))
+    pixels = np.asarray(upright_rgb(image))
+    shifted = _apply(found, pixels, parameter, random_state(seed, found.name, row_id))
+    if shifted.dtype == np.uint8:
+        return Image.fromarray(shifted)
+    rounded = np.rint(shifted)
+    return Image.fromarray(np.clip(rounded, 0, 255, out=rounded).astype(np.uint8))
 
 
 def shift_text(
@@ -171,9 +182,18 @@ def shift_text(
         raise Refused("the text is empty")
     if len(text) > LONGEST_TEXT:
         raise Refused(f"the text has {len(text):,} characters; expected at most {LONGEST_TEXT:,}")
-    return found.function(
-        encodable(text), parameter, random_state(seed, found.name, row_id), options or default_options()
-    )
+    random = random_state(seed, found.name, row_id)
+    return _apply(found, encodable(text), parameter, random, options or default_options())
+
+
+def _apply(found: Operator, *arguments: Any) -> Any:
+    """Call an operator; should it fail on an input that nobody thought of, one row is lost and not the run."""
+    try:
+        return found.function(*arguments)
+    except (Refused, ShiftError):
+        raise
+    except Exception as error:
+        raise Refused(f"{found.name} failed: {type(error).__name__}: {error}") from error
 
 
 def shift_rows(
@@ -199,8 +219,8 @@ def shift_rows(
                 continue
             try:
                 if column == columns.image:
-                    with Image.open(io.BytesIO(row[column]["bytes"])) as image:
-                        new = shift_image(image, step.operator.name, step.level, seed=seed, row_id=row_id)  # type: ignore[arg-type]
+                    image = open_image(encoded_image(row[column], Path.cwd()))
+                    new = shift_image(image, step.operator.name, step.level, seed=seed, row_id=row_id)  # type: ignore[arg-type]
                     changed[column] = encoded(new)
                 else:
                     changed[column] = shift_text(

@@ -31,10 +31,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
 import yaml
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from lmms_eval_emi.files import check_folder_writable, write_atomically
+from lmms_eval_emi.shifts.images import encoded_image, open_image
 from lmms_eval_emi.shifts.operators import Refused, ShiftError
 from lmms_eval_emi.shifts.recipes import ID_SPLIT, Recipe, Step, shift_image, shift_text
 from lmms_eval_emi.shifts.textual.words import TextOptions
@@ -48,7 +51,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 CHUNK = 32  # rows
-STATE, PARTS = "shift.json", "parts"
+ROWS_OF_A_GROUP, OPEN_FILES = 128 * CHUNK, 64
+STATE, PARTS, LOCK = "shift.json", "parts", ".lock"
 OWN = {"README.md", "study.yaml", "tasks", "splits", "images", "preview.png", "unshifted.jsonl", STATE, PARTS}
 
 
@@ -151,23 +155,29 @@ def choose_columns(
                 f"--id-column: expected an id of its own in every row, {id} has {different} in {len(rows)} rows. Leave the option out to number the rows."
             )
     else:
-        id = next(
-            (
-                name
-                for name in ID_COLUMNS
-                if name in rows.column_names
-                and isinstance(rows.features[name], Value)
-                and _distinct(rows, name) == len(rows)
-            ),
-            None,
-        )
+        id = next((name for name in ID_COLUMNS if _is_id(rows, name)), None)
     if id is None:
-        id = "row_id"
-        if id not in rows.column_names:
-            rows = rows.add_column(id, list(range(len(rows))))
-    return rows, Columns(
-        id=id, image=column, question=texts["--question-column"], reference=texts["--reference-column"]
-    )
+        id = _free("row_id", rows)
+        rows = rows.add_column(id, list(range(len(rows))))
+    names = {"id": id, "question": texts["--question-column"], "reference": texts["--reference-column"]}
+    # The loader of image folders takes columns of such names for paths of images.
+    for name in rows.column_names:
+        if name != column and name.endswith(("file_name", "file_names")):
+            new = _free(f"{name}_", rows)
+            rows = rows.rename_column(name, new)
+            names = {use: new if chosen == name else chosen for use, chosen in names.items()}
+    return rows, Columns(image=column, **names)
+
+
+def _free(name: str, rows: datasets.Dataset) -> str:
+    """A name that no column has, the given one if it is free."""
+    return name if name not in rows.column_names else _free(f"{name}_", rows)
+
+
+def _is_id(rows: datasets.Dataset, name: str) -> bool:
+    from datasets import Value
+
+    return name in rows.column_names and isinstance(rows.features[name], Value) and _distinct(rows, name) == len(rows)
 
 
 def _distinct(rows: datasets.Dataset, column: str) -> int:
@@ -202,12 +212,32 @@ def write_suite(
         raise ShiftError(f"expected rows to shift, {suite.source} has none.")
     destination = destination.resolve()
     state = _state(rows, suite)
+    check_folder_writable(destination)
+    try:
+        with FileLock(destination / LOCK, timeout=0):
+            try:
+                return _write(rows, suite, destination, state, processes, overwrite, progress)
+            finally:
+                (destination / LOCK).unlink(missing_ok=True)
+    except Timeout as error:
+        raise ShiftError(f"DEST: another run is writing to {destination}; wait for it, or stop it.") from error
+
+
+def _write(
+    rows: datasets.Dataset,
+    suite: Suite,
+    destination: Path,
+    state: dict[str, Any],
+    processes: int,
+    overwrite: bool,
+    progress: Callable[[int], object],
+) -> Written:
     _prepare(destination, state, overwrite)
     done = json.loads((destination / STATE).read_text(encoding="utf-8"))
     if done.get("complete"):
         progress(len(rows))
         return Written(len(rows), Counter(done["left"]), len(rows))
-    rows = _plain_rows(rows, suite)
+    rows = plain_rows(rows, suite.columns.image)
     todo = [start for start in range(0, len(rows), CHUNK) if not _part(destination, start).exists()]
     resumed = len(rows) - sum(min(CHUNK, len(rows) - start) for start in todo)
     progress(resumed)
@@ -222,49 +252,75 @@ def write_suite(
 
 def _state(rows: datasets.Dataset, suite: Suite) -> dict[str, Any]:
     """All that decides what is written; two runs that agree in it may go on with each other's work."""
-    options = {**vars(suite.options), "synonyms": str(suite.options.synonyms or "")}
+    options = {**vars(suite.options)}
+    synonyms = suite.options.synonyms
+    options["synonyms"] = hashlib.sha256(synonyms.read_bytes()).hexdigest() if synonyms else ""
     return {
         "version": __version__,
         "name": suite.name,
         "source": suite.source,
         "rows": len(rows),
-        "first_ids": list(map(str, rows.select_columns([suite.columns.id])[:5][suite.columns.id])),
         "columns": suite.columns.model_dump(),
+        "content of the rows": _content(rows, suite.columns),
         "seed": suite.seed,
         "splits": [recipe.name for recipe in suite.recipes],
         "options": {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
     }
 
 
+def _content(rows: datasets.Dataset, columns: Columns) -> str:
+    """A hash of the rows' texts, and of the files that the rows with their images are from."""
+    import pyarrow
+
+    digest = xxhash.xxh3_128(repr(sorted(file["filename"] for file in rows.cache_files)).encode())
+    texts = rows.select_columns(list(dict.fromkeys((columns.id, columns.question, columns.reference))))
+    for table in texts.with_format("arrow").iter(batch_size=1000):
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
+
+
 def _prepare(destination: Path, state: dict[str, Any], overwrite: bool) -> None:
     """Make the folder ready, or find out why it may not be written to."""
-    existing = {path.name for path in destination.iterdir()} if destination.is_dir() else set()
-    if existing:
-        if STATE not in existing or not existing <= OWN | {"parts"}:
-            others = sorted(existing - OWN) or sorted(existing)
-            raise ShiftError(
-                f"DEST: expected a new or empty folder, or one of an earlier run; {destination} holds {', '.join(others[:5])}."
-            )
-        try:
-            earlier = json.loads((destination / STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            earlier = {}
-        different = [key for key, value in state.items() if earlier.get(key) != value]
-        if not different:
-            return
-        if not overwrite:
-            raise ShiftError(
-                f"DEST: {destination} holds a suite with another {different[0]}: {earlier.get(different[0])!r}, now {state[different[0]]!r}. Choose another folder, or --overwrite to lose that one."
-            )
-        for name in existing:
+    present = {path.name for path in destination.iterdir()} - {LOCK}
+    for name in [name for name in present if _is_leftover(name)]:
+        (destination / name).unlink()
+        present.discard(name)
+    try:
+        earlier = json.loads((destination / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = {}
+    if not present <= OWN or (present and STATE not in present and present != {PARTS}):
+        others = sorted(present - OWN) or sorted(present)
+        raise ShiftError(
+            f"DEST: expected a new or empty folder, or one of an earlier run; {destination} holds {', '.join(others[:5])}."
+        )
+    different = [key for key, value in state.items() if earlier.get(key) != value]
+    if earlier and not different and not overwrite:
+        (destination / PARTS).mkdir(exist_ok=True)
+        return
+    if earlier and not overwrite and not earlier.get("is being replaced"):
+        was, now = (str(one.get(different[0]))[:120] for one in (earlier, state))
+        raise ShiftError(
+            f"DEST: {destination} holds a suite with another {different[0]}: {was}, now {now}. Choose another folder, or --overwrite to lose that one."
+        )
+    if present:  # the state goes last, so that a folder that is half removed is known for what it is
+        write_atomically(destination / STATE, json.dumps({"is being replaced": True}))
+        for name in sorted(present - {STATE}):
             path = destination / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    check_folder_writable(destination)
-    (destination / PARTS).mkdir(exist_ok=True)
     write_atomically(destination / STATE, json.dumps(state, indent=1))
+    (destination / PARTS).mkdir(exist_ok=True)
 
 
-def _plain_rows(rows: datasets.Dataset, suite: Suite) -> datasets.Dataset:
+def _is_leftover(name: str) -> bool:
+    """Whether a file is what a killed run has left of a file of ours."""
+    return name.startswith(".probe-") or any(name.startswith(f".{own}.") for own in OWN)
+
+
+def plain_rows(rows: datasets.Dataset, image: str | None) -> datasets.Dataset:
     """The rows with their image still encoded, and of the other columns those that a table of text can hold."""
     from datasets import Image as ImageFeature
     from datasets import List, Value
@@ -276,17 +332,12 @@ def _plain_rows(rows: datasets.Dataset, suite: Suite) -> datasets.Dataset:
             or (isinstance(feature, List) and plain(feature.feature))
         )
 
-    image = suite.columns.image
     if image and isinstance(rows.features[image], ImageFeature):
         rows = rows.cast_column(image, ImageFeature(decode=False))
     dropped = [name for name, feature in rows.features.items() if name != image and not plain(feature)]
     if dropped:
         logger.info("left out of the suite: %s, which are no plain values", ", ".join(dropped))
         rows = rows.remove_columns(dropped)
-    # The loader of image folders takes such columns for paths of images.
-    for name in rows.column_names:
-        if name != image and name.endswith(("file_name", "file_names")):
-            rows = rows.rename_column(name, f"{name}_")
     return rows
 
 
@@ -328,7 +379,10 @@ _WORKER: tuple[datasets.Dataset, Suite, Path] | None = None
 
 
 def _start_worker(rows: datasets.Dataset, suite: Suite, destination: Path) -> None:
+    import os
     import signal
+    import threading
+    from multiprocessing.connection import wait as wait_for
 
     import cv2
 
@@ -336,6 +390,14 @@ def _start_worker(rows: datasets.Dataset, suite: Suite, destination: Path) -> No
     _WORKER = (rows, suite, destination)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            wait_for([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _shift_chunk_of_worker(start: int) -> int:
@@ -355,7 +417,12 @@ def _shift_row(row: dict[str, Any], suite: Suite, destination: Path) -> dict[str
     row_id = row[suite.columns.id]
     record: dict[str, Any] = {"images": {}, "texts": {}, "left": {}}
     if suite.columns.image:
-        image, encoded, reason = _read_image(row[suite.columns.image], Path(suite.folder))
+        encoded, image, reason = None, None, ""
+        try:
+            encoded = encoded_image(row[suite.columns.image], Path(suite.folder))
+            image = open_image(encoded)
+        except Refused as refusal:
+            reason = str(refusal)
         clean = _store(encoded, destination, ID_SPLIT, _suffix(encoded)) if encoded else None
         record["images"][ID_SPLIT] = clean
         for step in suite.visual:
@@ -369,35 +436,16 @@ def _shift_row(row: dict[str, Any], suite: Suite, destination: Path) -> dict[str
             except Refused as refusal:
                 record["images"][step.name] = clean
                 record["left"][step.name] = str(refusal)
-    question = row[suite.columns.question] or ""
+    question = row[suite.columns.question]
     for step in suite.textual:
         try:
             record["texts"][step.name] = shift_text(
-                question, step.operator.name, step.level, seed=suite.seed, row_id=row_id, options=suite.options
+                question or "", step.operator.name, step.level, seed=suite.seed, row_id=row_id, options=suite.options
             )
         except Refused as refusal:
             record["texts"][step.name] = question
             record["left"][step.name] = str(refusal)
     return record
-
-
-def _read_image(value: Any, folder: Path) -> tuple[Image.Image | None, bytes | None, str]:
-    """An image, its file's content, and why there is no image if there is none."""
-    if value is None:
-        return None, None, "the row has no image"
-    try:
-        encoded = value.get("bytes") if isinstance(value, dict) else None
-        if encoded is None:
-            path = Path(value["path"] if isinstance(value, dict) else value)
-            encoded = (path if path.is_absolute() or not (folder / path).exists() else folder / path).read_bytes()
-    except (OSError, TypeError) as error:
-        return None, None, f"the image cannot be read: {error}"
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except Exception as error:  # Pillow raises what its many decoders happen to raise
-        return None, encoded, f"the image cannot be read: {error}"
-    return image, encoded, ""
 
 
 def _suffix(encoded: bytes) -> str:
@@ -417,36 +465,45 @@ def _store(encoded: bytes, destination: Path, variant: str, suffix: str) -> str:
 
 
 def _assemble(rows: datasets.Dataset, suite: Suite, destination: Path) -> Counter:
-    """Write every split from the chunks; returns how many rows each step left as they were."""
-    import pyarrow.parquet
-
+    """Write every split from the chunks, some splits at a time; returns how many rows each step left as they were."""
     image = suite.columns.image
-    left: Counter = Counter()
     texts = rows.remove_columns([image]).with_format("arrow") if image else rows.with_format("arrow")
-    with contextlib.ExitStack() as stack:
-        unshifted = stack.enter_context((destination / "unshifted.jsonl").open("w", encoding="utf-8"))
-        writers: dict[str, Any] = {}
-        for start in range(0, len(rows), CHUNK):
-            table = texts[start : start + CHUNK]
-            records = json.loads(_part(destination, start).read_text(encoding="utf-8"))
+
+    def groups() -> Iterator[tuple[pyarrow.Table, list[dict]]]:
+        for start in range(0, len(rows), ROWS_OF_A_GROUP):
+            stop = min(start + ROWS_OF_A_GROUP, len(rows))
+            parts = [_part(destination, chunk).read_text(encoding="utf-8") for chunk in range(start, stop, CHUNK)]
+            yield texts[start:stop], [record for part in parts for record in json.loads(part)]
+
+    left: Counter = Counter()
+    with (destination / "unshifted.jsonl").open("w", encoding="utf-8") as unshifted:
+        for table, records in groups():
             for row_id, record in zip(table[suite.columns.id].to_pylist(), records, strict=True):
                 left.update(list(record["left"]))
                 for step, reason in record["left"].items():
-                    unshifted.write(
-                        json.dumps({"id": row_id, "shift": step, "reason": reason}, ensure_ascii=False) + "\n"
-                    )
-            for recipe in suite.recipes:
-                shifted = _table(table, records, recipe, suite)
-                if recipe.name not in writers:
-                    folder = destination / "splits" / recipe.name
-                    folder.mkdir(parents=True, exist_ok=True)
-                    if image and not (folder / "images").is_symlink():
-                        (folder / "images").symlink_to("../../images")
-                    writers[recipe.name] = stack.enter_context(
-                        pyarrow.parquet.ParquetWriter(folder / "metadata.parquet", shifted.schema)
-                    )
-                writers[recipe.name].write_table(shifted)
+                    line = {"id": row_id, "shift": step, "reason": reason}
+                    unshifted.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+    for first in range(0, len(suite.recipes), OPEN_FILES):
+        recipes = suite.recipes[first : first + OPEN_FILES]
+        with contextlib.ExitStack() as stack:
+            writers: dict[str, Any] = {}
+            for table, records in groups():
+                for recipe in recipes:
+                    shifted = _table(table, records, recipe, suite)
+                    if recipe.name not in writers:
+                        writers[recipe.name] = stack.enter_context(_open_split(destination, recipe, image, shifted))
+                    writers[recipe.name].write_table(shifted)
     return left
+
+
+def _open_split(destination: Path, recipe: Recipe, image: str | None, table: pyarrow.Table) -> Any:
+    import pyarrow.parquet
+
+    folder = destination / "splits" / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    if image and not (folder / "images").is_symlink():
+        (folder / "images").symlink_to("../../images")
+    return pyarrow.parquet.ParquetWriter(folder / "metadata.parquet", table.schema)
 
 
 def _table(table: pyarrow.Table, records: list[dict], recipe: Recipe, suite: Suite) -> pyarrow.Table:
@@ -480,8 +537,10 @@ def _describe(rows: datasets.Dataset, suite: Suite, destination: Path, left: Cou
     text = f"# Written by lmms-eval-emi shift. Score answers: lmms-eval-emi score --study study.yaml ...\n{yaml.safe_dump(study, sort_keys=False, allow_unicode=True)}"
     write_atomically(destination / "study.yaml", text)
     write_task_files(destination / "tasks", [parse_study(text, str(destination / "study.yaml"))], suite=None)
-    first = rows[0]
-    image = _read_image(first[suite.columns.image], Path(suite.folder))[0] if suite.columns.image else None
+    first, image = rows[0], None
+    with contextlib.suppress(Refused):
+        if suite.columns.image:
+            image = open_image(encoded_image(first[suite.columns.image], Path(suite.folder)))
     sheet = contact_sheet(
         image,
         first[suite.columns.question] or "",
@@ -500,6 +559,7 @@ def _describe(rows: datasets.Dataset, suite: Suite, destination: Path, left: Cou
 def _split_fields(recipe: Recipe) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if recipe.steps:
+        fields["task"] = recipe.task
         fields["shifts"] = [step.shift.model_dump(exclude_none=True) for step in recipe.steps]
     suffix = recipe.textual.operator.prompt_suffix if recipe.textual else ""
     return {**fields, **({"prompt_suffix": suffix} if suffix else {})}

@@ -160,6 +160,10 @@ def _question_columns(dataset: datasets.Dataset, given: str | Sequence[str] | No
             f"twin: expected a column of {', '.join(QUESTION_COLUMNS)} to shift; the task's rows have {', '.join(dataset.column_names)}. "
             "Name it in a utils.py beside the task: process_docs = twin(..., question='...')."
         )
+    for name in found:
+        feature = dataset.features[name]
+        if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string"):
+            raise ShiftError(f"twin: expected a column of texts to shift, {name} holds {feature}.")
     return found
 
 

@@ -12,6 +12,7 @@ def char_delete(text: str, rate: float, random: np.random.RandomState, options: 
     """Deletes characters of words; the level is the share of words hit."""
 
     def change(characters: list[str], places: list[int]) -> list[str]:
-        return [character for place, character in enumerate(characters) if place not in set(places)]
+        gone = set(places)
+        return [character for place, character in enumerate(characters) if place not in gone]
 
     return change_characters(text, rate, random, options.keep, change)

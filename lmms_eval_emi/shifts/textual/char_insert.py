@@ -13,8 +13,9 @@ def char_insert(text: str, rate: float, random: np.random.RandomState, options: 
 
     def change(characters: list[str], places: list[int]) -> list[str]:
         letter = random_letters(text, "".join(characters), random)
-        for place in reversed(places):
-            characters.insert(place, letter())
-        return characters
+        chosen = set(places)
+        return [
+            f"{letter()}{character}" if place in chosen else character for place, character in enumerate(characters)
+        ]
 
     return change_characters(text, rate, random, options.keep, change)

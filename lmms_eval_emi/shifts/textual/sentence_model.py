@@ -14,9 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 from lmms_eval_emi.files import write_atomically
+from lmms_eval_emi.samples import encodable
 from lmms_eval_emi.settings import cache_folder
 from lmms_eval_emi.shifts.operators import Refused, ShiftError
-from lmms_eval_emi.shifts.textual.words import TextOptions, split
+from lmms_eval_emi.shifts.textual.words import NUMBER_WORDS, TextOptions, split
 
 PROMPT = """{instruction}
 Do not answer it. Reply with the rewritten question alone, without quotation marks or comments.{keep}
@@ -43,15 +44,22 @@ def rewrite(text: str, instruction: str, options: TextOptions) -> str:
         )
     if not text.strip():
         raise Refused("the text is empty")
-    kept = Counter(piece.text for piece in split(text, options.keep) if piece.kind == "kept")
+    kept = _kept(text, options)
     keep = f" Keep these as they are: {', '.join(kept)}." if kept else ""
-    reply = _ask(options.endpoint, options.model, PROMPT.format(instruction=instruction, keep=keep, text=text)).strip()
-    lost = [part for part, count in kept.items() if reply.lower().count(part.lower()) < count]
+    prompt = PROMPT.format(instruction=instruction, keep=keep, text=text)
+    reply = encodable(_ask(options.endpoint, options.model, prompt)).strip()
+    lost = list(kept - _kept(reply, options))
     if lost:
         raise Refused(f"the model's reply has lost {', '.join(lost)}: {reply[:80]!r}")
     if not reply or len(reply) > LONGEST_GROWTH * len(text) + 200:
         raise Refused(f"the model's reply is {'empty' if not reply else 'far longer than the question'}")
     return reply
+
+
+def _kept(text: str, options: TextOptions) -> Counter[str]:
+    """What a text has that its rewriting must have; numbers in words have other words in other languages and styles."""
+    pieces = [piece.text for piece in split(text, options.keep) if piece.kind == "kept"]
+    return Counter(piece for piece in pieces if piece.lower() not in NUMBER_WORDS)
 
 
 def _ask(endpoint: str, model: str, prompt: str) -> str:

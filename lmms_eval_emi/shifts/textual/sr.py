@@ -1,7 +1,6 @@
 """Synonyms as EDA writes them, which the published splits ``sr_4`` and ``sr_7`` are: plain words, no marks."""
 
 import numpy as np
-import regex
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.textual import RATES
@@ -17,12 +16,10 @@ def sr(text: str, rate: float, random: np.random.RandomState, options: TextOptio
 
 def plain(text: str, options: TextOptions) -> str:
     """A text in lower case with single spaces for marks; apostrophes vanish, and what must be kept is."""
-    parts = []
+    parts: list[str] = []
     for piece in split(text, options.keep):
-        if piece.kind == "kept":
-            parts.append(piece.text)
-        elif piece.kind == "word":
-            parts.append(piece.text.lower())
-        elif piece.text not in ("'", "’"):
+        if piece.kind in ("kept", "word"):
+            parts.append(piece.text if piece.kind == "kept" else piece.text.lower())
+        elif piece.text not in ("'", "’") and parts and parts[-1] != " ":
             parts.append(" ")
-    return regex.sub(r"\s+", " ", "".join(parts)).strip()
+    return "".join(parts).strip()

@@ -6,6 +6,8 @@ from lmms_eval_emi.shifts.operators import Refused, textual_operator
 from lmms_eval_emi.shifts.textual import RATES
 from lmms_eval_emi.shifts.textual.words import TextOptions, split
 
+CLOSING = " \t\n.,;:!?)]"
+
 
 @textual_operator(group="word", levels=RATES)
 def word_delete(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
@@ -20,8 +22,9 @@ def word_delete(text: str, rate: float, random: np.random.RandomState, options: 
     parts: list[str] = []
     for place, piece in enumerate(pieces):
         if place in gone:
-            if parts and parts[-1].isspace():
-                parts.pop()  # of the two spaces around a deleted word, the first
+            # Of the two spaces around a word, one goes with it; a space that parts two other pieces stays.
+            if parts and parts[-1].isspace() and (place + 1 == len(pieces) or pieces[place + 1].text[0] in CLOSING):
+                parts.pop()
         elif not (piece.kind == "space" and not parts):
             parts.append(piece.text)
     return "".join(parts)

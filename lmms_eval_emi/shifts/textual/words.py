@@ -7,6 +7,7 @@ all operators: numbers in digits or words, tokens such as ``<image>``, and the u
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,14 +22,25 @@ from lmms_eval_emi.shifts.operators import Refused
 NUMBER_WORDS = frozenset(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand "
-    "million billion".split()
+    "dozen million billion trillion".split()
 )
-PLACEHOLDER = r"<\|?/?\p{L}[\p{L}\p{N}_ -]{0,30}\|?>"  # <image>, <image 2>, <|image_1|>
-NUMBER = r"[\p{L}_]*\p{N}[\p{L}\p{N}_]*(?:[.,:/]\p{N}[\p{L}\p{N}_]*)*"
-WORD = r"[\p{L}\p{M}\u200c\u200d]+"
 # Scripts that set no spaces. Their runs are taken two characters at a time, about a word's length in Chinese.
-UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_\u200c\u200d]--{_UNSPACED}]"
+# Every quantifier is possessive, so that the time grows with the text and not with its square.
+_PIECE = regex.compile(
+    rf"(?P<run>(?:(?<!{_LETTER})(?:[-+\u2212\u00b1]\.?+|\.)(?=\p{{N}}))?+{_LETTER}++(?:(?<=\p{{N}})[.,:/](?=\p{{N}}){_LETTER}++)*+)"
+    rf"|(?P<unspaced>{_UNSPACED}\p{{M}}*+)|(?P<space>\s++)|(?P<mark>\X)",
+    flags=regex.V1,
+)
+_TOKENS = regex.compile(
+    r"<\|?/?\p{L}[\p{L}\p{N}_ -]{0,30}/?\|?>"  # <image>, <image 2>, <|image_1|>, <image/>
+    r"|(?:https?://|(?<![\p{L}\p{N}])www\.)[!-~]++"
+    r"|(?<![\p{L}\p{N}.+_-])[\p{L}\p{N}.+_-]++@[\p{L}\p{N}-]++(?:\.[\p{L}\p{N}-]++)++"
+)
+_SCRIPTS = ("Latin", "Greek", "Cyrillic", "Arabic", "Hebrew", "Devanagari", "Armenian", "Georgian")
 
+LATIN_POOL = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!@#$%^&*()_+"
 Kind = Literal["word", "kept", "space", "mark"]
 
 
@@ -58,40 +70,95 @@ class Piece:
     spaced: bool = True  # whether its script sets spaces between words
 
 
-@lru_cache(maxsize=64)
-def _pattern(keep: tuple[str, ...]) -> regex.Pattern:
-    own = "|".join(
-        rf"(?<![\p{{L}}\p{{M}}\p{{N}}_]){regex.escape(word)}(?![\p{{L}}\p{{M}}\p{{N}}_])"
-        if not regex.search(UNSPACED, word)
-        else regex.escape(word)
-        for word in sorted(keep, key=len, reverse=True)
-        if word
-    )
-    kept = "|".join(part for part in (own, PLACEHOLDER, r"https?://\S+", NUMBER) if part)
-    return regex.compile(
-        rf"(?P<kept>{kept})|(?P<unspaced>{UNSPACED}\p{{M}}*)|(?P<word>(?:(?!{UNSPACED}){WORD})+?(?=(?!{WORD})|{UNSPACED}|$))|(?P<space>\s+)|(?P<mark>\X)",
-        flags=regex.IGNORECASE,
-    )
-
-
 def split(text: str, keep: Sequence[str] = ()) -> list[Piece]:
-    """A text's pieces; joined, they are the text again."""
+    """A text's pieces; joined, they are the text again.
+
+    Args:
+        text: in any script.
+        keep: words and phrases that are pieces of their own, whatever their case and the width of their spaces.
+    """
     pieces: list[Piece] = []
-    run = ""
-    for match in _pattern(tuple(keep)).finditer(text):
+    place = 0
+    for start, stop in _kept_spans(text, tuple(keep)):
+        pieces += _pieces(text[place:start])
+        pieces.append(Piece(text[start:stop], "kept"))
+        place = stop
+    return pieces + _pieces(text[place:])
+
+
+def _pieces(text: str) -> list[Piece]:
+    pieces: list[Piece] = []
+    run: list[str] = []
+
+    def close_run() -> None:
+        word = "".join(run)
+        if word:
+            pieces.append(Piece(word, "word" if regex.search(r"\p{L}", word) else "mark", spaced=False))
+        run.clear()
+
+    for match in _PIECE.finditer(text):
         kind, part = match.lastgroup, match.group()
-        if run and (kind != "unspaced" or len(graphemes(run)) == 2):
-            pieces.append(Piece(run, "word", spaced=False))
-            run = ""
+        if len(run) == 2 or kind != "unspaced":
+            close_run()
         if kind == "unspaced":
-            run += part
-        elif kind == "word" and part.lower() in NUMBER_WORDS:
-            pieces.append(Piece(part, "kept"))
+            run.append(part)
+        elif kind == "run":
+            if regex.search(r"\p{N}", part) or part.lower() in NUMBER_WORDS:
+                pieces.append(Piece(part, "kept"))
+            else:
+                pieces.append(Piece(part, "word" if regex.search(r"\p{L}", part) else "mark"))
         else:
-            pieces.append(Piece(part, kind))  # type: ignore[arg-type]
-    if run:
-        pieces.append(Piece(run, "word", spaced=False))
+            pieces.append(Piece(part, "space" if kind == "space" else "mark"))
+    close_run()
     return pieces
+
+
+def _kept_spans(text: str, keep: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Where the tokens and the words to keep are, in order, what overlaps as one."""
+    spans = [match.span() for match in _TOKENS.finditer(text)]
+    pattern = _keep_pattern(keep)
+    if pattern is not None:
+        spans += [
+            match.span()
+            for match in pattern.finditer(text, overlapped=True)
+            if not _joined(text, match.start()) and not _joined(text, match.end())
+        ]
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if merged and start < merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+@lru_cache(maxsize=64)
+def _keep_pattern(keep: tuple[str, ...]) -> regex.Pattern | None:
+    forms = {unicodedata.normalize(form, word) for word in keep if word.strip() for form in ("NFC", "NFD")}
+    phrases = [r"\s+".join(map(regex.escape, form.split())) for form in sorted(forms, key=len, reverse=True)]
+    return regex.compile("|".join(phrases), flags=regex.IGNORECASE) if phrases else None
+
+
+def _joined(text: str, place: int) -> bool:
+    """Whether the characters around a place belong to one word: letters or digits of one script that sets spaces."""
+    if not 0 < place < len(text):
+        return False
+    scripts = [_script(text[place - 1]), _script(text[place])]
+    return None not in scripts and ("any" in scripts or scripts[0] == scripts[1])
+
+
+@lru_cache(maxsize=4096)
+def _script(character: str) -> str | None:
+    if regex.match(r"[\p{N}\p{M}_]", character):
+        return "any"
+    # Korean sets particles behind a word without a space.
+    if (
+        not regex.match(r"\p{L}", character)
+        or regex.match(_UNSPACED, character)
+        or regex.match(r"\p{Hangul}", character)
+    ):
+        return None
+    return next((script for script in _SCRIPTS if regex.match(rf"\p{{{script}}}", character)), "other")
 
 
 def join(pieces: Sequence[Piece | str]) -> str:
@@ -159,8 +226,10 @@ def _draw(items: list[int], count: int, random: np.random.RandomState) -> list[i
 
 def random_letters(text: str, like: str, random: np.random.RandomState) -> Callable[[], str]:
     """Draws characters for a word: nlpaug's letters, digits and signs for Latin script, else letters of the text."""
-    if regex.search(r"\p{Latin}", like):
-        pool = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!@#$%^&*()_+"
-    else:
-        pool = "".join(sorted(set(regex.findall(r"(?!\p{Latin})\p{L}", text))))
+    pool = LATIN_POOL if regex.search(r"\p{Latin}", like) else _other_letters(text) or LATIN_POOL
     return lambda: pool[random.randint(len(pool))]
+
+
+@lru_cache(maxsize=16)
+def _other_letters(text: str) -> str:
+    return "".join(sorted(set(regex.findall(r"(?!\p{Latin})\p{L}", text))))

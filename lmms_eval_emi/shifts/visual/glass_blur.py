@@ -1,5 +1,7 @@
 """Glass blur: the view through frosted glass, which scatters pixels over a few others."""
 
+from array import array
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
@@ -16,14 +18,14 @@ def glass_blur(pixels: np.ndarray, glass: tuple[float, int, int], random: np.ran
     sigma, reach, rounds = glass
     height, width = pixels.shape[:2]
     blurred = gaussian_filter(pixels.astype(np.float32), (sigma, sigma, 0), mode="nearest", truncate=4)
-    flat = blurred.reshape(-1, 3)
-    source = list(range(height * width))  # plain integers: each step reads what earlier steps wrote
+    source = array("i", range(height * width))  # plain integers: each step reads what earlier steps wrote
     for _ in range(rounds):
-        rows, columns = np.arange(height - reach, reach, -1), np.arange(width - reach, reach, -1)
-        moves = random.randint(-reach, reach, size=(len(rows), len(columns), 2))
-        targets = (rows[:, None] * width + columns[None, :]).ravel()
-        origins = targets + moves[..., 1].ravel() * width + moves[..., 0].ravel()
-        for target, origin in zip(targets.tolist(), origins.tolist(), strict=True):
-            source[target] = source[origin]
-    scattered = flat[np.asarray(source)].reshape(pixels.shape)
+        columns = np.arange(width - reach, reach, -1)
+        for row in range(height - reach, reach, -1):
+            moves = random.randint(-reach, reach, size=(len(columns), 2))
+            targets = row * width + columns
+            origins = targets + moves[:, 1] * width + moves[:, 0]
+            for target, origin in zip(targets.tolist(), origins.tolist(), strict=True):
+                source[target] = source[origin]
+    scattered = blurred.reshape(-1, 3)[np.asarray(source)].reshape(pixels.shape)
     return gaussian_filter(scattered, (sigma, sigma, 0), mode="nearest", truncate=4)

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from lmms_eval_emi.shifts.operators import visual_operator
+from lmms_eval_emi.shifts.operators import by_bands, visual_operator
 
 
 @visual_operator(group="noise", levels=(60, 25, 12, 5, 3))
 def shot_noise(pixels: np.ndarray, photons: float, random: np.random.RandomState) -> np.ndarray:
     """Replaces every value by a Poisson count; the level is the number of photons that white is."""
-    return random.poisson(pixels / 255 * photons) * (255 / photons)
+    return by_bands(pixels, lambda band: random.poisson(band / 255 * photons) * (255 / photons))

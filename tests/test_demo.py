@@ -6,7 +6,9 @@ import importlib.util
 import io
 import json
 import random
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +91,32 @@ def test_results_are_not_overwritten_unless_asked(done, monkeypatch: pytest.Monk
     assert main(["demo", "--output", str(done.folder)]) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert (done.folder / "report.html").read_bytes() == before and list(done.folder.rglob("*_emi_demo.json"))
+
+
+@needs_decord
+def test_a_failed_run_keeps_the_earlier_results_and_a_good_one_replaces_them(
+    done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """With the harness stood in for, whose run is tested above."""
+    folder = tmp_path / "out"
+    shutil.copytree(done.folder, folder)
+    (folder / "mine.txt").write_text("a user's own")
+    (earlier,) = folder.glob("*/*_emi_demo.json")
+
+    monkeypatch.setattr(demo.subprocess, "run", lambda *arguments, **options: SimpleNamespace(returncode=3))
+    assert main(["demo", "--output", str(folder), "--overwrite"]) == 1
+    assert "exit status 3" in capsys.readouterr().err and earlier.exists()
+
+    def another_run(*arguments: object, **options: object) -> SimpleNamespace:
+        for path in list(earlier.parent.iterdir()):
+            later = path.with_name(path.name.replace(path.name[:15], "20990101_000000"))
+            shutil.copytree(path, later) if path.is_dir() else shutil.copy(path, later)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(demo.subprocess, "run", another_run)
+    assert main(["demo", "--output", str(folder), "--overwrite"]) == 0
+    assert not earlier.exists() and len(list(folder.glob("*/*_emi_demo.json"))) == 1
+    assert (folder / "mine.txt").exists() and (folder / "report.html").exists()
 
 
 def test_without_the_extra_the_message_has_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:

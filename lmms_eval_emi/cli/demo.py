@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     if args.processes < 1:
         raise DemoError(f"--processes: expected 1 or more, got {args.processes}.")
     output = args.output.resolve()
-    results = output / "model"  # where the harness writes the results of a model of that name
     if output.exists() and not output.is_dir():
         raise DemoError(f"--output: expected a folder, got the file {args.output}.")
-    earlier = sorted(results.glob(f"*_emi_{STUDY}.json"))
+    # The harness makes a folder a model, of a name of its own, below its --output_path.
+    earlier = sorted(output.glob(f"*/*_emi_{STUDY}.json"))
     if earlier and not args.overwrite:
         raise DemoError(
             f"{args.output} holds the results of an earlier run. Choose another --output, or --overwrite to replace them."
@@ -61,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
     if done.returncode:
         raise DemoError(f"lmms-eval ended with the exit status {done.returncode}; its own messages are above.")
     for path in earlier:  # only now that there are new ones; all files of a run have its time stamp
-        for old in results.glob(f"{path.name.removesuffix(f'_emi_{STUDY}.json')}_*"):
+        for old in path.parent.glob(f"{path.name.removesuffix(f'_emi_{STUDY}.json')}_*"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-    reports = sorted(results.glob(f"*_emi_report_{STUDY}.html"))
-    answers = sorted(results.glob(f"*_emi_answers/{STUDY}"))
+    reports = sorted(output.glob(f"*/*_emi_report_{STUDY}.html"))
+    answers = sorted(output.glob(f"*/*_emi_answers/{STUDY}"))
     if not reports or not answers:
         raise DemoError(f"lmms-eval wrote no report below {args.output}; its own messages are above.")
     shutil.copy(reports[-1], output / "report.html")

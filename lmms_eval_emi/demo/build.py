@@ -49,7 +49,11 @@ PICTURE, PATCH = 112, 14  # pixels, as the models see them
 PATCHES = PICTURE // PATCH
 MEAN, STD = 0.5, 0.5
 WIDTH = 128
-TEMPLATE = "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }} ASSISTANT:{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}USER: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] %}{{ '<image>\\n' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %} ASSISTANT:"
+    "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
 ATTRIBUTES = {"colour": sorted(COLOURS), "shape": list(SHAPES), "size": sorted(SIZES)}
 
 
@@ -168,7 +172,9 @@ def train_tower(tower: Any, seed: int, steps: int, text: Any = None) -> None:
         tower: trained in place.
         seed: of the scenes.
         steps: of the optimiser, 64 scenes each.
-        text: (tokenizer, model) of an XLM-R whose embedding layer is trained along, by a contrastive loss.
+        text: (tokenizer, model) of an XLM-R whose embedding layer is trained along, by a contrastive loss. Such a
+            pair sees pictures of any quality, as CLIP has, and learns to prefer a true description to one with
+            a wrong shape or colour.
     """
     heads = nn.ModuleDict({name: nn.Linear(WIDTH, 1 + len(values)) for name, values in ATTRIBUTES.items()})
     projections = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
@@ -183,23 +189,57 @@ def train_tower(tower: Any, seed: int, steps: int, text: Any = None) -> None:
     bar = tqdm(range(steps), desc="vision tower" + (" and text embeddings" if text else ""))
     for _ in bar:
         batch = [next(scenes) for _ in range(64)]
-        states = tower(pixel_values=pixels(batch)).last_hidden_state[:, 1:]
+        seen = pixels(batch)
+        states = tower(pixel_values=of_any_quality(seen) if text else seen).last_hidden_state[:, 1:]
         labels = patch_labels(batch)
         losses = {
             name: nn.functional.cross_entropy(head(states).flatten(0, 1), labels[name].flatten(), weights[name])
             for name, head in heads.items()
         }
         if text:
-            sentences = [ask(one, "description", rng).reference for one in batch]
+            true = [ask(one, rng.choice(KINDS), rng) for one in batch]
+            sentences = [one.reference for one in true] + [
+                _with_wrong(words, one, rng) for words in (SHAPES, sorted(COLOURS)) for one in true
+            ]
             left = nn.functional.normalize(projections[0](states.mean(dim=1)), dim=1)
             right = nn.functional.normalize(projections[1](_mean_embedding(text, sentences)), dim=1)
             logits, target = 15 * left @ right.T, torch.arange(len(batch))
             losses["pairs"] = 0.2 * (
-                nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)
+                nn.functional.cross_entropy(logits, target)
+                + nn.functional.cross_entropy(logits[:, : len(batch)].T, target)
             )
         _step(optimiser, schedule, sum(losses.values()), parameters)  # type: ignore[arg-type]
         bar.set_postfix({name: f"{loss.item():.3f}" for name, loss in losses.items()})
     tower.eval()
+
+
+def of_any_quality(seen: torch.Tensor) -> torch.Tensor:
+    """Pictures of which some are blurred, hazy or grainy, by means of their own and not by the shifts' operators."""
+    seen = seen.clone()
+    share = len(seen) // 4
+    for group in range(1, 4):
+        part = seen[group * share : (group + 1) * share]
+        if group in (1, 3):
+            sigma = float(torch.rand(()) * 3 + 0.1)
+            taps = torch.arange(-9, 10, dtype=torch.float32)
+            kernel = torch.exp(-(taps**2) / (2 * sigma**2))
+            kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+            part = nn.functional.conv2d(nn.functional.pad(part, (9, 9, 9, 9), "reflect"), kernel, groups=3)
+            part = nn.functional.conv2d(part, kernel.transpose(2, 3), groups=3)
+        if group in (2, 3):
+            kept = 0.15 + 0.85 * torch.rand(len(part), 1, 1, 1)
+            haze = nn.functional.interpolate(torch.rand(len(part), 1, 7, 7) * 2 - 1, part.shape[-2:], mode="bilinear")
+            part = kept * part + (1 - kept) * haze + 0.1 * torch.rand(()) * torch.randn_like(part)
+        seen[group * share : (group + 1) * share] = part.clamp(-1, 1)
+    return seen
+
+
+def _with_wrong(words: Sequence[str], question: Question, rng: random.Random) -> str:
+    """A reference in which one object asked about has another colour or shape, which none of the scene's need have."""
+    name = rng.choice(question.asked)
+    word = next(word for word in name.split() if word in words)
+    other = rng.choice([one for one in words if one not in " ".join(question.asked)])
+    return re.sub(rf"\b{word}\b", other, question.reference)
 
 
 def _mean_embedding(text: Any, sentences: list[str]) -> torch.Tensor:
@@ -268,7 +308,7 @@ def make_encoders(assets: Path, shrink: float) -> None:
     )
     text = XLMRobertaModel(config, add_pooling_layer=False)
     tower = vision_tower(seed=12)
-    train_tower(tower, seed=13, steps=max(2, int(1500 * shrink)), text=(tokenizer, text))
+    train_tower(tower, seed=13, steps=max(2, int(1800 * shrink)), text=(tokenizer, text))
     tower.half().save_pretrained(
         assets / "vision_encoder"
     )  # half the bytes, rounded before anything is trained on them

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from lmms_eval_emi.encoders.clip import to_rgb
 from lmms_eval_emi.shifts.operators import Refused
@@ -44,12 +46,23 @@ def open_image(encoded: bytes | None) -> Image.Image:
         image = Image.open(io.BytesIO(encoded))
         if _is_too_large(image):  # before its pixels are read
             raise Refused(_size_reason(image))
-        image.load()
+        # Some libraries let Pillow fill up files that are cut off, and so a result would hang on what is imported.
+        with _without_truncated_images():
+            image.load()
     except Refused:
         raise
     except Exception as error:  # Pillow raises what its many decoders happen to raise
         raise Refused(f"the image cannot be read: {error}") from error
     return image
+
+
+@contextlib.contextmanager
+def _without_truncated_images() -> Iterator[None]:
+    allowed, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = allowed
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

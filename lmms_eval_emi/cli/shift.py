@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -237,22 +238,29 @@ def check_name(name: str) -> None:
     """Raise ``ShiftError`` unless tasks may have the name: the harness prefers its own on a clash."""
     import re
 
+    from lmms_eval_emi.shifts.operators import ShiftError
+
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise ShiftError(f"--name: expected a letter and then letters, digits and _, got {name!r}.")
+    if name.lower() in _taken_names():
+        raise ShiftError(
+            f"--name: lmms-eval has a task or group {name.lower()!r} of its own, which would be run instead. Choose another name."
+        )
+
+
+@lru_cache(maxsize=1)
+def _taken_names() -> frozenset[str]:
     from lmms_eval.tasks import TaskManager
     from loguru import logger as harness_logger
 
     from lmms_eval_emi.harness.task_files import groups
-    from lmms_eval_emi.shifts.operators import ShiftError
-    from lmms_eval_emi.studies.catalogue import BUILT_IN, load_study
+    from lmms_eval_emi.studies.catalogue import BUILT_IN, BUNDLED, load_study
 
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        raise ShiftError(f"--name: expected a letter and then letters, digits and _, got {name!r}.")
     harness_logger.disable("lmms_eval")  # it tells of every file that is not a task
-    taken = {*TaskManager().all_tasks, *groups([load_study(study) for study in BUILT_IN])}
+    tasks = TaskManager().all_tasks
     harness_logger.enable("lmms_eval")
-    if name.lower() in taken:
-        raise ShiftError(
-            f"--name: lmms-eval has a task or group {name.lower()!r} of its own, which would be run instead. Choose another name."
-        )
+    built_in, bundled = ([load_study(study) for study in studies] for studies in (BUILT_IN, BUNDLED))
+    return frozenset([*tasks, *groups(built_in), *groups(bundled, suite=None)])
 
 
 def _try_operators(visual: list[Step], textual: list[Step], options: TextOptions) -> None:

@@ -177,8 +177,7 @@ def train_tower(tower: Any, seed: int, steps: int, text: Any = None) -> None:
             a wrong shape or colour.
     """
     heads = nn.ModuleDict({name: nn.Linear(WIDTH, 1 + len(values)) for name, values in ATTRIBUTES.items()})
-    projections = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
-    parameters = [*tower.parameters(), *heads.parameters(), *projections.parameters()]
+    parameters = [*tower.parameters(), *heads.parameters()]
     if text:
         parameters += list(text[1].embeddings.parameters())
     optimiser, schedule = _optimiser(parameters, 1e-3, steps)
@@ -201,10 +200,11 @@ def train_tower(tower: Any, seed: int, steps: int, text: Any = None) -> None:
             sentences = [one.reference for one in true] + [
                 _with_wrong(words, one, rng) for words in (SHAPES, sorted(COLOURS)) for one in true
             ]
-            left = nn.functional.normalize(projections[0](states.mean(dim=1)), dim=1)
-            right = nn.functional.normalize(projections[1](_mean_embedding(text, sentences)), dim=1)
-            logits, target = 15 * left @ right.T, torch.arange(len(batch))
-            losses["pairs"] = 0.2 * (
+            # Of the embeddings themselves, without the projections of CLIP, for it is they that the figures use.
+            left = nn.functional.normalize(states.mean(dim=1), dim=1)
+            right = nn.functional.normalize(_mean_embedding(text, sentences), dim=1)
+            logits, target = 20 * left @ right.T, torch.arange(len(batch))
+            losses["pairs"] = 0.4 * (
                 nn.functional.cross_entropy(logits, target)
                 + nn.functional.cross_entropy(logits[:, : len(batch)].T, target)
             )
@@ -308,7 +308,7 @@ def make_encoders(assets: Path, shrink: float) -> None:
     )
     text = XLMRobertaModel(config, add_pooling_layer=False)
     tower = vision_tower(seed=12)
-    train_tower(tower, seed=13, steps=max(2, int(1800 * shrink)), text=(tokenizer, text))
+    train_tower(tower, seed=13, steps=max(2, int(1600 * shrink)), text=(tokenizer, text))
     tower.half().save_pretrained(
         assets / "vision_encoder"
     )  # half the bytes, rounded before anything is trained on them
@@ -477,7 +477,7 @@ def make_estimator(assets: Path, shrink: float) -> None:
 
     demo = load_study("demo")
     rng = random.Random(31)
-    scenes = list(training_scenes(max(8, int(400 * shrink)), seed=32))
+    scenes = list(training_scenes(max(8, int(250 * shrink)), seed=32))
     checkpoints = Path(str(resources.files("lmms_eval_emi.estimator_ckpt")))
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(assets):
         folder = Path(name)

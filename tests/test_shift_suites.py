@@ -358,7 +358,9 @@ def test_texts_alone_need_no_images(tmp_path: Path) -> None:
     path.write_text(
         "\n".join(json.dumps({"question": f"What is number {i} here about?", "answer": 3}) for i in range(4))
     )
-    assert shift(path, tmp_path / "texts", "--textual", "char_swap:2", "--processes", "1") == 0
+    assert shift(path, tmp_path / "3 texts-of mine", "--textual", "char_swap:2", "--processes", "1") == 0
+    assert (tmp_path / "3 texts-of mine" / "tasks" / "groups" / "suite_3_texts_of_mine.yaml").is_file()
+    (tmp_path / "3 texts-of mine").rename(tmp_path / "texts")
     study = load_study(tmp_path / "texts" / "study.yaml")
     assert study.split("char_swap_2").dataset.columns.image is None and study.split("char_swap_2").modality == "text"
     loaded = load(tmp_path / "texts")

@@ -204,7 +204,7 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     from lmms_eval_emi.shifts.suite import Suite, write_suite
 
     made = recipes(visual, textual, args.joint)
-    name = args.name or args.dest.resolve().name
+    name = args.name or _name_of(args.dest)
     check_name(name)
     if args.processes < 1:
         raise ShiftError(f"--processes: expected 1 or more, got {args.processes}.")
@@ -232,6 +232,14 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     print(f"run:   lmms-eval --include_path {args.dest} --tasks {group} --model ...")
     print(f"score: lmms-eval-emi score --study {args.dest / 'study.yaml'} --responses ...")
     return 0
+
+
+def _name_of(dest: Path) -> str:
+    """A name for tasks from a folder's, ``my-suite`` becoming ``my_suite``."""
+    import re
+
+    name = re.sub(r"[^A-Za-z0-9]+", "_", dest.resolve().name).strip("_")
+    return name if name[:1].isalpha() else f"suite_{name}"
 
 
 def check_name(name: str) -> None:

@@ -233,6 +233,15 @@ def test_shifts_at_load_are_those_of_a_suite(tmp_path: Path) -> None:
     assert loaded["both"][1]["question"] == "" and "animal" in loaded["both"][0]["question"]
     assert loaded["both"][2]["question"] == shift_text(rows[2]["question"], "char_swap", 3, seed=7, row_id=2)
     assert loaded["both"][2]["image"].tobytes() == shift_image(image, "snow", 2, seed=7, row_id=2).tobytes()
+    (tmp_path / "a.png").write_bytes(file.getvalue())
+    lines = [
+        json.dumps({**row, "image": str(tmp_path / ("a.png" if row["question_id"] else "gone.png"))}) for row in rows
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "paths.yaml").write_text((tmp_path / "study.yaml").read_text().replace("rows.parquet", "rows.jsonl"))
+    by_path = load_splits(load_study(tmp_path / "paths.yaml"))["both"]
+    assert by_path[2]["image"].tobytes() == loaded["both"][2]["image"].tobytes()
+    assert by_path.cast_column("image", ImageFeature(decode=False))[0]["image"]["path"].endswith("gone.png")
     (tmp_path / "wrong.yaml").write_text((tmp_path / "study.yaml").read_text().replace("snow", "snowy"))
     with pytest.raises(ValueError, match="split both: 'snowy' is not a visual operator"):
         load_splits(load_study(tmp_path / "wrong.yaml"))

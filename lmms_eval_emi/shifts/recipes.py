@@ -233,7 +233,10 @@ def shift_rows(
     if columns.image:
         rows = rows.cast_column(columns.image, ImageFeature(decode=False))
     shifted_rows = rows.map(shifted, keep_in_memory=True, load_from_cache_file=False)
-    return shifted_rows.cast_column(columns.image, features[columns.image]) if columns.image else shifted_rows
+    if columns.image is None:
+        return shifted_rows
+    was = features[columns.image]  # a column of paths becomes one of images
+    return shifted_rows.cast_column(columns.image, was if isinstance(was, ImageFeature) else ImageFeature())
 
 
 def default_options(**given: object) -> TextOptions:

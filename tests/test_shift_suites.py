@@ -359,7 +359,7 @@ def test_texts_alone_need_no_images(tmp_path: Path) -> None:
         "\n".join(json.dumps({"question": f"What is number {i} here about?", "answer": 3}) for i in range(4))
     )
     assert shift(path, tmp_path / "3 texts-of mine", "--textual", "char_swap:2", "--processes", "1") == 0
-    assert (tmp_path / "3 texts-of mine" / "tasks" / "groups" / "suite_3_texts_of_mine.yaml").is_file()
+    assert (tmp_path / "3 texts-of mine" / "tasks" / "groups" / "suite_3_texts_of_mine_shifts.yaml").is_file()
     (tmp_path / "3 texts-of mine").rename(tmp_path / "texts")
     study = load_study(tmp_path / "texts" / "study.yaml")
     assert study.split("char_swap_2").dataset.columns.image is None and study.split("char_swap_2").modality == "text"
@@ -382,6 +382,7 @@ def test_texts_alone_need_no_images(tmp_path: Path) -> None:
         (("--visual", "fog:1", *COLUMNS, "--name", "mme"), "task or group 'mme' of its own"),
         (("--visual", "fog:1", *COLUMNS, "--name", "llavabench_shift"), "of its own"),
         (("--visual", "fog:1", *COLUMNS, "--name", "a b"), "letters, digits"),
+        (("--visual", "fog:1", *COLUMNS, "--name", "Suite"), "another name than DEST's own"),
         (("--visual", "fog:1", *COLUMNS, "--split", "test"), "--split: expected one of"),
         (("--visual", "fog:1", *COLUMNS, "--processes", "0"), "--processes"),
         (("--textual", "formal", *COLUMNS), "--endpoint URL"),

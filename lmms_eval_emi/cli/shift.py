@@ -54,7 +54,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--joint", action="store_true", help="add every pair of a visual and a textual shift")
     parser.add_argument(
-        "--name", help="name of the suite; its group of tasks is the name in lower case (default: DEST's own name)"
+        "--name",
+        help="name of the suite; its group of tasks is the name in lower case (default: DEST's own name and _shifts)",
     )
     rows = parser.add_argument_group("rows")
     rows.add_argument("--config", help="configuration of the dataset")
@@ -206,6 +207,10 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     made = recipes(visual, textual, args.joint)
     name = args.name or _name_of(args.dest)
     check_name(name)
+    if name.lower() == args.dest.resolve().name:
+        raise ShiftError(
+            f"--name: expected another name than DEST's own, for lmms-eval takes --tasks {name.lower()} for a folder where there is one of that name."
+        )
     if args.processes < 1:
         raise ShiftError(f"--processes: expected 1 or more, got {args.processes}.")
     _try_operators(visual, textual, options)
@@ -235,11 +240,11 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
 
 
 def _name_of(dest: Path) -> str:
-    """A name for tasks from a folder's, ``my-suite`` becoming ``my_suite``."""
+    """A name for tasks from a folder's, ``my-suite`` becoming ``my_suite_shifts``."""
     import re
 
     name = re.sub(r"[^A-Za-z0-9]+", "_", dest.resolve().name).strip("_")
-    return name if name[:1].isalpha() else f"suite_{name}"
+    return f"{name}_shifts" if name[:1].isalpha() else f"suite_{name}_shifts"
 
 
 def check_name(name: str) -> None:

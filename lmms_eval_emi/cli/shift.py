@@ -98,7 +98,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     how.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core, %(default)s here"
     )
-    how.add_argument("--overwrite", action="store_true", help="replace another suite in DEST")
+    how.add_argument("--overwrite", action="store_true", help="make DEST anew, whatever suite it holds")
     look = parser.add_argument_group("look")
     look.add_argument("--list", action="store_true", help="list the operators and stop")
     look.add_argument(

@@ -91,11 +91,6 @@ def scene(rng: random.Random) -> Scene:
     return Scene(tuple(things), rng.choice(sorted(GROUNDS)))
 
 
-def is_benchmark(key: tuple) -> bool:
-    """Whether a scene is one of the benchmark's."""
-    return key in {one.key for one in benchmark_scenes()}
-
-
 def benchmark_scenes() -> list[Scene]:
     """The scenes of the benchmark."""
     rng = random.Random(BENCHMARK_SEED)
@@ -208,13 +203,13 @@ def _description(one: Scene, rng: random.Random) -> Question:
 
 def _reasoning(one: Scene, rng: random.Random) -> Question:
     extremes = {
-        "highest": (lambda thing: thing.place // 3, min, "top"),
-        "lowest": (lambda thing: thing.place // 3, max, "bottom"),
-        "furthest to the left": (lambda thing: thing.place % 3, min, "left"),
-        "furthest to the right": (lambda thing: thing.place % 3, max, "right"),
+        "highest": (lambda thing: thing.place // 3, min),
+        "lowest": (lambda thing: thing.place // 3, max),
+        "furthest to the left": (lambda thing: thing.place % 3, min),
+        "furthest to the right": (lambda thing: thing.place % 3, max),
     }
     usable = []
-    for word, (measure, extreme, _) in extremes.items():
+    for word, (measure, extreme) in extremes.items():
         values = [measure(thing) for thing in one.things]
         if values.count(extreme(values)) == 1:
             usable.append((word, one.things[values.index(extreme(values))]))

@@ -3,15 +3,11 @@
 import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
-from lmms_eval_emi.shifts.textual.sentence_model import rewrite
+from lmms_eval_emi.shifts.textual.sentence_model import restyle
 from lmms_eval_emi.shifts.textual.words import TextOptions
 
 
 @textual_operator(group="sentence")
 def formal(text: str, level: None, random: np.random.RandomState, options: TextOptions) -> str:
     """Rewrites in the formal style of a letter to an authority by a language model; it has one form."""
-    return rewrite(
-        text,
-        "Rewrite the following question in the formal style of a letter to an authority, with the same meaning, in its own language.",
-        options,
-    )
+    return restyle(text, "the formal style of a letter to an authority", options)

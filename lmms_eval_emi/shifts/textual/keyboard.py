@@ -8,7 +8,7 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.textual import RATES
-from lmms_eval_emi.shifts.textual.words import TextOptions, change_characters
+from lmms_eval_emi.shifts.textual.words import TextOptions, change_characters, substitute
 
 # Rows of keys, each with what it types plain and shifted. A row stands half a key, and the letters'
 # upper row a whole one, to the right of where its left neighbour's key begins.
@@ -27,14 +27,7 @@ REACH = 1.36  # keys; the neighbours of g are r t y, f h, v b n
 def keyboard(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
     """Replaces characters by those of neighbouring keys, plain or shifted; the level is the share of words hit."""
     table = neighbours()
-
-    def change(characters: list[str], places: list[int]) -> list[str]:
-        for place in places:
-            keys = table[characters[place]]
-            characters[place] = keys[random.randint(len(keys))]
-        return characters
-
-    return change_characters(text, rate, random, options.keep, change, can_change=table.__contains__)
+    return change_characters(text, rate, random, options.keep, substitute(table, random), can_change=table.__contains__)
 
 
 @lru_cache(maxsize=1)

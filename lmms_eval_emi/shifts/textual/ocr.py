@@ -8,7 +8,7 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.textual import RATES
-from lmms_eval_emi.shifts.textual.words import TextOptions, change_characters
+from lmms_eval_emi.shifts.textual.words import TextOptions, change_characters, substitute
 
 LOOK_ALIKE = "0oOD8 1lI 2zZ 5sS8 6bG 8sSB& 9gq ou rk CG OD OU EB ce hb nm vu ij ft"
 
@@ -17,15 +17,15 @@ LOOK_ALIKE = "0oOD8 1lI 2zZ 5sS8 6bG 8sSB& 9gq ou rk CG OD OU EB ce hb nm vu ij 
 def ocr(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
     """Replaces characters by others that look like them; the level is the share of words hit."""
     table = look_alikes()
-
-    def change(characters: list[str], places: list[int]) -> list[str]:
-        for place in places:
-            others = table[characters[place]]
-            characters[place] = others[random.randint(len(others))]
-        return characters
-
     return change_characters(
-        text, rate, random, options.keep, change, can_change=table.__contains__, shortest_word=1, fewest=2
+        text,
+        rate,
+        random,
+        options.keep,
+        substitute(table, random),
+        can_change=table.__contains__,
+        shortest_word=1,
+        fewest=2,
     )
 
 

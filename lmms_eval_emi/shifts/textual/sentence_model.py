@@ -56,6 +56,12 @@ def rewrite(text: str, instruction: str, options: TextOptions) -> str:
     return reply
 
 
+def restyle(text: str, style: str, options: TextOptions) -> str:
+    """A text in another style, such as "the passive voice", and in its own language; raises as :func:`rewrite`."""
+    instruction = f"Rewrite the following question in {style}, with the same meaning, in its own language."
+    return rewrite(text, instruction, options)
+
+
 def _kept(text: str, options: TextOptions) -> Counter[str]:
     """What a text has that its rewriting must have; numbers in words have other words in other languages and styles."""
     pieces = [piece.text for piece in split(text, options.keep) if piece.kind == "kept"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -222,6 +222,18 @@ def change_characters(
 def _draw(items: list[int], count: int, random: np.random.RandomState) -> list[int]:
     """``count`` of the items, or all; a larger count draws the same ones and more."""
     return [items[i] for i in random.permutation(len(items))[:count]]
+
+
+def substitute(table: Mapping[str, str], random: np.random.RandomState) -> Callable[[list[str], list[int]], list[str]]:
+    """A change of characters, for :func:`change_characters`, by random ones of those that a table has for each."""
+
+    def change(characters: list[str], places: list[int]) -> list[str]:
+        for place in places:
+            others = table[characters[place]]
+            characters[place] = others[random.randint(len(others))]
+        return characters
+
+    return change
 
 
 def random_letters(text: str, like: str, random: np.random.RandomState) -> Callable[[], str]:

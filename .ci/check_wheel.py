@@ -22,8 +22,8 @@ from lmms_eval_emi.encoders import load_encoders
 from lmms_eval_emi.estimators import load_estimator, registered_estimators
 from lmms_eval_emi.harness.task_files import package_task_files, tasks_folder
 from lmms_eval_emi.shifts import operators
-from lmms_eval_emi.studies.catalogue import BUILT_IN, BUNDLED, load_study
-from lmms_eval_emi.studies.rows import load_splits
+from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
+from lmms_eval_emi.rows import load_splits
 import lmms_eval.evaluator
 from lmms_eval.tasks import TaskManager
 

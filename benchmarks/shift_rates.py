@@ -18,7 +18,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from lmms_eval_emi.shifts import Refused, TextOptions, shift_text
-from lmms_eval_emi.shifts.textual.sr import plain
+from lmms_eval_emi.shifts.operators.textual.sr import plain
 
 PUBLISHED = [
     ("keyboard", 1, "KeyboardAug_1"),

@@ -1,4 +1,4 @@
-"""EMI, EMID and the RJSD bound: how much a multimodal LLM loses when its inputs shift.
+"""EMI, EMID and the RJSD shift index: how much a multimodal LLM loses when its inputs shift.
 
 >>> import lmms_eval_emi
 >>> lmms_eval_emi.rjsd([[1.0, 0.0]], [[1.0, 0.0]])
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from lmms_eval_emi.core.information import EMI, EMID, emi, emid
     from lmms_eval_emi.encoders import load_encoders
     from lmms_eval_emi.estimators import load_estimator
-    from lmms_eval_emi.samples import Sample, embed_splits
-    from lmms_eval_emi.studies.catalogue import load_study
-    from lmms_eval_emi.studies.scoring import score_study
+    from lmms_eval_emi.samples import Sample
+    from lmms_eval_emi.scoring.embedding import embed_splits
+    from lmms_eval_emi.scoring.pipeline import score
+    from lmms_eval_emi.scoring.preflight import preflight
+    from lmms_eval_emi.scoring.results import score_study
+    from lmms_eval_emi.studies.schema import load_study
 
 # Loaded when first used, so that the command line answers --help without importing torch.
 _HOME = {
@@ -35,9 +38,11 @@ _HOME = {
     "load_estimator": "estimators",
     "load_encoders": "encoders",
     "Sample": "samples",
-    "embed_splits": "samples",
-    "load_study": "studies.catalogue",
-    "score_study": "studies.scoring",
+    "embed_splits": "scoring.embedding",
+    "load_study": "studies.schema",
+    "preflight": "scoring.preflight",
+    "score": "scoring.pipeline",
+    "score_study": "scoring.results",
 }
 
 __all__ = [
@@ -54,7 +59,9 @@ __all__ = [
     "load_encoders",
     "load_estimator",
     "load_study",
+    "preflight",
     "rjsd",
+    "score",
     "score_study",
 ]
 

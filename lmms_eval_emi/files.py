@@ -1,33 +1,71 @@
-"""Writing files so that nothing is lost: all of a file or nothing, and known to be possible before the work."""
+"""Writing files so that nothing is lost: all of a file or nothing, on the disk, and known to be possible before the work."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+
+class OutputError(ValueError):
+    """An output cannot be written where it was asked for; the message says what to do."""
+
+
+def encodable(text: str) -> str:
+    """The text with ``?`` for lone surrogates, which models with byte tokens may emit and no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write a file under a temporary name and rename it; a device or a pipe is written to directly."""
+    """Write a file under a temporary name, flush it to the disk, and rename it; a device or a pipe is written to directly."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     path = path.resolve()
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+        flush_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, where the file system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # not every system opens folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def to_json(content: Any) -> str:
+    """Text of a JSON file: indented, readable in any script, and without NaN or infinity.
+
+    Raises:
+        ValueError: the content holds NaN or infinity.
+    """
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def check_folder_writable(folder: Path) -> None:
@@ -40,3 +78,31 @@ def check_folder_writable(folder: Path) -> None:
     handle, probe = tempfile.mkstemp(dir=folder, prefix=".probe-")
     os.close(handle)
     Path(probe).unlink()
+
+
+def check_output(
+    path: Path, inputs: Iterable[str | Path | None] = (), *, overwrite: bool = False, example: str = "results.json"
+) -> None:
+    """Find out before the work whether a file can be written after it, and may be.
+
+    Args:
+        path: to be written. A device or a pipe is always accepted.
+        inputs: files that the command reads, which it must not replace. Folders: nothing below them that
+            exists is replaced without ``overwrite``.
+        overwrite: whether a file that is there may be replaced.
+        example: file name for the message about a folder.
+
+    Raises:
+        OutputError: it is a folder, one of the inputs, or exists already.
+        OSError: the file cannot be written.
+    """
+    if path.is_dir():
+        raise OutputError(f"output: expected a file, got the folder {path}. Add a file name, such as {path / example}.")
+    resolved = path.resolve()
+    if resolved.exists() and not resolved.is_file():
+        return
+    if resolved in {Path(given).expanduser().resolve() for given in inputs if given}:
+        raise OutputError(f"output: {path} is one of the files that this command reads. Name another file.")
+    if resolved.exists() and not overwrite:
+        raise OutputError(f"output: {path} exists. Name another file, or pass --overwrite to replace it.")
+    check_folder_writable(resolved.parent)

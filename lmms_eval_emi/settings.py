@@ -6,11 +6,13 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import platformdirs
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lmms_eval_emi.core.conventions import Convention
 
 PREFIX = "LMMS_EVAL_EMI_"
 
@@ -20,7 +22,10 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseSettings):
-    """What may be set. Every field is the variable ``LMMS_EVAL_EMI_`` and its name in capitals."""
+    """What may be set. Every field is the variable ``LMMS_EVAL_EMI_`` and its name in capitals.
+
+    The options of the command line are made from these fields, so a setting has one description and one default.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
@@ -28,23 +33,25 @@ class Settings(BaseSettings):
         "club-global", description="Registered name of an estimator, or the path of a .safetensors or .pt file."
     )
     vision_encoder: str = Field(
-        "openai/clip-vit-base-patch32", description="Hub name or folder of the CLIP checkpoint that embeds images."
+        "openai/clip-vit-base-patch32",
+        description="Hub name or folder of the checkpoint that embeds images (CLIP, SigLIP or DINOv2).",
     )
     text_encoder: str = Field(
-        "xlm-roberta-base", description="Hub name or folder of the XLM-R checkpoint that embeds texts."
+        "xlm-roberta-base",
+        description="Hub name or folder of the checkpoint that embeds texts: XLM-R, or mean:NAME for a sentence encoder.",
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="Where to encode: auto, cpu, mps, cuda or cuda:N. auto is CUDA where there is one.",
     )
-    batch_size: int = Field(64, ge=1, description="Images or texts a forward pass of an encoder.")
-    convention: Literal["published", "equal_weight"] = Field("published", description="Convention of the RJSD.")
+    batch_size: int = Field(64, ge=1, description="Images or texts per forward pass of an encoder.")
+    convention: Convention = Field("published", description="Convention of the RJSD.")
     entropy: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Entropy scale, in nats: the theorem's bound instead of the scaled index.",
+        description="Entropy scale in nats: gives the plug-in of the theorem instead of the scaled index.",
     )
     cache: Path = Field(
         Path(platformdirs.user_cache_dir("lmms_eval_emi")),
@@ -52,6 +59,10 @@ class Settings(BaseSettings):
     )
     allow_other_encoders: bool = Field(
         False, description="Use an estimator although other encoders made the embeddings that it was trained on."
+    )
+    images: Path | None = Field(
+        None,
+        description="Folder in which paths of images may lie besides the folders of their dataset and study file.",
     )
     frost: Path | None = Field(
         None, description="Folder of ImageNet-C's pictures of frost; default: those of the package imagecorruptions."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -64,9 +65,9 @@ def make_embeddings():
     return make
 
 
-def numbers(figures: dict) -> dict:
-    """The figures of a split that are numbers."""
-    return {name: value for name, value in figures.items() if isinstance(value, int | float)}
+def numbers(scores: dict) -> dict:
+    """The scores of a split that are numbers."""
+    return {name: value for name, value in scores.items() if isinstance(value, int | float)}
 
 
 def run_module(
@@ -92,3 +93,32 @@ def run_module(
         text=True,
         stdin=subprocess.DEVNULL,
     )
+
+
+ROWS = 5
+ID, GERMAN = "llava_bench_coco_English", "llava_bench_coco_German"
+GROUP = "llavabench_shift_natural_text"
+MODEL = (
+    *("--model", "llava_hf", "--model_args", "pretrained=tiny-llava,device_map=cpu"),
+    *("--device", "cpu", "--gen_kwargs", "max_new_tokens=6"),
+)
+
+
+def lmms_eval(hub: Path, tasks: str, *arguments: str, processes: int = 1, **environment: str):
+    """Run the harness's own command on the tiny hub."""
+    pytest.importorskip("decord", reason="lmms-eval's llava_hf needs decord")
+    variables = {"LMMS_EVAL_EMI_ESTIMATOR": str(hub / "tiny.safetensors"), **environment}
+    return run_module("lmms_eval", "--tasks", tasks, *MODEL, *arguments, cwd=hub, processes=processes, **variables)
+
+
+def strict_json(path: Path) -> dict:
+    """JSON without NaN or infinity, which other readers refuse."""
+    return json.loads(
+        path.read_text(), parse_constant=lambda constant: pytest.fail(f"{path} has {constant}, which is no JSON")
+    )
+
+
+def only(folder: Path, pattern: str) -> Path:
+    """The one path below a folder that fits a pattern."""
+    (path,) = folder.rglob(pattern)
+    return path

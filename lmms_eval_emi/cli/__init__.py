@@ -1,4 +1,4 @@
-"""The command line ``lmms-eval-emi``: a command a module."""
+"""The command line ``lmms-eval-emi``: one module per command."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from lmms_eval_emi.cli import demo, prefetch, report, score, shift, tasks, train_estimator
+from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.version import __version__
 
 
@@ -16,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="lmms-eval-emi",
-        description="EMI, EMID and the RJSD bound: how much a multimodal LLM loses when its inputs shift.",
+        description="EMI, EMID and the RJSD shift index: how much a multimodal LLM loses when its inputs shift.",
         epilog="The tasks themselves run in lmms-eval: lmms-eval --tasks llavabench_shift_natural --model ...",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a model's name may have letters that the terminal lacks
     args = build_parser().parse_args(argv)
     try:
+        load_settings()  # whatever the command, a mistyped variable is an error
         return args.run(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``lmms-eval-emi demo``: a whole study, in small, on any machine."""
+"""``lmms-eval-emi demo``: a whole study on drawn scenes, on any machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+
+from lmms_eval_emi.harness.lmms_eval import compat
 
 ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"
 TASKS, STUDY = "llavabench_shift_demo", "demo"
@@ -55,20 +56,18 @@ def run(args: argparse.Namespace) -> int:
         )
     variables, command = command_of(args.output, args.processes)
     print(shown(variables, command), flush=True)
-    # By modules of this interpreter, for the commands' folder may not be on the path.
-    modules = {"lmms-eval": ["-m", "lmms_eval"], "torchrun": ["-m", "torch.distributed.run"]}
-    done = subprocess.run([sys.executable, *modules[command[0]], *command[1:]], env={**os.environ, **variables})
+    done = subprocess.run(compat.as_module(command), env={**os.environ, **variables})
     if done.returncode:
         raise DemoError(f"lmms-eval ended with the exit status {done.returncode}; its own messages are above.")
     for path in earlier:  # only now that there are new ones; all files of a run have its time stamp
         for old in path.parent.glob(f"{path.name.removesuffix(f'_emi_{STUDY}.json')}_*"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     reports = sorted(output.glob(f"*/*_emi_report_{STUDY}.html"))
-    answers = sorted(output.glob(f"*/*_emi_answers/{STUDY}"))
-    if not reports or not answers:
+    responses = sorted(output.glob(f"*/*_emi_responses/{STUDY}"))
+    if not reports or not responses:
         raise DemoError(f"lmms-eval wrote no report below {args.output}; its own messages are above.")
     shutil.copy(reports[-1], output / "report.html")
-    print(f"\n{named_objects(answers[-1])}\n\nreport: {args.output / 'report.html'}")
+    print(f"\n{named_objects(responses[-1])}\n\nreport: {args.output / 'report.html'}")
     return 0
 
 
@@ -80,14 +79,10 @@ def command_of(output: Path, processes: int) -> tuple[dict[str, str], list[str]]
         "LMMS_EVAL_EMI_TEXT_ENCODER": str(ASSETS / "text_encoder"),
         "HF_HUB_OFFLINE": "1",
     }
-    arguments = [
-        *("--model", "llava_hf", "--model_args", f"pretrained={ASSETS / 'model'},device_map=cpu"),
-        *("--device", "cpu", "--tasks", TASKS, "--output_path", str(output), "--log_samples"),
-    ]
-    if processes == 1:
-        return variables, ["lmms-eval", *arguments]
-    variables["ACCELERATE_USE_CPU"] = "true"
-    return variables, ["torchrun", "--nproc_per_node", str(processes), "-m", "lmms_eval", *arguments]
+    own, command = compat.command_of(
+        "llava_hf", f"pretrained={ASSETS / 'model'},device_map=cpu", TASKS, output, processes
+    )
+    return {**variables, **own}, command
 
 
 def shown(variables: dict[str, str], command: list[str]) -> str:
@@ -104,19 +99,19 @@ def shown(variables: dict[str, str], command: list[str]) -> str:
     )
 
 
-def named_objects(answers: Path) -> str:
-    """A table of the share of rows whose answer names every object that was asked about, by split."""
+def named_objects(responses: Path) -> str:
+    """A table of the share of rows whose response names every object that was asked about, by split."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.studies.catalogue import load_study
-    from lmms_eval_emi.studies.rows import load_splits
+    from lmms_eval_emi.rows import load_splits
+    from lmms_eval_emi.studies.schema import load_study
 
     study = load_study(STUDY)
     rows = load_splits(study, [study.id_split])[study.id_split].remove_columns("image")
     asked = {row["question_id"]: row["asked"] for row in rows}
     table = []
     for name in study.splits:
-        lines = [json.loads(line) for line in (answers / f"{name}.jsonl").read_text("utf-8").split("\n") if line]
+        lines = [json.loads(line) for line in (responses / f"{name}.jsonl").read_text("utf-8").split("\n") if line]
         right = [all(thing in line["text"] for thing in asked[line["question_id"]]) for line in lines]
         table.append([name, len(right), f"{sum(right) / max(1, len(right)):.0%}"])
     return tabulate(table, headers=["split", "rows", "all objects asked about are named"], disable_numparse=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from lmms_eval_emi.studies.catalogue import BUILT_IN
+from lmms_eval_emi.studies.schema import BUILT_IN
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder
     from lmms_eval_emi.estimators import load_estimator, registered_estimators
     from lmms_eval_emi.estimators.registry import locate
+    from lmms_eval_emi.rows import load_splits
     from lmms_eval_emi.settings import load_settings
-    from lmms_eval_emi.studies.catalogue import load_study
-    from lmms_eval_emi.studies.rows import load_splits
+    from lmms_eval_emi.studies.schema import load_study
 
     settings = load_settings()
 

@@ -1,17 +1,19 @@
-"""``lmms-eval-emi report``: results as a page, a table or pictures."""
+"""``lmms-eval-emi report``: results as a page, a table or plots."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from lmms_eval_emi.cli.options import add_overwrite
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
     parser = commands.add_parser(
         "report",
-        help="show results as a self-contained page, a table or pictures",
-        description="Read results of score, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX) or pictures (PNG).",
+        help="show results as a self-contained page, a table or plots",
+        description="Read results of score, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX) or plots (PNG).",
     )
     parser.add_argument(
         "results", nargs="+", type=Path, metavar="RESULTS", help="JSON files, or output folders of harness runs"
@@ -28,13 +30,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--no-published",
         action="store_true",
-        help="leave out the published figures that built-in families are compared with",
+        help="leave out the published results that built-in families are compared with",
     )
+    add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, write."""
+    from lmms_eval_emi.files import check_output
     from lmms_eval_emi.report.page import to_text, write_report
     from lmms_eval_emi.report.reading import read_results
 
@@ -42,11 +46,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None and args.format in {"md", "csv", "latex"}:
         print(to_text(results, args.format), end="")
         return 0
-    if args.output and args.output.resolve() in {path.resolve() for path in args.results}:
-        raise ValueError(
-            f"output: {args.output} is one of the results, which the report would replace. Name another file."
-        )
     output = args.output or Path("report.html" if args.format == "html" else "report")
+    if args.format != "png":
+        check_output(output, args.results, overwrite=args.overwrite, example="report.html")
     for path in write_report(results, output, format=args.format, compare=not args.no_published):
         print(path)
     return 0

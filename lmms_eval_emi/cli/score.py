@@ -1,203 +1,106 @@
-"""``lmms-eval-emi score``: figures of answers that exist."""
+"""``lmms-eval-emi score``: score existing responses."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
-from lmms_eval_emi.files import check_folder_writable
-from lmms_eval_emi.studies.catalogue import BUILT_IN, Study, StudyError
+from lmms_eval_emi.cli.options import (
+    add_overwrite,
+    add_settings,
+    add_study_arguments,
+    renamed_models,
+    settings_of,
+    study_of,
+)
 
 log = logging.getLogger("lmms_eval_emi")
-SHOWN_PROBLEMS = 10
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
     parser = commands.add_parser(
         "score",
-        help="EMI, EMID and bound of answers that exist",
-        description="Read answers (LLaVA-style files, or what lmms-eval --log_samples wrote), compute EMI of every split and EMID and the RJSD bound of every shift, print a table and write JSON.",
-        epilog="Options that are not given here are read from LMMS_EVAL_EMI_* variables; see the README.",
+        help="score existing responses: EMI, EMID and the shift index",
+        description="Read responses (LLaVA-style files, or what lmms-eval --log_samples wrote), compute EMI of every split and EMID and the RJSD index of every shift, print a table and write JSON.",
     )
     add_study_arguments(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the figures as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the results as JSON")
+    add_overwrite(parser)
     parser.add_argument(
         "--split",
         action="append",
+        default=[],
         metavar="NAME",
         help="score this split, and the ID split that it is compared with; may be repeated (default: all)",
     )
     parser.add_argument(
         "--estimator",
         action="append",
+        default=[],
         metavar="NAME|PATH",
-        help="registered estimator, or a .safetensors or .pt file; several give a column each (default: club-global)",
+        help="registered estimator, or a .safetensors or .pt file; several give one column each (LMMS_EVAL_EMI_ESTIMATOR; default: club-global)",
     )
-    parser.add_argument(
-        "--allow-other-encoders",
-        action="store_true",
-        default=None,
-        help="use an estimator although other encoders made the embeddings that it was trained on",
+    add_settings(
+        parser,
+        "allow_other_encoders",
+        "convention",
+        "entropy",
+        "vision_encoder",
+        "text_encoder",
+        "device",
+        "batch_size",
+        "images",
     )
-    parser.add_argument(
-        "--convention", choices=("published", "equal_weight"), help="convention of the RJSD (default: published)"
-    )
-    parser.add_argument(
-        "--entropy",
-        type=float,
-        metavar="NATS",
-        help="entropy scale: give the theorem's bound instead of the scaled index",
-    )
-    add_encoder_arguments(parser)
     parser.set_defaults(run=run)
 
 
-def add_study_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say which answers of which study."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--shift", choices=BUILT_IN, help="which built-in family of splits the answers belong to")
-    which.add_argument("--study", metavar="NAME|FILE", help="the same, or a study file of your own")
-    parser.add_argument(
-        "--responses",
-        nargs="+",
-        type=Path,
-        metavar="DIR",
-        help="folders of answers: {split}.jsonl or {split}_{model}.jsonl, JSON lines with question_id and text; or an --output_path of lmms-eval --log_samples (default: the files that the study names)",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="name of the model in table and JSON; where a folder holds several, which to take (default: what the files say)",
-    )
-    parser.add_argument("--allow-missing", action="store_true", help="use what is there, and say what was left out")
-
-
-def add_encoder_arguments(parser: argparse.ArgumentParser, batch_size: str = "--batch-size") -> None:
-    """Options that say how to embed."""
-    parser.add_argument(
-        "--vision-encoder", metavar="NAME|PATH", help="CLIP checkpoint (default: openai/clip-vit-base-patch32)"
-    )
-    parser.add_argument("--text-encoder", metavar="NAME|PATH", help="XLM-R checkpoint (default: xlm-roberta-base)")
-    parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
-    parser.add_argument(batch_size, type=int, metavar="N", help="items a forward pass of an encoder (default: 64)")
-
-
 def run(args: argparse.Namespace) -> int:
-    """Score, print, write."""
-    from lmms_eval_emi.settings import override_settings
-    from lmms_eval_emi.studies.catalogue import load_study
+    """Score, write, print."""
+    settings = settings_of(args)
+    from lmms_eval_emi.files import check_output
+    from lmms_eval_emi.studies.schema import load_study
 
-    given = ("allow_other_encoders", "convention", "entropy", "vision_encoder", "text_encoder", "device", "batch_size")
-    settings = override_settings({name: getattr(args, name) for name in given})
-    study = load_study(args.study or args.shift)
-    names = chosen_splits(study, args.split)
+    study = load_study(study_of(args))
+    renamed = renamed_models(args.model_name)
     if args.output:
-        check_writable(args.output)
+        inputs = [study.source, *args.estimator, *(study.response_file(name) for name in study.splits)]
+        inputs += [study.local_path(split.dataset) for split in study.splits.values()]
+        check_output(args.output, inputs, overwrite=args.overwrite)
 
-    from lmms_eval_emi.encoders import load_encoders
-    from lmms_eval_emi.estimators import check_encoders, load_estimator
-    from lmms_eval_emi.files import write_atomically
-    from lmms_eval_emi.report.lost_rows import find_lost_rows, write_lost_rows
-    from lmms_eval_emi.samples import embed_splits, without_images
-    from lmms_eval_emi.studies.scoring import notes_on_samples, score_study
-    from lmms_eval_emi.studies.table import results_to_table
+    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.scoring.pipeline import left_out_lines, score_samples
+    from lmms_eval_emi.scoring.row_results import write_results
+    from lmms_eval_emi.scoring.table import results_to_table
 
-    estimators = [load_estimator(source) for source in args.estimator or [settings.estimator]]
-    answered = join_responses(args, study, names)
-    encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
-    text_only = all(without_images(model.samples) for model in answered)
-    for estimator in estimators:
-        check_encoders(estimator, encoders, text_only=text_only, allow_other=settings.allow_other_encoders)
-    together = {f"{model.model}: {name}": rows for model in answered for name, rows in model.samples.items()}
-    embedded = embed_splits(together, encoders, batch_size=settings.batch_size)
-    notes = {model.model: notes_on_samples(model.samples) for model in answered}
-    results = [
-        score_study(
-            study,
-            {name: embedded[f"{model.model}: {name}"] for name in model.samples},
-            estimator,
-            model=model.model,
-            convention=settings.convention,
-            entropy=settings.entropy,
-            left_out=model.left_out,
-            notes=notes[model.model],
-        )
-        for model in answered
-        for estimator in estimators
-    ]
+    entries = collect_samples(
+        study,
+        args.responses,
+        splits=args.split,
+        models=args.model,
+        renamed=renamed,
+        allow_missing=args.allow_missing,
+    )
+    scored = score_samples(entries, settings, estimators=args.estimator, allow_missing=args.allow_missing)
     if args.output:
-        content = results[0].to_dict() if len(results) == 1 else {"results": [result.to_dict() for result in results]}
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        log.info("figures written to %s", write_atomically(args.output, text + "\n"))
-        if args.output.is_file():
-            lost = [
-                (result, find_lost_rows(result, model.samples))
-                for result, model in zip(results, (model for model in answered for _ in estimators), strict=True)
-            ]
-            write_lost_rows(args.output, lost)
-    print(results_to_table(results))
-    for model in answered:
-        for reasons in model.left_out.values():
-            for reason in reasons[:SHOWN_PROBLEMS]:
-                log.warning("%s: left out: %s", model.model, reason)
-        for name, remarks in notes[model.model].items():
-            log.warning("%s, split %s: %s.", model.model, name, "; ".join(remarks))
-        if study.id_split not in model.samples:
+        write_results(args.output, scored)
+        log.info("results written to %s", args.output)
+    print(results_to_table([one.result for one in scored]))
+    told = set()
+    for one in scored:
+        if one.result.model in told:
+            continue
+        told.add(one.result.model)
+        for line in left_out_lines(one.result.left_out):
+            log.warning("%s: left out: %s", one.result.model, line)
+        for name, notes in one.result.notes.items():
+            log.warning("%s, split %s: %s.", one.result.model, name, "; ".join(notes))
+        if study.id_split not in one.result.splits:
             log.warning(
-                "%s: The ID split %s was not scored, so EMID and the bound are left out. Add its answers as %s.jsonl.",
-                model.model,
+                "%s: The ID split %s was not scored, so EMID and the index are left out. Add its responses as %s.jsonl.",
+                one.result.model,
                 study.id_split,
                 study.id_split,
             )
     return 0
-
-
-def join_responses(args: argparse.Namespace, study: Study, names: list[str]) -> list:
-    """The samples of all answers that the options of :func:`add_study_arguments` name, a model an entry."""
-    from lmms_eval_emi.answers import AnswersError, answers_of_study, find_answers
-    from lmms_eval_emi.studies.joining import join_answers
-
-    if not args.responses:
-        if args.shift or study.source in BUILT_IN:
-            raise AnswersError(f"responses: expected a folder with the answers of {study.name}: --responses DIR.")
-        models = [answers_of_study(study, args.model)]
-        return join_answers(study, models, names, label=study.name, allow_missing=args.allow_missing)
-    answered = []
-    for folder in args.responses:
-        models = find_answers(folder, study, args.model)
-        label = folder.resolve().name
-        answered += join_answers(study, models, names, label=label, allow_missing=args.allow_missing)
-    seen: dict[str, int] = {}
-    for entry in answered:  # two folders may hold runs of one model
-        seen[entry.model] = seen.get(entry.model, 0) + 1
-        if seen[entry.model] > 1:
-            entry.model = f"{entry.model} ({seen[entry.model]})"
-    return answered
-
-
-def chosen_splits(study: Study, chosen: list[str] | None) -> list[str]:
-    """The splits to work on: all, or the chosen ones and the ID split."""
-    if not chosen:
-        return list(study.splits)
-    wanted = {study.id_split, *(study.split(name).name for name in chosen)}
-    return [name for name in study.splits if name in wanted]
-
-
-def check_writable(path: Path) -> None:
-    """Find out before the work whether a file can be written after it.
-
-    Raises:
-        StudyError: the path is a folder.
-        OSError: the file cannot be written.
-    """
-    if path.is_dir():
-        raise StudyError(
-            f"output: expected a file, got the folder {path}. Add a file name, such as {path / 'results.json'}."
-        )
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        return  # a device or a pipe
-    check_folder_writable(path.parent)

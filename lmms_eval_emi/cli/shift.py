@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import datasets
 
-    from lmms_eval_emi.shifts.recipes import Step
-    from lmms_eval_emi.shifts.textual.words import TextOptions
-    from lmms_eval_emi.studies.catalogue import Columns
+    from lmms_eval_emi.shifts.apply import Step
+    from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+    from lmms_eval_emi.studies.schema import Columns
 
 PREVIEW_QUESTION = "What are the people in this picture doing, and what might have happened before it was taken?"
 
@@ -24,8 +23,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "shift",
         help="shift the images and questions of any dataset, and write it as a suite of tasks",
         description=(
-            "Shift the images and questions of a dataset. DEST becomes a dataset with one split a shift, its card, a study file for "
-            "lmms-eval-emi score, and the tasks for lmms-eval --include_path DEST --tasks NAME. A command that was stopped goes on where it was."
+            "Shift the images and questions of a dataset. DEST becomes a dataset with one split per shift, its card, a study file for "
+            "lmms-eval-emi score, and the tasks for lmms-eval --include_path DEST --tasks NAME. An interrupted command continues where it stopped."
         ),
         epilog="An operator without levels, such as --visual defocus_blur, is taken at all of them.",
     )
@@ -61,9 +60,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     rows.add_argument("--config", help="configuration of the dataset")
     rows.add_argument("--split", help="split of the dataset (default: its only one, or test)")
     rows.add_argument(
-        "--image-column", metavar="COLUMN", help="default: image, or the first that holds images; none for text alone"
+        "--image-column", metavar="COLUMN", help="default: image, or the first that holds images; none: text alone"
     )
-    rows.add_argument("--question-column", metavar="COLUMN", help="default: question, prompt or query")
+    rows.add_argument(
+        "--question-column", metavar="COLUMN", help="default: question, prompt, query, instruction, problem or text"
+    )
     rows.add_argument(
         "--reference-column", metavar="COLUMN", help="default: reference_answer, answer, reference or gpt_answer"
     )
@@ -85,7 +86,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="WORD",
         help="words and phrases that no textual shift touches; numbers and tokens such as <image> never are",
     )
-    how.add_argument("--keep-file", type=Path, metavar="FILE", help="a file of such words, one a line")
+    how.add_argument("--keep-file", type=Path, metavar="FILE", help="a file of such words, one per line")
     how.add_argument(
         "--synonyms", type=Path, metavar="FILE", help="YAML or JSON file of synonyms by word, instead of WordNet"
     )
@@ -96,9 +97,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     how.add_argument("--endpoint-model", metavar="NAME", help="model to ask of the endpoint")
     how.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core, %(default)s here"
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="default: one per core, %(default)s here",
     )
-    how.add_argument("--overwrite", action="store_true", help="make DEST anew, whatever suite it holds")
+    how.add_argument("--overwrite", action="store_true", help="replace the suite that DEST holds")
     look = parser.add_argument_group("look")
     look.add_argument("--list", action="store_true", help="list the operators and stop")
     look.add_argument(
@@ -118,8 +123,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write a suite, a contact sheet, or the list of operators."""
+    from lmms_eval_emi.shifts.apply import default_options, parse_steps
     from lmms_eval_emi.shifts.operators import ShiftError
-    from lmms_eval_emi.shifts.recipes import default_options, parse_steps
 
     if args.list:
         return _list()
@@ -163,7 +168,7 @@ def _keep(args: argparse.Namespace) -> tuple[str, ...]:
         try:
             words += args.keep_file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise ShiftError(f"--keep-file: expected a UTF-8 file of words, one a line: {error}") from error
+            raise ShiftError(f"--keep-file: expected a UTF-8 file of words, one per line: {error}") from error
     return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
 
 
@@ -171,8 +176,8 @@ def _rows(args: argparse.Namespace) -> datasets.Dataset:
     """The rows of SOURCE."""
     import datasets
 
+    from lmms_eval_emi.rows import load_source
     from lmms_eval_emi.shifts.operators import ShiftError
-    from lmms_eval_emi.studies.rows import load_source
 
     splits = load_source(args.source, args.config)
     name = args.split or (next(iter(splits)) if len(splits) == 1 else "test")
@@ -191,17 +196,14 @@ def _rows_and_columns(args: argparse.Namespace) -> tuple[datasets.Dataset, Colum
     return choose_columns(_rows(args), args.image_column, args.question_column, args.reference_column, args.id_column)
 
 
-def _folder(source: str) -> Path:
-    """What the paths of images in a source are relative to."""
-    path = Path(source)
-    return path.resolve().parent if path.is_file() else path.resolve() if path.is_dir() else Path.cwd()
-
-
 def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], options: TextOptions) -> int:
     from tqdm import tqdm
 
+    from lmms_eval_emi.harness.lmms_eval.compat import command_line
+    from lmms_eval_emi.harness.lmms_eval.task_files import write_task_files
+    from lmms_eval_emi.rows import source_roots
+    from lmms_eval_emi.shifts.apply import recipes
     from lmms_eval_emi.shifts.operators import ShiftError
-    from lmms_eval_emi.shifts.recipes import recipes
     from lmms_eval_emi.shifts.suite import Suite, write_suite
 
     made = recipes(visual, textual, args.joint)
@@ -223,18 +225,26 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
         raise ShiftError(
             f"--visual: expected a column of images; the rows have {', '.join(rows.column_names)}. Name one with --image-column."
         )
-    suite = Suite(name, args.source, tuple(made), columns, args.seed, options, str(_folder(args.source)))
+    roots = tuple(map(str, source_roots(args.source)))
+    suite = Suite(name, args.source, tuple(made), columns, args.seed, options, roots)
+    group = name.lower()
     with tqdm(total=len(rows), desc="shifting", unit="row") as bar:
         written = write_suite(
-            rows, suite, args.dest, processes=args.processes, overwrite=args.overwrite, progress=bar.update
+            rows,
+            suite,
+            args.dest,
+            processes=args.processes,
+            overwrite=args.overwrite,
+            progress=bar.update,
+            write_tasks=lambda study, folder: write_task_files(folder, [study], suite=None),
+            run_with=command_line(group, "tasks"),
         )
-    group = name.lower()
     kept = f", {written.resumed:,} of them from an earlier run" if written.resumed else ""
     print(f"{written.rows:,} rows under {len(made) - 1} shifts{kept}: {args.dest}")
     for step, count in sorted(written.left.items()):
         print(f"  {step}: {count:,} rows left as they were, see {args.dest / 'unshifted.jsonl'}")
     print(f"look:  {args.dest / 'preview.png'}")
-    print(f"run:   lmms-eval --include_path {args.dest} --tasks {group} --model ...")
+    print(f"run:   {command_line(group, args.dest)}")
     print(f"score: lmms-eval-emi score --study {args.dest / 'study.yaml'} --responses ...")
     return 0
 
@@ -255,33 +265,20 @@ def check_name(name: str) -> None:
 
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise ShiftError(f"--name: expected a letter and then letters, digits and _, got {name!r}.")
-    if name.lower() in _taken_names():
+    from lmms_eval_emi.harness.lmms_eval.compat import task_names
+
+    if name.lower() in task_names():
         raise ShiftError(
             f"--name: lmms-eval has a task or group {name.lower()!r} of its own, which would be run instead. Choose another name."
         )
-
-
-@lru_cache(maxsize=1)
-def _taken_names() -> frozenset[str]:
-    from lmms_eval.tasks import TaskManager
-    from loguru import logger as harness_logger
-
-    from lmms_eval_emi.harness.task_files import groups
-    from lmms_eval_emi.studies.catalogue import BUILT_IN, BUNDLED, load_study
-
-    harness_logger.disable("lmms_eval")  # it tells of every file that is not a task
-    tasks = TaskManager().all_tasks
-    harness_logger.enable("lmms_eval")
-    built_in, bundled = ([load_study(study) for study in studies] for studies in (BUILT_IN, BUNDLED))
-    return frozenset([*tasks, *groups(built_in), *groups(bundled, suite=None)])
 
 
 def _try_operators(visual: list[Step], textual: list[Step], options: TextOptions) -> None:
     """Find out what an operator lacks before the work rather than in it."""
     from PIL import Image
 
+    from lmms_eval_emi.shifts.apply import shift_image, shift_text
     from lmms_eval_emi.shifts.operators import Refused
-    from lmms_eval_emi.shifts.recipes import shift_image, shift_text
 
     probe = Image.new("RGB", (32, 32), "grey")
     for step in {step.operator.name: step for step in visual}.values():
@@ -296,13 +293,14 @@ def _try_operators(visual: list[Step], textual: list[Step], options: TextOptions
 def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], options: TextOptions) -> int:
     import io
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     from lmms_eval_emi.files import write_atomically
+    from lmms_eval_emi.images import ImageError, encoded_image, open_image
+    from lmms_eval_emi.rows import source_roots
+    from lmms_eval_emi.shifts.apply import parse_steps
     from lmms_eval_emi.shifts.contact_sheet import contact_sheet
-    from lmms_eval_emi.shifts.images import encoded_image, open_image
     from lmms_eval_emi.shifts.operators import ShiftError, operators
-    from lmms_eval_emi.shifts.recipes import parse_steps
     from lmms_eval_emi.shifts.suite import plain_rows
 
     kind = Image.registered_extensions().get(args.output.suffix.lower())
@@ -324,7 +322,8 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
             raise ShiftError(f"--preview: expected a row of 0 to {len(rows) - 1}, got {number}.")
         row = plain_rows(rows, columns.image)[number]
         row_id, text = row[columns.id], row[columns.question] or ""
-        image = open_image(encoded_image(row[columns.image], _folder(args.source))) if columns.image else None
+        roots = source_roots(args.source)
+        image = open_image(encoded_image(row[columns.image], roots)) if columns.image else None
     else:
         path, text = Path(args.preview), PREVIEW_QUESTION
         if not path.is_file():
@@ -333,10 +332,9 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
                 f"--preview: expected an image file, or SOURCE and the number of one of its rows, got {args.preview!r}.{more}"
             )
         try:
-            image = Image.open(path)
-            image.load()
-        except (UnidentifiedImageError, OSError) as error:
-            raise ShiftError(f"--preview: {path} is no image that can be read: {error}") from error
+            image = open_image(path)
+        except ImageError as error:
+            raise ShiftError(f"--preview: {path}: {error}") from error
     sheet = contact_sheet(image, text, visual, textual, seed=args.seed, row_id=row_id, options=options)
     file = io.BytesIO()
     sheet.save(file, kind)

@@ -18,6 +18,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--output", type=Path, metavar="DIR", help="where to write them, for lmms-eval --include_path DIR"
     )
     parser.add_argument("--path", action="store_true", help="print only the folder")
+    parser.add_argument(
+        "--check", action="store_true", help="find out whether lmms-eval finds the tasks by itself, and if not, why"
+    )
     parser.set_defaults(run=run)
 
 
@@ -25,14 +28,17 @@ def run(args: argparse.Namespace) -> int:
     """Print the folder, the groups and the tasks."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.harness.task_files import groups, tasks_folder
-    from lmms_eval_emi.studies.catalogue import BUILT_IN, BUNDLED, load_study
+    from lmms_eval_emi.harness.lmms_eval.compat import tasks_folder
+    from lmms_eval_emi.harness.lmms_eval.task_files import groups
+    from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
 
     if args.from_study or args.output:
         return _write(args)
     if args.path:
         print(tasks_folder())
         return 0
+    if args.check:
+        return _check()
     built_in, bundled = ([load_study(name) for name in names] for names in (BUILT_IN, BUNDLED))
     rows = [
         [study.task_name(name), split.modality, " + ".join(map(str, split.shifts)) or "in distribution", name]
@@ -51,9 +57,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check() -> int:
+    from lmms_eval_emi.harness.lmms_eval.compat import broken_entry_points, remedy
+
+    broken = broken_entry_points()
+    for name, reason in broken.items():
+        print(f"The plugin {name} of lmms-eval cannot be loaded: {reason}")
+    if broken:
+        print(f"It may keep lmms-eval from finding the tasks of this package. Remove or fix it, or:\n{remedy()}")
+        return 1
+    print("lmms-eval finds the tasks: every plugin that it loads can be loaded.")
+    return 0
+
+
 def _write(args: argparse.Namespace) -> int:
-    from lmms_eval_emi.harness.task_files import groups, write_task_files
-    from lmms_eval_emi.studies.catalogue import StudyError, load_study
+    from lmms_eval_emi.harness.lmms_eval.compat import command_line
+    from lmms_eval_emi.harness.lmms_eval.task_files import groups, write_task_files
+    from lmms_eval_emi.studies.schema import StudyError, load_study
 
     if not (args.from_study and args.output):
         raise StudyError("tasks: --from-study FILE and --output DIR go together.")
@@ -69,5 +89,5 @@ def _write(args: argparse.Namespace) -> int:
     print(f"{count} files written below {args.output}")
     for name, members in groups([study], suite=None).items():
         print(f"  {name}: {len(members)} tasks")
-    print(f"run them with: lmms-eval --include_path {args.output} --tasks {study.group} --model ...")
+    print(f"run them with: {command_line(study.group, args.output)}")
     return 0

@@ -1,4 +1,4 @@
-"""``lmms-eval-emi train-estimator``: an estimator for data of one's own."""
+"""``lmms-eval-emi train-estimator``: train an estimator on your own data."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import argparse
 import logging
 from pathlib import Path
 
-from lmms_eval_emi.cli.score import add_encoder_arguments, add_study_arguments, check_writable, join_responses
-from lmms_eval_emi.studies.catalogue import StudyError
+from lmms_eval_emi.cli.options import (
+    add_overwrite,
+    add_settings,
+    add_study_arguments,
+    renamed_models,
+    settings_of,
+    study_of,
+)
+from lmms_eval_emi.studies.schema import StudyError
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -16,7 +23,7 @@ class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to the help of options that have one and do not say it themselves."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False) or "default:" in (action.help or "")
+        silent = action.default in (None, False, []) or "default:" in (action.help or "")
         return action.help if silent else super()._get_help_string(action)
 
 
@@ -24,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
     parser = commands.add_parser(
         "train-estimator",
-        help="train an estimator of mutual information on answers of your own",
+        help="train an estimator of mutual information on your own responses",
         description="Train on the pairs (input, response) and (input, reference) of all splits, hold out some images, and write a safetensors file with its card. The defaults are those of Oh et al. (ICML 2025).",
         formatter_class=_WithDefaults,
     )
@@ -32,12 +39,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="where to write the estimator, .safetensors"
     )
+    add_overwrite(parser)
     parser.add_argument("--name", help="of the estimator; the file's name if none is given")
     parser.add_argument(
         "--kind", choices=("club", "infonce"), default="club", help="CLUB (upper bound) or InfoNCE (lower bound)"
     )
     parser.add_argument("--iterations", type=int, default=5000, help="optimiser steps")
-    parser.add_argument("--batch-size", type=int, default=1024, help="pairs a step")
+    parser.add_argument("--batch-size", type=int, default=1024, help="pairs per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of AdamW")
     parser.add_argument("--hidden", type=int, default=250, help="width of the networks")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the held-out part and the batches")
@@ -47,8 +55,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--keep", choices=("best", "last"), default="best", help="the state with the best held-out score, or the last"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint of an interrupted training")
-    add_encoder_arguments(parser, batch_size="--encoder-batch-size")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint of an interrupted training")
+    add_settings(parser, "vision_encoder", "text_encoder", "device", "images", batch_size="encoder_batch_size")
     parser.set_defaults(run=run)
 
 
@@ -56,13 +64,18 @@ def run(args: argparse.Namespace) -> int:
     """Embed, train, write."""
     if args.output.suffix != ".safetensors":
         raise StudyError(f"output: expected a .safetensors file, got {args.output}.")
-    check_writable(args.output)
-    from lmms_eval_emi.encoders import load_encoders
+    settings = settings_of(args)
+    from lmms_eval_emi.files import check_output
+    from lmms_eval_emi.studies.schema import load_study
+
+    study = load_study(study_of(args))
+    check_output(args.output, [study.source], overwrite=args.overwrite, example="mine.safetensors")
     from lmms_eval_emi.estimators import TEXT_ONLY
     from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
-    from lmms_eval_emi.samples import embed_splits, without_images
-    from lmms_eval_emi.settings import override_settings
-    from lmms_eval_emi.studies.catalogue import load_study
+    from lmms_eval_emi.samples import without_images
+    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.scoring.pipeline import embed_samples
+    from lmms_eval_emi.scoring.preflight import load_encoders_only
 
     options = TrainingOptions(
         kind=args.kind,
@@ -74,25 +87,28 @@ def run(args: argparse.Namespace) -> int:
         held_out=args.held_out,
         keep=args.keep,
     )
-    given = {name: getattr(args, name) for name in ("vision_encoder", "text_encoder", "device")}
-    settings = override_settings({**given, "batch_size": args.encoder_batch_size})
-    study = load_study(args.study or args.shift)
-    answered = join_responses(args, study, list(study.splits))
-    encoders = load_encoders(settings.vision_encoder, settings.text_encoder, settings.device)
-    samples = {f"{model.model}: {name}": rows for model in answered for name, rows in model.samples.items()}
-    text_only = without_images(samples)
+    entries = collect_samples(
+        study,
+        args.responses,
+        models=args.model,
+        renamed=renamed_models(args.model_name),
+        allow_missing=args.allow_missing,
+    )
+    text_only = all(without_images(entry.samples) for entry in entries)
+    instruments = load_encoders_only(settings, text_only=text_only)
+    embedded = embed_samples(entries, instruments, batch_size=settings.batch_size, allow_missing=args.allow_missing)
     checkpoint = args.output.with_suffix(".checkpoint")
     estimator = train_estimator(
-        embed_splits(samples, encoders, batch_size=settings.batch_size),
+        {f"{entry.model}: {name}": split for entry, splits in embedded for name, split in splits.items()},
         options,
         name=args.name or args.output.stem,
         about={
             "encoders": {
-                "vision": TEXT_ONLY if text_only else encoders.vision.signature,
-                "text": encoders.text.signature,
+                "vision": TEXT_ONLY if text_only else instruments.encoders.vision.signature,
+                "text": instruments.encoders.text.signature,
             },
             "study": study.name,
-            "models": [model.model for model in answered],
+            "models": [entry.model for entry in entries],
         },
         checkpoint=checkpoint,
         resume=args.resume,

@@ -25,15 +25,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, get_args
 
 import torch
 
+from lmms_eval_emi.core.conventions import CONVENTIONS, EXPONENTS
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, ArrayLike, Embeddings, as_matrix, shared_encoders
 from lmms_eval_emi.core.signature import Signature
-
-Convention = Literal["published", "equal_weight"]
-CONVENTIONS: tuple[str, ...] = get_args(Convention)
 
 # A divergence below this is rounding of the eigenvalues in float64, not a difference of the sets. It
 # is set to 0 because the bound takes fourth roots: 1e-14 of noise would read as 3e-4.
@@ -223,8 +220,8 @@ def bound_from_jsds(
     2.0
     """
     check_entropy(entropy)
-    inputs = math.sqrt(jsd_v) + math.sqrt(jsd_t)
-    outputs = jsd_id_response**0.25 + jsd_ood_response**0.25
+    inputs = jsd_v ** EXPONENTS["jsd_v"] + jsd_t ** EXPONENTS["jsd_t"]
+    outputs = jsd_id_response ** EXPONENTS["jsd_id_response"] + jsd_ood_response ** EXPONENTS["jsd_ood_response"]
     return inputs + outputs if entropy is None else entropy * inputs + 4 * outputs
 
 

@@ -1,4 +1,4 @@
-"""The four embeddings of a split: what every figure of this package is computed from."""
+"""The four embeddings of a split: what every score of this package is computed from."""
 
 from __future__ import annotations
 
@@ -125,6 +125,25 @@ class Embeddings:
             values = getattr(self, name)
             if values is not None and len(values) != self.n:
                 raise ValueError(f"{name}: expected {self.n} entries, one a row, got {len(values)}.")
+
+    def select(self, rows: Sequence[int]) -> Embeddings:
+        """The embeddings of some rows, by their numbers, in the order given.
+
+        Raises:
+            ValueError: no rows.
+        """
+        if len(rows) == 0:
+            raise ValueError("rows: expected at least one row to select, got none.")
+        index = torch.as_tensor(list(rows), device=self.t.device)
+        return Embeddings(
+            v=self.v[index] if self.v is not None else None,
+            t=self.t[index],
+            y_hat=self.y_hat[index],
+            y=self.y[index],
+            ids=[self.ids[row] for row in rows] if self.ids is not None else None,
+            groups=[self.groups[row] for row in rows] if self.groups is not None else None,
+            encoders=self.encoders,
+        )
 
     @property
     def n(self) -> int:

@@ -1,12 +1,12 @@
-"""What an encoder is, and encoding each distinct item of a run once."""
+"""What an encoder is, and what all of them need: precision, room on a device, errors that say what to do."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -14,20 +14,9 @@ from tqdm import tqdm
 
 log = logging.getLogger("lmms_eval_emi")
 
-Item = TypeVar("Item")
-Item_co = TypeVar("Item_co", covariant=True)
-
 
 class EncoderUnavailable(RuntimeError):
     """An encoder's weights or its preprocessing are not on this machine and could not be fetched."""
-
-
-class Items(Protocol[Item_co]):
-    """Items by position; they may be made when they are asked for."""
-
-    def __getitem__(self, position: int, /) -> Item_co:
-        """The item at a position."""
-        ...
 
 
 class Encoder(Protocol):
@@ -35,6 +24,7 @@ class Encoder(Protocol):
 
     name: str
     device: torch.device
+    dimension: int
 
     @property
     def signature(self) -> str:
@@ -45,8 +35,12 @@ class Encoder(Protocol):
         """Move to a device."""
         ...
 
-    def encode(self, items: Sequence[Any]) -> torch.Tensor:
-        """(M, D) float32 L2-normalised rows of M items, on the CPU. A row depends on its item alone."""
+    def prepare(self, item: Any) -> Any:
+        """What :meth:`encode` takes, of one item: the pixels of an image, a text as it is."""
+        ...
+
+    def encode(self, prepared: Sequence[Any]) -> torch.Tensor:
+        """(M, D) float32 L2-normalised rows of M prepared items, on the CPU. A row depends on its item alone."""
         ...
 
 
@@ -68,51 +62,39 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def encode_distinct(
-    encoder: Encoder,
-    items: Items[Item],
-    keys: Sequence[Hashable],
-    *,
-    batch_size: int,
-    label: str,
-    size: Callable[[Item], int] | None = None,
+def encode_all(
+    encoder: Encoder, count: int, prepared: Callable[[range], Sequence[Any]], *, batch_size: int, label: str
 ) -> torch.Tensor:
-    """Encode every distinct item once, in batches, under a progress bar.
+    """Encode items in batches, under a progress bar.
 
-    Where the device has no room left, the batch is halved, and then the CPU takes over.
+    Where the device has no room left, the batch is made smaller, and then the CPU takes over.
 
     Args:
         encoder: of the items.
-        items: M items.
-        keys: M keys; items of one key are taken to be the same.
-        batch_size: items a forward pass.
+        count: M, at least 1.
+        prepared: gives the prepared items of some positions.
+        batch_size: items per forward pass.
         label: of the progress bar.
-        size: sorts the items, so that a batch holds items of like size.
 
     Returns:
-        (M, D) float32 rows in the order of ``items``.
+        (M, D) float32 rows.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
-    first: dict[Hashable, int] = {}
-    for position, key in enumerate(keys):
-        first.setdefault(key, position)
-    order = sorted(first.values(), key=lambda position: size(items[position])) if size else list(first.values())
-    row_of = {keys[position]: row for row, position in enumerate(order)}
     rows: list[torch.Tensor] = []
-    with tqdm(total=len(order), desc=label, unit="", leave=False, dynamic_ncols=True) as bar:
+    with tqdm(total=count, desc=label, unit="", leave=False, dynamic_ncols=True) as bar:
         start = 0
-        while start < len(order):
-            batch = [items[position] for position in order[start : start + batch_size]]
+        while start < count:
+            positions = range(start, min(start + batch_size, count))
             try:
                 with full_precision():
-                    rows.append(encoder.encode(batch))
+                    rows.append(encoder.encode(prepared(positions)))
             except torch.OutOfMemoryError:
-                batch_size = make_room(encoder, len(batch))
+                batch_size = make_room(encoder, len(positions))
                 continue
-            start += len(batch)
-            bar.update(len(batch))
-    return torch.cat(rows)[torch.tensor([row_of[key] for key in keys])]
+            start = positions.stop
+            bar.update(len(positions))
+    return torch.cat(rows)
 
 
 @contextmanager
@@ -224,3 +206,17 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def pool_and_normalise(states: torch.Tensor, mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    """(M, D) float32 L2-normalised means over the positions of (M, L, D) states, where a mask (M, L) is 1; on the CPU.
+
+    Summed in float64 where the device has it.
+    """
+    if device.type != "mps":
+        states = states.double()
+    if mask is None:
+        pooled = states.mean(dim=1)
+    else:
+        pooled = (states * mask[..., None]).sum(dim=1) / mask[..., None].sum(dim=1)
+    return torch.nn.functional.normalize(pooled, dim=1).float().cpu()

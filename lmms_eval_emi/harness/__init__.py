@@ -1,1 +1,1 @@
-"""The door from lmms-eval: task files, the hooks they name, and the state of a run. No maths."""
+"""Evaluation harnesses that generate responses and show our scores. One folder for each; none has maths of its own."""

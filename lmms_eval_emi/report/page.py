@@ -15,7 +15,7 @@ from tabulate import tabulate
 from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.report.plots import pictures_of, plot_models
 from lmms_eval_emi.report.reading import JSDS, ReportedResult, published_results
-from lmms_eval_emi.studies.catalogue import BUILT_IN, StudyError, load_study
+from lmms_eval_emi.studies.schema import BUILT_IN, StudyError, load_study
 from lmms_eval_emi.version import __version__
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.report.reading import JSDS, ReportedResult, ReportedSplit
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ PARTS = {
     "jsd_id_response": ("responses, ID", "#999999", ".."),
     "jsd_ood_response": ("responses, shift", "#009E73", "xx"),
 }
-ROOTS = dict(zip(JSDS, (0.5, 0.5, 0.25, 0.25), strict=True))
 
 
 def _text(name: str, most: int = 60) -> str:
@@ -127,12 +127,12 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
     """The four roots that add up to the scaled bound of every shift, stacked."""
     shifts = sorted(
         (split for split in result.shifts if split.jsds),
-        key=lambda split: sum(split.jsds[key] ** ROOTS[key] for key in JSDS),
+        key=lambda split: sum(split.jsds[key] ** EXPONENTS[key] for key in JSDS),
     )
     ax = _axes(ax, 7.2, 1.4 + 0.24 * len(shifts))
     left = np.zeros(len(shifts))
     for key, (label, colour, hatch) in PARTS.items():
-        width = np.array([split.jsds[key] ** ROOTS[key] for split in shifts])
+        width = np.array([split.jsds[key] ** EXPONENTS[key] for split in shifts])
         ax.barh(
             [_text(split.name) for split in shifts],
             width,

@@ -1,11 +1,11 @@
-"""Results from our JSON, from a harness results folder, and from the published script's JSON, in one form."""
+"""Results from memory, from our JSON, from a harness output folder, and from the published script's JSON, in one form."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -14,11 +14,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lmms_eval_emi.studies.catalogue import BUILT_IN, Shift, StudyError, load_study
-from lmms_eval_emi.studies.scoring import mean, pearson_r
+from lmms_eval_emi.core.conventions import EXPONENTS
+from lmms_eval_emi.scoring.results import FORMAT_VERSION, StudyResult, Summary
+from lmms_eval_emi.scoring.row_results import read_rows
+from lmms_eval_emi.studies.schema import BUILT_IN, Shift, StudyError, load_study
 
 log = logging.getLogger("lmms_eval_emi")
-JSDS = ("jsd_v", "jsd_t", "jsd_id_response", "jsd_ood_response")
+JSDS = tuple(EXPONENTS)
+
+
+NO_ROW = {"id": "", "loss": None, "question": "", "response": "", "reference": "", "image": ""}
 
 
 class ReportError(ValueError):
@@ -27,7 +32,7 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class ReportedSplit:
-    """Figures of one split, as far as the source has them."""
+    """Scores of one split, as far as the source has them."""
 
     name: str
     modality: str
@@ -37,6 +42,7 @@ class ReportedSplit:
     bound: float | None = None
     n: int | None = None
     jsds: dict[str, float] = field(default_factory=dict)
+    variant_of: str | None = None
 
     def label(self, modality: str) -> str:
         """Its shifts of one modality in words."""
@@ -78,21 +84,36 @@ class ReportedResult:
 
     @property
     def shifts(self) -> list[ReportedSplit]:
-        """The shifts that have EMID and bound."""
-        return [split for split in self.splits.values() if split.emid is not None and split.bound is not None]
+        """The shifts that have EMID and index; variants, which ask the rows of another split, are none."""
+        return [
+            split
+            for split in self.splits.values()
+            if split.emid is not None and split.bound is not None and split.variant_of is None
+        ]
 
     def summary(self) -> dict[str, float | int | None]:
         """Means over the shifts, and Pearson's r of EMID and bound."""
-        emids, bounds = [split.emid or 0.0 for split in self.shifts], [split.bound or 0.0 for split in self.shifts]
+        summary = Summary.of((split.emi, split.emid or 0.0, split.bound or 0.0) for split in self.shifts)
         id_split = self.splits.get(self.id_split)
         return {
             "EMI (ID)": id_split.emi if id_split else None,
-            "mean EMI": mean([split.emi for split in self.shifts]),
-            "mean EMID": mean(emids),
-            "mean bound": mean(bounds),
-            "Pearson r": pearson_r(emids, bounds),
-            "shifts": len(self.shifts),
+            "mean EMI": summary.mean_emi,
+            "mean EMID": summary.mean_emid,
+            "mean bound": summary.mean_bound,
+            "Pearson r": summary.pearson_r,
+            "shifts": summary.n_shifts,
         }
+
+
+def from_result(result: StudyResult, rows: Mapping[str, Any], source: str) -> ReportedResult:
+    """A result that is in memory.
+
+    Args:
+        result: of one model in one study.
+        rows: as :func:`lmms_eval_emi.scoring.row_results.result_to_rows` gives them.
+        source: what the report says of where it comes from.
+    """
+    return _from_entry(result.to_dict(), rows, source)
 
 
 def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
@@ -108,6 +129,7 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
     for path in map(Path, paths):
         if path.is_dir():
             files = sorted(path.rglob("*_emi_*.json")) or sorted(path.glob("*.json"))
+            files = [file for file in files if not file.name.endswith(".rows.json")]
             found = [result for file in files for result in _read_file(file, strict=False)]
             if not found:
                 raise ReportError(
@@ -133,7 +155,7 @@ def published_results(study: str) -> list[ReportedResult]:
             "Oh et al., ICML 2025",
             "published: Oh et al., ICML 2025 (club-global, convention published, scaled)",
         )
-        for model, figures in yaml.safe_load(text)[study].items()
+        for model, figures in yaml.safe_load(text).get(study, {}).items()
     ]
 
 
@@ -151,7 +173,11 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     for entry in entries:
         try:
             if isinstance(entry, dict) and {"splits", "id_split", "signature"} <= entry.keys():
-                results.append(_from_ours(entry, path))
+                if not _is_known_version(entry):
+                    raise ReportError(
+                        f"{path}: its format_version is {entry['format_version']!r}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
+                    )
+                results.append(_from_entry(entry, read_rows(path, entry), str(path)))
                 continue
             if isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
                 results.append(_from_published_script(entry, path))
@@ -167,7 +193,12 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     return results
 
 
-def _from_ours(entry: dict[str, Any], path: Path) -> ReportedResult:
+def _is_known_version(entry: Mapping[str, Any]) -> bool:
+    version = entry.get("format_version", 1)
+    return isinstance(version, int) and 1 <= version <= FORMAT_VERSION
+
+
+def _from_entry(entry: Mapping[str, Any], rows: Mapping[str, Any], source: str) -> ReportedResult:
     splits = {}
     for name, figures in entry["splits"].items():
         if not isinstance(figures["emi"], int | float):
@@ -183,6 +214,7 @@ def _from_ours(entry: dict[str, Any], path: Path) -> ReportedResult:
             figures.get("emid_bound"),
             figures.get("n"),
             jsds,
+            figures.get("variant_of"),
         )
     fit = entry.get("estimator_fit", {})
     notes = [
@@ -192,7 +224,11 @@ def _from_ours(entry: dict[str, Any], path: Path) -> ReportedResult:
         f"Estimator: {fit.get('verdict', 'unknown')} for these data{': far are ' + ', '.join(fit['far_splits'][:5]) if fit.get('far_splits') else ''}.",
         *notes,
     )
-    lost = _read_lost_rows(rows_path(path)).get(entry["signature"] + entry["model"], {})
+    lost = {
+        split: [{**NO_ROW, **row} for row in lost if isinstance(row, dict)]
+        for split, lost in (rows.get("lost") or {}).items()
+        if isinstance(lost, list)
+    }
     estimator = entry.get("settings", {}).get("estimator", "")
     return ReportedResult(
         entry["model"],
@@ -201,33 +237,12 @@ def _from_ours(entry: dict[str, Any], path: Path) -> ReportedResult:
         entry["id_split"],
         splits,
         entry["signature"],
-        str(path),
+        source,
         footer,
         lost,
         estimator,
         entry.get("title", ""),
     )
-
-
-def rows_path(path: Path) -> Path:
-    """Where the lost rows of a file of figures are."""
-    return path.with_name(path.name.removesuffix(".json") + ".rows.json")
-
-
-def _read_lost_rows(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Lost rows by result and split; a file that cannot be read costs no figure."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        empty = {"id": "", "loss": None, "question": "", "response": "", "reference": "", "image": ""}
-        return {
-            key: {split: [{**empty, **row} for row in rows] for split, rows in splits.items()}
-            for key, splits in content.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning("%s: not the rows that score writes, and left out of the report: %s", path, error)
-        return {}
 
 
 def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:

@@ -9,10 +9,9 @@ from pathlib import Path
 import regex
 from PIL import Image, ImageDraw, ImageFont
 
-from lmms_eval_emi.shifts.images import upright_rgb
+from lmms_eval_emi.shifts.apply import Step, shift_image, shift_text, shiftable
 from lmms_eval_emi.shifts.operators import Refused, ShiftError
-from lmms_eval_emi.shifts.recipes import Step, shift_image, shift_text
-from lmms_eval_emi.shifts.textual.words import TextOptions
+from lmms_eval_emi.shifts.operators.textual.words import TextOptions
 
 THUMB, LABEL, GAP, MARGIN = 224, 170, 8, 24
 WIDTH = 2 * MARGIN + LABEL + 5 * (THUMB + GAP)
@@ -46,7 +45,7 @@ def contact_sheet(
     blocks: list[Image.Image] = []
     if image is not None:
         try:
-            small = upright_rgb(image).copy()
+            small = shiftable(image).copy()
         except Refused as reason:
             blocks.append(_row("as it is", [str(reason)]))
             image = None

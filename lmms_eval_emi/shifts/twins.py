@@ -16,16 +16,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from lmms_eval_emi.shifts.operators import Family, Refused, ShiftError, operators
-from lmms_eval_emi.shifts.recipes import Recipe, Step, default_options, parse_steps, shift_image, shift_text
-from lmms_eval_emi.shifts.textual.words import TextOptions
+from lmms_eval_emi.shifts.apply import Recipe, Step, default_options, parse_steps
+from lmms_eval_emi.shifts.operators import Family, ShiftError, operators
+from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+from lmms_eval_emi.studies.columns import (
+    QUESTION_COLUMNS,
+    find_id_column,
+    find_image_columns,
+    find_question_column,
+    holds_text,
+)
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
-QUESTION_COLUMNS = ("question", "prompt", "query", "instruction", "problem", "text")
-ID_COLUMNS = ("question_id", "id", "qid", "index", "data_id")
 ROW_COLUMN = "emi_shift_row"
 
 
@@ -110,14 +115,13 @@ class _ShiftedRows:
             return None
         if isinstance(value, list):
             return [self._shift(one, step, f"{row_id}/{place}") for place, one in enumerate(value)]
-        name, level = step.operator.name, step.level
-        try:
-            if step.operator.family == "visual":
-                return shift_image(value, name, level, seed=self.seed, row_id=row_id)  # type: ignore[arg-type]
-            return shift_text(value, name, level, seed=self.seed, row_id=row_id, options=self.options)
-        except Refused as reason:
-            _report(step.name, str(row_id), str(reason))
-            return value
+        return step.apply_or_keep(
+            value,
+            lambda reason: _report(step.name, str(row_id), reason),
+            seed=self.seed,
+            row_id=row_id,
+            options=self.options,
+        )
 
 
 @lru_cache(maxsize=100_000)
@@ -139,13 +143,7 @@ def _columns(given: str | Sequence[str] | None, dataset: datasets.Dataset) -> li
 
 
 def _image_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None) -> list[str]:
-    from datasets import Image, List
-
-    found = _columns(given, dataset) or [
-        name
-        for name, feature in dataset.features.items()
-        if isinstance(feature, Image) or (isinstance(feature, List) and isinstance(feature.feature, Image))
-    ]
+    found = _columns(given, dataset) or find_image_columns(dataset, lists=True)
     if not found:
         raise ShiftError(
             f"twin: expected a column of images to shift; the task's rows have {', '.join(dataset.column_names)}, and none holds images."
@@ -154,28 +152,23 @@ def _image_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None)
 
 
 def _question_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None) -> list[str]:
-    found = _columns(given, dataset) or [name for name in QUESTION_COLUMNS if name in dataset.column_names][:1]
+    usual = find_question_column(dataset)
+    found = _columns(given, dataset) or ([usual] if usual else [])
     if not found:
         raise ShiftError(
             f"twin: expected a column of {', '.join(QUESTION_COLUMNS)} to shift; the task's rows have {', '.join(dataset.column_names)}. "
             "Name it in a utils.py beside the task: process_docs = twin(..., question='...')."
         )
     for name in found:
-        feature = dataset.features[name]
-        if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string"):
-            raise ShiftError(f"twin: expected a column of texts to shift, {name} holds {feature}.")
+        if not holds_text(dataset, name):
+            raise ShiftError(f"twin: expected a column of texts to shift, {name} holds {dataset.features[name]}.")
     return found
 
 
 def _id_column(dataset: datasets.Dataset, given: str | None) -> str:
     if given is not None:
         return (_columns(given, dataset) or [given])[0]
-    for name in ID_COLUMNS:
-        if name in dataset.column_names:
-            values = dataset.with_format(None)[name]
-            if len(set(map(str, values))) == len(dataset):
-                return name
-    return ROW_COLUMN
+    return find_id_column(dataset) or ROW_COLUMN
 
 
 def __getattr__(name: str) -> Callable:

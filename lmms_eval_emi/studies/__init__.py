@@ -1,1 +1,1 @@
-"""Studies: which splits there are, their rows, their figures, and the table of them."""
+"""Studies as data: their schema, the YAML files of the built-in ones, and the usual names of columns."""

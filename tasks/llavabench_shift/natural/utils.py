@@ -1,7 +1,7 @@
-# Written by python -m lmms_eval_emi.harness.task_files from the catalogue of the study; edit that instead.
+# Written by python -m lmms_eval_emi.harness.lmms_eval.task_files from the study; edit that instead.
 """Hooks of the tasks beside this file, bound to their study."""
 
-from lmms_eval_emi.harness.hooks import study_hooks
+from lmms_eval_emi.harness.lmms_eval.hooks import study_hooks
 
 _hooks = study_hooks("natural")
 

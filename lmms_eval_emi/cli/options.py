@@ -1,0 +1,106 @@
+"""Options that several commands share. Those of settings are made from the settings' own fields."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from lmms_eval_emi.settings import PREFIX, Settings, override_settings
+from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED
+
+METAVARS = {"vision_encoder": "NAME|PATH", "text_encoder": "NAME|PATH", "entropy": "NATS", "batch_size": "N"}
+
+
+def add_settings(parser: argparse.ArgumentParser, *names: str, **renamed: str) -> None:
+    """Add options for some settings.
+
+    Args:
+        parser: to add to.
+        names: of the settings.
+        renamed: another name of an option by its setting.
+    """
+    for name in (*names, *renamed):
+        field = Settings.model_fields[name]
+        default = "" if field.default is None else f"; default: {field.default}"
+        described = f"{(field.description or '').rstrip('.')} ({PREFIX}{name.upper()}{default})".replace("%", "%%")
+        option = f"--{renamed.get(name, name).replace('_', '-')}"
+        keywords: dict[str, Any] = {"dest": f"setting_{name}", "default": None, "help": described}
+        if field.annotation is bool:
+            keywords |= {"action": "store_true"}
+        elif choices := [choice for choice in get_args(field.annotation) if isinstance(choice, str)]:
+            keywords |= {"choices": choices}
+        else:
+            kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if kind in (int, float, Path)]
+            keywords |= {"type": kinds[0] if kinds else str, "metavar": METAVARS.get(name, name.upper())}
+        parser.add_argument(option, **keywords)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings, where the options of :func:`add_settings` come before the variables."""
+    given = {name.removeprefix("setting_"): value for name, value in vars(args).items() if name.startswith("setting_")}
+    return override_settings(given)
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say which responses of which study."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--shift", choices=BUILT_IN, help="built-in family of splits that the responses belong to")
+    which.add_argument(
+        "--study",
+        metavar="NAME|FILE",
+        help=f"the same ({', '.join((*BUILT_IN, *BUNDLED))}), or a study file of your own",
+    )
+    parser.add_argument(
+        "--responses",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="folders of response files: {split}.jsonl or {split}_{model}.jsonl, JSON lines with question_id and text; or an --output_path of lmms-eval --log_samples (default: the files that the study names)",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="model to take, as its lines or files name it; may be repeated; all takes every model (default: the only one of each folder)",
+    )
+    parser.add_argument(
+        "--model-name",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="call a model NEW in table and JSON; may be repeated; models that get the same name become one",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="use what is there: leave out rows and splits that cannot be used, and say why",
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """The option that allows a command to replace an existing output."""
+    parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+
+
+def study_of(args: argparse.Namespace) -> str:
+    """What the options of :func:`add_study_arguments` name."""
+    return args.study or args.shift
+
+
+def renamed_models(pairs: Sequence[str]) -> dict[str, str]:
+    """New names of models by their old ones, from ``OLD=NEW``.
+
+    Raises:
+        ValueError: a pair has no ``=``, or one side is empty.
+    """
+    names = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise ValueError(f"--model-name: expected OLD=NEW, got {pair!r}.")
+        names[old] = new
+    return names

@@ -1,0 +1,14 @@
+"""SigLIP's vision tower: mean of its patch states."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from lmms_eval_emi.encoders.vision import VisionEncoder
+
+
+class SigLIPVisionEncoder(VisionEncoder):
+    """Embeds images by the patch states after the last layer norm, which SigLIP's own pooling head also reads."""
+
+    tower = "SiglipVisionModel"
+    options: ClassVar[dict[str, Any]] = {"vision_use_head": False}

@@ -1,0 +1,213 @@
+"""The end of a run: save the responses, score them, write and show the results.
+
+Responses come first, on the disk and under a name that needs nothing of the harness; whatever fails
+after that costs no response.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from loguru import logger
+
+from lmms_eval_emi.files import check_folder_writable, flush_folder, write_atomically
+from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.task_files import portable_study
+from lmms_eval_emi.responses.llava import write_response_file
+from lmms_eval_emi.scoring.joining import StudySamples, add_rows
+from lmms_eval_emi.settings import cache_folder, load_settings
+from lmms_eval_emi.studies.schema import Study
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.harness.lmms_eval.run import Run, TaskOfRun
+    from lmms_eval_emi.scoring.pipeline import Scored
+    from lmms_eval_emi.scoring.results import StudyResult
+
+RESPONSES = "emi_responses"
+_footers: list[str] = []
+
+
+@atexit.register
+def _print_footers() -> None:
+    """The harness prints its table last of all, with four decimals; this stands under it."""
+    for footer in _footers:
+        print(footer, flush=True)
+
+
+def finish(run: Run, args: object) -> dict[str, StudyResult]:
+    """Save all responses, then score all tasks, write the results and prepare what is printed.
+
+    Returns:
+        Results by study.
+
+    Raises:
+        RuntimeError: they could not be scored; the message says where the responses are and how to go on.
+    """
+    model = compat.model_name(args)
+    saved, entries = save_responses(run, args, model)
+    folder, stamp = saved.parent, saved.name.removesuffix(f"_{RESPONSES}")
+    try:
+        named, stamp_of_run = _folder_of_run(args), compat.run_stamp(args)
+        target = _unused(named / f"{stamp_of_run}_{RESPONSES}")
+        saved.rename(target)
+        flush_folder(target.parent)
+        saved, folder, stamp = target, named, stamp_of_run
+    except Exception as error:
+        logger.warning(f"The files of this run could not be named as the harness names its own: {error}")
+    logger.info(f"Responses saved in {saved}")
+    try:
+        return _score(entries, folder, stamp, saved)
+    except Exception as error:
+        commands = "\n".join(f"  {_score_command(entry.study, saved)}" for entry in entries)
+        raise RuntimeError(
+            f"{error}\nNo response is lost: they are in {saved}. Once this is fixed, score them with\n{commands}"
+        ) from error
+
+
+def save_responses(run: Run, args: object, model: str) -> tuple[Path, list[StudySamples]]:
+    """Write the responses of every task to the disk, and join them with their rows.
+
+    Returns:
+        Their folder, and the samples of every study.
+    """
+    folder = _writable_folder(args) / f"{time.strftime('%Y%m%d_%H%M%S')}-{os.getpid()}-{id(run) % 10_000}_{RESPONSES}"
+    entries: dict[str, StudySamples] = {}
+    for task in list(run.tasks.values()):
+        if not task.responses:
+            continue
+        name = task.study.name
+        if name not in entries:
+            entries[name] = StudySamples(_study_with_variants(run, task.study), model)
+        entry = entries[name]
+        try:
+            # With --limit the other rows were never asked, so they are not missing.
+            add_rows(entry, task.row_name, task.dataset, task.responses, asked=task.responses)
+            samples = entry.samples.get(task.row_name, [])
+            rows = ((sample.id, sample.question, sample.response) for sample in samples)
+            write_response_file(folder / name / f"{task.row_name}.jsonl", rows, model)
+            if len(samples) < len(task.responses):
+                _write_by_row(folder / name, task)
+        except Exception as error:  # one task must not cost the others
+            entry.samples.pop(task.row_name, None)
+            entry.leave_out(
+                task.row_name, f"split {task.row_name}: its responses could not be joined with their rows: {error}"
+            )
+            logger.error(f"{task.name}: its responses could not be joined with their rows: {error}")
+            _write_by_row(folder / name, task)
+    for entry in entries.values():
+        if entry.study.variants():
+            text = yaml.safe_dump(portable_study(entry.study), sort_keys=False, allow_unicode=True)
+            write_atomically(folder / entry.study.name / "study.yaml", text)
+    return folder, list(entries.values())
+
+
+def _write_by_row(folder: Path, task: TaskOfRun) -> None:
+    """The responses of a task by row number, which needs nothing of the rows, in the harness's own format."""
+    lines = [
+        json.dumps({"doc_id": row, "filtered_resps": text}, ensure_ascii=False)
+        for row, text in sorted(task.responses.items())
+    ]
+    write_atomically(folder / compat.samples_name("unjoined", task.name), "".join(f"{line}\n" for line in lines))
+
+
+def _study_with_variants(run: Run, study: Study) -> Study:
+    for task in run.tasks.values():
+        if task.study.name == study.name and task.row_name != task.split:
+            study = study.with_variant(task.row_name, task.split)
+    return study
+
+
+def _writable_folder(args: object) -> Path:
+    """The output folder of the run, or else the cache, or else a temporary folder."""
+    output = compat.output_path(args)
+    for choose in (lambda: output, lambda: cache_folder() / "runs"):
+        try:
+            folder = choose()
+            if folder is None:
+                continue
+            check_folder_writable(folder)
+            return folder
+        except Exception as error:
+            logger.error(f"The files of this run cannot be written where they belong: {error}")
+    return Path(tempfile.mkdtemp(prefix="lmms_eval_emi-"))
+
+
+def _folder_of_run(args: object) -> Path:
+    """The folder in which the harness has its files of this run, or one in the cache."""
+    output, below = compat.output_path(args), compat.run_folder(args)
+    for folder in (*([output / below] if output else []), cache_folder() / "runs" / (below or "model")):
+        try:
+            check_folder_writable(folder)
+            return folder
+        except OSError as error:
+            logger.error(f"{folder} cannot be written: {error}")
+    raise OSError("no folder for the files of this run can be written")
+
+
+def _score(entries: list[StudySamples], folder: Path, stamp: str, saved: Path) -> dict[str, StudyResult]:
+    from lmms_eval_emi.scoring.pipeline import score_samples
+
+    settings = load_settings()
+    results: dict[str, StudyResult] = {}
+    for scored in score_samples(entries, settings, allow_missing=True):
+        result = scored.result
+        name = result.study.name
+        results[name] = result
+        for reasons in result.left_out.values():
+            for reason in reasons:
+                logger.error(f"{name}: left out: {reason}")
+        for split, notes in result.notes.items():
+            logger.warning(f"{name}, split {split}: {'; '.join(notes)}")
+        _footers.append(_show(scored, folder, stamp, saved / name, report=settings.report))
+    return results
+
+
+def _show(scored: Scored, folder: Path, stamp: str, responses: Path, *, report: bool) -> str:
+    """Write a result and its report; what goes wrong here costs no score. Returns what is printed under the table."""
+    from lmms_eval_emi.scoring.table import legend, summary_to_table
+
+    result = scored.result
+    name = result.study.name
+    lines = [f"\n{result.study.title}, {result.model}", summary_to_table(result), legend(result)]
+    try:
+        from lmms_eval_emi.report.page import write_report
+        from lmms_eval_emi.report.reading import from_result
+        from lmms_eval_emi.report.trackers import log_result
+        from lmms_eval_emi.scoring.row_results import write_results
+
+        path = _unused(folder / f"{stamp}_emi_{name}.json")
+        rows = write_results(path, [scored])
+        lines.append(f"results    {path}")
+        log_result(result)
+        if report:
+            page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
+            write_report([from_result(result, rows[0], str(path))], page)
+            lines.append(f"report     {page}")
+    except Exception as error:
+        logger.opt(exception=error).debug("the results could not be written")
+        logger.error(
+            f"The results of {name} could not be written: {error}. Score the responses again: {_score_command(result.study, responses.parent)}"
+        )
+    return "\n".join((*lines, f"responses  {responses}"))
+
+
+def _score_command(study: Study, saved: Path) -> str:
+    folder = saved / study.name
+    source = folder / "study.yaml" if study.variants() else study.source
+    return f"lmms-eval-emi score --study {source} --responses {folder} --allow-missing --output {study.name}.json"
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one beside it if another run of the same second has taken it."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return candidate

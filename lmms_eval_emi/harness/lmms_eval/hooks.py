@@ -1,0 +1,193 @@
+"""The functions that our task and group files name. What they have to remember is in ``run``.
+
+They are plain functions, not methods, because lmms-eval deep-copies what a task file names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval_emi.harness.lmms_eval.compat import NO_SCORE
+from lmms_eval_emi.harness.lmms_eval.run import Item, find_run, open_task
+from lmms_eval_emi.images import encoded_image, open_image, to_rgb
+from lmms_eval_emi.rows import image_roots, shift_at_load
+from lmms_eval_emi.scoring.results import Summary
+from lmms_eval_emi.studies.schema import Columns, Study, StudyError, load_study
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+SPLIT_COLUMN, ROW_COLUMN, TASK_COLUMN = "emi_split", "emi_row", "emi_task"
+METRICS = {"emi": True, "emid": False, "emid_bound": False}  # name: whether higher is better
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a task file of one study names, by the harness's names."""
+
+    process_docs: Callable
+    process_docs_of: Callable
+    doc_to_visual: Callable
+    doc_to_text: Callable
+    doc_to_target: Callable
+    process_results: Callable
+    emi: Callable
+    emid: Callable
+    emid_bound: Callable
+
+
+@lru_cache(maxsize=32)
+def study_hooks(study_source: str) -> Hooks:
+    """The hooks of one study, a built-in name or the path of a study file."""
+    study = load_study(study_source)
+
+    def process_docs_of(name: str | None = None) -> Callable:
+        """The hook that announces a task and numbers its rows; default: the split as the dataset names it."""
+
+        def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
+            split = name or _split_of_dataset(study, str(dataset.split))
+            dataset = shift_at_load(study, study.split(split), dataset)
+            task = open_task(study, split, dataset)
+            numbered = dataset.add_column(SPLIT_COLUMN, [split] * len(dataset))
+            numbered = numbered.add_column(TASK_COLUMN, [task.name] * len(dataset))
+            return numbered.add_column(ROW_COLUMN, list(range(len(dataset))))
+
+        return process_docs
+
+    def columns_of(doc: dict) -> Columns:
+        return study.splits[doc[SPLIT_COLUMN]].dataset.columns
+
+    def doc_to_visual(doc: dict) -> list[Image.Image]:
+        """The image as RGB, or none where the study or the row has none."""
+        run = find_run(doc.get(TASK_COLUMN))
+        if run:
+            run.begin()
+        column = columns_of(doc).image
+        value = doc[column] if column else None
+        if value is None:
+            return []
+        if isinstance(value, str | dict):  # a path, which is relative to the dataset or study file
+            spec = study.splits[doc[SPLIT_COLUMN]].dataset
+            value = open_image(encoded_image(value, image_roots(study, spec)))
+        return [to_rgb(value)]
+
+    def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
+        """The question as the model is asked: with the prompt's suffix, unless it ends so already."""
+        options = lmms_eval_specific_kwargs or {}
+        question, suffix = doc[columns_of(doc).question], options.get("post_prompt", "")
+        if suffix.strip() and question.rstrip().endswith(suffix.strip()):
+            suffix = ""
+        return f"{options.get('pre_prompt', '')}{question}{suffix}"
+
+    def doc_to_target(doc: dict) -> str:
+        """The reference."""
+        return doc[columns_of(doc).reference]
+
+    def process_results(doc: dict, results: Sequence[Any]) -> dict[str, Any]:
+        """The response and the row that it belongs to; EMID and index only where the ID split runs too."""
+        task, row = doc[TASK_COLUMN], doc[ROW_COLUMN]
+        run = find_run(task)
+        if run is None:  # the rows were loaded by a process that is gone
+            raise RuntimeError(f"lmms_eval_emi: the task {task} was not loaded in this process.")
+        run.begin()
+        item = run.respond(task, row, results[0] if results else "")
+        values: dict[str, Any] = {"emi": item}
+        if run.tasks[task].row_name != study.id_split and run.has_split(study.name, study.id_split):
+            values |= {metric: Item.of(run, task, row, {"row": item["row"]}) for metric in ("emid", "emid_bound")}
+        return values
+
+    def emi(items: list[Item], args: Any = None) -> float | str:
+        """EMI of the task whose responses are given."""
+        scores = _scores(items, args)
+        return scores.emi.value if scores else NO_SCORE
+
+    def emid(items: list[Item], args: Any = None) -> float | str:
+        """EMID of the task's shift."""
+        scores = _scores(items, args)
+        return scores.emid.value if scores and scores.emid else NO_SCORE
+
+    def emid_bound(items: list[Item], args: Any = None) -> float | str:
+        """Index of the task's shift."""
+        scores = _scores(items, args)
+        return scores.bound.value if scores and scores.bound else NO_SCORE
+
+    return Hooks(
+        process_docs_of(),
+        process_docs_of,
+        doc_to_visual,
+        doc_to_text,
+        doc_to_target,
+        process_results,
+        emi,
+        emid,
+        emid_bound,
+    )
+
+
+def _scores(items: Sequence[Item], args: Any) -> Any:
+    first = items[0]
+    return first.run.scores(first.task, args) if first.run else None
+
+
+def _split_of_dataset(study: Study, dataset_split: str) -> str:
+    """The split of a study that a dataset's split is."""
+    names = [
+        name
+        for name, split in study.splits.items()
+        if split.dataset_split == dataset_split and split.variant_of is None
+    ]
+    if len(names) != 1:
+        raise StudyError(
+            f"{study.source}: expected one split whose dataset split is {dataset_split!r}, got {names or 'none'}. Write the task files again: lmms-eval-emi tasks --from-study {study.source} --output DIR"
+        )
+    return names[0]
+
+
+def group_mean(studies: Sequence[str], modality: str | None, metric: str) -> Callable:
+    """The score of a group: the plain mean over its shifts, looked up by name in the results of the run.
+
+    Args:
+        studies: names of the studies whose shifts the group has.
+        modality: of the shifts; ``None`` for all.
+        metric: ``emi``, ``emid`` or ``emid_bound``.
+    """
+
+    def mean_over_shifts(metrics: Sequence[float | str], sizes: Sequence[int], weight_by_size: bool) -> float | str:
+        return _group_scores(studies, modality)[metric]
+
+    mean_over_shifts.__name__ = f"{metric}_over_shifts"
+    return mean_over_shifts
+
+
+def postprocess_group(described: dict[str, Any], *args: Any, **context: Any) -> dict[str, float]:
+    """The scores of a group for lmms-eval's group hook, where it has one.
+
+    Args:
+        described: the group's ``studies`` and ``modality``, from its metadata.
+        args, context: whatever the harness gives the hook.
+
+    Returns:
+        Means over the group's shifts, and Pearson's r of EMID and index, by ``metric,filter``.
+    """
+    scores = _group_scores(described["studies"], described.get("modality"))
+    return {f"{name},none": value for name, value in scores.items() if isinstance(value, float)}
+
+
+def _group_scores(studies: Iterable[str], modality: str | None) -> dict[str, float | str]:
+    run = find_run()
+    results = [run.results[name] for name in studies if run and run.results and name in run.results]
+    shifts = [
+        result.splits[name] for result in results for name in result.study.shifts(modality) if name in result.splits
+    ]
+    summary = Summary.of((one.emi.value, one.emid.value, one.bound.value) for one in shifts if one.emid and one.bound)
+    values = {
+        "emi": summary.mean_emi,
+        "emid": summary.mean_emid,
+        "emid_bound": summary.mean_bound,
+        "emid_pearson_r": summary.pearson_r,
+    }
+    return {name: NO_SCORE if value is None else value for name, value in values.items()}

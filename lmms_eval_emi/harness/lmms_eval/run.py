@@ -1,0 +1,282 @@
+"""What the runs of lmms-eval in this process have loaded and answered.
+
+lmms-eval aggregates task after task, each with its own values only, and EMID needs two tasks. So a
+run remembers the dataset of every task that was loaded and every response that was processed or,
+on rank 0, received from other ranks. State belongs to a *task of a run*: two tasks on one split, two
+runs in one process and any number of threads never share it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+from lmms_eval_emi.files import encodable
+from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.images import ImageError, encoded_image
+from lmms_eval_emi.rows import check_columns, image_roots, stale_cache
+from lmms_eval_emi.scoring.preflight import PreflightError, preflight
+from lmms_eval_emi.settings import SettingsError, load_settings
+from lmms_eval_emi.studies.schema import Study, StudyError
+
+if TYPE_CHECKING:
+    import datasets
+
+    from lmms_eval_emi.scoring.results import SplitScores, StudyResult
+
+MOST_RUNS = 16  # that are remembered; a server may do any number
+
+
+class RunStopped(SystemExit):
+    """What a run needs is missing. It ends the process: lmms-eval retries and swallows other errors."""
+
+
+class Item(dict):
+    """What a row gives one metric: JSON for the samples file, and a registration wherever it is unpickled.
+
+    The harness gathers the values of every task to rank 0 before the first aggregation, so rank 0
+    knows all responses by then.
+
+    Attributes:
+        run: the run that it belongs to in this process, if it is known here.
+        task: name of the task.
+        row: number of the row.
+    """
+
+    run: Run | None
+    task: str
+    row: int
+
+    @classmethod
+    def of(cls, run: Run | None, task: str, row: int, content: dict[str, Any]) -> Item:
+        """An item of a run."""
+        item = cls(content)
+        item.run, item.task, item.row = run, task, row
+        return item
+
+    def __reduce__(self) -> tuple:
+        return _received, (self.task, self.row, dict(self))
+
+    def __copy__(self) -> Item:
+        return Item.of(self.run, self.task, self.row, dict(self))
+
+    def __deepcopy__(self, memo: Any) -> Item:
+        return self.__copy__()
+
+
+def _received(task: str, row: int, content: dict[str, Any]) -> Item:
+    """An item that another rank has sent; one that is sent several times is one object."""
+    run = find_run(task)
+    if run is None:
+        return Item.of(None, task, row, content)
+    if "answer" in content:
+        run.receive(task, row, content["answer"])
+    return run.items.setdefault((task, row, "answer" in content), Item.of(run, task, row, content))
+
+
+@dataclass
+class TaskOfRun:
+    """One task of a run.
+
+    Attributes:
+        name: of the task.
+        study: that it belongs to.
+        split: whose rows it asks.
+        row_name: what its results are called: the split, or the task where it is a variant of ours.
+        dataset: its rows.
+        responses: by row number.
+    """
+
+    name: str
+    study: Study
+    split: str
+    row_name: str
+    dataset: datasets.Dataset
+    responses: dict[int, str] = field(default_factory=dict)
+
+
+class Run:
+    """What is known of one call of ``simple_evaluate`` in this process."""
+
+    def __init__(self, evaluation: int) -> None:
+        self.evaluation = evaluation
+        self.tasks: dict[str, TaskOfRun] = {}
+        self.items: dict[tuple[str, int, bool], Item] = {}
+        self.begun = False
+        self.results: dict[str, StudyResult] | None = None  # by study, once scored
+        self.lock = threading.RLock()
+
+    def open_task(self, name: str, study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
+        """Remember a task that was loaded. The first one checks whatever the run will need.
+
+        Raises:
+            RunStopped: something is missing, or the rows are those of other files.
+        """
+        if not self.tasks:
+            _check_environment()
+        other = next((task.study for task in self.tasks.values() if task.study.name == study.name), study)
+        if other.source != study.source:
+            raise RunStopped(
+                f"lmms_eval_emi: two studies of this run are named {study.name}: {other.source} and {study.source}. Rename one."
+            )
+        if compat.is_main_process():
+            _check_rows(study, split, dataset)
+        taken = {task.row_name for task in self.tasks.values() if task.study.name == study.name} | set(study.splits)
+        row_name = split if name == study.task_name(split) else _free(re.sub(r"\W+", "_", name) or "variant", taken)
+        task = self.tasks[name] = TaskOfRun(name, study, split, row_name, dataset)
+        return task
+
+    def has_split(self, study: str, split: str) -> bool:
+        """Whether the task of a split itself, not only a variant of it, is part of the run."""
+        return any(task.study.name == study and task.row_name == split for task in self.tasks.values())
+
+    def begin(self) -> None:
+        """All tasks are loaded: warn, once, about shifts whose ID split is not part of the run."""
+        if self.begun:
+            return
+        with self.lock:
+            if self.begun:
+                return
+            self.begun = True
+        if not compat.is_main_process():
+            return
+        for study in {task.study.name: task.study for task in self.tasks.values()}.values():
+            if not self.has_split(study.name, study.id_split):
+                logger.warning(
+                    f"EMID and its index need the ID split {study.id_split}, which is not part of this run: they are left out, and EMI is given. Add its task: --tasks {study.task_name(study.id_split)},..."
+                )
+
+    def receive(self, task: str, row: int, response: str) -> None:
+        """Keep the first response of a row."""
+        self.tasks[task].responses.setdefault(row, response)
+
+    def respond(self, task: str, row: int, response: Any) -> Item:
+        """Register the response of a row, and return what the harness passes on."""
+        text = encodable(response if isinstance(response, str) else "" if response is None else str(response))
+        self.receive(task, row, text)
+        return Item.of(self, task, row, {"row": self.row_key(task, row), "answer": text})
+
+    def row_key(self, task: str, row: int) -> str:
+        """Identifies a row in a samples file. A text, because the harness averages numbers."""
+        own = self.tasks[task]
+        return f"{own.study.name}:{own.row_name}:{row}"
+
+    def scores(self, task: str, args: Any) -> SplitScores | None:
+        """Scores of a task, or ``None`` where there are none; the first call scores all tasks. Never raises."""
+        from lmms_eval_emi.harness.lmms_eval.finish import finish
+
+        with self.lock:
+            if self.results is None:
+                self.results = {}
+                try:
+                    self.results = finish(self, args)
+                except Exception as error:
+                    logger.opt(exception=error).debug("EMI could not be computed")
+                    logger.error(f"EMI could not be computed: {error}")
+        own = self.tasks.get(task)
+        result = self.results.get(own.study.name) if own else None
+        return result.splits.get(own.row_name) if result and own else None
+
+
+# Runs are found by their task objects, or else by the thread that loaded them.
+_runs: list[Run] = []
+_run_of_thread: dict[int, Run] = {}
+_run_of_task: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
+    """A task of a split was loaded, in the current run of this thread or, where that is under way, in a new one.
+
+    Raises:
+        RunStopped: as :meth:`Run.open_task`.
+    """
+    caller = compat.calling_task()
+    name = caller.name if caller else study.task_name(split)
+    evaluation = caller.evaluation if caller else 0
+    with _lock:
+        run = _run_of_thread.get(threading.get_ident())
+        if run is None or run.begun or name in run.tasks or run.evaluation != evaluation:
+            run = Run(evaluation)
+            _run_of_thread[threading.get_ident()] = run
+            _runs.append(run)
+            del _runs[:-MOST_RUNS]
+            for thread in [thread for thread, own in _run_of_thread.items() if own not in _runs]:
+                del _run_of_thread[thread]
+        task = run.open_task(name, study, split, dataset)
+        if caller:
+            _run_of_task[caller.task] = run
+        return task
+
+
+def find_run(task: str | None = None) -> Run | None:
+    """The run whose hook is being called: of the calling task, of this thread, or the latest with such a task."""
+    caller = compat.calling_task()
+    if caller is not None and caller.task in _run_of_task:
+        return _run_of_task[caller.task]
+    own = _run_of_thread.get(threading.get_ident())
+    for run in (*([own] if own else []), *reversed(_runs)):
+        if task is None or task in run.tasks:
+            return run
+    return None
+
+
+def forget_runs() -> None:
+    """Forget everything, as a new process would."""
+    with _lock:
+        _runs.clear()
+        _run_of_thread.clear()
+        _run_of_task.clear()
+
+
+def _free(name: str, taken: set[str]) -> str:
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def _check_environment() -> None:
+    """Rank 0 computes all scores, so it checks what they need; every rank checks the settings."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        raise RunStopped(f"lmms_eval_emi: {error}") from error
+    if not settings.preflight or not compat.is_main_process():
+        return
+    try:
+        preflight(settings)
+    except PreflightError as error:
+        raise RunStopped(
+            f"lmms_eval_emi: this run could not be scored, so it is stopped before anything is generated.\n\n{error}"
+            "\n\nTo generate now and score later: LMMS_EVAL_EMI_PREFLIGHT=0"
+        ) from error
+
+
+def _check_rows(study: Study, split: str, dataset: datasets.Dataset) -> None:
+    spec = study.split(split).dataset
+    try:
+        check_columns(dataset, spec.columns, f"{spec.path}, split {split}")
+    except StudyError as error:
+        raise RunStopped(f"lmms_eval_emi: {error}") from error
+    from pathlib import Path
+
+    stale = stale_cache(spec.path, dataset)
+    if stale:
+        raise RunStopped(
+            f"lmms_eval_emi: the rows of {spec.path} are not those of the folder {Path(spec.path).resolve()}, but of another folder of that name, or of files that changed since: the cache of datasets tells neither apart.\nRemove that cache and start again:\n  rm -r {stale}"
+        )
+    column = spec.columns.image
+    if column and getattr(dataset.features[column], "dtype", None) in ("string", "large_string"):
+        roots = image_roots(study, spec)
+        for row, path in enumerate(dataset[column]):
+            try:
+                encoded_image(path, roots)
+            except ImageError as error:
+                raise RunStopped(f"lmms_eval_emi: {spec.path}, split {split}, row {row}: {error}") from error

@@ -1,0 +1,193 @@
+"""The one way from responses to results, which a harness, the command line and Python users share."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.samples import SampleError, without_images
+from lmms_eval_emi.scoring.embedding import embed_good_rows
+from lmms_eval_emi.scoring.joining import StudySamples, collect_samples
+from lmms_eval_emi.scoring.preflight import Instruments, load_instruments
+from lmms_eval_emi.scoring.results import StudyResult, notes_on_samples, score_study
+from lmms_eval_emi.settings import Settings, load_settings, override_settings
+from lmms_eval_emi.studies.schema import Study, load_study
+
+log = logging.getLogger("lmms_eval_emi")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A result with the samples that it was made of, whose rows are in the order of the embeddings."""
+
+    result: StudyResult
+    samples: StudySamples
+
+
+def score(
+    study: Study | str | Path,
+    responses: Sequence[str | Path] | str | Path = (),
+    *,
+    models: Sequence[str] = (),
+    splits: Sequence[str] = (),
+    estimators: Sequence[str] = (),
+    allow_missing: bool = False,
+    settings: Settings | None = None,
+    **overrides: Any,
+) -> list[StudyResult]:
+    """Score the responses of models in a study.
+
+    Args:
+        study: a built-in name (``natural``, ``synthetic``, ``demo``), the path of a study file, or a study.
+        responses: folders of response files, or output folders of a harness; default: the files that the
+            study names.
+        models: which models to take; ``all`` takes every one. Without any, each folder must hold one.
+        splits: to score, beside the ID split; default: all.
+        estimators: names or paths, one result each; default: that of the settings.
+        allow_missing: score what is there. A row that cannot be used is left out of its split, with its
+            reason, and a split that cannot be scored is left out of the study.
+        settings: default: those of the environment.
+        overrides: single settings by name, such as ``convention="equal_weight"``.
+
+    Returns:
+        One :class:`StudyResult` for every model and estimator.
+
+    Raises:
+        ResponsesError: responses are missing or cannot be read.
+        StudyError: the study, or one of its datasets, is not there or cannot be read.
+        SampleError: rows that cannot be embedded, all of them, before anything is encoded.
+        PreflightError: an encoder or estimator is missing, or they do not fit each other.
+    """
+    study = study if isinstance(study, Study) else load_study(study)
+    settings = settings if settings and not overrides else override_settings({**dict(settings or {}), **overrides})
+    folders = [Path(responses)] if isinstance(responses, str | Path) else [Path(folder) for folder in responses]
+    entries = collect_samples(study, folders, splits=splits, models=models, allow_missing=allow_missing)
+    scored = score_samples(entries, settings, estimators=estimators, allow_missing=allow_missing)
+    return [one.result for one in scored]
+
+
+def score_samples(
+    entries: Sequence[StudySamples],
+    settings: Settings | None = None,
+    *,
+    estimators: Sequence[str] = (),
+    instruments: Instruments | None = None,
+    allow_missing: bool = False,
+) -> list[Scored]:
+    """Score the samples of some models and studies; each distinct image and text of all is encoded once.
+
+    Args:
+        entries: samples of each model in each study.
+        settings: default: those of the environment.
+        estimators: names or paths; default: that of the settings.
+        instruments: encoders and estimators, if they are loaded already.
+        allow_missing: as in :func:`score`.
+
+    Returns:
+        One result for every entry and estimator, entry by entry. A study of which no split can be scored
+        has a result without splits, which says why.
+
+    Raises:
+        SampleError, PreflightError: as :func:`score`.
+    """
+    settings = settings or load_settings()
+    instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
+    embedded = embed_samples(entries, instruments, batch_size=settings.batch_size, allow_missing=allow_missing)
+    scored = []
+    for entry, embeddings in embedded:
+        notes = notes_on_samples(entry.samples)
+        for estimator in instruments.estimators:
+            result = score_study(
+                entry.study,
+                embeddings,
+                estimator,
+                model=entry.model,
+                convention=settings.convention,
+                entropy=settings.entropy,
+                left_out=entry.left_out,
+                notes=notes,
+                lost=entry.lost,
+            )
+            scored.append(Scored(result, entry))
+    return scored
+
+
+def embed_samples(
+    entries: Sequence[StudySamples], instruments: Instruments, *, batch_size: int = 64, allow_missing: bool = False
+) -> list[tuple[StudySamples, dict[str, Embeddings]]]:
+    """Embed the samples of some models and studies together.
+
+    Returns:
+        Every entry without its bad rows, which its ``left_out`` and ``lost`` name, and its embeddings by split.
+
+    Raises:
+        SampleError: bad rows that are not allowed, or no good ones at all.
+    """
+    labels = _labels(entries)
+    together = {
+        label: entries[number].samples[name]
+        for (number, name), label in labels.items()
+        if entries[number].samples[name]
+    }
+    if not together:
+        raise SampleError("expected rows to embed, got none.")
+    embedded, bad = embed_good_rows(together, instruments.encoders, batch_size=batch_size, strict=not allow_missing)
+    bad_rows: dict[str, list[Any]] = {}
+    for one in bad:
+        bad_rows.setdefault(one.split, []).append(one)
+    cleaned = []
+    for number, entry in enumerate(entries):
+        good = StudySamples(
+            entry.study,
+            entry.model,
+            left_out={name: list(reasons) for name, reasons in entry.left_out.items()},
+            lost={name: set(keys) for name, keys in entry.lost.items()},
+        )
+        embeddings = {}
+        for name, samples in entry.samples.items():
+            label = labels[number, name]
+            excluded = bad_rows.get(label, [])
+            for one in excluded:
+                good.leave_out(name, f"split {name}, row {one.id}: {one.reason}")
+                good.lost.setdefault(name, set()).add(samples[one.row].key)
+            numbers = {one.row for one in excluded}
+            rows = [sample for row, sample in enumerate(samples) if row not in numbers]
+            if rows:
+                good.samples[name] = rows
+                embeddings[name] = embedded[label]
+            else:
+                good.leave_out(name, f"split {name}: none of its rows can be embedded")
+        cleaned.append((good, embeddings))
+    return cleaned
+
+
+def _text_only(entries: Sequence[StudySamples]) -> bool:
+    return all(without_images(entry.samples) for entry in entries)
+
+
+def _labels(entries: Sequence[StudySamples]) -> dict[tuple[int, str], str]:
+    """What messages call every split: by its name, and by model and study only where that is needed."""
+    labels: dict[tuple[int, str], str] = {}
+    names = Counter(name for entry in entries for name in entry.samples)
+    owners = Counter((name, entry.model) for entry in entries for name in entry.samples)
+    for number, entry in enumerate(entries):
+        for name in entry.samples:
+            label = name if names[name] == 1 else f"{name} of {entry.model}"
+            if owners[name, entry.model] > 1:
+                label += f" in {entry.study.name}"
+            labels[number, name] = label if label not in labels.values() else f"{label} ({number + 1})"
+    return labels
+
+
+def left_out_lines(entries: Mapping[str, Sequence[str]] | StudySamples, most: int = 10) -> list[str]:
+    """What was left out of a result, as lines for a log; long lists are cut, and say so."""
+    left_out = entries.left_out if isinstance(entries, StudySamples) else entries
+    lines = []
+    for reasons in left_out.values():
+        lines += list(reasons[:most]) + ([f"and {len(reasons) - most} more"] if len(reasons) > most else [])
+    return lines

@@ -1,0 +1,134 @@
+"""What a run needs, checked before anything is generated or encoded: settings, cache, device, encoders, estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from lmms_eval_emi.files import check_folder_writable
+from lmms_eval_emi.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.encoders import Encoders
+    from lmms_eval_emi.estimators import Estimator
+
+T = TypeVar("T")
+
+
+class PreflightError(ValueError):
+    """A run could not be scored. The message has everything that is missing, each with its remedy."""
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """The encoders and estimators of a run, which fit each other."""
+
+    encoders: Encoders
+    estimators: tuple[Estimator, ...]
+
+
+def load_instruments(
+    settings: Settings, estimators: Sequence[str] = (), *, text_only: bool | None = None, device: str | None = None
+) -> Instruments:
+    """Load encoders and estimators, and make sure that they fit each other.
+
+    Args:
+        settings: of the run.
+        estimators: names or paths; default: the one of the settings.
+        text_only: whether the run's inputs are text alone; ``None`` where that is not known yet, so that
+            an estimator of text alone passes.
+        device: where to put the encoders; default: that of the settings.
+
+    Raises:
+        PreflightError: with everything that is missing.
+    """
+    from lmms_eval_emi.encoders import Encoders, load_text_encoder, load_vision_encoder, resolve_device
+    from lmms_eval_emi.estimators import TEXT_ONLY, check_encoders, load_estimator
+
+    problems: list[str] = []
+
+    def attempt(work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except (RuntimeError, ValueError, OSError) as error:
+            problems.append(str(error))
+            return None
+
+    sources = list(estimators) or [settings.estimator]
+    loaded = [attempt(lambda source=source: load_estimator(source)) for source in sources]  # type: ignore[misc]
+    where = device or settings.device
+    if attempt(lambda: resolve_device(settings.device)) is None:
+        where = "cpu"
+    vision = attempt(lambda: load_vision_encoder(settings.vision_encoder, where))
+    text = attempt(lambda: load_text_encoder(settings.text_encoder, where))
+    if vision and text:
+        encoders = Encoders(vision, text)
+        if not text_only:
+            attempt(encoders.check_widths)
+        for estimator in loaded:
+            if estimator is None:
+                continue
+            alone = estimator.vision_encoder == TEXT_ONLY if text_only is None else text_only
+            attempt(
+                lambda estimator=estimator, alone=alone: check_encoders(  # type: ignore[misc]
+                    estimator, encoders, text_only=alone, allow_other=settings.allow_other_encoders
+                )
+            )
+            for name, width, expected in (
+                ("vision", vision.dimension, None if alone else estimator.input_dimension),
+                ("text", text.dimension, estimator.input_dimension),
+                ("text", text.dimension, estimator.output_dimension),
+            ):
+                if expected is not None and width != expected:
+                    problems.append(
+                        f"The estimator {estimator.name} takes embeddings of dimension {expected}, and the {name} encoder gives {width}. Set the encoders that it was trained with."
+                    )
+        if not problems:
+            return Instruments(encoders, tuple(estimator for estimator in loaded if estimator is not None))
+    raise PreflightError("\n\n".join(dict.fromkeys(problems)))
+
+
+def load_encoders_only(settings: Settings, *, text_only: bool = False) -> Instruments:
+    """The encoders of a run that has no estimator yet.
+
+    Raises:
+        PreflightError: one is missing, or their widths differ.
+    """
+    from lmms_eval_emi.encoders import Encoders, load_text_encoder, load_vision_encoder
+
+    try:
+        encoders = Encoders(
+            load_vision_encoder(settings.vision_encoder, settings.device),
+            load_text_encoder(settings.text_encoder, settings.device),
+        )
+        if not text_only:
+            encoders.check_widths()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise PreflightError(str(error)) from error
+    return Instruments(encoders, ())
+
+
+def preflight(settings: Settings | None = None) -> None:
+    """Check, before the first response is generated, whatever the scores will need.
+
+    Args:
+        settings: default: those of the environment.
+
+    Raises:
+        PreflightError: with everything that is missing.
+    """
+    settings = settings or load_settings()
+    problems: list[str] = []
+    try:
+        check_folder_writable(settings.cache.expanduser())
+    except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not there
+        problems.append(
+            f"The cache {settings.cache} is not writable: {error}\nPoint to one that is: export LMMS_EVAL_EMI_CACHE=/path/to/folder"
+        )
+    try:
+        load_instruments(settings, device="cpu")
+    except PreflightError as error:
+        problems.append(str(error))
+    if problems:
+        raise PreflightError("\n\n".join(problems))

@@ -1,0 +1,148 @@
+"""Results by row, and writing them beside the results that they belong to.
+
+``results.json`` has the scores, ``results.rows.json`` what each row contributes and the rows of every
+shift that lost most. The scores name the rows' SHA-256, so rows of another run are never shown with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmms_eval_emi.files import to_json, write_atomically
+from lmms_eval_emi.images import ImageError, open_image, to_rgb
+from lmms_eval_emi.samples import Sample
+from lmms_eval_emi.scoring.pipeline import Scored
+from lmms_eval_emi.scoring.results import FORMAT_VERSION, StudyResult
+
+log = logging.getLogger("lmms_eval_emi")
+MOST = 3
+THUMBNAIL = 150
+
+
+def write_results(path: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """Write results as JSON, and their rows beside them.
+
+    Args:
+        path: of the results. Rows are written beside a regular file only, not beside a device or a pipe.
+        scored: the results; several become one file.
+
+    Returns:
+        The rows of every result, as :func:`result_to_rows` gives them.
+    """
+    rows = [result_to_rows(one.result, one.samples.samples) for one in scored]
+    entries = [one.result.to_dict() for one in scored]
+    if not path.exists() or path.is_file():
+        text = (
+            json.dumps({"format_version": FORMAT_VERSION, "results": rows}, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+        write_atomically(rows_path(path), text)
+        described = {"file": rows_path(path).name, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        entries = [{**entry, "rows": {**described, "entry": number}} for number, entry in enumerate(entries)]
+    write_atomically(
+        path, to_json(entries[0] if len(entries) == 1 else {"format_version": FORMAT_VERSION, "results": entries})
+    )
+    return rows
+
+
+def read_rows(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows that belong to a result, or nothing if they are not there or are those of other results.
+
+    Args:
+        path: of the results.
+        entry: the result as its JSON has it.
+    """
+    described = entry.get("rows")
+    if not isinstance(described, dict):
+        return {}
+    try:
+        content = (path.parent / Path(str(described.get("file"))).name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != described.get("sha256"):
+            log.warning("%s: not the rows of these results, and left out.", path.parent / str(described.get("file")))
+            return {}
+        found = json.loads(content)["results"][described["entry"]]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        log.warning("%s: its rows cannot be read, and are left out: %s", path, error)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def rows_path(path: Path) -> Path:
+    """Where the rows of a file of results are."""
+    return path.with_name(path.name.removesuffix(".json") + ".rows.json")
+
+
+def result_to_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+    """What each row contributes to EMI, and the rows of every shift that lost most, as plain data.
+
+    Args:
+        result: of one model in one study.
+        samples: that it was made of, by split.
+    """
+    return {
+        "model": result.model,
+        "signature": str(result.signature),
+        "rows": {
+            name: {
+                "id": [str(sample.id) for sample in samples[name]],
+                "contribution": [float(value) for value in scores.emi.contributions],
+            }
+            for name, scores in result.splits.items()
+        },
+        "lost": find_lost_rows(result, samples),
+    }
+
+
+def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:
+    """For every shift its rows with the greatest loss of contribution to EMI.
+
+    A row's loss is its twin's contribution in the ID split, the row of the same id and reference,
+    less its own; where it has no twin, the mean of the ID split stands in.
+    """
+    id_scores = result.splits.get(result.study.id_split)
+    if id_scores is None:
+        return {}
+    id_rows = samples[result.study.id_split]
+    twins = {row.key: float(value) for row, value in zip(id_rows, id_scores.emi.contributions, strict=True)}
+    lost: dict[str, list[dict[str, Any]]] = {}
+    for name in (*result.study.shifts(), *result.study.variants()):
+        scores = result.splits.get(name)
+        if scores is None:
+            continue
+        losses = [
+            twins.get(row.key, id_scores.emi.value) - float(value)
+            for row, value in zip(samples[name], scores.emi.contributions, strict=True)
+        ]
+        worst = sorted(range(len(losses)), key=lambda row: -losses[row])[:MOST]
+        lost[name] = [
+            {
+                "id": str(row.id),
+                "loss": losses[number],
+                "question": row.question,
+                "response": row.response,
+                "reference": row.reference,
+                "image": _thumbnail(row),
+            }
+            for number in worst
+            for row in (samples[name][number],)
+        ]
+    return lost
+
+
+def _thumbnail(row: Sample) -> str:
+    if row.image is None:
+        return ""
+    try:
+        image = to_rgb(open_image(row.image)).copy()
+    except ImageError:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,306 @@
+"""What is to be shifted and how far, and shifting it: ``defocus_blur:1,3,5`` as steps, steps as splits, one image, one text, whole rows."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from lmms_eval_emi.files import encodable
+from lmms_eval_emi.images import ImageError, check_size, encoded_image, open_image, to_rgb
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.shifts.operators import Family, Operator, Refused, ShiftError, operator, random_state
+from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+from lmms_eval_emi.studies.schema import Columns, Shift
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+LONGEST_TEXT = 1_000_000
+LONGEST_SIDE, MOST_PIXELS = 8192, 25_000_000  # operators need up to 100 bytes a pixel
+ID_SPLIT = "clean"
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operator at a level."""
+
+    operator: Operator
+    level: int | str | None = None
+
+    @property
+    def name(self) -> str:
+        """As in the names of splits: ``defocus_blur_3``."""
+        return "_".join([self.operator.name] + ([_slug(str(self.level))] if self.level is not None else []))
+
+    @property
+    def task(self) -> str:
+        """As in the names of tasks, which are of small ASCII letters."""
+        name = self.name.lower()
+        if name.isascii():
+            return re.sub(r"[^a-z0-9]+", "_", name)
+        return f"{self.operator.name}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+    @property
+    def shift(self) -> Shift:
+        """As in a study file."""
+        named = isinstance(self.level, str)
+        return Shift(
+            modality=self.operator.family,
+            name=f"{self.operator.name} {self.level}" if named else self.operator.name,
+            severity=self.level if isinstance(self.level, int) else None,
+        )
+
+    def apply(self, value: Any, *, seed: int, row_id: object, options: TextOptions) -> Any:
+        """A Pillow image or a text, as its operator takes it, shifted.
+
+        Raises:
+            Refused: this one cannot be shifted.
+        """
+        if self.operator.family == "visual":
+            return shift_image(value, self.operator.name, self.level, seed=seed, row_id=row_id)  # type: ignore[arg-type]
+        return shift_text(value, self.operator.name, self.level, seed=seed, row_id=row_id, options=options)
+
+    def apply_or_keep(
+        self, value: Any, report: Callable[[str], object], *, seed: int, row_id: object, options: TextOptions
+    ) -> Any:
+        """As :meth:`apply`; where that is refused, ``report`` is given the reason and the value stays as it is."""
+        try:
+            return self.apply(value, seed=seed, row_id=row_id, options=options)
+        except Refused as reason:
+            report(str(reason))
+            return value
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a split: at most one step for images and one for texts; without any, the ID split."""
+
+    visual: Step | None = None
+    textual: Step | None = None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Its steps, the visual one first."""
+        return tuple(step for step in (self.visual, self.textual) if step)
+
+    @property
+    def name(self) -> str:
+        """Name of the split."""
+        return "_".join(step.name for step in self.steps) or ID_SPLIT
+
+    @property
+    def task(self) -> str:
+        """Name of the split in the names of tasks."""
+        return "_".join(step.task for step in self.steps) or ID_SPLIT
+
+
+def parse_steps(family: Family, specification: str) -> list[Step]:
+    """Steps from ``name:level,level`` or ``name``, which is every level of the operator.
+
+    Raises:
+        ShiftError: no operator of the family, or a level that it lacks.
+    """
+    name, colon, levels = specification.partition(":")
+    found = operator(family, name.strip())
+    if not colon and found.levels:
+        return [Step(found, level) for level in range(1, len(found.levels) + 1)]
+    given: list[int | str | None] = [None] if not colon else []
+    for level in levels.split(",") if colon else []:
+        level = level.strip()
+        given.append(int(level) if re.fullmatch(r"[0-9]+", level) else level)
+    for one in given:
+        found.check_level(one)
+    return [Step(found, one) for one in dict.fromkeys(given)]
+
+
+def recipes(visual: Sequence[Step], textual: Sequence[Step], joint: bool) -> list[Recipe]:
+    """All splits of a suite: the ID split, every step by itself, and, if ``joint``, every pair.
+
+    Raises:
+        ShiftError: nothing to shift, or pairs wanted of one modality only, or two steps of one name.
+    """
+    if not visual and not textual:
+        raise ShiftError(
+            "expected --visual or --textual with at least one operator, got neither. lmms-eval-emi shift --list shows them."
+        )
+    if joint and not (visual and textual):
+        raise ShiftError("--joint: expected --visual and --textual operators to pair, got only one of the two.")
+    pairs = [Recipe(v, t) for v in visual for t in textual] if joint else []
+    made = [Recipe(), *(Recipe(visual=step) for step in visual), *(Recipe(textual=step) for step in textual), *pairs]
+    unique = {recipe.task: recipe for recipe in made}
+    for recipe in made:
+        if unique[recipe.task] != recipe:
+            raise ShiftError(
+                f"two shifts would have the same task name: {recipe.name} and {unique[recipe.task].name}; leave one out."
+            )
+    return list(unique.values())
+
+
+def shift_image(
+    image: Image.Image, operator_name: str, level: int = 3, *, seed: int = 0, row_id: object = 0
+) -> Image.Image:
+    """An image of any mode, shifted.
+
+    Args:
+        image: of any mode and of at most 8192 pixels a side; an alpha channel is dropped.
+        operator_name: such as ``defocus_blur``.
+        level: severity, 1 to 5.
+        seed: of the study.
+        row_id: of the row; seed, operator and row id decide all randomness.
+
+    Returns:
+        RGB image of the same size.
+
+    Raises:
+        ShiftError: an unknown operator or level, or something that it needs is missing.
+        Refused: the image is too large or cannot be read.
+    """
+    found = operator("visual", operator_name)
+    parameter = found.parameter(level)
+    pixels = np.asarray(shiftable(image))
+    shifted = _apply(found, pixels, parameter, random_state(seed, found.name, row_id))
+    if shifted.dtype == np.uint8:
+        return Image.fromarray(shifted)
+    rounded = np.rint(shifted)
+    return Image.fromarray(np.clip(rounded, 0, 255, out=rounded).astype(np.uint8))
+
+
+def shiftable(image: Image.Image) -> Image.Image:
+    """An image as operators take it: upright, RGB, and of at most 8192 pixels a side.
+
+    Raises:
+        Refused: it is too large, or cannot be read.
+    """
+    try:
+        check_size(image, MOST_PIXELS, LONGEST_SIDE)
+        return to_rgb(open_image(image))
+    except ImageError as error:
+        raise Refused(str(error)) from error
+
+
+def shift_text(
+    text: str,
+    operator_name: str,
+    level: int | str | None = 3,
+    *,
+    seed: int = 0,
+    row_id: object = 0,
+    options: TextOptions | None = None,
+) -> str:
+    """A text, shifted.
+
+    Args:
+        text: in any script.
+        operator_name: such as ``keyboard``.
+        level: 1 to 7, or a language for ``translation``, or ``None`` for operators of one form.
+        seed: of the study.
+        row_id: of the row; seed, operator and row id decide all randomness.
+        options: what must be kept, and where synonyms and rewritten sentences are from; default: the settings.
+
+    Raises:
+        ShiftError: an unknown operator or level, or something that it needs is missing.
+        Refused: nothing in the text can be changed so, or it is too long.
+    """
+    found = operator("text", operator_name)
+    parameter = found.parameter(level)
+    if not text.strip():
+        raise Refused("the text is empty")
+    if len(text) > LONGEST_TEXT:
+        raise Refused(f"the text has {len(text):,} characters; expected at most {LONGEST_TEXT:,}")
+    random = random_state(seed, found.name, row_id)
+    return _apply(found, encodable(text), parameter, random, options or default_options())
+
+
+def _apply(found: Operator, *arguments: Any) -> Any:
+    """Call an operator; should it fail on an input that nobody thought of, one row is lost and not the run."""
+    try:
+        return found.function(*arguments)
+    except (Refused, ShiftError):
+        raise
+    except Exception as error:
+        raise Refused(f"{found.name} failed: {type(error).__name__}: {error}") from error
+
+
+def shift_rows(
+    rows: datasets.Dataset,
+    recipe: Recipe,
+    columns: Columns,
+    seed: int,
+    options: TextOptions,
+    roots: Sequence[Path] = (),
+) -> datasets.Dataset:
+    """Rows under a recipe, in memory; those that cannot be shifted are logged and left as they are.
+
+    Args:
+        rows: of the ID split.
+        recipe: what to do to each.
+        columns: of the rows.
+        seed: of the study.
+        options: of textual operators.
+        roots: folders that paths of images are relative to.
+    """
+    import io
+
+    from datasets import Image as ImageFeature
+
+    features = rows.features
+
+    def encoded(image: Image.Image) -> dict[str, Any]:
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=1)
+        return {"bytes": file.getvalue(), "path": None}
+
+    def shifted(row: dict[str, Any]) -> dict[str, Any]:
+        row_id = row[columns.id]
+        changed: dict[str, Any] = {}
+
+        def report(step: Step) -> Callable[[str], object]:
+            return lambda reason: logger.warning("%s: row %s is left as it is: %s", step.name, row_id, reason)
+
+        if columns.image and row[columns.image] is not None:
+            try:
+                content = encoded_image(row[columns.image], roots)
+                changed[columns.image] = {"bytes": content, "path": None}  # wherever its path was relative to
+                if recipe.visual:
+                    given = open_image(content)
+                    new = recipe.visual.apply_or_keep(
+                        given, report(recipe.visual), seed=seed, row_id=row_id, options=options
+                    )
+                    if new is not given:
+                        changed[columns.image] = encoded(new)
+            except ImageError as error:
+                if recipe.visual:
+                    report(recipe.visual)(str(error))
+        if recipe.textual and row[columns.question] is not None:
+            changed[columns.question] = recipe.textual.apply_or_keep(
+                row[columns.question], report(recipe.textual), seed=seed, row_id=row_id, options=options
+            )
+        return changed
+
+    if columns.image:
+        rows = rows.cast_column(columns.image, ImageFeature(decode=False))
+    shifted_rows = rows.map(shifted, keep_in_memory=True, load_from_cache_file=False)
+    if columns.image is None:
+        return shifted_rows
+    was = features[columns.image]  # a column of paths becomes one of images
+    return shifted_rows.cast_column(columns.image, was if isinstance(was, ImageFeature) else ImageFeature())
+
+
+def default_options(**given: object) -> TextOptions:
+    """Options of textual operators from the settings, where ``given`` ones other than ``None`` come first."""
+    settings = load_settings()
+    options = {"synonyms": settings.synonyms, "endpoint": settings.endpoint, "model": settings.endpoint_model}
+    return TextOptions(**(options | {name: value for name, value in given.items() if value is not None}))  # type: ignore[arg-type]
+
+
+def _slug(level: str) -> str:
+    return re.sub(r"[^\w]+", "_", level).strip("_") or "other"

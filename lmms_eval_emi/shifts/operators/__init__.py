@@ -1,0 +1,180 @@
+"""What a shift operator is, and which there are.
+
+A visual operator is a function of one file in ``visual/``, a textual one of one file in ``textual/``;
+the decorator says its family's group and what each level means, and the file's being there registers it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Family = Literal["visual", "text"]
+PACKAGES: dict[Family, str] = {
+    "visual": "lmms_eval_emi.shifts.operators.visual",
+    "text": "lmms_eval_emi.shifts.operators.textual",
+}
+
+
+class ShiftError(ValueError):
+    """A shift cannot be made as asked: an unknown operator or level, or something that it needs is missing."""
+
+
+class Refused(ValueError):
+    """One image or text cannot be shifted sensibly; the message says why. Its row stays as it is."""
+
+
+@dataclass(frozen=True, eq=False)  # one object for each operator, whatever its levels are
+class Operator:
+    """One way to shift an image or a text.
+
+    Attributes:
+        name: as in ``--visual name:1,3``.
+        family: of which modality it is.
+        group: noise, blur, weather, digital; character, word, sentence.
+        levels: the level's parameter by level, in order of severity. Empty: the operator has one form
+            only, or takes a word of the user's as its level.
+        level_name: what its level is where that is a word of the user's, such as a language.
+        function: the shift itself.
+        prompt_suffix: what a model is to be told after a question shifted so.
+        resources: a fingerprint of what it reads beside its input, given the options of textual operators.
+    """
+
+    name: str
+    family: Family
+    group: str
+    levels: tuple[Any, ...]
+    function: Callable[..., Any]
+    level_name: str | None = None
+    prompt_suffix: str = ""
+    resources: Callable[[Any], str] | None = None
+
+    def __reduce__(self) -> tuple:
+        return operator, (self.family, self.name)
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a line."""
+        return (self.function.__doc__ or "").strip().splitlines()[0]
+
+    def check_level(self, level: int | str | None) -> None:
+        """Raise ``ShiftError`` unless the operator has that level."""
+        if self.level_name:
+            if not isinstance(level, str) or not level.strip():
+                raise ShiftError(
+                    f"{self.name}: expected a {self.level_name} as its level, got {level!r}. Write {self.name}:German, for one."
+                )
+        elif not self.levels:
+            if level is not None:
+                raise ShiftError(f"{self.name}: has one form only, got the level {level!r}. Write {self.name} alone.")
+        elif not isinstance(level, int) or not 1 <= level <= len(self.levels):
+            raise ShiftError(
+                f"{self.name}: expected a level of 1 to {len(self.levels)}, got {level!r}. Write {self.name}:1,3, for one."
+            )
+
+    def parameter(self, level: int | str | None) -> Any:
+        """What a level means to the operator's function."""
+        self.check_level(level)
+        return self.levels[level - 1] if isinstance(level, int) else level
+
+
+def visual_operator(
+    group: str, levels: Sequence[Any], resources: Callable[[Any], str] | None = None
+) -> Callable[[Callable], Callable]:
+    """Register ``function(pixels, parameter, random)`` under its own name.
+
+    It gets (H, W, 3) 8-bit RGB pixels, the level's parameter and a random state; it returns pixels of
+    the same shape, on a scale of 0 to 255, rounded and clipped by the caller.
+    """
+    return lambda function: _register(
+        Operator(function.__name__, "visual", group, tuple(levels), function, resources=resources)
+    )
+
+
+def textual_operator(
+    group: str,
+    levels: Sequence[Any] = (),
+    level_name: str | None = None,
+    prompt_suffix: str = "",
+    resources: Callable[[Any], str] | None = None,
+) -> Callable[[Callable], Callable]:
+    """Register ``function(text, parameter, random, options)`` under its own name; it returns the shifted text."""
+    return lambda function: _register(
+        Operator(function.__name__, "text", group, tuple(levels), function, level_name, prompt_suffix, resources)
+    )
+
+
+_OPERATORS: dict[Family, dict[str, Operator]] = {"visual": {}, "text": {}}
+
+
+def _register(operator: Operator) -> Callable:
+    _OPERATORS[operator.family][operator.name] = operator
+    return operator.function
+
+
+@lru_cache(maxsize=2)
+def operators(family: Family) -> dict[str, Operator]:
+    """All operators of a family by name, sorted by group and name."""
+    package = importlib.import_module(PACKAGES[family])
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    groups = ("noise", "blur", "weather", "digital", "character", "word", "sentence")
+
+    def order(operator: Operator) -> tuple:
+        return (groups.index(operator.group) if operator.group in groups else len(groups), operator.name)
+
+    return {operator.name: operator for operator in sorted(_OPERATORS[family].values(), key=order)}
+
+
+def operator(family: Family, name: str) -> Operator:
+    """An operator by name.
+
+    Raises:
+        ShiftError: there is none of that name in the family.
+    """
+    known = operators(family)
+    if name not in known:
+        other: Family = "text" if family == "visual" else "visual"
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        if name in operators(other):
+            hint = f" It is a {'textual' if other == 'text' else 'visual'} one: --{'textual' if other == 'text' else 'visual'} {name}"
+        kind = "visual" if family == "visual" else "textual"
+        raise ShiftError(f"{name!r} is not a {kind} operator.{hint} The {kind} operators are {', '.join(known)}.")
+    return known[name]
+
+
+def random_state(seed: int, operator_name: str, row_id: object) -> np.random.RandomState:
+    """The randomness of one operator for one row, which no other row, level, order or worker has a part in.
+
+    Levels share it, so that a row's second level is its first, stronger. ``RandomState`` is the one
+    generator of NumPy whose numbers are promised never to change.
+    """
+    digest = hashlib.blake2b(f"{seed}\0{operator_name}\0{row_id}".encode("utf-8", "surrogatepass"), digest_size=32)
+    return np.random.RandomState(np.frombuffer(digest.digest(), dtype="<u4").astype(np.uint32))
+
+
+def fingerprint_files(files: Iterable[Path]) -> str:
+    """A hash of the content of some files, in the order given."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def by_bands(pixels: np.ndarray, function: Callable[[np.ndarray], np.ndarray], rows: int = 256) -> np.ndarray:
+    """A pixelwise function of an (H, W, C) picture, some rows at a time, so that its intermediates stay small."""
+    out = np.empty(pixels.shape, dtype=np.float32)
+    for top in range(0, len(pixels), rows):
+        out[top : top + rows] = function(pixels[top : top + rows])
+    return out

@@ -1,0 +1,20 @@
+"""Wrong characters."""
+
+import numpy as np
+
+from lmms_eval_emi.shifts.operators import textual_operator
+from lmms_eval_emi.shifts.operators.textual import RATES
+from lmms_eval_emi.shifts.operators.textual.words import TextOptions, change_characters, random_letters
+
+
+@textual_operator(group="character", levels=RATES)
+def char_replace(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+    """Replaces characters of words by random ones; the level is the share of words hit."""
+
+    def change(characters: list[str], places: list[int]) -> list[str]:
+        letter = random_letters(text, "".join(characters), random)
+        for place in places:
+            characters[place] = letter()
+        return characters
+
+    return change_characters(text, rate, random, options.keep, change)

@@ -1,0 +1,28 @@
+"""Characters in the wrong order."""
+
+import numpy as np
+
+from lmms_eval_emi.shifts.operators import textual_operator
+from lmms_eval_emi.shifts.operators.textual import RATES
+from lmms_eval_emi.shifts.operators.textual.words import TextOptions, change_characters
+
+
+@textual_operator(group="character", levels=RATES)
+def char_swap(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+    """Swaps neighbouring characters of words, capitals staying in place; the level is the share of words hit."""
+
+    def change(characters: list[str], places: list[int]) -> list[str]:
+        last = len(characters) - 1
+        if last < 1:
+            return characters
+        for place in places:
+            step = 1 if place == 0 else -1 if place == last else (-1, 1)[random.randint(2)]
+            left, right = characters[place], characters[place + step]
+            characters[place], characters[place + step] = _cased(right, left), _cased(left, right)
+        return characters
+
+    return change_characters(text, rate, random, options.keep, change)
+
+
+def _cased(character: str, like: str) -> str:
+    return character.upper() if like.isupper() else character.lower()

@@ -1,0 +1,13 @@
+"""Passive: the same question in the passive voice."""
+
+import numpy as np
+
+from lmms_eval_emi.shifts.operators import textual_operator
+from lmms_eval_emi.shifts.operators.textual.sentence_model import restyle
+from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+
+
+@textual_operator(group="sentence")
+def passive(text: str, level: None, random: np.random.RandomState, options: TextOptions) -> str:
+    """Rewrites in the passive voice by a language model; it has one form."""
+    return restyle(text, "the passive voice", options)

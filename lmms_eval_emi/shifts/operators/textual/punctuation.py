@@ -1,0 +1,26 @@
+"""Punctuation marks too many, as AEDA adds them."""
+
+import numpy as np
+
+from lmms_eval_emi.shifts.operators import Refused, textual_operator
+from lmms_eval_emi.shifts.operators.textual import RATES
+from lmms_eval_emi.shifts.operators.textual.words import TextOptions, split
+
+MARKS = ".,!?;:"
+
+
+@textual_operator(group="word", levels=RATES)
+def punctuation(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+    """Inserts 1 to rate n + 1 marks before the n words of a text; the level is the rate."""
+    pieces = split(text, options.keep)
+    places = [place for place, piece in enumerate(pieces) if piece.kind in ("word", "kept")]
+    if not places:
+        raise Refused("the text has no words")
+    count = min(len(places), 1 + int(random.random_sample() * int(rate * len(places) + 1)))
+    chosen = {places[i] for i in random.permutation(len(places))[:count]}
+    parts = []
+    for place, piece in enumerate(pieces):
+        if place in chosen:
+            parts.append(MARKS[random.randint(len(MARKS))] + (" " if piece.spaced else ""))
+        parts.append(piece.text)
+    return "".join(parts)

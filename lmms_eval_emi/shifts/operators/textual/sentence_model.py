@@ -1,0 +1,98 @@
+"""A language model that rewrites questions, behind an OpenAI-compatible endpoint. Not an operator itself.
+
+Every reply is kept on disk under a key of all that it depends on, so that a run that was stopped goes
+on where it was, and the same shift made again is the same and costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from functools import lru_cache
+from typing import Any
+
+from lmms_eval_emi.files import write_atomically
+from lmms_eval_emi.samples import encodable
+from lmms_eval_emi.settings import cache_folder
+from lmms_eval_emi.shifts.operators import Refused, ShiftError
+from lmms_eval_emi.shifts.operators.textual.words import NUMBER_WORDS, TextOptions, split
+
+PROMPT = """{instruction}
+Do not answer it. Reply with the rewritten question alone, without quotation marks or comments.{keep}
+
+{text}"""
+LONGEST_GROWTH = 6  # a reply that is so many times as long as the question is not the question rewritten
+
+
+class EndpointError(ShiftError):
+    """The endpoint cannot be used; what it has answered so far is kept on disk."""
+
+
+def rewrite(text: str, instruction: str, options: TextOptions) -> str:
+    """A text as the model rewrites it at temperature 0, from disk where it has been asked before.
+
+    Raises:
+        EndpointError: no endpoint or model is given, or it cannot be reached or refuses the request.
+        Refused: the reply is empty, or has lost a number, a token such as ``<image>`` or a word to keep.
+    """
+    if not (options.endpoint and options.model):
+        raise EndpointError(
+            "Operators on sentences ask a language model: expected --endpoint URL and --endpoint-model NAME (or LMMS_EVAL_EMI_ENDPOINT and "
+            "LMMS_EVAL_EMI_ENDPOINT_MODEL), an OpenAI-compatible one such as http://localhost:8000/v1, and its key in OPENAI_API_KEY if it wants one."
+        )
+    if not text.strip():
+        raise Refused("the text is empty")
+    kept = _kept(text, options)
+    keep = f" Keep these as they are: {', '.join(kept)}." if kept else ""
+    prompt = PROMPT.format(instruction=instruction, keep=keep, text=text)
+    reply = encodable(_ask(options.endpoint, options.model, prompt)).strip()
+    lost = list(kept - _kept(reply, options))
+    if lost:
+        raise Refused(f"the model's reply has lost {', '.join(lost)}: {reply[:80]!r}")
+    if not reply or len(reply) > LONGEST_GROWTH * len(text) + 200:
+        raise Refused(f"the model's reply is {'empty' if not reply else 'far longer than the question'}")
+    return reply
+
+
+def restyle(text: str, style: str, options: TextOptions) -> str:
+    """A text in another style, such as "the passive voice", and in its own language; raises as :func:`rewrite`."""
+    instruction = f"Rewrite the following question in {style}, with the same meaning, in its own language."
+    return rewrite(text, instruction, options)
+
+
+def _kept(text: str, options: TextOptions) -> Counter[str]:
+    """What a text has that its rewriting must have; numbers in words have other words in other languages and styles."""
+    pieces = [piece.text for piece in split(text, options.keep) if piece.kind == "kept"]
+    return Counter(piece for piece in pieces if piece.lower() not in NUMBER_WORDS)
+
+
+def _ask(endpoint: str, model: str, prompt: str) -> str:
+    request = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+    key = hashlib.sha256(json.dumps([endpoint, request], sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+    path = cache_folder() / "sentences" / key[:2] / f"{key}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["reply"]
+    except (OSError, ValueError, KeyError):
+        pass  # not asked yet, or a file that is no reply
+    import openai
+
+    try:
+        completion = _client(endpoint).chat.completions.create(**request)
+        reply = completion.choices[0].message.content or ""
+    except openai.BadRequestError as error:
+        raise Refused(f"the endpoint refuses the text: {error.message}") from error
+    except (openai.OpenAIError, IndexError, AttributeError) as error:
+        raise EndpointError(
+            f"The endpoint {endpoint} does not answer for the model {model!r}: {error}\nReplies so far are kept in {cache_folder() / 'sentences'}; the same command goes on from there."
+        ) from error
+    write_atomically(path, json.dumps({"request": request, "reply": reply}, ensure_ascii=True))
+    return reply
+
+
+@lru_cache(maxsize=4)
+def _client(endpoint: str) -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=endpoint, api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=4)

@@ -1,0 +1,23 @@
+"""Words in the wrong order."""
+
+import numpy as np
+
+from lmms_eval_emi.shifts.operators import Refused, textual_operator
+from lmms_eval_emi.shifts.operators.textual import RATES
+from lmms_eval_emi.shifts.operators.textual.words import TextOptions, split
+
+
+@textual_operator(group="word", levels=RATES)
+def word_swap(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+    """Swaps two words, max(1, rate n) times of n words; the level is the rate."""
+    pieces = split(text, options.keep)
+    words = [place for place, piece in enumerate(pieces) if piece.kind == "word"]
+    if len({pieces[place].text for place in words}) < 2:
+        raise Refused("the text has fewer than two words to swap")
+    count = sum(piece.kind in ("word", "kept") for piece in pieces)
+    parts = [piece.text for piece in pieces]
+    for _ in range(max(1, int(rate * count + 1e-9))):
+        one = random.randint(len(words))
+        other = (one + 1 + random.randint(len(words) - 1)) % len(words)
+        parts[words[one]], parts[words[other]] = parts[words[other]], parts[words[one]]
+    return "".join(parts)

@@ -1,0 +1,331 @@
+"""Encoders: their definition, independence of batch and padding, checkpoints, images of any kind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tinyhub as builder
+import torch
+from PIL import Image
+
+from lmms_eval_emi.encoders import EncoderUnavailable, load_encoders, load_text_encoder, load_vision_encoder
+from lmms_eval_emi.encoders.base import encode_all, resolve_device
+from lmms_eval_emi.encoders.preprocessing import Preprocessing
+from lmms_eval_emi.samples import Sample, SampleError
+from lmms_eval_emi.scoring.embedding import embed_splits
+
+VISION, TEXT = "openai/clip-vit-base-patch32", "xlm-roberta-base"
+
+
+@pytest.fixture
+def encoders(in_tinyhub):
+    return load_encoders(VISION, TEXT, "cpu")
+
+
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(0)
+    return [builder.picture(rng, width, height) for width, height in ((40, 30), (30, 40), (32, 32), (100, 33), (7, 90))]
+
+
+def test_vision_follows_its_definition(encoders, in_tinyhub, pictures):
+    from transformers import CLIPModel
+
+    whole = CLIPModel.from_pretrained(VISION).eval()
+    preprocessing = Preprocessing(VISION)
+    pixels = torch.from_numpy(np.stack([preprocessing(picture) for picture in pictures]))
+    with torch.no_grad():
+        last_layer = whole.vision_model(pixels, output_hidden_states=True).hidden_states[-1]
+    expected = torch.nn.functional.normalize(last_layer[:, 1:].mean(dim=1), dim=1)
+    torch.testing.assert_close(encoders.vision.encode(pictures), expected, atol=1e-6, rtol=0)
+
+
+def test_text_follows_its_definition(encoders, in_tinyhub):
+    from transformers import XLMRobertaModel
+
+    whole = XLMRobertaModel.from_pretrained(TEXT, add_pooling_layer=False).eval()
+    texts = ["a red circle", "", "blue?"]
+    rows = encoders.text.encode(texts)
+    for text, row in zip(texts, rows, strict=True):
+        tokens = encoders.text.tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            embedded = whole(**tokens, output_hidden_states=True).hidden_states[0][0, 1:]
+        torch.testing.assert_close(row, torch.nn.functional.normalize(embedded.mean(dim=0), dim=0), atol=1e-6, rtol=0)
+
+
+def test_a_row_depends_on_its_item_alone(encoders, pictures):
+    texts = ["red", "a small blue square left of the large red circle " * 30, "", "two stars"]
+    for encoder, items in ((encoders.vision, pictures), (encoders.text, texts)):
+        together = encoder.encode(items)
+        torch.testing.assert_close(together, torch.cat([encoder.encode([item]) for item in items]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.flip(0), encoder.encode(items[::-1]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.norm(dim=1), torch.ones(len(items)))
+
+
+def test_texts_are_cut_at_512_tokens(encoders):
+    long = "red " * 600
+    torch.testing.assert_close(encoders.text.encode([long]), encoders.text.encode([long + "blue star"]))
+
+
+def test_only_what_is_needed_is_loaded(encoders):
+    vision, text = dict(encoders.vision.model.named_parameters()), dict(encoders.text.model.named_parameters())
+    assert not [name for name in vision if "text" in name or "projection" in name]
+    assert not [name for name in text if "layer." in name or "pooler" in name]
+
+
+def test_a_checkpoint_that_is_only_a_bin(in_tinyhub, tmp_path, pictures):
+    """The hub's older checkpoints hold no safetensors; they are read without running what is pickled in them."""
+    import shutil
+
+    from safetensors.torch import load_file
+
+    for name, load, items in ((VISION, load_vision_encoder, pictures), (TEXT, load_text_encoder, ["a red star"])):
+        folder = tmp_path / name
+        shutil.copytree(in_tinyhub / name, folder)
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        expected, got = load(name, "cpu"), load(str(folder), "cpu")
+        assert torch.equal(expected.encode(items), got.encode(items))
+        assert got.signature.split("#")[1] == expected.signature.split("#")[1], "the fingerprint is that of the weights"
+
+
+def test_a_checkpoint_without_the_weights_is_refused(in_tinyhub, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "clip"
+    shutil.copytree(in_tinyhub / VISION, folder)
+    state = {
+        key: tensor
+        for key, tensor in load_file(folder / "model.safetensors").items()
+        if "vision_model.encoder.layers.1" not in key
+    }
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EncoderUnavailable, match="its checkpoint lacks .* of the weights"):
+        load_vision_encoder(str(folder), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("load", "variable"), [(load_vision_encoder, "VISION_ENCODER"), (load_text_encoder, "TEXT_ENCODER")]
+)
+def test_an_encoder_that_is_not_here(load, variable, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EncoderUnavailable) as error:
+        load("nobody/nothing", "cpu")
+    assert "hf download nobody/nothing" in str(error.value) and f"export LMMS_EVAL_EMI_{variable}=" in str(error.value)
+
+
+def test_loading_is_quiet(in_tinyhub):
+    code = f"from lmms_eval_emi import load_encoders; load_encoders({VISION!r}, {TEXT!r}, 'cpu')"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], cwd=in_tinyhub, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_preprocessing_does_not_depend_on_torchvision(in_tinyhub, tmp_path):
+    code = """
+import sys
+if sys.argv[1] == "without":
+    sys.modules["torchvision"] = None
+import numpy, torch
+from PIL import Image
+from lmms_eval_emi import load_encoders
+rng = numpy.random.default_rng(0)
+pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype="uint8")) for h, w in ((40, 61), (200, 90), (33, 32))]
+encoder = load_encoders("openai/clip-vit-base-patch32", "xlm-roberta-base", "cpu").vision
+numpy.save(sys.argv[2], encoder.encode(pictures).numpy())
+"""
+    for variant in ("with", "without"):
+        subprocess.run(
+            [sys.executable, "-c", code, variant, str(tmp_path / f"{variant}.npy")], cwd=in_tinyhub, check=True
+        )
+    np.testing.assert_array_equal(np.load(tmp_path / "with.npy"), np.load(tmp_path / "without.npy"))
+
+
+def test_preprocessing_is_that_of_transformers(in_tinyhub, pictures):
+    """Against both of its backends: the one it resembles to the pixel, the other to a level."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    ours, pillow = Preprocessing(VISION), CLIPImageProcessorPil.from_pretrained(VISION)
+    for picture in pictures:
+        expected = pillow(images=picture, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
+        assert np.abs((ours(picture) - expected) * ours.std[:, None, None] * 255).max() < 1.01
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"],
+)
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (64, 48), (1, 5000), (5000, 2)])
+def test_images_of_any_mode_and_size(in_tinyhub, mode, size):
+    pixels = Preprocessing(VISION)(Image.new(mode, size))
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == np.float32 and np.isfinite(pixels).all()
+
+
+def test_a_single_pixel_keeps_its_colour(in_tinyhub):
+    preprocessing = Preprocessing(VISION)
+    pixels = preprocessing(Image.new("RGB", (1, 1), (255, 0, 0)))
+    expected = (np.array([1, 0, 0]) - preprocessing.mean) / preprocessing.std
+    np.testing.assert_allclose(pixels, np.broadcast_to(expected[:, None, None], pixels.shape), atol=1e-6)
+
+
+def test_alpha_is_dropped_not_blended(in_tinyhub):
+    preprocessing = Preprocessing(VISION)
+    clear, solid = (Image.new("RGBA", (8, 8), (10, 200, 30, alpha)) for alpha in (0, 255))
+    np.testing.assert_array_equal(preprocessing(clear), preprocessing(solid))
+
+
+class CountingEncoder:
+    """Encodes a number as a row, counts what it encodes, and may run out of memory."""
+
+    def __init__(self, room: int | None = None):
+        self.name, self.device, self.room, self.batches = "counting", torch.device("cuda" if room else "cpu"), room, []
+
+    def to(self, device):
+        self.device = device
+
+    def encode(self, items):
+        if self.device.type == "cuda" and len(items) > (self.room or 0):
+            raise torch.OutOfMemoryError("no room")
+        self.batches.append((self.device.type, len(items)))
+        return torch.tensor([[float(item)] for item in items])
+
+
+def test_each_distinct_item_is_encoded_once():
+    from lmms_eval_emi.encoders import Encoders
+    from lmms_eval_emi.scoring.embedding import embed_splits
+
+    class Lengths(CountingEncoder):
+        dimension, signature = 1, "lengths"
+
+        def prepare(self, item):
+            return item
+
+        def encode(self, items):
+            return super().encode([len(item) for item in items])
+
+    text = Lengths()
+    words = ["ccc", "a", "ccc", "bb", "a", "ccc"]
+    samples = {name: [Sample(None, word, word, word, row) for row, word in enumerate(words)] for name in ("one", "two")}
+    embedded = embed_splits(samples, Encoders(Lengths(), text), batch_size=2)
+    assert embedded["two"].t.flatten().tolist() == [len(word) for word in words]
+    assert text.batches == [("cpu", 2), ("cpu", 1)]
+
+
+@pytest.mark.parametrize(("room", "devices"), [(10, {"cuda"}), (1, {"cpu"})])
+def test_where_the_gpu_has_no_room(room, devices, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    encoder, items = CountingEncoder(room), list(range(100))
+    rows = encode_all(encoder, 100, lambda rows: [items[row] for row in rows], batch_size=64, label="")
+    assert rows.flatten().tolist() == items
+    assert {device for device, _ in encoder.batches} == devices
+    assert ("going on with the CPU" in caplog.text) == (devices == {"cpu"})
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_off_while_encoding_and_as_it_was_afterwards(tf32):
+    """lmms-eval's llava model allows it for the whole process."""
+
+    class Watching(CountingEncoder):
+        def encode(self, items):
+            self.seen = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+            return super().encode(items)
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        encoder = Watching()
+        encode_all(encoder, 1, lambda rows: [1], batch_size=1, label="")
+        assert encoder.seen == ("ieee", "ieee")
+        assert torch.backends.cuda.matmul.allow_tf32 is tf32
+        assert torch.backends.cudnn.allow_tf32 is True
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_no_memory_on_the_cpu_is_an_error_with_a_remedy():
+    class Full(CountingEncoder):
+        def encode(self, items):
+            raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(MemoryError, match="LMMS_EVAL_EMI_BATCH_SIZE"):
+        encode_all(Full(), 1, lambda rows: [1], batch_size=64, label="")
+
+
+def test_splits_share_what_they_have_in_common(encoders, pictures, monkeypatch):
+    calls = {"vision": 0, "text": 0}
+    for name in calls:
+        encoder = getattr(encoders, name)
+        monkeypatch.setattr(
+            encoder,
+            "encode",
+            lambda items, name=name, encode=encoder.encode: (
+                calls.__setitem__(name, calls[name] + len(items)),
+                encode(items),
+            )[1],
+        )
+    same = [Sample(pictures[row % 2], "red?", f"answer {row}", "reference", id=row) for row in range(4)]
+    embedded = embed_splits({"a": same, "b": same[:2]}, encoders)
+    assert calls == {"vision": 2, "text": 6}
+    assert embedded["a"].groups == [0, 1, 0, 1] and embedded["b"].ids == [0, 1]
+    assert torch.equal(embedded["a"].y_hat[:2], embedded["b"].y_hat)
+    assert embedded["a"].encoders == encoders.signature
+
+
+def test_an_image_that_cannot_be_read_is_named(encoders, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    broken = Sample(tmp_path / "broken.jpg", "red?", "yes", "no", id=17)
+    with pytest.raises(SampleError, match="split a, row 17: its image cannot be read"):
+        embed_splits({"a": [broken]}, encoders)
+    with pytest.raises(SampleError, match="split a, row 3: .*missing.jpg"):
+        embed_splits({"a": [Sample(tmp_path / "missing.jpg", "red?", "yes", "no", id=3)]}, encoders)
+
+
+def test_images_are_told_apart_by_what_is_seen(encoders):
+    """Two palettes make two pictures of the same indices; a file and its decoded image are one."""
+    import io
+
+    indices = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "L")
+    pictures = []
+    for colour in range(2):
+        picture = indices.convert("P")
+        picture.putpalette([value for index in range(256) for value in ((index, 0, 0), (0, index, 0))[colour]])
+        pictures.append(picture)
+    turned = builder.picture(np.random.default_rng(0))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", exif=exif)
+    pictures += [buffer.getvalue(), Image.open(io.BytesIO(buffer.getvalue()))]
+    embedded = embed_splits(
+        {"a": [Sample(picture, "red?", "yes", "no", row) for row, picture in enumerate(pictures)]}, encoders
+    )["a"]
+    assert embedded.groups[0] != embedded.groups[1]
+    assert not torch.allclose(embedded.v[0], embedded.v[1])
+    assert torch.equal(embedded.v[2], embedded.v[3])
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), 3, object()])
+def test_what_is_no_image(image):
+    with pytest.raises(SampleError, match="row 5: expected a Pillow image, encoded bytes or a path in image"):
+        Sample(image, "red?", "yes", "no", id=5)
+
+
+def test_nothing_to_embed(encoders):
+    with pytest.raises(ValueError, match="splits: expected at least one split"):
+        embed_splits({}, encoders)
+    with pytest.raises(ValueError, match="split a: expected at least one sample"):
+        embed_splits({"a": []}, encoders)
+
+
+def test_devices():
+    assert resolve_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        assert resolve_device("auto").type == "cpu"
+        with pytest.raises(ValueError, match="expected one of 0 CUDA devices, got 'cuda:3'"):
+            resolve_device("cuda:3")

@@ -1,0 +1,338 @@
+"""Training an estimator, the estimators on Gaussians of known information, and fitness for other data."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tinyhub as builder
+import torch
+
+from lmms_eval_emi import Embeddings, emi, load_estimator
+from lmms_eval_emi.cli import main
+from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE, check_encoders
+from lmms_eval_emi.estimators.fitness import fitness
+from lmms_eval_emi.estimators.training import TrainingOptions, embeddings_to_pairs, train_estimator
+from lmms_eval_emi.responses.llava import write_response_file
+from lmms_eval_emi.studies.schema import load_study
+
+FAST = TrainingOptions(iterations=40, batch_size=64, hidden=16, every=10)
+
+
+def gaussian(n: int, dimension: int, rho: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Correlated Gaussians and their mutual information, -D/2 ln(1 - rho^2)."""
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = (torch.randn(n, dimension, generator=generator, dtype=torch.float64) for _ in range(2))
+    return x, rho * x + math.sqrt(1 - rho**2) * noise, -dimension / 2 * math.log(1 - rho**2)
+
+
+def fit(network, x, y, steps: int = 1500, lr: float = 3e-3):
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
+    x, y = x.float(), y.float()
+    for _ in range(steps):
+        batch = torch.randint(len(x), (256,))
+        loss = network.loss(x[batch], y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_ksg_recovers_the_information_of_gaussians(rho):
+    """Kraskov et al. (2004), fig. 4: for two scalars the error is of a few hundredths of a nat at N = 1,000."""
+    x, y, information = gaussian(1000, 1, rho)
+    assert float(KSG(k=3).contributions(x, y).mean()) == pytest.approx(information, abs=0.06)
+
+
+def test_ksg_agrees_with_its_definition():
+    x, y, _ = gaussian(60, 2, 0.6)
+    k, n = 3, 60
+    total = 0.0
+    for i in range(n):
+        d_x, d_y = (torch.cat([(z - z[i]).norm(dim=1)[:i], (z - z[i]).norm(dim=1)[i + 1 :]]) for z in (x, y))
+        radius = torch.maximum(d_x, d_y).sort().values[k - 1]
+        total += sum(float(torch.digamma(((d < radius).sum() + 1).double())) for d in (d_x, d_y))
+    expected = float(torch.digamma(torch.tensor([k, n], dtype=torch.float64)).sum()) - total / n
+    assert float(KSG(k=k).contributions(x, y).mean()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ksg_refuses_too_few_samples():
+    with pytest.raises(ValueError, match="expected more than k = 3 samples, got 3"):
+        KSG().contributions(torch.randn(3, 2), torch.randn(3, 2))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.8])
+def test_infonce_is_a_tight_lower_bound_on_gaussians(rho):
+    """Poole et al. (2019): close to the truth while that is well below ln N, and not above it but for noise."""
+    x, y, information = gaussian(4000, 2, rho)
+    network = fit(InfoNCE(2, 2, 64), x, y)
+    x, y, _ = gaussian(2000, 2, rho, seed=1)
+    estimate = float(network.contributions(x, y).mean())
+    assert information - 0.15 <= estimate <= information + 0.05
+
+
+def test_infonce_cannot_exceed_the_logarithm_of_n():
+    x, y, information = gaussian(20, 40, 0.99)
+    network = fit(InfoNCE(40, 40, 32), *gaussian(2000, 40, 0.99, seed=2)[:2], steps=300)
+    assert information > 70
+    assert float(network.contributions(x, y).mean()) <= math.log(20)
+
+
+def test_club_is_an_upper_bound_that_its_bounded_variance_loosens():
+    """With the true conditional CLUB gives D rho^2 / (1 - rho^2), above the information.
+
+    Its log variance stays in (-1, 1), so it cannot follow a conditional variance below 1/e: at
+    rho = 0.95 that is 0.0975, and the estimate falls far short of what CLUB would give.
+    """
+    for rho, reachable in ((0.5, True), (0.95, False)):
+        x, y, information = gaussian(4000, 1, rho)
+        network = fit(CLUB(1, 1, 64), x, y)
+        x, y, _ = gaussian(4000, 1, rho, seed=1)
+        estimate, ideal = float(network.contributions(x, y).mean()), rho**2 / (1 - rho**2)
+        assert ideal > information
+        if reachable:
+            assert estimate == pytest.approx(ideal, abs=0.06)
+        else:
+            assert estimate < 0.5 * ideal
+            assert estimate == pytest.approx(rho**2 * math.e, rel=0.15)  # the same with variance 1/e
+
+
+def splits_of(
+    count: int = 3, n: int = 40, dimension: int = 8, seed: int = 0, offset: float = 0.0
+) -> dict[str, Embeddings]:
+    rng = np.random.default_rng(seed)
+    out = {}
+    for number in range(count):
+        x = rng.normal(size=(n, dimension)) + offset
+        y = x + 0.5 * rng.normal(size=(n, dimension))
+        matrices = [x, x, y, x + 0.5 * rng.normal(size=(n, dimension))]
+        rows = [matrix / np.linalg.norm(matrix, axis=1, keepdims=True) for matrix in matrices]
+        out[f"s{number}"] = Embeddings(
+            *rows, ids=list(range(n)), groups=[number * 100 + row // 4 for row in range(n)], encoders="e"
+        )
+    return out
+
+
+def test_training_is_determined_by_its_seed():
+    first, again = (train_estimator(splits_of(), FAST, name="a").state_dict() for _ in range(2))
+    other = train_estimator(splits_of(), TrainingOptions(**{**vars(FAST), "seed": 1}), name="a").state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["p_mu.0.weight"], other["p_mu.0.weight"])
+
+
+def test_training_learns_and_says_how(tmp_path):
+    estimator = train_estimator(
+        splits_of(), TrainingOptions(**{**vars(FAST), "iterations": 200}), name="mine", about={"study": "s"}
+    )
+    history = estimator.card["history"]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert estimator.card["kept_iteration"] == max(history, key=lambda entry: entry["held_out"])["iteration"]
+    estimator.save(tmp_path / "mine.safetensors")
+    loaded = load_estimator(tmp_path / "mine.safetensors")
+    assert loaded.card == json.loads(json.dumps(estimator.card)) and loaded.card["data"]["pairs"] == 240
+    split = splits_of()["s0"]
+    assert emi(split, loaded).value == emi(split, estimator).value
+
+
+def test_an_interrupted_training_goes_on_where_it_was(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "a.checkpoint"
+    whole = train_estimator(splits_of(), FAST, name="a", checkpoint=tmp_path / "b.checkpoint")
+    calls = {"n": 0}
+    plain = CLUB.loss
+
+    def interrupted(self, x, y):
+        calls["n"] += 1
+        if calls["n"] > 25:
+            raise KeyboardInterrupt
+        return plain(self, x, y)
+
+    monkeypatch.setattr(CLUB, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_estimator(splits_of(), FAST, name="a", checkpoint=checkpoint)
+    monkeypatch.setattr(CLUB, "loss", plain)
+    with pytest.raises(ValueError, match="is of a training with other data or options"):
+        train_estimator(splits_of(seed=5), FAST, name="a", checkpoint=checkpoint, resume=True)
+    resumed = train_estimator(splits_of(), FAST, name="a", checkpoint=checkpoint, resume=True)
+    assert all(torch.equal(tensor, resumed.state_dict()[key]) for key, tensor in whole.state_dict().items())
+    assert resumed.card == whole.card
+    with pytest.raises(ValueError, match="has done 40 iterations already"):
+        train_estimator(
+            splits_of(),
+            TrainingOptions(**{**vars(FAST), "iterations": 20}),
+            name="a",
+            checkpoint=checkpoint,
+            resume=True,
+        )
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(ValueError, match="a.checkpoint is damaged"):
+        train_estimator(splits_of(), FAST, name="a", checkpoint=checkpoint, resume=True)
+    checkpoint.unlink()
+    with pytest.raises(ValueError, match="which is not there"):
+        train_estimator(splits_of(), FAST, name="a", checkpoint=checkpoint, resume=True)
+
+
+def test_no_image_is_on_both_sides():
+    """Also not by way of a shifted twin, which has the same id and reference and another image."""
+    splits = splits_of(2)
+    twin = Embeddings(
+        splits["s0"].v.flip(1),
+        splits["s0"].t,
+        splits["s0"].y_hat,
+        splits["s0"].y,
+        ids=splits["s0"].ids,
+        groups=[900 + group for group in splits["s0"].groups],
+    )
+    pairs = embeddings_to_pairs({**splits, "twin": twin})
+    clusters = pairs.clusters[: len(pairs.clusters) // 2].view(3, 40)
+    assert torch.equal(clusters[0], clusters[2])
+    assert not set(clusters[0].tolist()) & set(clusters[1].tolist())
+    assert all(len(set(clusters[0][start : start + 4].tolist())) == 1 for start in range(0, 40, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iterations": 0}, "iterations: expected at least 1, got 0"),
+        ({"lr": 0.0}, "lr: expected a positive"),
+        ({"held_out": 1.0}, r"held_out: expected a share in \[0, 1\), got 1.0"),
+        ({"held_out": 0.0}, "Hold some out, or keep the last"),
+        ({"kind": "mine"}, "kind: expected one of club, infonce, got 'mine'"),
+    ],
+)
+def test_options_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**changes)
+
+
+def test_a_training_that_diverges_says_so():
+    with pytest.raises(ValueError, match="the training diverged in iteration .* Use a smaller --lr"):
+        train_estimator(splits_of(), TrainingOptions(**{**vars(FAST), "lr": 1e30, "kind": "infonce"}), name="a")
+
+
+def test_a_training_that_diverges_in_its_last_step():
+    for keep in ("best", "last"):
+        with pytest.raises(ValueError, match="the training diverged"):
+            train_estimator(
+                splits_of(),
+                TrainingOptions(**{**vars(FAST), "lr": 1e30, "iterations": 1, "keep": keep, "kind": "infonce"}),
+                name="a",
+            )
+
+
+def test_something_is_always_left_to_train_on():
+    assert (
+        train_estimator(splits_of(), TrainingOptions(**{**vars(FAST), "held_out": 0.999}), name="a").card["data"][
+            "held_out_pairs"
+        ]
+        < 240
+    )
+
+
+def test_fitness_for_near_far_and_unknown_data():
+    estimator = train_estimator(splits_of(), TrainingOptions(**{**vars(FAST), "iterations": 200}), name="a")
+    assert fitness(estimator, splits_of(seed=3))["verdict"] == "in domain"
+    far = fitness(estimator, {**splits_of(1, seed=3), "moved": splits_of(1, seed=4, offset=3.0)["s0"]})
+    assert (far["verdict"], far["far_splits"]) == ("far", ["moved"])
+    check = far["splits"]["moved"]["mean_distance"]
+    assert check["value"] > check["limit"]
+    unknown = fitness(CLUB(8, 8), splits_of())
+    assert unknown["verdict"] == "unknown" and set(unknown["splits"]["s0"]) == {"reference_score"}
+    assert fitness(KSG(), splits_of())["verdict"] == "unknown"
+
+
+# From the command line.
+
+
+@pytest.fixture
+def answers(tmp_path):
+    folder = tmp_path / "answers"
+    for number, name in enumerate(load_study("synthetic").splits):
+        write_response_file(
+            folder / f"{name}.jsonl", [(row, "", f"a red star {row * number}") for row in range(builder.ROWS)], "tiny"
+        )
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["club", "infonce"])
+def test_train_and_score(in_tinyhub, answers, tmp_path, capsys, kind):
+    output, results = tmp_path / "mine.safetensors", tmp_path / "results.json"
+    common = ["--shift", "synthetic", "--responses", str(answers)]
+    assert (
+        main(
+            [
+                "train-estimator",
+                *common,
+                "--output",
+                str(output),
+                "--kind",
+                kind,
+                "--iterations",
+                "20",
+                "--hidden",
+                "8",
+                "--held-out",
+                "0.3",
+            ]
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "held-out score" in printed and f"--estimator {output}" in printed
+    card = load_estimator(output).card
+    assert card["models"] == ["tiny"] and card["data"]["pairs"] == 2 * 35 * builder.ROWS
+    assert card["encoders"]["vision"].startswith("openai/clip-vit-base-patch32#")
+    assert main(["score", *common, "--estimator", str(output), "--output", str(results)]) == 0
+    assert json.loads(results.read_text())["estimator_fit"]["verdict"] == "in domain"
+    assert not output.with_suffix(".checkpoint").exists()
+    assert "estimator  mine@" in capsys.readouterr().out
+
+
+def test_an_estimator_is_refused_to_other_encoders(in_tinyhub, answers, tmp_path, capsys, caplog):
+    output = tmp_path / "mine.safetensors"
+    common = ["--shift", "synthetic", "--responses", str(answers)]
+    assert main(["train-estimator", *common, "--output", str(output), "--iterations", "5", "--hidden", "8"]) == 0
+    torch.manual_seed(9)
+    builder.write_text_encoder(tmp_path / "xlm-roberta-base")
+    other = ["score", *common, "--estimator", str(output), "--text-encoder", str(tmp_path / "xlm-roberta-base")]
+    assert main(other) == 1
+    assert "was trained with the text encoder xlm-roberta-base#" in capsys.readouterr().err
+    assert main([*other, "--allow-other-encoders"]) == 0
+    assert "It is used all the same, as asked." in caplog.text
+
+
+def test_a_registered_estimator_is_told_by_the_names_of_its_encoders(in_tinyhub):
+    from lmms_eval_emi import load_encoders
+
+    encoders = load_encoders("openai/clip-vit-base-patch32", "xlm-roberta-base", "cpu")
+    estimator = CLUB(builder.DIMENSION, builder.DIMENSION, 4)
+    estimator.vision_encoder, estimator.text_encoder = "elsewhere/clip-vit-base-patch32", "xlm-roberta-base"
+    check_encoders(estimator, encoders)
+    assert load_estimator("tiny.safetensors", encoders).name == "tiny"
+    estimator.text_encoder = "xlm-roberta-large"
+    with pytest.raises(
+        ValueError, match="trained with the text encoder xlm-roberta-large, and this run has xlm-roberta-base#"
+    ):
+        check_encoders(estimator, encoders)
+
+
+def test_an_output_that_is_no_safetensors(answers, capsys):
+    assert main(["train-estimator", "--shift", "synthetic", "--responses", str(answers), "--output", "mine.pt"]) == 1
+    assert "output: expected a .safetensors file" in capsys.readouterr().err
+
+
+def test_prefetch(in_tinyhub, tmp_path, monkeypatch, capsys):
+    assert main(["prefetch", "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert "35 splits, 175 rows" in printed and "missing" not in printed
+    monkeypatch.chdir(tmp_path)
+    assert main(["prefetch", "--shift", "natural", "--check"]) == 1
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("missing: ") == 3
+        and "hf download xlm-roberta-base" in printed
+        and "dataset synthetic" not in printed
+    )

@@ -1,0 +1,233 @@
+"""What this package assumes about lmms-eval. A failure here says what moved upstream, and what of ours rests on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import run_module
+
+from lmms_eval_emi.harness.lmms_eval import compat, hooks, plugin
+
+tasks_module = pytest.importorskip("lmms_eval.tasks")
+
+
+@pytest.fixture
+def manager(monkeypatch):
+    """The harness's TaskManager, whose index builder is restored afterwards."""
+    original = tasks_module.TaskManager.initialize_tasks
+    monkeypatch.setattr(tasks_module.TaskManager, "initialize_tasks", getattr(original, "__wrapped__", original))
+    return tasks_module.TaskManager
+
+
+def test_the_task_index_is_built_where_we_add_to_it(manager):
+    parameters = inspect.signature(manager.initialize_tasks).parameters
+    assert {"include_path", "include_defaults"} <= set(parameters), (
+        "TaskManager.initialize_tasks has other parameters: compat.with_our_tasks falls back, and users need --include_path"
+    )
+
+
+def test_an_index_builder_with_more_parameters_gets_what_it_was_called_with(manager):
+    seen = []
+
+    def initialize_tasks(self, include_path=None, include_defaults=True, *, profile="plain", **rest):
+        seen.append((include_path, include_defaults, profile, rest))
+        return {}
+
+    build = compat.with_our_tasks(initialize_tasks)
+    build(object(), "/mine", profile="fast", later=1)
+    build(object(), include_defaults=False)
+    assert seen == [(["/mine", str(compat.tasks_folder())], True, "fast", {"later": 1}), (None, False, "plain", {})]
+
+
+@pytest.mark.parametrize("parameters", ["paths=None", "include_path, /, include_defaults"])
+def test_an_index_builder_that_we_do_not_know_is_called_as_it_was(parameters):
+    namespace = {}
+    exec(f"def build(self, {parameters}):\n    return 'the index'", namespace)
+    build = compat.with_our_tasks(namespace["build"])
+    arguments = () if "paths" in parameters else (3, True)  # 3: no path that can be added to
+    with pytest.warns(UserWarning, match="--include_path"):
+        assert build(object(), *arguments) == "the index"
+
+
+def test_an_index_that_cannot_be_built_raises_what_the_harness_raises():
+    def build(self, include_path=None, include_defaults=True):
+        raise KeyError("a broken task file of the user")
+
+    with pytest.raises(KeyError, match="a broken task file"):
+        compat.with_our_tasks(build)(object())
+
+
+def test_registering_never_raises_and_gives_no_models(monkeypatch):
+    monkeypatch.setattr(compat, "add_tasks_to_index", lambda: 1 / 0)
+    with pytest.warns(UserWarning, match="--include_path"):
+        assert plugin.register() == []
+
+
+def test_a_loader_of_entry_points_that_is_transactional_accepts_ours():
+    """Upstream pull request 1450 loads each entry point by itself and keeps what failed; an empty payload is legal."""
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
+
+    registry, failures = ModelRegistryV2(), {}
+    entries = {"broken": lambda: 1 / 0, "lmms_eval_emi": plugin.register}
+    for name, load in entries.items():
+        try:
+            staged = list(registry._coerce_payload_to_manifests(load))
+        except Exception as error:
+            failures[name] = error
+            continue
+        assert staged == []
+    assert set(failures) == {"broken"}
+
+
+def test_a_broken_plugin_beside_ours_is_named(monkeypatch, capsys):
+    import importlib.metadata
+
+    from lmms_eval_emi.cli import main
+
+    broken = SimpleNamespace(name="other", load=lambda: 1 / 0)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [broken])
+    assert main(["tasks", "--check"]) == 1
+    printed = capsys.readouterr().out
+    assert "The plugin other of lmms-eval cannot be loaded: ZeroDivisionError" in printed
+    assert f"--include_path {compat.tasks_folder()}" in printed
+
+
+def test_include_path_shows_the_tasks_without_the_plugin(manager):
+    index = manager(include_path=str(compat.tasks_folder())).task_index
+    assert "llavabench_shift_natural_coco_german" in index and "llavabench_shift" in index
+
+
+@pytest.fixture
+def group_config(monkeypatch):
+    """GroupConfig with the hook of upstream pull request 1528."""
+    import lmms_eval.api.group as module
+
+    @dataclasses.dataclass
+    class GroupConfig(module.GroupConfig):
+        postprocess_results: object = None
+
+    monkeypatch.setattr(module, "GroupConfig", GroupConfig)
+    return GroupConfig
+
+
+def test_the_group_hook_is_used_where_there_is_one(group_config, monkeypatch):
+    assert compat.add_group_hook() and compat.add_group_hook()
+    ours = group_config(
+        group="g", task=["t"], metadata={"version": 1.0, compat.OURS: {"studies": ["natural"], "modality": "text"}}
+    )
+    theirs = group_config(group="g", task=["t"], metadata={"version": 1.0})
+    assert theirs.postprocess_results is None
+    scores = SimpleNamespace(
+        study=SimpleNamespace(shifts=lambda modality: {"text": ["a", "b", "c"]}[modality]),
+        splits={
+            name: SimpleNamespace(
+                emi=SimpleNamespace(value=emi), emid=SimpleNamespace(value=-emi), bound=SimpleNamespace(value=1 + emi)
+            )
+            for name, emi in (("a", 0.1), ("b", 0.2), ("c", 0.6))
+        },
+    )
+    monkeypatch.setattr(hooks, "find_run", lambda: SimpleNamespace(results={"natural": scores}))
+    merged = ours.postprocess_results(group_name="g", samples={}, configs={}, output_dir="out", anything="else")
+    assert merged["emi,none"] == pytest.approx(0.3) and merged["emid,none"] == pytest.approx(-0.3)
+    assert merged["emid_pearson_r,none"] == pytest.approx(-1)
+
+
+def test_without_the_group_hook_nothing_is_patched():
+    import lmms_eval.api.group as module
+
+    if compat.GROUP_HOOK in module.GroupConfig.__dataclass_fields__:
+        pytest.skip("this lmms-eval has the hook")
+    assert not compat.add_group_hook() and not hasattr(module.GroupConfig.__post_init__, "adds_lmms_eval_emi")
+
+
+def test_hooks_are_called_from_methods_of_a_task():
+    """compat.calling_task tells a variant of a task from the task by the frame that calls its hook."""
+    from lmms_eval.api.task import ConfigurableTask
+
+    seen = []
+    task = ConfigurableTask.__new__(ConfigurableTask)
+    task._config = SimpleNamespace(
+        task="german_terse", process_results=lambda doc, results: seen.append(compat.calling_task()) or {}
+    )
+
+    def simple_evaluate():
+        return task.process_results({}, ["x"])
+
+    simple_evaluate()
+    assert seen[0] is not None, "lmms-eval calls hooks in another way: variants of a task are no longer told apart"
+    assert seen[0].name == "german_terse" and seen[0].task is task and seen[0].evaluation != 0
+    assert compat.calling_task() is None
+
+
+def test_names_and_stamps_of_a_run():
+    args = SimpleNamespace(model="llava_hf", model_args="pretrained=llava-hf/llava-1.5-7b-hf,device_map=cpu")
+    assert compat.model_name(args) == "llava-hf/llava-1.5-7b-hf"
+    assert compat.run_folder(args) == "llava-hf__llava-1.5-7b-hf", "the harness names the folder of a model otherwise"
+
+    def simple_evaluate(datetime_str):
+        return compat.run_stamp(None)
+
+    assert simple_evaluate("20261121_10:30:00") == "20261121_10-30-00"
+    assert compat.run_stamp(None)
+    from lmms_eval import evaluator
+
+    assert "datetime_str" in inspect.signature(evaluator.simple_evaluate).parameters
+
+
+def test_a_standard_error_is_made_of_scores_and_clusters():
+    """compat.SCORE_KEY: what stands in the harness's columns of standard errors comes from the items of our aggregation."""
+    import numpy as np
+    from lmms_eval.evaluator_utils import TaskOutput
+
+    items = [{compat.SCORE_KEY: value, compat.CLUSTER_KEY: row} for row, value in enumerate((0.1, 0.4, 0.2))]
+    output = TaskOutput(
+        task=SimpleNamespace(aggregation=lambda: {"emi": None}),
+        task_config={"score_key": compat.SCORE_KEY, "cluster_key": compat.CLUSTER_KEY},
+    )
+    output.sample_metrics["emi", "none"] = items
+    output.calculate_clt_aggregate_metric()
+    expected = np.std([0.1, 0.4, 0.2], ddof=1) / np.sqrt(3)
+    assert output.agg_metrics["emi_stderr_clt,none"] == pytest.approx(expected)
+    assert output.agg_metrics["emi_stderr_clustered,none"] == pytest.approx(expected)
+
+
+def test_nothing_else_knows_lmms_eval():
+    """Every import of lmms-eval stands in compat, so that a release upstream is one file of work."""
+    package = Path(compat.__file__).parents[2]
+    importing = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if line.strip().startswith(
+            ("import lmms_eval.", "from lmms_eval.", "from lmms_eval import", "import lmms_eval\n")
+        )
+    }
+    assert importing == {"harness/lmms_eval/compat.py"}
+
+
+def test_the_real_command_finds_the_tasks_beside_a_broken_plugin_by_include_path(tmp_path):
+    """A plugin whose entry point fails before ours may hide our tasks; the folder still works."""
+    site = tmp_path / "site"
+    info = site / "aaa_broken-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: aaa-broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[lmms_eval.models]\nbroken = aaa_broken:register\n")
+    (site / "aaa_broken.py").write_text("raise ImportError('broken plugin')\n")
+    code = textwrap.dedent(
+        f"""
+        import lmms_eval.evaluator
+        from lmms_eval.tasks import TaskManager
+        names = TaskManager(include_path={str(compat.tasks_folder())!r}).all_tasks
+        assert "llavabench_shift_natural_coco_german" in names
+        """
+    )
+    (tmp_path / "probe.py").write_text(code)
+    done = run_module("probe", cwd=tmp_path, PYTHONPATH=str(site))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sys.executable

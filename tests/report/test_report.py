@@ -1,0 +1,326 @@
+"""The report: every source, every format, what a browser makes of the page, and nothing that data can inject."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from conftest import GROUP, lmms_eval, only
+
+from lmms_eval_emi.cli import main
+from lmms_eval_emi.report.page import to_html, to_text
+from lmms_eval_emi.report.plots import pictures_of, plot_emid_against_bound, plot_models, severity_series
+from lmms_eval_emi.report.reading import ReportError, published_results, read_results
+from lmms_eval_emi.responses.llava import write_response_file
+from lmms_eval_emi.studies.schema import load_study
+
+ROWS = 5
+EVIL = '<script>document.title = "owned"</script>'
+
+
+@pytest.fixture(scope="module")
+def results(tinyhub, tmp_path_factory):
+    """Scores of two families whose answers and model name try to be markup."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tinyhub)
+        patch.setenv("LMMS_EVAL_EMI_ESTIMATOR", str(tinyhub / "tiny.safetensors"))
+        for family in ("natural", "synthetic"):
+            study = load_study(family)
+            stems = sorted({split.response_stems[-1] for split in study.splits.values()})
+            for number, stem in enumerate(stems):
+                rows = [(row, "", f"{EVIL} red star {row * number}") for row in range(ROWS)]
+                write_response_file(folder / family / f"{stem}.jsonl", rows, f"tiny {EVIL}")
+            assert (
+                main(
+                    [
+                        "score",
+                        "--shift",
+                        family,
+                        "--responses",
+                        str(folder / family),
+                        "--output",
+                        str(folder / f"{family}.json"),
+                    ]
+                )
+                == 0
+            )
+    return folder
+
+
+def test_our_results_keep_their_figures(results):
+    (read,) = read_results([results / "synthetic.json"])
+    content = json.loads((results / "synthetic.json").read_text())
+    assert len(read.splits) == 35 and len(read.shifts) == 34
+    for name, split in read.splits.items():
+        assert (split.emi, split.emid, split.bound) == tuple(
+            content["splits"][name].get(key) for key in ("emi", "emid", "emid_bound")
+        )
+    assert read.summary()["Pearson r"] == content["summary"]["pearson_r"]
+    assert [severity for severity, _ in severity_series(read)["frost"]] == [1, 3, 5]
+
+
+@pytest.mark.parametrize("family", ["natural", "synthetic"])
+@pytest.mark.parametrize("model", ["llava-v1.5-13b", "llava-v1.6-vicuna-13b"])
+def test_the_published_figures_are_those_of_the_published_script(shared, family, model):
+    path = shared / "data" / "published" / f"pairs-{family.upper()}-ALL-{model}-CLUB_global.json"
+    (read,) = read_results([path])
+    published = next(result for result in published_results(family) if result.model == model)
+    assert read.summary()["Pearson r"] == pytest.approx(json.loads(path.read_text())["PearsonR"], abs=1e-5)
+    for name, split in read.splits.items():
+        for figure in ("emi", "emid", "bound"):
+            own, theirs = getattr(published.splits[name], figure), getattr(split, figure)
+            assert own == theirs if theirs is None else own == pytest.approx(theirs, rel=1e-4)
+
+
+def test_published_correlations_without_the_reference_data():
+    """0.58 to 0.88, as the paper has them."""
+    values = [
+        result.summary()["Pearson r"] for family in ("natural", "synthetic") for result in published_results(family)
+    ]
+    assert len(values) == 4 and min(values) > 0.57 and max(values) < 0.89
+
+
+def test_everything_from_data_is_escaped_and_nothing_is_fetched(results):
+    page = to_html(read_results([results]))
+    assert EVIL not in page and html.escape(EVIL, quote=False) in page.replace("&#34;", '"')
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page) and "@import" not in page and "url(" not in page
+
+
+def test_the_rows_that_lost_most_are_shown(results):
+    (read,) = read_results([results / "natural.json"])
+    assert set(read.lost_rows) == set(load_study("natural").shifts())
+    rows = read.lost_rows["llava_bench_coco_German"]
+    assert [row["loss"] for row in rows] == sorted((row["loss"] for row in rows), reverse=True)
+    assert rows[0]["image"].startswith("data:image/jpeg;base64,") and "red star" in rows[0]["response"]
+    page = to_html([read])
+    assert page.count('class="row"') == 3 * 27
+
+
+def test_tables(results):
+    read = read_results([results / "natural.json"])
+    rows = list(csv.DictReader(io.StringIO(to_text(read, "csv"))))
+    assert len(rows) == 28 and rows[0]["EMID"] == ""
+    assert float(rows[1]["EMI"]) == read[0].splits[rows[1]["shift"]].emi
+    assert to_text(read, "md").count("\n") == 30 and "\\toprule" in to_text(read, "latex")
+
+
+def test_a_table_cannot_carry_a_formula(results, tmp_path):
+    content = json.loads((results / "natural.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps({**content, "model": "=HYPERLINK(1)"}))
+    assert "'=HYPERLINK" in to_text(read_results([tmp_path / "r.json"]), "csv")
+
+
+def test_pictures_are_drawn_on_given_axes(results, tmp_path):
+    from matplotlib.figure import Figure
+
+    (read,) = read_results([results / "synthetic.json"])
+    ax = Figure().add_subplot()
+    assert plot_emid_against_bound(read, ax=ax) is ax
+    assert set(pictures_of(read)) == {"emid-against-bound", "emi-heat-map", "severity", "divergences"}
+    assert main(["report", str(results / "synthetic.json"), "--format", "png", "--output", str(tmp_path / "p")]) == 0
+    assert len(list((tmp_path / "p").glob("*.png"))) == 4
+
+
+def test_the_same_results_give_the_same_page(results):
+    read = read_results([results / "synthetic.json"])
+    assert to_html(read) == to_html(read)
+
+
+def test_several_results_and_what_is_none(results, tmp_path, capsys):
+    again = tmp_path / "again.json"
+    shutil.copy(results / "natural.json", again)
+    labels = [result.label for result in read_results([results / "natural.json", again])]
+    assert len(set(labels)) == 2
+    (tmp_path / "other.json").write_text('{"results": {"a": 1}}')
+    for path, message in (
+        (tmp_path / "other.json", "got JSON of another form"),
+        (tmp_path / "no.json", "expected a JSON file of results"),
+        (tmp_path / "empty", "expected a folder with"),
+    ):
+        if path.name == "empty":
+            path.mkdir()
+        with pytest.raises(ReportError, match=message):
+            read_results([path])
+    assert main(["report", str(tmp_path / "no.json")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_results_that_are_damaged(results, tmp_path, caplog):
+    content = json.loads((results / "natural.json").read_text())
+    for name, damaged in (
+        ("model", {key: value for key, value in content.items() if key != "model"}),
+        ("emi", {**content, "splits": {"a": {"emi": None}}}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(damaged))
+        with pytest.raises(ReportError, match=f"{name}.json: expected results .* that are damaged"):
+            read_results([tmp_path / f"{name}.json"])
+    for rows in ("{bad", "[1]", "\xff", (results / "synthetic.rows.json").read_text("utf-8")):
+        (tmp_path / "r.json").write_text(json.dumps({**content, "rows": {**content["rows"], "file": "r.rows.json"}}))
+        (tmp_path / "r.rows.json").write_text(rows, "utf-8")
+        (read,) = read_results([tmp_path / "r.json"])
+        assert read.lost_rows == {} and "Shift report" in to_html([read])
+    assert caplog.text.count("r.rows.json: not the rows of these results") == 4
+
+
+def test_a_result_of_a_newer_version_says_so(results, tmp_path):
+    content = json.loads((results / "natural.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps({**content, "format_version": 99}))
+    with pytest.raises(ReportError, match="format_version is 99, .* Update it"):
+        read_results([tmp_path / "r.json"])
+    (tmp_path / "old.json").write_text(
+        json.dumps({key: value for key, value in content.items() if key not in ("format_version", "rows")})
+    )
+    assert len(read_results([tmp_path / "old.json"])[0].shifts) == 27
+
+
+def test_a_third_built_in_family_needs_no_published_results(monkeypatch):
+    import lmms_eval_emi.report.reading as module
+
+    monkeypatch.setattr(module, "BUILT_IN", ("natural", "synthetic", "third"))
+    assert published_results("third") == []
+
+
+def test_names_that_are_no_plain_text(results, tmp_path):
+    """Mathematics, hidden labels and long names in the pictures; a shift that one model alone has."""
+    content = json.loads((results / "synthetic.json").read_text())
+    extra = {
+        **content["splits"],
+        "mine": {
+            **content["splits"]["llava_bench_coco_frost_1"],
+            "shifts": [{"modality": "visual", "name": "fog $x_", "severity": 1}],
+        },
+    }
+    paths = []
+    for number, model in enumerate((r"m$\frac{$", "_hidden", "long" * 60)):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps({**content, "model": model, "splits": extra if number else content["splits"]}))
+    read = read_results(paths)
+    ax = plot_models(read)
+    assert "mine" in [label.get_text() for label in ax.get_yticklabels()]
+    assert len(ax.get_legend().get_texts()) == 3
+    assert "(published)" not in to_html(read), "a study of that name with other splits is another study"
+
+
+def test_estimators_tell_results_of_one_model_apart(results, tmp_path):
+    content = json.loads((results / "natural.json").read_text())
+    other = {**content, "settings": {**content["settings"], "estimator": "other@1"}}
+    (tmp_path / "r.json").write_text(json.dumps({"results": [content, other]}))
+    labels = [result.label for result in read_results([tmp_path / "r.json"])]
+    assert labels[1].endswith(", other@1") and labels[0] != labels[1]
+
+
+def test_a_report_does_not_replace_its_results(results, capsys):
+    path = str(results / "natural.json")
+    assert main(["report", path, "--output", path]) == 1
+    assert "is one of the results" in capsys.readouterr().err
+
+
+def test_a_study_without_shifts_has_a_page(results, tmp_path):
+    content = json.loads((results / "natural.json").read_text())
+    id_split = content["id_split"]
+    (tmp_path / "r.json").write_text(json.dumps({**content, "splits": {id_split: content["splits"][id_split]}}))
+    assert "Shift report" in to_html(read_results([tmp_path / "r.json"]), compare=False)
+
+
+MEASURE = """
+<script>
+addEventListener("load", () => {
+  const boxes = [...document.querySelectorAll("h1, h2, h3, h4, p, table, figure, .row, .copy")].filter(e => e.checkVisibility());
+  const overlaps = [];
+  boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
+    if (a.contains(b) || b.contains(a)) return;
+    const [p, q] = [a.getBoundingClientRect(), b.getBoundingClientRect()];
+    if (p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1) overlaps.push(a.tagName + "/" + b.tagName);
+  }));
+  const images = [...document.images].filter(e => e.checkVisibility());
+  const header = document.querySelectorAll("table.sortable")[1].querySelectorAll("th button")[3];
+  header.click();
+  const shown = [...header.closest("table").tBodies[0].rows].map(row => Number(row.cells[3].dataset.value));
+  const report = {overlaps, broken: images.filter(e => !e.naturalWidth).length, images: images.length, title: document.title,
+    wide: document.documentElement.scrollWidth > innerWidth, sorted: shown.every((x, i) => !i || shown[i - 1] <= x), rows: shown.length};
+  document.body.innerHTML = "<pre id=measured>" + JSON.stringify(report) + "</pre>";
+});
+</script>
+"""
+
+
+@pytest.mark.parametrize("width", [1200, 600])
+def test_the_page_in_a_browser(results, tmp_path, width):
+    """Chromium shows every picture, nothing lies over anything else, and a click sorts a table."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("needs Chromium")
+    page = tmp_path / "page.html"
+    page.write_text(
+        to_html(read_results([results / "natural.json", results / "synthetic.json"])) + MEASURE, encoding="utf-8"
+    )
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    done = subprocess.run(
+        [chromium, *options, f"--window-size={width},2000", "--virtual-time-budget=10000", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+    )
+    measured = json.loads(html.unescape(re.search(r'<pre id="measured">(.*?)</pre>', done.stdout, re.S).group(1)))
+    assert measured["overlaps"] == [] and measured["broken"] == 0 and not measured["wide"]
+    assert measured["images"] >= 9 and measured["rows"] == 27 and measured["sorted"]
+    assert measured["title"].startswith("Shift report") and measured["title"] != "owned"
+
+
+# Beside a harness run.
+
+
+def test_a_harness_run_writes_its_report(tinyhub, tmp_path):
+    done = lmms_eval(tinyhub, GROUP, "--output_path", str(tmp_path / "on"))
+    assert done.returncode == 0
+    page = only(tmp_path / "on", "*_emi_report_natural.html")
+    assert "tiny-llava" in page.read_text() and str(page) in done.stdout
+    (read,) = read_results([tmp_path / "on"])
+    assert len(read.shifts) == 6 and read.lost_rows
+
+
+def test_the_report_can_be_turned_off(tinyhub, tmp_path):
+    done = lmms_eval(
+        tinyhub, "llavabench_shift_natural_coco_english", "--output_path", str(tmp_path), LMMS_EVAL_EMI_REPORT="0"
+    )
+    assert done.returncode == 0 and not list(tmp_path.rglob("*.html"))
+    assert only(tmp_path, "*_emi_natural.json")
+
+
+def test_wandb_gets_the_scores_of_a_run_that_logs_there(monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    from lmms_eval_emi.report.trackers import log_result
+
+    logged = {}
+    fake = SimpleNamespace(
+        run=SimpleNamespace(log=logged.update), Table=lambda columns, data: {"columns": columns, "data": data}
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    summary = SimpleNamespace(mean_emid=0.25, pearson_r=None)
+    result = SimpleNamespace(
+        study=SimpleNamespace(name="natural"),
+        splits={"a": SimpleNamespace(to_dict=lambda: {"n": 3, "emi": 0.5})},
+        summary=lambda: summary,
+    )
+    log_result(result)
+    assert logged["emi/natural/mean_emid"] == 0.25 and "emi/natural/pearson_r" not in logged
+    assert logged["emi/natural/figures"]["data"][0][:3] == ["a", 3, 0.5]
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=None))
+    log_result(result)

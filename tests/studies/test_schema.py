@@ -1,0 +1,159 @@
+"""The 63 splits as data, and the task files that are written from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmms_eval_emi.harness.lmms_eval.task_files import (
+    HEADER,
+    SUITE,
+    groups,
+    package_task_files,
+    task_files,
+    tasks_folder,
+    write_task_files,
+)
+from lmms_eval_emi.studies.schema import BUILT_IN, StudyError, load_study
+
+FAMILIES = {
+    "natural": {"id": 1, "visual": 3, "text": 6, "joint": 18},
+    "synthetic": {"id": 1, "visual": 6, "text": 4, "joint": 24},
+}
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return [load_study(name) for name in BUILT_IN]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_families_have_their_shifts(family):
+    study = load_study(family)
+    modalities = [split.modality for split in study.splits.values()]
+    assert {modality: modalities.count(modality) for modality in FAMILIES[family]} == FAMILIES[family]
+    assert len(study.shifts()) == len(study.splits) - 1
+
+
+def test_names_of_tasks(studies):
+    natural, synthetic = studies
+    assert natural.task_name("llava_bench_coco_German") == "llavabench_shift_natural_coco_german"
+    assert natural.task_name("llava_bench_in_the_wild_hard_Hindi") == "llavabench_shift_natural_wild_hard_hindi"
+    assert synthetic.task_name("llava_bench_coco") == "llavabench_shift_synthetic_clean"
+    assert synthetic.task_name("llava_bench_coco_sr_7") == "llavabench_shift_synthetic_synonym_7"
+    assert (
+        synthetic.task_name("llava_bench_coco_frost_3_KeyboardAug_1") == "llavabench_shift_synthetic_frost_3_keyboard_1"
+    )
+
+
+def test_what_shifts_a_split(studies):
+    split = studies[1].split("llava_bench_coco_defocus_blur_5_sr_4")
+    assert [(shift.modality, shift.name, shift.severity) for shift in split.shifts] == [
+        ("visual", "defocus_blur", 5),
+        ("text", "synonym", 4),
+    ]
+
+
+def test_only_english_questions_are_asked_as_they_are(studies):
+    for name, split in studies[0].splits.items():
+        assert bool(split.prompt_suffix) == (not name.endswith("_English"))
+    assert not any(split.prompt_suffix for split in studies[1].splits.values())
+
+
+def test_the_task_files_are_those_of_the_catalogue(studies):
+    """Run python -m lmms_eval_emi.harness.lmms_eval.task_files after a change of a catalogue."""
+    folder = tasks_folder() / SUITE
+    present = {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not _is_data(path)
+    }
+    assert present == package_task_files()
+
+
+def test_writing_replaces_what_is_no_longer_there(tmp_path, studies):
+    (tmp_path / "natural").mkdir()
+    (tmp_path / "natural" / "gone.yaml").write_text(f"{HEADER}task: gone")
+    (tmp_path / "natural" / "mine.yaml").write_text("task: mine")
+    assert write_task_files(tmp_path, studies) == len(task_files(studies))
+    assert not (tmp_path / "natural" / "gone.yaml").exists() and (tmp_path / "natural" / "mine.yaml").exists()
+
+
+def _is_data(path):
+    """The demo's study and its rows, which lie among the tasks and are not generated from a catalogue."""
+    return path.parent.name == "demo" and path.name in {"study.yaml", "synonyms.yaml", "benchmark.parquet"}
+
+
+def test_the_harness_finds_all_tasks_and_groups(studies):
+    """After a plain installation, whose entry point adds the folder to the index."""
+    from lmms_eval.evaluator import TaskManager
+
+    manager = TaskManager()
+    for study in studies:
+        assert {study.task_name(name) for name in study.splits} <= set(manager.all_subtasks)
+    assert set(groups(studies)) <= set(manager.all_groups)
+    assert "mme" in manager.all_subtasks
+    without = TaskManager(include_defaults=False, include_path=str(tasks_folder()))
+    names = [name for name in without.all_subtasks if name.startswith(SUITE)]
+    assert len([name for name in names if not name.startswith(f"{SUITE}_demo")]) == 63
+    assert {load_study("demo").task_name(split) for split in load_study("demo").splits} <= set(names)
+
+
+def test_a_task_of_the_harness_wins_a_clash(tmp_path):
+    from lmms_eval.evaluator import TaskManager
+
+    (tmp_path / "mine.yaml").write_text("task: llavabench_shift_synthetic_clean\ndataset_path: mine\n")
+    index = TaskManager(include_path=str(tmp_path)).task_index
+    assert index["llavabench_shift_synthetic_clean"]["yaml_path"] == str(tmp_path / "mine.yaml")
+
+
+def test_groups_hold_their_id_split_first(studies):
+    for name, members in groups(studies).items():
+        if name != SUITE:
+            family = name.removeprefix(f"{SUITE}_").split("_")[0]
+            assert members[0] == load_study(family).task_name(load_study(family).id_split)
+            assert len(set(members)) == len(members)
+
+
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda study: study.update(id_split="nothing"),
+            "expected the one split without shifts to be id_split 'nothing'",
+        ),
+        (lambda study: study.update(titel="x"), "titel: unknown key. Did you mean title"),
+        (
+            lambda study: study["splits"]["llava_bench_coco_sr_4"].update(modality="visual"),
+            "the shifts of llava_bench_coco_sr_4 make its modality 'text', not 'visual'",
+        ),
+        (lambda study: study["dataset"].pop("path"), "dataset.path: missing"),
+    ],
+)
+def test_a_file_that_is_no_study(tmp_path, change, message):
+    import lmms_eval_emi.studies as package
+
+    study = read(Path(package.__file__).parent / "synthetic.yaml")
+    change(study)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(study))
+    with pytest.raises(StudyError, match=message):
+        load_study(path)
+
+
+def test_neither_a_name_nor_a_study_file(tmp_path):
+    with pytest.raises(
+        StudyError, match="expected 'natural', 'synthetic', 'demo' or the path of a study file, got 'unnatural'"
+    ):
+        load_study("unnatural")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(StudyError, match="broken.yaml:1: not a YAML file"):
+        load_study(tmp_path / "broken.yaml")
+    with pytest.raises(StudyError, match="Did you mean llava_bench_coco_German"):
+        load_study("natural").split("llava_bench_coco_Germn")

@@ -141,13 +141,14 @@ def source_roots(path: str) -> tuple[Path, ...]:
 def image_roots(study: Study, spec: DatasetSpec) -> tuple[Path, ...]:
     """Folders that paths of images in a dataset are relative to, and that they must lie in.
 
-    These are the folder of the dataset file, or the dataset's folder; the folder of the study file; the
-    cache of a dataset from the hub; and the folder of the setting ``images``.
+    These are the folder of the dataset file, or the dataset's folder; the folder that the study names
+    under ``dataset: images:``; the folder of the study file; the cache of a dataset from the hub; and the folder of the setting ``images``.
     """
     local = study.local_path(spec)
     own = None if local is None else local.resolve().parent if local.is_file() else local.resolve()
     base = study.folder.resolve() if str(study.folder) not in ("", ".") else None
-    return _roots([own, base], from_hub=own is None)
+    images = (study.folder / spec.images).resolve() if spec.images else None
+    return _roots([own, images, base], from_hub=own is None)
 
 
 def _roots(folders: Iterable[Path | None], *, from_hub: bool) -> tuple[Path, ...]:

@@ -117,8 +117,8 @@ def collect(
         model_name: of the record's field that names the model.
     """
     texts: dict[str | None, dict[Any, str]] = {}
-    seen: dict[Any, int] = {}
-    doubled: set[Any] = set()
+    seen: dict[Any, dict[str | None, int]] = {}  # line by model by key
+    doubled: set[tuple[str | None, Any]] = set()
     problems = []
     for number, line in read_lines(path):
         where = f"{path}:{number}"
@@ -138,13 +138,16 @@ def collect(
             )
             continue
         model = str(record[model_name]) if model_name and record.get(model_name) else None
-        if (model, key) in seen:
+        earlier = seen.setdefault(key, {})
+        # A line that names no model may be of any.
+        same = [other for other in earlier if other == model or other is None or model is None]
+        if same:
             problems.append(
-                f"{where}: {key_name} {key} stands in line {seen[model, key]} already. Keep one of the two."
+                f"{where}: {key_name} {key} stands in line {earlier[same[0]]} already. Keep one of the two."
             )
-            doubled.add((model, key))
+            doubled |= {(other, key) for other in same}
             continue
-        seen[model, key] = number
+        earlier[model] = number
         texts.setdefault(model, {})[key] = text
     for model, key in doubled:
         del texts[model][key]

@@ -66,6 +66,7 @@ class DatasetSpec(_Strict):
     config: str | None = None  # name of the dataset's configuration
     split: str | None = None  # default: the name of the study's split
     columns: Columns = Columns()
+    images: str | None = None  # folder of the images, where it is neither the dataset's nor the study file's
     shifts_at_load: ShiftsAtLoad | None = None
 
 
@@ -137,16 +138,16 @@ class Study(_Strict):
         filled = {**data, "splits": {name: _fill_in_split(name, split, data) for name, split in data["splits"].items()}}
         filled.pop("dataset", None)
         if isinstance(data.get("name"), str):
+            if not _is_plain(data["name"]):
+                raise ValueError(
+                    f"the name of a study becomes the name of a folder: expected letters, digits, _, - and single dots, got {data['name']!r}"
+                )
             filled.setdefault("title", data["name"])
             filled.setdefault("group", _slug(data["name"]))
         return filled
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Study:
-        if not _is_plain(self.name):
-            raise ValueError(
-                f"the name of a study becomes the name of a folder: expected letters, digits, _, - and single dots, got {self.name!r}"
-            )
         id_splits = [name for name, split in self.splits.items() if split.modality == "id" and split.variant_of is None]
         for split in self.splits.values():
             if split.variant_of is not None and split.variant_of not in self.splits:

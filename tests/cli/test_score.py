@@ -408,7 +408,8 @@ def test_ids_of_any_type_and_texts_of_any_character(in_tinyhub, answers, tmp_pat
         "".join(json.dumps({**record, "question_id": float(record["question_id"])}) + "\r\n" for record in records)
     )
     assert score(answers, tmp_path / "floats.json", "--split", GERMAN) == 0
-    assert (tmp_path / "floats.json").read_text() == (tmp_path / "plain.json").read_text()
+    plain, floats = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "floats"))
+    assert plain.pop("rows")["sha256"] == floats.pop("rows")["sha256"] and plain == floats
     path.write_text("".join(json.dumps({**record, "text": "half a \ud83d"}) + "\n" for record in records))
     assert score(answers, tmp_path / "surrogates.json", "--split", GERMAN) == 0
 

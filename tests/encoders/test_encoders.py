@@ -272,7 +272,7 @@ def test_splits_share_what_they_have_in_common(encoders, pictures, monkeypatch):
     same = [Sample(pictures[row % 2], "red?", f"answer {row}", "reference", id=row) for row in range(4)]
     embedded = embed_splits({"a": same, "b": same[:2]}, encoders)
     assert calls == {"vision": 2, "text": 6}
-    assert embedded["a"].groups == [0, 1, 0, 1] and embedded["b"].ids == [0, 1]
+    assert embedded["a"].groups == [0, 1, 0, 1] and embedded["b"].ids == [("0", "reference"), ("1", "reference")]
     assert torch.equal(embedded["a"].y_hat[:2], embedded["b"].y_hat)
     assert embedded["a"].encoders == encoders.signature
 
@@ -329,3 +329,125 @@ def test_devices():
         assert resolve_device("auto").type == "cpu"
         with pytest.raises(ValueError, match="expected one of 0 CUDA devices, got 'cuda:3'"):
             resolve_device("cuda:3")
+
+
+# Other checkpoints: another preprocessing is honoured or refused, another encoder is one file and one entry.
+
+
+def checkpoint(folder, kind):
+    """A small checkpoint of a kind, with the preprocessing that such checkpoints have."""
+    import json
+
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(3)
+    if kind == "siglip":
+        vision = {**sizes, "intermediate_size": 64}
+        text = {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "vocab_size": 40,
+        }
+        model = transformers.SiglipModel(transformers.SiglipConfig(vision_config=vision, text_config=text))
+        preprocessing = {
+            "size": {"height": 32, "width": 32},
+            "resample": 3,
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        }
+        preprocessing |= {"do_center_crop": None, "image_processor_type": "SiglipImageProcessor"}
+    else:
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
+        preprocessing = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "resample": 2}
+        preprocessing |= {"image_processor_type": "BitImageProcessor", "do_resize": True, "do_center_crop": True}
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["siglip", "dinov2"])
+def test_other_vision_towers_follow_their_definition(kind, tmp_path, pictures):
+    from transformers import AutoImageProcessor
+
+    whole = checkpoint(tmp_path / kind, kind)
+    encoder = load_vision_encoder(str(tmp_path / kind), "cpu")
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / kind, backend="torchvision")
+    tower = whole.vision_model if kind == "siglip" else whole
+    for picture in pictures[:3]:
+        pixels = theirs(images=picture, return_tensors="pt")["pixel_values"]
+        assert (torch.from_numpy(encoder.prepare(picture)) - pixels[0]).abs().max() < 0.02
+        with torch.no_grad():
+            states = tower(torch.from_numpy(encoder.prepare(picture))[None]).last_hidden_state
+        expected = torch.nn.functional.normalize(states[:, 1 if kind == "dinov2" else 0 :].mean(dim=1), dim=1)
+        torch.testing.assert_close(encoder.encode([picture]), expected, atol=1e-6, rtol=0)
+    assert encoder.dimension == 32 and encoder.signature.endswith("/patch-mean")
+
+
+def test_a_sentence_encoder_is_chosen_by_its_prefix(in_tinyhub):
+    from transformers import AutoTokenizer, XLMRobertaModel
+
+    encoder = load_text_encoder(f"mean:{TEXT}", "cpu")
+    whole, tokenizer = XLMRobertaModel.from_pretrained(TEXT).eval(), AutoTokenizer.from_pretrained(TEXT)
+    for text in ("a red circle left of a star", "blue"):
+        with torch.no_grad():
+            states = whole(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        expected = torch.nn.functional.normalize(states.mean(dim=0), dim=0)
+        torch.testing.assert_close(encoder.encode([text, "x " * 40])[0], expected, atol=1e-6, rtol=0)
+    assert encoder.signature.endswith("/mean")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": {"longest_edge": 32}}, "size {'longest_edge': 32}"),
+        ({"resample": 1}, "resample 1; known are 2"),
+        ({"do_pad": True}, "the step do_pad"),
+        ({"crop_size": {"longest_edge": 3}}, "crop_size {'longest_edge': 3}"),
+    ],
+)
+def test_a_preprocessing_that_is_not_known_is_refused_by_name(in_tinyhub, tmp_path, changes, message):
+    import json
+    import shutil
+
+    shutil.copytree(in_tinyhub / VISION, tmp_path / "clip")
+    config = json.loads((tmp_path / "clip" / "preprocessor_config.json").read_text())
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(EncoderUnavailable, match=message.replace("{", "\\{").replace("}", "\\}")):
+        load_vision_encoder(str(tmp_path / "clip"), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "largest"),
+    [
+        ({"do_normalize": False}, (3, 32, 32), 1.0),
+        ({"do_center_crop": False, "size": {"height": 24, "width": 40}}, (3, 24, 40), None),
+        ({"do_rescale": False, "do_normalize": False}, (3, 32, 32), 255.0),
+    ],
+)
+def test_steps_that_are_turned_off_are_left_out(in_tinyhub, tmp_path, changes, shape, largest):
+    import json
+
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, **changes})
+    )
+    pixels = Preprocessing(str(tmp_path))(Image.new("RGB", (50, 60), "white"))
+    assert pixels.shape == shape and (largest is None or pixels.max() == pytest.approx(largest))
+
+
+def test_encoders_of_unequal_width_are_refused_with_the_pairs_that_fit(in_tinyhub, tmp_path):
+    from transformers import Dinov2Config, Dinov2Model
+
+    Dinov2Model(
+        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32)
+    ).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 32}, "crop_size": 32}')
+    with pytest.raises(ValueError, match=r"gives 16 dimensions and the text encoder .* 32.*Pairs that fit: with 768"):
+        load_encoders(str(tmp_path), TEXT, "cpu")
+
+
+def test_a_checkpoint_of_no_known_kind_is_refused_with_the_known_ones(in_tinyhub):
+    with pytest.raises(EncoderUnavailable, match=r"of the kind 'clip'; known are xlm-roberta, mean"):
+        load_text_encoder(VISION, "cpu")

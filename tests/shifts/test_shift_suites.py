@@ -15,7 +15,7 @@ from PIL import Image
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.shifts import ShiftError, shift_image, shift_text, suite, twin
 from lmms_eval_emi.shifts.operators import Refused
-from lmms_eval_emi.shifts.suite import CHUNK
+from lmms_eval_emi.shifts.suite import CHUNK, journal, layout, workers
 from lmms_eval_emi.studies.schema import load_study
 
 ARGUMENTS = ("--visual", "defocus_blur:1,3", "gaussian_noise:2", "--textual", "keyboard:3", "--joint", "--name", "Mine")
@@ -129,7 +129,7 @@ def test_a_run_that_was_stopped_goes_on(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     dest = tmp_path / "suite"
-    whole, shifted = suite._shift_row, []
+    whole, shifted = workers._shift_row, []
 
     def stopped(row: dict, *more: object) -> dict:
         if row["number"] == CHUNK + 2:
@@ -137,9 +137,9 @@ def test_a_run_that_was_stopped_goes_on(
         shifted.append(row["number"])
         return whole(row, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(suite, "_shift_row", stopped)
+    monkeypatch.setattr(workers, "_shift_row", stopped)
     assert shift(source, dest, *ARGUMENTS, *COLUMNS, "--processes", "1") == 130
-    monkeypatch.setattr(suite, "_shift_row", lambda row, *more: shifted.append(row["number"]) or whole(row, *more))
+    monkeypatch.setattr(workers, "_shift_row", lambda row, *more: shifted.append(row["number"]) or whole(row, *more))
     assert shift(source, dest, *ARGUMENTS, *COLUMNS, "--processes", "1") == 0
     assert f"{CHUNK} of them from an earlier run" in capsys.readouterr().out
     assert sorted(set(shifted)) == list(range(39)) and shifted.count(0) == 1
@@ -160,7 +160,7 @@ def test_a_run_that_was_killed_anywhere_goes_on(
 ) -> None:
     """Killed while a file was being written, which leaves a temporary file and what was there before."""
     dest = tmp_path / "suite"
-    write, assemble = suite.write_atomically, suite._assemble
+    write, assemble = suite.write_atomically, suite.assemble
 
     class Killed(BaseException):
         pass
@@ -175,9 +175,10 @@ def test_a_run_that_was_killed_anywhere_goes_on(
         (dest / "unshifted.jsonl").write_text("half")
         raise Killed
 
-    monkeypatch.setattr(suite, "write_atomically", killed)
+    for module in (suite, workers, journal, layout):
+        monkeypatch.setattr(module, "write_atomically", killed)
     if killed_at == "unshifted.jsonl":
-        monkeypatch.setattr(suite, "_assemble", killed_in_assembly)
+        monkeypatch.setattr(suite, "assemble", killed_in_assembly)
     arguments = (
         source,
         dest,
@@ -193,8 +194,9 @@ def test_a_run_that_was_killed_anywhere_goes_on(
     )
     with pytest.raises(Killed):
         shift(*arguments)
-    monkeypatch.setattr(suite, "write_atomically", write)
-    monkeypatch.setattr(suite, "_assemble", assemble)
+    for module in (suite, workers, journal, layout):
+        monkeypatch.setattr(module, "write_atomically", write)
+    monkeypatch.setattr(suite, "assemble", assemble)
     assert shift(*arguments) == 0
     assert len(load(dest)["contrast_1"]) == 39 and not [path for path in dest.iterdir() if path.name.startswith(".")]
 
@@ -307,8 +309,8 @@ def test_columns_of_awkward_names_and_kinds(tmp_path: Path) -> None:
 
 
 def test_many_splits_are_written_some_at_a_time(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "OPEN_FILES", 2)
-    monkeypatch.setattr(suite, "ROWS_OF_A_GROUP", CHUNK)
+    monkeypatch.setattr(layout, "OPEN_FILES", 2)
+    monkeypatch.setattr(layout, "ROWS_OF_A_GROUP", CHUNK)
     assert shift(source, tmp_path / "suite", *ARGUMENTS, *COLUMNS, "--processes", "1") == 0
     loaded = load(tmp_path / "suite")
     assert list(loaded) == SPLITS and {len(rows) for rows in loaded.values()} == {39}
@@ -341,7 +343,8 @@ def test_rows_that_cannot_be_shifted_are_left_and_named(tmp_path: Path, capsys: 
     assert "no image" in of_images["q3"] and "9000 x 3" in of_images["q4"] and "cannot be read" in of_images["q1"]
     assert {one["id"] for one in reasons if one["shift"] == "keyboard_3"} == {"q6", "q7", "q8"}
     loaded = load(dest)
-    assert loaded["defocus_blur_1"][3]["picture"] is None
+    for row in (1, 2, 3):
+        assert loaded["clean"][row]["picture"] is None and loaded["defocus_blur_1"][row]["picture"] is None
     assert (
         loaded["defocus_blur_1"][4]["picture"].size == (9000, 3)
         and loaded["defocus_blur_1"][5]["picture"].mode == "RGB"
@@ -440,13 +443,13 @@ def test_the_suite_runs_in_the_harness_and_in_score(tinyhub: Path, tmp_path: Pat
         cwd=tinyhub, LMMS_EVAL_EMI_ESTIMATOR=str(tinyhub / "tiny.safetensors"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (figures,) = (tmp_path / "out").rglob("*_emi_Mine.json")
-    run = json.loads(figures.read_text())
+    (results,) = (tmp_path / "out").rglob("*_emi_Mine.json")
+    run = json.loads(results.read_text())
     assert set(run["splits"]) == set(SPLITS)
     assert run["splits"]["defocus_blur_3_keyboard_3"]["modality"] == "joint"
-    (answers,) = (tmp_path / "out").rglob("*_emi_answers/Mine")
+    (responses,) = (tmp_path / "out").rglob("*_emi_responses/Mine")
     again = run_module(
-        "lmms_eval_emi.cli", "score", "--study", str(dest / "study.yaml"), "--responses", str(answers), "--output", str(tmp_path / "again.json"),
+        "lmms_eval_emi.cli", "score", "--study", str(dest / "study.yaml"), "--responses", str(responses), "--output", str(tmp_path / "again.json"),
         cwd=tinyhub, LMMS_EVAL_EMI_ESTIMATOR=str(tinyhub / "tiny.safetensors"),
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
@@ -561,7 +564,7 @@ def test_the_preview_shows_what_is_asked(
     for arguments, message in (
         (("--preview", "7"), "SOURCE before it"),
         ((source, "--preview", "99", *COLUMNS), "0 to 38"),
-        (("--preview", source), "no image that can be read"),
+        (("--preview", source), "its image cannot be read"),
     ):
         assert shift(*arguments) == 1
         assert message in capsys.readouterr().err
@@ -590,3 +593,159 @@ def test_an_operator_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ShiftError, match="upside_down"):
         shift_image(picture(0), "upside_down", 1)
     assert issubclass(Refused, ValueError)
+
+
+# Every operator, every way.
+
+
+@pytest.fixture
+def resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for what some operators read: pictures of frost, and synonyms."""
+    from lmms_eval_emi.shifts.operators.visual.frost import PICTURES
+
+    (tmp_path / "frost").mkdir()
+    for number, name in enumerate(PICTURES):
+        picture(number).resize((64, 64)).save(tmp_path / "frost" / name)
+    (tmp_path / "synonyms.yaml").write_text("colour: [hue]\nanimal: [beast]\nphotograph: [picture]\n")
+    monkeypatch.setenv("LMMS_EVAL_EMI_FROST", str(tmp_path / "frost"))
+    monkeypatch.setenv("LMMS_EVAL_EMI_SYNONYMS", str(tmp_path / "synonyms.yaml"))
+    return tmp_path
+
+
+def plain_operators(family: str) -> dict:
+    """Operators that need no language model."""
+    from lmms_eval_emi.shifts import operators
+
+    return {name: one for name, one in operators(family).items() if one.group != "sentence"}
+
+
+def test_every_operator_at_every_level_through_the_command_the_twin_and_at_load(resources: Path) -> None:
+    from datasets import load_dataset
+
+    from lmms_eval_emi.rows import load_splits
+    from lmms_eval_emi.shifts import twins
+
+    path, dest = write_rows(resources / "rows.parquet", rows_of(3)), resources / "suite"
+    visual, textual = plain_operators("visual"), plain_operators("text")
+    arguments = (path, dest, "--visual", *visual, "--textual", *textual, "--name", "Mine", *COLUMNS)
+    assert shift(*arguments, "--processes", "2") == 0
+    loaded = load(dest)
+    names = {f"{name}_{level + 1}" for name, one in (visual | textual).items() for level in range(len(one.levels))}
+    assert names | {"clean"} == set(loaded) and len(names) == 16 * 5 + len(textual) * 7
+    splits = {
+        name: {
+            "shifts": [
+                {
+                    "modality": "visual" if name.rsplit("_", 1)[0] in visual else "text",
+                    "name": name.rsplit("_", 1)[0],
+                    "severity": int(name.rsplit("_", 1)[1]),
+                }
+            ]
+        }
+        for name in sorted(names)
+    }
+    columns = {"id": "qid", "image": "picture", "question": "ask", "reference": "truth"}
+    dataset = {
+        "path": str(path),
+        "columns": columns,
+        "shifts_at_load": {"seed": 0, "synonyms": str(resources / "synonyms.yaml")},
+    }
+    content = {"name": "loaded", "id_split": "clean", "dataset": dataset, "splits": {"clean": {}, **splits}}
+    (resources / "study.yaml").write_text(json.dumps(content))
+    at_load = load_splits(load_study(resources / "study.yaml"))
+    clean = load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(resources / "cache"))
+    for name in names:
+        twin_of = getattr(twins, name)(clean)
+        for row in range(3):
+            expected = loaded[name][row]
+            image = np.asarray(expected["picture"].convert("RGB"))
+            twin_row = twin_of[row]
+            assert at_load[name][row]["ask"] == twin_row["ask"] == expected["ask"], name
+            for other in (at_load[name][row]["picture"], twin_row["picture"]):
+                assert np.array_equal(np.asarray(other.convert("RGB")), image), name
+
+
+@pytest.mark.parametrize("specification", ["zoom_blur:1", "zoom_blur"])
+def test_one_operator_whose_level_is_a_list_alone(tmp_path: Path, specification: str) -> None:
+    source = write_rows(tmp_path / "rows.parquet", rows_of(2))
+    assert (
+        shift(source, tmp_path / "suite", "--visual", specification, "--name", "Mine", *COLUMNS, "--processes", "1")
+        == 0
+    )
+    assert "zoom_blur_1" in load(tmp_path / "suite")
+
+
+def test_a_suite_is_not_continued_with_other_pictures_of_frost_or_other_synonyms(
+    resources: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = write_rows(resources / "rows.parquet", rows_of(2))
+    for operator, changed in (("frost", "frost/frost1.png"), ("synonym", "synonyms.yaml")):
+        dest = resources / f"suite_of_{operator}"
+        kind = "--visual" if operator == "frost" else "--textual"
+        arguments = (source, dest, kind, f"{operator}:1", "--name", "Mine", *COLUMNS, "--processes", "1")
+        assert shift(*arguments) == 0 and shift(*arguments) == 0
+        if operator == "frost":
+            picture(99).resize((64, 64)).save(resources / changed)
+        else:
+            (resources / changed).write_text("colour: [tint]\n")
+        assert shift(*arguments) == 1
+        assert "holds a suite with another" in capsys.readouterr().err
+
+
+# Rows name files of their own folder only, and only images are stored.
+
+
+def test_no_file_of_the_machine_gets_into_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    secret = tmp_path / "secret.png"
+    picture(1).save(secret)
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    picture(2).save(data / "images" / "good.png")
+    (data / "images" / "notes.txt").write_text("not an image")
+    (data / "images" / "link.png").symlink_to(secret)
+    paths = ["/etc/passwd", str(secret), "../secret.png", "images/link.png", "images/notes.txt", "images/good.png"]
+    rows = [
+        {"id": row, "picture": path, "question": "What is the colour of this animal?", "answer": "red"}
+        for row, path in enumerate(paths)
+    ]
+    (data / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dest = tmp_path / "suite"
+    arguments = (data / "rows.jsonl", dest, "--visual", "contrast:1", "--name", "Mine", "--image-column", "picture")
+    assert shift(*arguments, "--processes", "1") == 0
+    stored = [path for path in dest.rglob("images/*/*/*") if path.is_file()]
+    assert len({path.read_bytes() for path in stored if "clean" in path.parts}) == 1
+    assert all(Image.open(path).size == (32, 24) for path in stored)
+    reasons = {one["id"]: one["reason"] for one in map(json.loads, (dest / "unshifted.jsonl").read_text().splitlines())}
+    assert set(reasons) == {0, 1, 2, 3, 4}
+    for row in (0, 1, 2, 3):
+        assert "lies outside the folders of its source" in reasons[row] and str(data) in reasons[row]
+    assert "cannot be read" in reasons[4]
+    content = b"".join(path.read_bytes() for path in dest.rglob("*") if path.is_file())
+    assert secret.read_bytes() not in content and b"root:" not in content
+
+
+def test_a_suite_with_rows_without_an_image_is_scored(in_tinyhub: Path, tmp_path: Path) -> None:
+    from lmms_eval_emi.responses.llava import write_response_file
+
+    rows = rows_of(8)
+    rows[2]["picture"] = None
+    rows[5]["picture"] = {"bytes": b"no image", "path": None}
+    dest = tmp_path / "suite"
+    source = write_rows(tmp_path / "rows.parquet", rows)
+    assert shift(source, dest, "--visual", "contrast:1", "--name", "Mine", *COLUMNS, "--processes", "1") == 0
+    for split in ("clean", "contrast_1"):
+        write_response_file(tmp_path / "r" / f"{split}.jsonl", [(row["qid"], "", "red") for row in rows], "m")
+    output = tmp_path / "out.json"
+    arguments = [
+        "score",
+        "--study",
+        str(dest / "study.yaml"),
+        "--responses",
+        str(tmp_path / "r"),
+        "--output",
+        str(output),
+    ]
+    assert main(arguments) == 1
+    assert main([*arguments, "--allow-missing"]) == 0
+    splits = json.loads(output.read_text())["splits"]
+    assert [split["n"] for split in splits.values()] == [6, 6] and "emid" in splits["contrast_1"]

@@ -386,10 +386,12 @@ def test_exif_orientation_is_obeyed() -> None:
     assert shifted_image.tobytes() == shift_image(upright, "contrast", 1).tobytes()
 
 
-def test_more_than_eight_bits_are_refused() -> None:
-    ramp = Image.fromarray(np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20))
-    with pytest.raises(Refused, match="8 bits"):
-        shift_image(ramp, "fog", 1)
+def test_sixteen_bits_are_scaled_and_more_are_refused() -> None:
+    levels = np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20)
+    eight = Image.fromarray(np.rint(levels / 257).astype(np.uint8))
+    assert shift_image(Image.fromarray(levels), "fog", 1).tobytes() == shift_image(eight, "fog", 1).tobytes()
+    with pytest.raises(Refused, match="mode I and values from 0 to 1e\\+06"):
+        shift_image(Image.fromarray(np.full((4, 4), 1_000_000, np.int32) * np.eye(4, dtype=np.int32)), "fog", 1)
 
 
 def test_what_cannot_be_shifted_is_refused_with_a_reason() -> None:

@@ -157,3 +157,95 @@ def test_neither_a_name_nor_a_study_file(tmp_path):
         load_study(tmp_path / "broken.yaml")
     with pytest.raises(StudyError, match="Did you mean llava_bench_coco_German"):
         load_study("natural").split("llava_bench_coco_Germn")
+
+
+# Names, keys and sizes.
+
+PLAIN = "name: x\nid_split: {id}\ndataset: {{path: d}}\nsplits:\n  {id}: {{}}\n  other: {{shifts: [{{modality: text, name: t}}]}}\n"
+
+
+@pytest.mark.parametrize("name", ["no", "on", "2024", "1e3", "2024-01-01", "0x1f", "null", "~", "true", "1_000"])
+def test_a_split_may_be_called_like_a_value_of_yaml(name):
+    from lmms_eval_emi.studies.schema import parse_study
+
+    if name == "~":
+        pytest.skip("no plain name")
+    study = parse_study(PLAIN.format(id=name if name != "null" else '"null"'), "s.yaml")
+    assert study.id_split == name and list(study.splits) == [name, "other"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: x", "name: ..", "the name of a study becomes the name of a folder"),
+        ("name: x", "name: a/b", "the name of a study"),
+        ("  other:", "  ../../etc/x:", "line 6: .*the name of a split becomes the name of a file"),
+        ("  other:", "  .hidden:", "line 6: "),
+        ("  other:", "  a..b:", "line 6: "),
+        ("  other:", f"  {'x' * 101}:", "line 6: "),
+        ("shifts: [{modality: text, name: t}]", "shifts: 5", "line 6: .*tuple"),
+        ("modality: text", "modality: [visual]", "line 6: .*'visual' or 'text'"),
+        ("name: x", "[1, 2]: 3\nname: x", "not a YAML file|unhashable"),
+    ],
+)
+def test_names_and_keys_that_a_study_may_not_have(old, new, message):
+    from lmms_eval_emi.studies.schema import parse_study
+
+    text = PLAIN.format(id="clean")
+    assert old in text
+    with pytest.raises(StudyError, match=message):
+        parse_study(text.replace(old, new), "s.yaml")
+
+
+def test_aliases_that_stand_for_millions_of_entries_are_refused_at_once():
+    from lmms_eval_emi.studies.schema import parse_study
+
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    with pytest.raises(StudyError, match="aliases stand for more than"):
+        parse_study("\n".join(lines), "s.yaml")
+    with pytest.raises(StudyError, match="or for themselves"):
+        parse_study("a: &a [*a]\n", "s.yaml")
+    with pytest.raises(StudyError, match="nested too deeply|aliases|not a YAML"):
+        parse_study("a: " + "[" * 3000, "s.yaml")
+
+
+def test_answers_is_still_read_as_responses():
+    from lmms_eval_emi.studies.schema import parse_study
+
+    text = PLAIN.format(id="clean").replace("other: {", "other: {answers: r/other.jsonl, ")
+    assert parse_study(text, "s.yaml").splits["other"].responses == "r/other.jsonl"
+
+
+def test_writing_tasks_replaces_nothing_of_others(tmp_path, capsys):
+    from lmms_eval_emi.cli import main
+
+    study = tmp_path / "study.yaml"
+    study.write_text(PLAIN.format(id="clean"))
+    for name in ("groups/x.yaml", "x/clean.yaml"):
+        foreign = tmp_path / "tasks" / name
+        foreign.parent.mkdir(parents=True, exist_ok=True)
+        foreign.write_text("mine: true\n")
+        assert main(["tasks", "--from-study", str(study), "--output", str(tmp_path / "tasks")]) == 1
+        assert "would be replaced, and is not of this package" in capsys.readouterr().err
+        assert foreign.read_text() == "mine: true\n"
+        foreign.unlink()
+    assert main(["tasks", "--from-study", str(study), "--output", str(tmp_path / "tasks")]) == 0
+    assert main(["tasks", "--from-study", str(study), "--output", str(tmp_path / "tasks")]) == 0
+    study.write_text(PLAIN.format(id="clean").replace("name: x", "name: .."))
+    assert main(["tasks", "--from-study", str(study), "--output", str(tmp_path / "tasks")]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.yaml", "tasks"]
+
+
+def test_loading_rows_leaves_the_bars_of_datasets_as_they_were(tmp_path):
+    import json
+
+    import datasets
+
+    from lmms_eval_emi.rows import load_source
+
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "what?"}) + "\n")
+    datasets.enable_progress_bars()
+    level = datasets.logging.get_verbosity()
+    load_source(str(tmp_path / "rows.jsonl"))
+    assert datasets.utils.logging.is_progress_bar_enabled() and datasets.logging.get_verbosity() == level

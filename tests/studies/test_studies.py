@@ -132,7 +132,8 @@ def test_a_built_in_family_is_a_study(in_tinyhub, tmp_path):
             )
             == 0
         )
-    assert strict_json(tmp_path / "--shift.json") == strict_json(tmp_path / "--study.json")
+    first, second = (strict_json(tmp_path / f"{option}.json") for option in ("--shift", "--study"))
+    assert first.pop("rows")["sha256"] == second.pop("rows")["sha256"] and first == second
 
 
 def test_text_alone(study, tmp_path):
@@ -260,6 +261,56 @@ def test_tasks_of_a_study_run_in_the_harness(study, in_tinyhub, tmp_path, capsys
         assert numbers(strict_json(again)["splits"][name]) == pytest.approx(numbers(expected), abs=1e-9)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_tasks_of_a_study_whose_rows_name_files_of_images(in_tinyhub, tmp_path, suffix):
+    """Paths are relative to the dataset's file or the study's, wherever the command is started."""
+    import csv
+
+    folder = tmp_path / "study"
+    (folder / "rows" / "images").mkdir(parents=True)
+    (folder / "beside").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for row in range(4):
+        path = f"images/{row}.png" if row % 2 else f"beside/{row}.png"
+        builder.picture(rng).save(folder / ("rows" if row % 2 else ".") / path)
+        rows.append({"question_id": row, "image": path, "question": "is it red?", "reference_answer": f"a star {row}"})
+    for name in ("clean", "other"):
+        with (folder / "rows" / f"{name}.{suffix}").open("w", newline="") as file:
+            if suffix == "jsonl":
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            else:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+    study = folder / "study.yaml"
+    study.write_text(
+        yaml.safe_dump(
+            {
+                "name": "paths",
+                "id_split": "clean",
+                "splits": {
+                    "clean": {"dataset": {"path": f"rows/clean.{suffix}"}},
+                    "other": {
+                        "dataset": {"path": f"rows/other.{suffix}"},
+                        "shifts": [{"modality": "text", "name": "t"}],
+                    },
+                },
+            }
+        )
+    )
+    tasks, out = tmp_path / "tasks", tmp_path / "out"
+    assert main(["tasks", "--from-study", str(study), "--output", str(tasks)]) == 0
+    done = lmms_eval(in_tinyhub, "paths", "--include_path", str(tasks), "--output_path", str(out), "--log_samples")
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores = strict_json(only(out, "*_emi_paths.json"))["splits"]
+    assert [split["n"] for split in scores.values()] == [4, 4]
+    (folder / "rows" / "images" / "1.png").unlink()
+    done = lmms_eval(in_tinyhub, "paths", "--include_path", str(tasks), "--output_path", str(tmp_path / "again"))
+    assert done.returncode != 0
+    assert f"images/1.png is not there; looked in {folder / 'rows'}" in done.stderr + done.stdout
+
+
 def test_task_files_do_not_replace_what_is_not_theirs(study, tmp_path, capsys):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "thesis.txt").write_text("")
@@ -326,7 +377,9 @@ def test_several_models_and_estimators_side_by_side(logged, in_tinyhub, tmp_path
         "--output",
         str(output),
     ]
-    assert main(["score", *arguments]) == 0
+    assert main(["score", *arguments]) == 1
+    assert "responses of several models (model-a, model-b)" in capsys.readouterr().err
+    assert main(["score", *arguments, "--model", "all"]) == 0
     printed = capsys.readouterr().out
     results = strict_json(output)["results"]
     assert [result["model"] for result in results] == ["model-a", "model-b"]

@@ -7,6 +7,7 @@ for each, whose failure says what moved upstream.
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import logging
 import os
@@ -110,14 +111,18 @@ def add_group_hook() -> bool:
         def post_init(self: Any) -> None:
             metadata = getattr(self, "metadata", None)
             if isinstance(metadata, dict) and OURS in metadata and not getattr(self, GROUP_HOOK, None):
-                from lmms_eval_emi.harness.lmms_eval.hooks import postprocess_group
-
-                setattr(self, GROUP_HOOK, functools.partial(postprocess_group, metadata[OURS]))
+                setattr(self, GROUP_HOOK, functools.partial(_postprocess_group, metadata[OURS]))
             complete(self)
 
         post_init.adds_lmms_eval_emi = True  # type: ignore[attr-defined]
         GroupConfig.__post_init__ = post_init
     return True
+
+
+def _postprocess_group(described: dict[str, Any], *args: Any, **context: Any) -> Any:
+    """Our hook, imported when it is called: every lmms-eval command with this package installed comes by here."""
+    hooks = importlib.import_module("lmms_eval_emi.harness.lmms_eval.hooks")
+    return hooks.postprocess_group(described, *args, **context)
 
 
 def task_names() -> frozenset[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_emi.harness.lmms_eval import finish
 from lmms_eval_emi.harness.lmms_eval.compat import NO_SCORE
 from lmms_eval_emi.harness.lmms_eval.run import Item, find_run, open_task
 from lmms_eval_emi.images import encoded_image, open_image, to_rgb
@@ -130,7 +131,7 @@ def study_hooks(study_source: str) -> Hooks:
 
 def _scores(items: Sequence[Item], args: Any) -> Any:
     first = items[0]
-    return first.run.scores(first.task, args) if first.run else None
+    return first.run.scores(first.task, lambda run: finish.finish(run, args)) if first.run else None
 
 
 def _split_of_dataset(study: Study, dataset_split: str) -> str:

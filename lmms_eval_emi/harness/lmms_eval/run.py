@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
@@ -166,15 +168,18 @@ class Run:
         own = self.tasks[task]
         return f"{own.study.name}:{own.row_name}:{row}"
 
-    def scores(self, task: str, args: Any) -> SplitScores | None:
-        """Scores of a task, or ``None`` where there are none; the first call scores all tasks. Never raises."""
-        from lmms_eval_emi.harness.lmms_eval.finish import finish
+    def scores(self, task: str, finish: Callable[[Run], dict[str, StudyResult]]) -> SplitScores | None:
+        """Scores of a task, or ``None`` where there are none. Never raises.
 
+        Args:
+            task: its name.
+            finish: saves and scores all tasks of the run; called once.
+        """
         with self.lock:
             if self.results is None:
                 self.results = {}
                 try:
-                    self.results = finish(self, args)
+                    self.results = finish(self)
                 except Exception as error:
                     logger.opt(exception=error).debug("EMI could not be computed")
                     logger.error(f"EMI could not be computed: {error}")
@@ -265,8 +270,6 @@ def _check_rows(study: Study, split: str, dataset: datasets.Dataset) -> None:
         check_columns(dataset, spec.columns, f"{spec.path}, split {split}")
     except StudyError as error:
         raise RunStopped(f"lmms_eval_emi: {error}") from error
-    from pathlib import Path
-
     stale = stale_cache(spec.path, dataset)
     if stale:
         raise RunStopped(

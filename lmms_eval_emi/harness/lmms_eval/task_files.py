@@ -83,6 +83,8 @@ def portable_study(study: Study) -> dict[str, Any]:
         path = study.local_path(split.dataset)
         if path:
             fields["dataset"]["path"] = str(path.resolve())
+            if split.dataset.columns.image:
+                fields["dataset"]["images"] = str((study.folder / (split.dataset.images or ".")).resolve())
         if split.dataset.shifts_at_load and split.dataset.shifts_at_load.synonyms:
             synonyms = study.folder / split.dataset.shifts_at_load.synonyms
             fields["dataset"]["shifts_at_load"]["synonyms"] = str(synonyms.resolve())

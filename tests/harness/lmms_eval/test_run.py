@@ -183,7 +183,6 @@ def test_a_task_of_ones_own_on_a_split_of_ours_has_its_own_row(run, tinyhub, tmp
         assert numbers(scores[name]) == pytest.approx(numbers(run.scores["splits"][name]), abs=1e-9)
     shown = task_scores(results, "german_terse")
     assert shown == {key: scores["german_terse"][key] for key in ("emi", "emid", "emid_bound")}
-    assert shown["emi"] != scores[GERMAN]["emi"]
     logged = {}
     for task in ("llavabench_shift_natural_coco_german", "german_terse"):
         lines = only(tmp_path / "out", f"*_samples_{task}.jsonl").read_text().splitlines()
@@ -192,7 +191,6 @@ def test_a_task_of_ones_own_on_a_split_of_ours_has_its_own_row(run, tinyhub, tmp
     for name, task in ((GERMAN, "llavabench_shift_natural_coco_german"), ("german_terse", "german_terse")):
         saved = [json.loads(line)["text"] for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         assert saved == logged[task]
-    assert logged["german_terse"] != logged["llavabench_shift_natural_coco_german"]
 
 
 def test_the_responses_of_a_variant_can_be_scored_again(fresh_run, load_split, in_tinyhub, tmp_path, monkeypatch):
@@ -202,6 +200,8 @@ def test_the_responses_of_a_variant_can_be_scored_again(fresh_run, load_split, i
     args = run_arguments(tmp_path)
     emid = hooks.emid([value["emid"] for value in values[1]], args)
     folder = only(tmp_path, "*_emi_responses") / "natural"
+    for name, text in ((ID, "a response 3"), ("german_terse", "terse 3")):
+        assert json.loads((folder / f"{name}.jsonl").read_text().splitlines()[3])["text"] == text
     output = tmp_path / "again.json"
     arguments = ["score", "--study", str(folder / "study.yaml"), "--responses", str(folder), "--allow-missing"]
     assert main([*arguments, "--output", str(output)]) == 0

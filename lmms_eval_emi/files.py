@@ -19,8 +19,15 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write a file under a temporary name, flush it to the disk, and rename it; a device or a pipe is written to directly."""
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> Path:
+    """Write a file under a temporary name and rename it; a device or a pipe is written to directly.
+
+    Args:
+        path: of the file.
+        content: text becomes UTF-8.
+        durable: flush file and folder to the disk, so that they survive a power cut. It takes milliseconds,
+            which thousands of files that can be made again are not worth.
+    """
     data = content.encode("utf-8") if isinstance(content, str) else content
     path = path.resolve()
     if path.exists() and not path.is_file():
@@ -32,13 +39,15 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-        flush_folder(path.parent)
+        if durable:
+            flush_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

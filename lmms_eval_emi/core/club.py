@@ -12,6 +12,13 @@ tensor is needed. With m and s the per-dimension mean and variance of y, sample 
 
 which is the textbook 2 mu (y - m) - (y^2 - E[y^2]) with the difference of squares factored, so
 that it does not lose digits when the mean is far from zero.
+
+Every c_i depends on all rows through the moments, so the spread of c is not the error of I. The
+influence values are
+
+    psi_i = c_i - I - (b(y_i) - mean_j b(y_j)),     b(y) = mean_j log q(y|x_j)
+
+and the value without a cluster of rows follows from sums over that cluster, all in O(N D).
 """
 
 from __future__ import annotations
@@ -53,7 +60,7 @@ def embeddings_to_moments(y: torch.Tensor) -> Moments:
 
 
 def moments_to_contributions(mu: torch.Tensor, logvar: torch.Tensor, y: torch.Tensor, moments: Moments) -> torch.Tensor:
-    """Contribution of every sample to CLUB, in nats; their mean over all samples is I(x; y).
+    """Contribution of every sample to CLUB; their mean over all samples is I(x; y).
 
     Args:
         mu: (B, D) predicted means.
@@ -67,3 +74,51 @@ def moments_to_contributions(mu: torch.Tensor, logvar: torch.Tensor, y: torch.Te
     rows = y.double()
     numerator = (rows - moments.mean) * (2 * mu - rows - moments.mean) + moments.variance
     return (numerator * torch.exp(-logvar)).sum(dim=1) / 2
+
+
+@dataclass(frozen=True)
+class ClusterSums:
+    """Sums over the rows of every cluster, from which CLUB without any cluster follows; mergeable by addition.
+
+    With the precision p = 1 / sigma^2 and the target's mean m, f(i, j) = a_i (y_j - m) - p_i (y_j - m)^2 / 2
+    where a_i = p_i (mu_i - m) is log q(y_j|x_i) but for a term of i alone, which cancels in CLUB.
+
+    Attributes:
+        n: (G,) rows.
+        matched: (G,) sums of f(i, i).
+        a, precision, y, square: (G, D) sums of a_i, p_i, y_i - m and (y_i - m)^2.
+    """
+
+    n: torch.Tensor
+    matched: torch.Tensor
+    a: torch.Tensor
+    precision: torch.Tensor
+    y: torch.Tensor
+    square: torch.Tensor
+
+    @classmethod
+    def empty(cls, clusters: int, dimension: int, device: torch.device) -> ClusterSums:
+        """Sums of no rows."""
+        shapes = ((clusters,), (clusters,), *[(clusters, dimension)] * 4)
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(
+        self, mu: torch.Tensor, logvar: torch.Tensor, y: torch.Tensor, mean: torch.Tensor, clusters: torch.Tensor
+    ) -> torch.Tensor:
+        """Add (B, D) rows of the clusters (B,); returns f(i, i) of each."""
+        precision, rows = torch.exp(-logvar), y.double() - mean
+        a, square = precision * (mu - mean), rows**2
+        matched = (a * rows - precision * square / 2).sum(dim=1)
+        self.n.index_add_(0, clusters, torch.ones_like(matched))
+        self.matched.index_add_(0, clusters, matched)
+        for total, part in ((self.a, a), (self.precision, precision), (self.y, rows), (self.square, square)):
+            total.index_add_(0, clusters, part)
+        return matched
+
+    def without_each(self) -> torch.Tensor:
+        """(G,) CLUB without each cluster; NaN where nothing is left."""
+        n = self.n.sum() - self.n
+        matched = (self.matched.sum() - self.matched) / n
+        a, precision, y, square = (total.sum(dim=0) - total for total in (self.a, self.precision, self.y, self.square))
+        crossed = ((a * y).sum(dim=1) - (precision * square).sum(dim=1) / 2) / n**2
+        return matched - crossed

@@ -1,4 +1,4 @@
-"""RJSD, the representation Jensen-Shannon divergence, and the bound on EMID that it gives.
+"""RJSD, the representation Jensen-Shannon divergence, and the shift index that it gives.
 
 Sources: Hoyos-Osorio & Sanchez-Giraldo, *The Representation Jensen-Shannon Divergence*, 2023, for
 the divergence; Oh et al., ICML 2025 (arXiv 2502.00577), for the bound.
@@ -18,23 +18,27 @@ Two named conventions say what the mixture is:
     (K_X/N_X + K_Y/N_Y) / 2: a proper divergence in [0, ln 2], equal to the above for equal sizes.
 
 K and the Gram matrix X X^T share their nonzero eigenvalues; the smaller of the two is decomposed.
+
+A linear kernel sees second moments only, so the divergence of different sets may be 0: it is for X and
+-X. RJSD is at most the Jensen-Shannon divergence (data processing), so the theorem's right-hand side
+with RJSD in it is a plug-in, not a bound on EMID.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Real
 
 import torch
 
 from lmms_eval_emi.core.conventions import CONVENTIONS, EXPONENTS
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, ArrayLike, Embeddings, as_matrix, shared_encoders
+from lmms_eval_emi.core.information import clusters_of, shared_clusters
+from lmms_eval_emi.core.jackknife import Jackknife, combine
+from lmms_eval_emi.core.permutation import MOST_ROWS, NOISE_FLOOR, DivergenceTest, TwoSets
 from lmms_eval_emi.core.signature import Signature
-
-# A divergence below this is rounding of the eigenvalues in float64, not a difference of the sets. It
-# is set to 0 because the bound takes fourth roots: 1e-14 of noise would read as 3e-4.
-NOISE_FLOOR = 1e-12
 
 
 def check_convention(convention: str) -> None:
@@ -144,7 +148,7 @@ def rjsd(a: ArrayLike, b: ArrayLike, convention: str = "published") -> float:
         convention: ``published`` or ``equal_weight``; see the module.
 
     Returns:
-        0 exactly for identical sets; in [0, ln 2] for ``equal_weight`` or equal sizes; never negative.
+        0 exactly for identical sets, and for some different ones, since it sees second moments only; in [0, ln 2] for ``equal_weight`` or equal sizes; never negative.
 
     Raises:
         ValueError: wrong shapes, unequal D, NaN or infinity, N = 0, or an unknown convention.
@@ -163,14 +167,16 @@ def rjsd(a: ArrayLike, b: ArrayLike, convention: str = "published") -> float:
     return kernels_to_jsd(embeddings_to_kernel(left), embeddings_to_kernel(right), convention)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EMIDBound:
-    """RJSD bound on EMID and its parts.
+    """Shift index of a shift and its parts.
+
+    The index correlates with EMID and bounds nothing: EMID may exceed it (see docs/statistics.md).
 
     Attributes:
-        value: the bound.
-        kind: ``scaled``, the index that the paper's figures show, which correlates with EMID but
-            guarantees nothing; or ``theorem``, the bound itself, for which an entropy was given.
+        value: the index.
+        kind: ``scaled``, the index that the paper's figures show; or ``theorem``, the plug-in of the
+            theorem, for which an entropy was given.
         jsd_v: divergence of the images of the two splits, in nats; 0 where there are none.
         jsd_t: divergence of the questions.
         jsd_id_response: divergence of responses and references on the ID split.
@@ -178,7 +184,8 @@ class EMIDBound:
         convention: ``published`` or ``equal_weight``.
         entropy: the entropy scale of the theorem, or ``None``.
         n_id, n_ood: numbers of samples.
-        signature: what the figure depends on.
+        signature: what the scores depend on.
+        id, ood: the embeddings of the two splits.
     """
 
     value: float
@@ -192,12 +199,98 @@ class EMIDBound:
     n_id: int
     n_ood: int
     signature: Signature
+    id: Embeddings = field(repr=False)
+    ood: Embeddings = field(repr=False)
+
+    @property
+    def baseline(self) -> float:
+        """The index without any shift: that of the ID split's responses alone, twice."""
+        return bound_from_jsds(0.0, 0.0, self.jsd_id_response, self.jsd_id_response, self.entropy)
+
+    @cached_property
+    def jackknife(self) -> Jackknife | None:
+        """The index with and without each image; ``None`` for splits of more than 768 rows."""
+        parts = {name: self._sets(name) for name in EXPONENTS}
+        if any(sets is None for name, sets in parts.items() if name != "jsd_v" or self.id.v is not None):
+            return None
+        owners = {"jsd_ood_response": self.ood}
+        jsds = [
+            Jackknife(0.0, ()) if sets is None else _jackknife(sets, owners.get(name, self.id))
+            for name, sets in parts.items()
+        ]
+        return combine(lambda d: bound_from_jsds(d[0], d[1], d[2], d[3], self.entropy), jsds)
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error, clustered by image; ``None`` for fewer than 8 images or more than 768 rows."""
+        return self.jackknife.stderr if self.jackknife else None
+
+    @property
+    def ci95(self) -> tuple[float, float] | None:
+        """Interval of 95 %; ``None`` as for ``stderr``."""
+        return self.jackknife.ci95 if self.jackknife else None
+
+    def test(self, name: str, resamples: int = 1999, seed: int = 0) -> DivergenceTest | None:
+        """Permutation test of one of the four divergences.
+
+        Args:
+            name: such as ``jsd_v``.
+            resamples: most draws.
+            seed: of the draws.
+
+        Returns:
+            ``None`` where the two sets are identical, where there are no images, or for more than 768 rows.
+        """
+        sets = self._sets(name)
+        if sets is None or sets.identical or not resamples:
+            return None
+        paired = name.endswith("response") or shared_clusters(self.id, self.ood) is not None
+        owner = {"jsd_id_response": self.id, "jsd_ood_response": self.ood}.get(name)
+        key = ("test", sets.digest(), resamples, seed, paired)
+        cache = (owner or self.id).cache
+        if key not in cache:
+            cache[key] = sets.test(resamples, seed, paired)
+        return cache[key]
+
+    def is_identical(self, name: str) -> bool:
+        """Whether the two sets of a divergence are the same, so that there is no shift of them at all."""
+        sets = self._sets(name)
+        return getattr(self, name) == 0.0 if sets is None else sets.identical
+
+    def _sets(self, name: str) -> TwoSets | None:
+        sides = {
+            "jsd_v": ((self.id, "v"), (self.ood, "v")),
+            "jsd_t": ((self.id, "t"), (self.ood, "t")),
+            "jsd_id_response": ((self.id, "y_hat"), (self.id, "y")),
+            "jsd_ood_response": ((self.ood, "y_hat"), (self.ood, "y")),
+        }[name]
+        if max(side.n for side, _ in sides) > MOST_ROWS or getattr(*sides[0]) is None:
+            return None
+        own = self.ood.cache.setdefault(("sets of", self.id), {})
+        if (name, self.convention) not in own:
+            id_clusters = clusters_of(self.id)
+            partners = shared_clusters(self.id, self.ood)
+            # Clusters of unrelated splits are different, whatever their keys.
+            ood_clusters = partners or [("ood", cluster) for cluster in clusters_of(self.ood)]
+            known = {"id": id_clusters, "ood": ood_clusters}
+            which = {"jsd_id_response": ("id", "id"), "jsd_ood_response": ("ood", "ood")}.get(name, ("id", "ood"))
+            own[name, self.convention] = TwoSets(
+                getattr(*sides[0]), getattr(*sides[1]), known[which[0]], known[which[1]], self.convention
+            )
+        return own[name, self.convention]
 
     def __str__(self) -> str:
         parts = f"JSD images {self.jsd_v:.4g}, questions {self.jsd_t:.4g}, responses ID {self.jsd_id_response:.4g}, OOD {self.jsd_ood_response:.4g}"
-        return (
-            f"EMID bound ({self.kind}) = {self.value:.4g} ({parts}, n = {self.n_id} and {self.n_ood})\n{self.signature}"
-        )
+        error = f" ± {self.stderr:.2g}" if self.stderr is not None else ""
+        return f"shift index ({self.kind}) = {self.value:.4g}{error}, {self.baseline:.4g} without a shift ({parts}, n = {self.n_id} and {self.n_ood})\n{self.signature}"
+
+
+def _jackknife(sets: TwoSets, owner: Embeddings) -> Jackknife:
+    """Jackknife of a divergence; shifts that share it (one image shift under several questions) compute it once."""
+    key = ("jackknife", sets.digest(), str(sets.clusters))
+    if key not in owner.cache:
+        owner.cache[key] = sets.jackknife()
+    return owner.cache[key]
 
 
 def check_entropy(entropy: float | None) -> None:
@@ -211,7 +304,7 @@ def check_entropy(entropy: float | None) -> None:
 def bound_from_jsds(
     jsd_v: float, jsd_t: float, jsd_id_response: float, jsd_ood_response: float, entropy: float | None = None
 ) -> float:
-    """The bound on EMID from its four divergences (Oh et al., ICML 2025).
+    """The shift index from its four divergences (Oh et al., ICML 2025).
 
         scaled   = jsd_v^(1/2) + jsd_t^(1/2) + jsd_id_response^(1/4) + jsd_ood_response^(1/4)
         theorem  = entropy (jsd_v^(1/2) + jsd_t^(1/2)) + 4 (jsd_id_response^(1/4) + jsd_ood_response^(1/4))
@@ -228,13 +321,13 @@ def bound_from_jsds(
 def emid_bound(
     id: Embeddings, ood: Embeddings, convention: str = "published", entropy: float | None = None
 ) -> EMIDBound:
-    """RJSD bound on the EMID of a shift.
+    """RJSD shift index of a shift; what the paper calls a bound on EMID.
 
     Args:
         id: the in-distribution split.
         ood: the shifted split.
         convention: of the divergence, ``published`` or ``equal_weight``.
-        entropy: the entropy scale of the theorem, in nats; without it the scaled index is given.
+        entropy: the entropy scale of the theorem, in nats; with it its plug-in is given, else the scaled index.
 
     Returns:
         :class:`EMIDBound`.
@@ -278,6 +371,8 @@ def emid_bound(
         n_id=id.n,
         n_ood=ood.n,
         signature=signature,
+        id=id,
+        ood=ood,
     )
 
 

@@ -1,23 +1,34 @@
 """EMI, the effective mutual information of a split, and EMID, its difference between two splits.
 
 Source: Oh et al., *Understanding Multimodal LLMs Under Distribution Shifts*, ICML 2025
-(arXiv 2502.00577).
+(arXiv 2502.00577). Their errors are those of :mod:`lmms_eval_emi.core.jackknife`: for new images,
+given the encoders and the estimator.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings, shared_encoders
+from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.signature import Signature
+
+MOST_CLUSTERS = 1000  # more are merged into as many blocks, whose jackknife estimates the same error
+MOST_RECOMPUTED = 200  # the same for an estimator without a closed form
 
 
 @runtime_checkable
 class MutualInformationEstimator(Protocol):
-    """What :func:`emi` asks of an estimator."""
+    """What :func:`emi` asks of an estimator.
+
+    An estimator may have a method ``analyse(x, y, clusters, count)`` beside it, which gives
+    :class:`Information` faster than recomputing the estimate without each cluster.
+    """
 
     @property
     def signature(self) -> str:
@@ -30,17 +41,76 @@ class MutualInformationEstimator(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Information:
+    """An estimate of I(x; y), and what its error follows from.
+
+    Attributes:
+        contributions: (N,) float64, whose mean is the estimate.
+        influence: (N,) float64 influence values psi, whose sum is 0: how much each row moves the estimate.
+        deleted: (G,) float64, the estimate without each cluster.
+    """
+
+    contributions: torch.Tensor
+    influence: torch.Tensor
+    deleted: torch.Tensor
+
+    @property
+    def value(self) -> float:
+        """The estimate."""
+        return float(self.contributions.mean())
+
+
+def information(
+    estimator: MutualInformationEstimator, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int
+) -> Information:
+    """Estimate I(x; y), with and without each cluster.
+
+    Args:
+        estimator: of mutual information.
+        x: (N, D) inputs.
+        y: (N, D') targets.
+        clusters: (N,) number of every row's cluster.
+        count: G, the number of clusters.
+    """
+    analyse = getattr(estimator, "analyse", None)
+    if analyse is not None:
+        return analyse(x, y, clusters, count)
+    contributions = estimator.contributions(x, y)
+    n, value = len(contributions), contributions.mean()
+
+    def without(rows: torch.Tensor) -> torch.Tensor:
+        try:
+            return estimator.contributions(x[rows], y[rows]).mean()
+        except ValueError:  # too few rows are left
+            return torch.tensor(float("nan"), dtype=torch.float64)
+
+    deleted = torch.stack([without(clusters != cluster) for cluster in range(count)])
+    if n <= MOST_RECOMPUTED:
+        numbers = torch.arange(n, device=x.device)
+        rows = torch.stack([without(numbers != row) for row in range(n)]).to(contributions)
+        influence = (n - 1) * (value - rows)
+    else:
+        influence = contributions
+    return Information(contributions, influence - influence.mean(), deleted)
+
+
+@dataclass(frozen=True, eq=False)
 class EMI:
-    """Effective mutual information of one split, in nats.
+    """Effective mutual information of one split.
+
+    In nominal nats: an estimator whose variance is saturated gives a covariance; see docs/statistics.md.
 
     Attributes:
         value: I(x; response) - I(x; reference). Higher is better; 0 means that the responses tell as
             much about the inputs as the references do.
         mi_response: I(x; response).
         mi_reference: I(x; reference).
-        contributions: (N,) float64, contribution of every sample; their mean is ``value``.
+        contributions: (N,) float64, contribution of every sample; their mean is ``value``. A contribution
+            depends on all rows; the value of a row is its ``influence``.
         n: number of samples.
-        signature: what the figure depends on.
+        signature: what the score depends on.
+        influence: (N,) float64 influence values psi; their sum is 0.
+        jackknife: the score with and without each image.
     """
 
     value: float
@@ -49,40 +119,100 @@ class EMI:
     contributions: torch.Tensor = field(repr=False)
     n: int
     signature: Signature
+    influence: torch.Tensor = field(repr=False)
+    jackknife: Jackknife = field(repr=False)
+
+    @property
+    def images(self) -> int:
+        """Number of clusters: distinct images, or rows where no groups were given."""
+        return sum(map(len, self.jackknife.strata))
+
+    @property
+    def corrected(self) -> float:
+        """The score without its bias of order 1/G: pairs of one image among the negatives shrink it."""
+        return self.jackknife.corrected
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error, clustered by image; ``None`` for fewer than 8 images."""
+        return self.jackknife.stderr
+
+    @property
+    def ci95(self) -> tuple[float, float] | None:
+        """Interval of 95 % around ``corrected``; ``None`` for fewer than 8 images."""
+        return self.jackknife.ci95
 
     def __str__(self) -> str:
-        return f"EMI = {self.value:.4g} nats (I(x; response) {self.mi_response:.4g} - I(x; reference) {self.mi_reference:.4g}, n = {self.n})\n{self.signature}"
+        return f"EMI = {self.value:.4g}{_error(self.jackknife)} nats (I(x; response) {self.mi_response:.4g} - I(x; reference) {self.mi_reference:.4g}, n = {self.n}, {self.images} images)\n{self.signature}"
 
 
 @dataclass(frozen=True, eq=False)
 class EMID:
-    """Effective mutual information difference of a shift, in nats.
+    """Effective mutual information difference of a shift.
 
     Attributes:
-        value: EMI(id) - EMI(ood). Positive: the model lost relevance under the shift.
+        value: EMI(id) - EMI(ood). Positive: the model lost relevance under the shift, if the interval
+            lies above 0.
         id: EMI of the in-distribution split.
         ood: EMI of the shifted split.
-        signature: what the figure depends on.
+        signature: what the score depends on.
+        paired: whether rows of the two splits match by id, so that their images are deleted together.
+        jackknife: the score with and without each image.
+        inputs, responses: the parts of a paired EMID that come from inputs that moved and from responses
+            that changed; ``None`` where rows do not match one to one.
     """
 
     value: float
     id: EMI
     ood: EMI
     signature: Signature
+    paired: bool
+    jackknife: Jackknife = field(repr=False)
+    inputs: Jackknife | None = field(default=None, repr=False)
+    responses: Jackknife | None = field(default=None, repr=False)
+
+    @property
+    def corrected(self) -> float:
+        """The score without its bias of order 1/G."""
+        return self.jackknife.corrected
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error, clustered by image; ``None`` for fewer than 8 images."""
+        return self.jackknife.stderr
+
+    @property
+    def ci95(self) -> tuple[float, float] | None:
+        """Interval of 95 % around ``corrected``; ``None`` for fewer than 8 images."""
+        return self.jackknife.ci95
+
+    @property
+    def p_value(self) -> float | None:
+        """Two-sided p of no difference; ``None`` for fewer than 8 images."""
+        return self.jackknife.p_value
 
     def __str__(self) -> str:
-        return f"EMID = {self.value:.4g} nats (EMI(ID) {self.id.value:.4g} - EMI(OOD) {self.ood.value:.4g}, n = {self.id.n} and {self.ood.n})\n{self.signature}"
+        kind = "paired" if self.paired else "unpaired"
+        return f"EMID = {self.value:.4g}{_error(self.jackknife)} nats, {kind} (EMI(ID) {self.id.value:.4g} - EMI(OOD) {self.ood.value:.4g}, n = {self.id.n} and {self.ood.n})\n{self.signature}"
 
 
-def emi(embeddings: Embeddings, estimator: MutualInformationEstimator) -> EMI:
+def _error(jackknife: Jackknife) -> str:
+    return "" if jackknife.stderr is None else f" ± {jackknife.stderr:.2g}"
+
+
+def emi(
+    embeddings: Embeddings, estimator: MutualInformationEstimator, *, groups: Sequence[Hashable] | None = None
+) -> EMI:
     """Effective mutual information EMI = I(x; response) - I(x; reference) of one split.
 
     Args:
         embeddings: the split, N samples.
         estimator: of mutual information, such as :func:`lmms_eval_emi.load_estimator` gives.
+        groups: (N,) cluster of every row for the standard error; default: those of the embeddings, or
+            else every row by itself.
 
     Returns:
-        :class:`EMI`, in nats. It is unbounded in theory; published values are about -0.1 to 0.1.
+        :class:`EMI`, in nominal nats. It is unbounded in theory; published values are about -0.1 to 0.1.
 
     Raises:
         ValueError: the embeddings do not have the dimension that the estimator was trained on.
@@ -93,18 +223,61 @@ def emi(embeddings: Embeddings, estimator: MutualInformationEstimator) -> EMI:
         raise TypeError(
             f"estimator: expected an estimator, as load_estimator('club-global') gives, got {type(estimator).__name__}."
         )
-    x = embeddings.x
-    response = estimator.contributions(x, embeddings.y_hat)
-    reference = estimator.contributions(x, embeddings.y)
-    mi_response, mi_reference = float(response.mean()), float(reference.mean())
+    keys = clusters_of(embeddings, groups)
+    response, reference, jackknife = _analyse(estimator, embeddings.x, embeddings.y_hat, embeddings.y, keys)
     return EMI(
-        value=mi_response - mi_reference,
-        mi_response=mi_response,
-        mi_reference=mi_reference,
-        contributions=response - reference,
+        value=response.value - reference.value,
+        mi_response=response.value,
+        mi_reference=reference.value,
+        contributions=response.contributions - reference.contributions,
         n=embeddings.n,
         signature=Signature.of("emi", encoders=embeddings.encoders, estimator=estimator.signature, n=embeddings.n),
+        influence=response.influence - reference.influence,
+        jackknife=jackknife,
     )
+
+
+def _analyse(
+    estimator: MutualInformationEstimator,
+    x: torch.Tensor,
+    y_hat: torch.Tensor,
+    y: torch.Tensor,
+    keys: Sequence[Hashable],
+) -> tuple[Information, Information, Jackknife]:
+    """Both informations of some rows, and the jackknife of their difference over the clusters that the keys name."""
+    most = MOST_CLUSTERS if hasattr(estimator, "analyse") else MOST_RECOMPUTED
+    distinct = sorted(set(keys), key=str)
+    if len(distinct) > most:
+        keys = [
+            f"block {int(hashlib.blake2b(str(key).encode(), digest_size=8).hexdigest(), 16) % most}" for key in keys
+        ]
+        distinct = sorted(set(keys), key=str)
+    number = {key: position for position, key in enumerate(distinct)}
+    clusters = torch.tensor([number[key] for key in keys], device=x.device)
+    response, reference = (information(estimator, x, targets, clusters, len(distinct)) for targets in (y_hat, y))
+    deleted = (response.deleted - reference.deleted).tolist()
+    known = {key: value for key, value in zip(distinct, deleted, strict=True) if value == value}
+    return response, reference, Jackknife(response.value - reference.value, (known,) if known else ())
+
+
+def clusters_of(embeddings: Embeddings, groups: Sequence[Hashable] | None = None) -> list[Hashable]:
+    """Key of every row's cluster: its group, or else its id, or else its number."""
+    given = groups if groups is not None else embeddings.groups if embeddings.groups is not None else embeddings.ids
+    return list(given) if given is not None else [("row", row) for row in range(embeddings.n)]
+
+
+def shared_clusters(id: Embeddings, ood: Embeddings) -> list[Hashable] | None:
+    """Clusters of the rows of a shift such that partners have those of the ID split, or ``None`` without any partner.
+
+    The image of a shifted row is another file than that of its partner, so it is the partner's that counts.
+    """
+    if id.ids is None or ood.ids is None:
+        return None
+    image_of = dict(zip(id.ids, clusters_of(id), strict=True))
+    own = clusters_of(ood)
+    if not any(key in image_of for key in ood.ids):
+        return None
+    return [image_of.get(key, cluster) for key, cluster in zip(ood.ids, own, strict=True)]
 
 
 def emid(id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator) -> EMID:
@@ -112,20 +285,67 @@ def emid(id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator)
 
     Args:
         id: the in-distribution split.
-        ood: the shifted split; it may have another number of samples.
+        ood: the shifted split; it may have another number of samples. Where its ``ids`` are those of
+            ``id``, its rows are partners of theirs.
         estimator: the same for both.
 
     Returns:
-        :class:`EMID`, in nats; positive when the model lost relevance under the shift.
+        :class:`EMID`, in nominal nats; positive when the model lost relevance under the shift.
 
     Raises:
         ValueError: as :func:`emi`, or the two splits were embedded by different encoders.
     """
+    shared_encoders(id, ood)
+    return emid_from_emi(emi(id, estimator), id, ood, estimator)
+
+
+def emid_from_emi(id_emi: EMI, id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator) -> EMID:
+    """EMID where EMI of the ID split is known already; see :func:`emid`."""
     encoders = shared_encoders(id, ood)
-    return emid_from_emis(emi(id, estimator), emi(ood, estimator), encoders=encoders, estimator=estimator)
+    groups = shared_clusters(id, ood)
+    ood_emi = emi(ood, estimator, groups=groups)
+    parts = _decompose(id, ood, estimator) if groups is not None else None
+    own = ood_emi.jackknife
+    if groups is None:  # clusters of unrelated splits are different, whatever their keys
+        own = Jackknife(own.value, tuple({("ood", key): value for key, value in one.items()} for one in own.strata))
+    jackknife = difference(id_emi.jackknife, own)
+    signature = Signature.of("emid", encoders=encoders, estimator=estimator.signature, n_id=id_emi.n, n_ood=ood_emi.n)
+    return EMID(
+        value=id_emi.value - ood_emi.value,
+        id=id_emi,
+        ood=ood_emi,
+        signature=signature,
+        paired=groups is not None,
+        jackknife=jackknife,
+        inputs=parts[0] if parts else None,
+        responses=parts[1] if parts else None,
+    )
 
 
-def emid_from_emis(id: EMI, ood: EMI, *, encoders: str | None, estimator: MutualInformationEstimator) -> EMID:
-    """EMID of two splits whose EMI is known already; see :func:`emid`."""
-    signature = Signature.of("emid", encoders=encoders, estimator=estimator.signature, n_id=id.n, n_ood=ood.n)
-    return EMID(value=id.value - ood.value, id=id, ood=ood, signature=signature)
+def _decompose(
+    id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator
+) -> tuple[Jackknife, Jackknife] | None:
+    """The parts of EMID that come from the inputs and from the responses, averaged over both orders (Shapley).
+
+    With E(a, b) the EMI of the inputs of a and the responses and references of b,
+
+        inputs    = [ E(P, P) - E(Q, P) + E(P, Q) - E(Q, Q) ] / 2
+        responses = [ E(P, P) - E(P, Q) + E(Q, P) - E(Q, Q) ] / 2
+    """
+    if id.ids is None or ood.ids is None:
+        return None
+    position = {key: row for row, key in enumerate(ood.ids)}
+    if len(position) != ood.n or len(set(id.ids)) != id.n or set(position) != set(id.ids):
+        return None
+    if (id.v is None) != (ood.v is None) or id.dimension != ood.dimension:
+        return None
+    partner = ood.select([position[key] for key in id.ids])
+    keys = clusters_of(id)
+    mixed = [
+        _analyse(estimator, inputs.x, outputs.y_hat, outputs.y, keys)[2]
+        for inputs, outputs in ((id, id), (partner, id), (id, partner), (partner, partner))
+    ]
+    return (
+        combine(lambda e: (e[0] - e[1] + e[2] - e[3]) / 2, mixed),
+        combine(lambda e: (e[0] - e[2] + e[1] - e[3]) / 2, mixed),
+    )

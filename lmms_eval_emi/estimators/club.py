@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from lmms_eval_emi.core.club import embeddings_to_moments, moments_to_contributions
+from lmms_eval_emi.core.club import ClusterSums, embeddings_to_moments, moments_to_contributions
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS
+from lmms_eval_emi.core.information import Information
 from lmms_eval_emi.estimators.base import TrainedEstimator
 
 
@@ -52,7 +53,7 @@ class CLUB(TrainedEstimator):
 
     @torch.no_grad()
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Contribution of every sample to the CLUB estimate of I(x; y), in nats.
+        """Contribution of every sample to the CLUB estimate of I(x; y).
 
         O(N D) time and memory; everything is computed in float64, a chunk of rows at a time.
 
@@ -74,3 +75,36 @@ class CLUB(TrainedEstimator):
             mu, logvar = network(xs.double())
             parts.append(moments_to_contributions(mu, logvar, ys, moments))
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
+        """The estimate with and without each cluster of rows, and every row's influence, in O(N D).
+
+        Args:
+            x: (N, D) inputs.
+            y: (N, D') targets.
+            clusters: (N,) number of every row's cluster, below ``count``.
+            count: number of clusters.
+
+        Raises:
+            ValueError: as :meth:`contributions`.
+        """
+        self.check_shapes(x, y)
+        network = self.in_float64(x.device)
+        moments = embeddings_to_moments(y)
+        sums = ClusterSums.empty(count, y.shape[1], x.device)
+        parts = []
+        for xs, ys, cs in zip(x.split(CHUNK_ROWS), y.split(CHUNK_ROWS), clusters.split(CHUNK_ROWS), strict=True):
+            mu, logvar = network(xs.double())
+            parts.append(moments_to_contributions(mu, logvar, ys, moments))
+            sums.add(mu, logvar, ys, moments.mean, cs)
+        contributions = torch.cat(parts)
+        a, precision = sums.a.sum(dim=0) / len(x), sums.precision.sum(dim=0) / len(x)
+        typical = torch.cat(
+            [
+                (rows * a - rows**2 * precision / 2).sum(dim=1)
+                for rows in (ys.double() - moments.mean for ys in y.split(CHUNK_ROWS))
+            ]
+        )
+        influence = (contributions - contributions.mean()) - (typical - typical.mean())
+        return Information(contributions, influence, sums.without_each())

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
+from lmms_eval_emi.core.information import Information
 from lmms_eval_emi.estimators.base import TrainedEstimator
 
 CRITIC_DIMENSION = 32
@@ -65,6 +66,43 @@ class InfoNCE(TrainedEstimator):
         network = self.in_float64(x.device)
         g, h = network.g(x.double()), network.h(y.double())
         return torch.cat([self._against_all(part, h, CHUNK * number) for number, part in enumerate(g.split(CHUNK))])
+
+    @torch.no_grad()
+    def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
+        """The bound with and without each cluster of rows, and every row's influence: O(N^2) time, O(N G) memory.
+
+        Args:
+            x: (N, D) inputs.
+            y: (N, D') targets.
+            clusters: (N,) number of every row's cluster, below ``count``.
+            count: G, the number of clusters.
+
+        Raises:
+            ValueError: as :meth:`contributions`.
+        """
+        self.check_shapes(x, y)
+        network = self.in_float64(x.device)
+        g, h = network.g(x.double()), network.h(y.double())
+        n = len(x)
+        members = torch.nn.functional.one_hot(clusters, count).double()
+        sizes = members.sum(dim=0)
+        own, total, kept = [], [], torch.zeros(count, dtype=torch.float64, device=x.device)
+        pulled = torch.zeros(n, dtype=torch.float64, device=x.device)
+        for number, part in enumerate(g.split(CHUNK)):
+            rows = torch.arange(CHUNK * number, CHUNK * number + len(part), device=x.device)
+            scores = part @ h.T
+            largest = scores.max(dim=1, keepdim=True).values
+            weights = torch.exp(scores - largest)
+            matched, whole = scores.gather(1, rows[:, None])[:, 0] - largest[:, 0], weights.sum(dim=1)
+            own.append(matched)
+            total.append(whole)
+            left = (whole[:, None] - weights @ members).clamp_min(1e-300)
+            without = matched[:, None] - left.log() + (n - sizes).log()
+            kept += (without * (1 - members[rows])).sum(dim=0)
+            pulled += (weights / whole[:, None]).sum(dim=0)
+        contributions = torch.cat(own) - torch.cat(total).log() + math.log(n)
+        influence = contributions - pulled  # a row is also a negative of all others
+        return Information(contributions, influence - influence.mean(), kept / (n - sizes))
 
     @staticmethod
     def _against_all(g: torch.Tensor, h: torch.Tensor, first: int) -> torch.Tensor:

@@ -41,6 +41,7 @@ class _Images:
     """The distinct images of a run, with the number of each by content and the rows that cannot be read."""
 
     sources: list[ImageSource] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
     numbers: dict[str, list[int | None]] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)  # reason by number of an image
     prepared: dict[int, Any] = field(default_factory=dict)
@@ -60,7 +61,7 @@ def embed_splits(
 
     Returns:
         :class:`Embeddings` of every split; its ``ids`` are the keys of the samples, and its ``groups``
-        number the distinct images. Where no sample of
+        the content keys of their images. Where no sample of
         any split has an image, they are embedded by their text alone.
 
     Raises:
@@ -132,7 +133,7 @@ def embed_good_rows(
             y_hat=response,
             y=reference,
             ids=[splits[name][row].key for row in rows],
-            groups=numbers,
+            groups=[images.keys[number] for number in numbers if number is not None] if numbers else None,
             encoders=encoders.signature if with_images else encoders.text_signature,
         )
     return embedded, bad
@@ -155,6 +156,7 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
             if key not in number_of:
                 number_of[key] = len(images.sources)
                 images.sources.append(sample.image)
+                images.keys.append(key)
             numbers[row] = number_of[key]
     return images, bad
 

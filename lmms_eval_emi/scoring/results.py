@@ -12,7 +12,7 @@ from typing import Any
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.core.information import EMI, EMID, MutualInformationEstimator, emi, emid_from_emis
+from lmms_eval_emi.core.information import EMI, EMID, MutualInformationEstimator, emi, emid_from_emi
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.files import to_json, write_atomically
@@ -191,7 +191,7 @@ def score_study(
         try:
             first, second = _without_partners(study, name, embeddings, lost or {})
             first_emi = id_emi if first is id_embeddings else emi(first, estimator)
-            second_emi = value if second is embeddings[name] else emi(second, estimator)
+            difference = emid_from_emi(first_emi, first, second, estimator)
             bound = emid_bound(first, second, convention, entropy)
         except ValueError as error:
             omitted.setdefault(name, []).append(str(error))
@@ -200,7 +200,6 @@ def score_study(
             remarks.setdefault(name, []).append(
                 f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out"
             )
-        difference = emid_from_emis(first_emi, second_emi, encoders=encoders, estimator=estimator)
         scores[name] = SplitScores(value, difference, bound)
     kind = "scaled" if entropy is None else f"theorem(entropy={entropy:g})"
     signature = Signature.of(

@@ -239,7 +239,7 @@ def write_task_files(folder: Path, studies: Sequence[Study] | None = None, suite
             if f"{generated}/{present.name}" not in files and _is_ours(present):
                 present.unlink()
     for path, text in files.items():
-        write_atomically(folder / path, text)
+        write_atomically(folder / path, text, durable=False)
     return len(files)
 
 

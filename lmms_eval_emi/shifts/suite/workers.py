@@ -92,7 +92,7 @@ def _shift_chunk_of_worker(start: int) -> int:
 def _shift_chunk(rows: datasets.Dataset, suite: Suite, destination: Path, start: int) -> int:
     chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
     records = [_shift_row(row, suite, destination) for row in chunk]
-    write_atomically(part_of(destination, start), json.dumps(records))
+    write_atomically(part_of(destination, start), json.dumps(records), durable=False)
     return len(records)
 
 
@@ -144,5 +144,5 @@ def _store(encoded: bytes, destination: Path, variant: str, suffix: str) -> str:
     relative = f"images/{variant}/{digest[:2]}/{digest}{suffix}"
     path = destination / relative
     if not path.exists():
-        write_atomically(path, encoded)
+        write_atomically(path, encoded, durable=False)
     return relative

@@ -1,0 +1,151 @@
+"""The jackknife over clusters: standard errors, bias correction and intervals of any statistic.
+
+Rows that share an image are not independent, so whole images are deleted, one at a time (CR3; Bell &
+McCaffrey 2002; MacKinnon, Nielsen & Webb 2022). With G clusters and the statistic theta,
+
+    corrected = G theta - (G - 1) mean_g theta_(-g)
+    SE^2      = (G - 1) / G sum_g (theta_(-g) - mean)^2
+    interval  = corrected +- t(G - 1) SE
+
+Independent samples are strata: their variances add, and the degrees of freedom are Welch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+FEWEST_CLUSTERS = 8  # below this an interval would say little, and cover less than it says
+LEVEL = 0.95
+
+Deleted = Mapping[Hashable, float]
+
+
+@dataclass(frozen=True)
+class Jackknife:
+    """A statistic, and what it is without each cluster.
+
+    Attributes:
+        value: on all rows.
+        strata: by independent sample, the statistic without each cluster.
+    """
+
+    value: float
+    strata: tuple[Deleted, ...]
+
+    @property
+    def clusters(self) -> int:
+        """Number of clusters of the smallest stratum; 0 if there is none."""
+        return min(map(len, self.strata), default=0)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether there are clusters enough for an interval."""
+        return bool(self.strata) and self.clusters >= FEWEST_CLUSTERS
+
+    @property
+    def corrected(self) -> float:
+        """The statistic without its bias of order 1/G."""
+        return self.value - math.fsum(
+            (len(deleted) - 1) * (math.fsum(deleted.values()) / len(deleted) - self.value) for deleted in self.strata
+        )
+
+    @property
+    def variances(self) -> list[float]:
+        """Variance of each stratum."""
+        found = []
+        for deleted in self.strata:
+            count = len(deleted)
+            mean = math.fsum(deleted.values()) / count
+            found.append((count - 1) / count * math.fsum((value - mean) ** 2 for value in deleted.values()))
+        return found
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error, or ``None`` for fewer than 8 clusters."""
+        return math.sqrt(math.fsum(self.variances)) if self.is_sure else None
+
+    @property
+    def df(self) -> float:
+        """Degrees of freedom: G - 1, or Welch's over several strata."""
+        variances = self.variances
+        total = math.fsum(variances)
+        if total == 0 or len(variances) == 1:
+            return float(sum(len(deleted) - 1 for deleted in self.strata))
+        parts = (variance**2 / (len(deleted) - 1) for variance, deleted in zip(variances, self.strata, strict=True))
+        return total**2 / math.fsum(parts)
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """Interval around the corrected value, or ``None`` for fewer than 8 clusters."""
+        error = self.stderr
+        if error is None:
+            return None
+        reach = float(stats.t.ppf(0.5 + level / 2, self.df)) * error
+        return self.corrected - reach, self.corrected + reach
+
+    @property
+    def ci95(self) -> tuple[float, float] | None:
+        """Interval of 95 %."""
+        return self.interval(LEVEL)
+
+    @property
+    def p_value(self) -> float | None:
+        """Two-sided p of the corrected value being 0, or ``None`` for fewer than 8 clusters."""
+        error = self.stderr
+        if error is None:
+            return None
+        if error == 0:
+            return 1.0 if self.corrected == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.corrected) / error, self.df))
+
+    def deviations(self) -> dict[Hashable, float]:
+        """What each cluster adds to the statistic's error: centred pseudo-values divided by G, by cluster.
+
+        Their sum of squares in a stratum, times G / (G - 1), is its variance.
+        """
+        found: dict[Hashable, float] = {}
+        for deleted in self.strata:
+            count = len(deleted)
+            mean = math.fsum(deleted.values()) / count
+            found |= {cluster: (count - 1) / count * (mean - value) for cluster, value in deleted.items()}
+        return found
+
+
+def combine(function: Callable[[Sequence[float]], float], parts: Sequence[Jackknife]) -> Jackknife:
+    """A function of several statistics, with the clusters that they share deleted from all at once.
+
+    Strata that share a cluster become one; the others stay independent.
+
+    Args:
+        function: of the statistics' values.
+        parts: the statistics.
+
+    Returns:
+        The jackknife of the function.
+    """
+    whole = [part.value for part in parts]
+    strata: list[set[Hashable]] = []
+    for part in parts:
+        for deleted in part.strata:
+            merged = set(deleted)
+            for other in [other for other in strata if other & merged]:
+                merged |= other
+                strata.remove(other)
+            strata.append(merged)
+    known = [{cluster: value for deleted in part.strata for cluster, value in deleted.items()} for part in parts]
+
+    def without(cluster: Hashable) -> float:
+        return function([own.get(cluster, value) for own, value in zip(known, whole, strict=True)])
+
+    return Jackknife(
+        function(whole),
+        tuple({cluster: without(cluster) for cluster in sorted(stratum, key=str)} for stratum in strata),
+    )
+
+
+def difference(first: Jackknife, second: Jackknife) -> Jackknife:
+    """``first - second``: paired in the clusters that both have, independent where they share none."""
+    return combine(lambda values: values[0] - values[1], (first, second))

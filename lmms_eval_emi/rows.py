@@ -282,6 +282,7 @@ def to_samples(
                     response=responses[row],
                     reference=fields[columns.reference],
                     id=fields[columns.id],
+                    row=row,
                 )
             )
         except SampleError as error:

@@ -27,6 +27,7 @@ class Sample:
         response: of the model.
         reference: what the response is compared with.
         id: identifies the row in its split.
+        row: number of the row in its split, where it comes from a dataset.
 
     Raises:
         SampleError: a field has another type.
@@ -37,6 +38,7 @@ class Sample:
     response: str
     reference: str
     id: Any = None
+    row: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("question", "response", "reference"):

@@ -12,7 +12,7 @@ import platformdirs
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from lmms_eval_emi.core.conventions import Convention
+from lmms_eval_emi.core.conventions import Adjustment, Convention
 
 PREFIX = "LMMS_EVAL_EMI_"
 
@@ -52,6 +52,17 @@ class Settings(BaseSettings):
         gt=0,
         allow_inf_nan=False,
         description="Entropy scale in nats: gives the plug-in of the theorem instead of the scaled index.",
+    )
+    resamples: int = Field(
+        499, ge=0, description="Most draws of a permutation test. 0 leaves only errors that have a closed form."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the permutation tests and other draws.")
+    adjust: Adjustment = Field("holm", description="Adjustment of the p-values of EMID over the shifts of a study.")
+    margin: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="EMID within which a shift counts as held. Without it 0.008, the smallest significant loss in the published results.",
     )
     cache: Path = Field(
         Path(platformdirs.user_cache_dir("lmms_eval_emi")),

@@ -52,6 +52,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "device",
         "batch_size",
         "images",
+        "resamples",
+        "seed",
+        "adjust",
+        "margin",
     )
     parser.set_defaults(run=run)
 

@@ -155,7 +155,8 @@ class TwoSets:
             paired: exchange the two sides of random clusters; otherwise relabel whole clusters.
         """
         convention = self.convention if paired else "equal_weight"
-        observed = self.divergence(*self.counts.sum(axis=1), convention=convention)
+        x, y = self.counts.sum(axis=1)
+        observed = self.divergence(x, y, None, convention)
         random = np.random.default_rng([seed, int(self.digest()[:15], 16)])
         whole = self.counts.sum(axis=(0, 1))
         # Both sides of a pair have as many rows, so the mixture is the same in every draw.

@@ -14,7 +14,7 @@ from lmms_eval_emi.samples import SampleError, without_images
 from lmms_eval_emi.scoring.embedding import embed_good_rows
 from lmms_eval_emi.scoring.joining import StudySamples, collect_samples
 from lmms_eval_emi.scoring.preflight import Instruments, load_instruments
-from lmms_eval_emi.scoring.results import StudyResult, notes_on_samples, score_study
+from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_study
 from lmms_eval_emi.settings import Settings, load_settings, override_settings
 from lmms_eval_emi.studies.schema import Study, load_study
 
@@ -112,6 +112,7 @@ def score_samples(
                 left_out=entry.left_out,
                 notes=notes,
                 lost=entry.lost,
+                inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
             )
             scored.append(Scored(result, entry))
     return scored

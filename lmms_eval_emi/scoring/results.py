@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.core.conventions import EXPONENTS
+from tqdm import tqdm
+
+from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
+from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlate, operator_interval, pearson
 from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import EMI, EMID, MutualInformationEstimator, emi, emid_from_emi
+from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
+from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
+from lmms_eval_emi.core.permutation import DivergenceTest
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.files import to_json, write_atomically
@@ -20,28 +27,107 @@ from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.studies.schema import SHIFT_MODALITIES, Study
 
 FORMAT_VERSION = 1  # of the JSON; a reader refuses a greater one
+# The smallest EMID in the published synthetic results that differs from 0 by the residuals of an additive fit
+# of visual and textual shifts (llava-v1.5-13b; docs/statistics.md).
+PUBLISHED_MARGIN = 0.008
+CHEAP_DRAWS = 1999  # of resampling that costs nothing beside one permutation test
+VERDICTS = ("lost", "gained", "held", "undecided")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How errors and tests are made.
+
+    Attributes:
+        resamples: most draws of a permutation test; 0 for none.
+        seed: of all draws.
+        adjust: of the p-values of EMID over a study.
+        margin: EMID within which a shift counts as held.
+    """
+
+    resamples: int = 499
+    seed: int = 0
+    adjust: Adjustment = "holm"
+    margin: float | None = None
+
+    @property
+    def held_within(self) -> float:
+        """The margin in use."""
+        return PUBLISHED_MARGIN if self.margin is None else self.margin
+
+    def __str__(self) -> str:
+        margin = "published" if self.margin is None else f"{self.margin:g}"
+        return f"jackknife,resamples={self.resamples},seed={self.seed},adjust={self.adjust},margin={margin}"
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """Scores of one split; ``emid`` and ``bound`` are those of its shift, and ``None`` for the ID split."""
+    """Scores of one split; ``emid`` and ``bound`` are those of its shift, and ``None`` for the ID split.
+
+    Attributes:
+        emi: of the split.
+        emid, bound: EMID and shift index of its shift.
+        tests: permutation tests of the divergences, by name, where there are any.
+        p_adjusted: p of EMID differing from 0, adjusted over the study.
+        verdict: ``lost``, ``gained``, ``held`` or ``undecided``; ``None`` for too few images.
+    """
 
     emi: EMI
     emid: EMID | None = None
     bound: EMIDBound | None = None
+    tests: Mapping[str, DivergenceTest] = field(default_factory=dict)
+    p_adjusted: float | None = None
+    verdict: str | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether EMID differs from 0 after adjustment."""
+        return self.p_adjusted is not None and self.p_adjusted < ALPHA
 
     def to_dict(self) -> dict[str, Any]:
-        """As written to JSON; what is not known is left out."""
+        """As written to JSON; what is not known is left out, and what too few images do not give is null."""
         scores: dict[str, Any] = {
             "n": self.emi.n,
+            "images": self.emi.images,
             "emi": self.emi.value,
+            "emi_stderr": self.emi.stderr,
+            "emi_ci95": _pair(self.emi.ci95),
+            "emi_corrected": self.emi.corrected,
             "mi_response": self.emi.mi_response,
             "mi_reference": self.emi.mi_reference,
         }
         if self.emid is not None and self.bound is not None:
-            scores |= {"emid": self.emid.value, "emid_bound": self.bound.value}
-            scores |= {name: getattr(self.bound, name) for name in EXPONENTS}
+            scores |= {
+                "emid": self.emid.value,
+                "emid_stderr": self.emid.stderr,
+                "emid_ci95": _pair(self.emid.ci95),
+                "emid_corrected": self.emid.corrected,
+                "emid_paired": self.emid.paired,
+                "emid_p": self.emid.p_value,
+                "emid_p_adjusted": self.p_adjusted,
+                "verdict": self.verdict,
+            }
+            for name, part in (("emid_inputs", self.emid.inputs), ("emid_responses", self.emid.responses)):
+                if part is not None:
+                    scores |= {name: part.value, f"{name}_stderr": part.stderr}
+            scores |= {
+                "emid_bound": self.bound.value,
+                "emid_bound_stderr": self.bound.stderr,
+                "emid_bound_ci95": _pair(self.bound.ci95),
+                "emid_bound_baseline": self.bound.baseline,
+            }
+            for name in EXPONENTS:
+                scores[name] = getattr(self.bound, name)
+                test = self.tests.get(name)
+                if test is not None:
+                    scores |= {f"{name}_p": test.p_value, f"{name}_floor": test.floor, f"{name}_excess": test.excess}
+                elif self.bound.is_identical(name):
+                    scores[f"{name}_identical"] = True
         return scores
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 @dataclass(frozen=True)
@@ -59,19 +145,12 @@ class Summary:
         """Summarise the EMI, EMID and index of some shifts."""
         columns = list(zip(*shifts, strict=True)) or [(), (), ()]
         emis, emids, bounds = (list(column) for column in columns)
-        return cls(len(emis), mean(emis), mean(emids), mean(bounds), pearson_r(emids, bounds))
+        return cls(len(emis), mean(emis), mean(emids), mean(bounds), pearson(emids, bounds))
 
 
 def mean(values: Sequence[float]) -> float | None:
     """Arithmetic mean, or ``None`` of nothing."""
     return math.fsum(values) / len(values) if values else None
-
-
-def pearson_r(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Pearson's correlation, or ``None`` for fewer than three pairs or a constant."""
-    if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
-        return None
-    return statistics.correlation(a, b)
 
 
 @dataclass(frozen=True)
@@ -87,6 +166,7 @@ class StudyResult:
         notes: what a reader should know of a split, such as how many of its responses are empty.
         estimator_fit: whether the estimator is fit for these data; see
             :func:`lmms_eval_emi.estimators.fitness.fitness`.
+        inference: how errors and tests were made.
     """
 
     study: Study
@@ -96,11 +176,80 @@ class StudyResult:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
     estimator_fit: dict[str, Any] = field(default_factory=lambda: {"verdict": "unknown"})
+    inference: Inference = field(default_factory=Inference)
 
     def summary(self, modality: str | None = None) -> Summary:
         """Means and correlation over all shifts, or those of one modality."""
-        scored = [self.splits[name] for name in self.study.shifts(modality) if name in self.splits]
-        return Summary.of((one.emi.value, one.emid.value, one.bound.value) for one in scored if one.emid and one.bound)
+        return Summary.of(
+            (one.emi.value, one.emid.value, one.bound.value)
+            for one in self._shifts(modality).values()
+            if one.emid and one.bound
+        )
+
+    def _shifts(self, modality: str | None = None) -> dict[str, SplitScores]:
+        return {
+            name: scores
+            for name in self.study.shifts(modality)
+            if (scores := self.splits.get(name)) is not None and scores.emid and scores.bound
+        }
+
+    def mean_emid(self, modality: str | None = None) -> Jackknife | None:
+        """Mean EMID over the shifts, with and without each image; ``None`` without shifts."""
+        parts = [one.emid.jackknife for one in self._shifts(modality).values() if one.emid]
+        return combine(lambda values: math.fsum(values) / len(values), parts) if parts else None
+
+    def correlation(self, measure: str = "pearson_r", modality: str | None = None) -> Correlation | None:
+        """Correlation of EMID and index over the shifts; ``None`` for fewer than 8.
+
+        Args:
+            measure: ``pearson_r``, ``spearman_r`` or ``kendall_tau``.
+            modality: of the shifts; default: all.
+        """
+        shifts = self._shifts(modality).values()
+        return self._correlation(measure, list(shifts))
+
+    @staticmethod
+    def _correlation(measure: str, shifts: Sequence[SplitScores]) -> Correlation | None:
+        emids = [one.emid.jackknife for one in shifts if one.emid]
+        return correlate(MEASURES[measure], emids, [one.bound.jackknife for one in shifts if one.bound])
+
+    def correlations_within(self) -> dict[str, tuple[int, Correlation]]:
+        """Pearson's r within groups of shifts of one kind, with the number of shifts; groups of fewer than 8 are left out.
+
+        The r over all shifts may be one contrast, such as two sets of images, and no relation within them.
+        """
+        groups: dict[str, list[SplitScores]] = {}
+        for name, scores in self._shifts().items():
+            shifts = {shift.modality: shift.name for shift in self.study.splits[name].shifts}
+            for modality in ("visual", "text"):
+                kinds = [f"{modality} {shifts[modality]}", f"{modality} shifted"] if modality in shifts else []
+                for kind in kinds or [f"{modality} unshifted"]:
+                    groups.setdefault(kind, []).append(scores)
+        total = len(self._shifts())
+        found = {}
+        for kind, members in sorted(groups.items()):
+            correlation = self._correlation("pearson_r", members) if len(members) < total else None
+            if correlation is not None:
+                found[kind] = (len(members), correlation)
+        return found
+
+    def operator_interval(self) -> tuple[float, float] | None:
+        """Interval of Pearson's r over operators, where visual and textual shifts are crossed."""
+        cells = {}
+        for name, scores in self._shifts().items():
+            kinds = {
+                modality: " + ".join(str(one) for one in self.study.splits[name].shifts if one.modality == modality)
+                for modality in ("visual", "text")
+            }
+            if scores.emid and scores.bound:
+                cells[kinds["visual"], kinds["text"]] = (scores.emid.value, scores.bound.value)
+        draws = CHEAP_DRAWS if self.inference.resamples else 0
+        return operator_interval(cells, draws, self.inference.seed) if draws else None
+
+    def count_verdicts(self, modality: str | None = None) -> dict[str, int]:
+        """How many shifts were lost, gained, held and undecided."""
+        verdicts = [one.verdict for one in self._shifts(modality).values()]
+        return {name: verdicts.count(name) for name in VERDICTS}
 
     def to_dict(self) -> dict[str, Any]:
         """As written to JSON: plain types, no NaN."""
@@ -124,11 +273,42 @@ class StudyResult:
             },
             "summary": {
                 **vars(overall),
-                "by_modality": {modality: vars(self.summary(modality)) for modality in SHIFT_MODALITIES},
+                **self._summary_errors(),
+                "by_modality": {
+                    modality: {**vars(self.summary(modality)), **self._mean_errors(modality)}
+                    for modality in SHIFT_MODALITIES
+                },
             },
             "left_out": self.left_out,
             "notes": self.notes,
             "estimator_fit": self.estimator_fit,
+        }
+
+    def _mean_errors(self, modality: str | None = None) -> dict[str, Any]:
+        found = self.mean_emid(modality)
+        return {
+            "mean_emid_stderr": found.stderr if found else None,
+            "mean_emid_ci95": _pair(found.ci95) if found else None,
+            "verdicts": self.count_verdicts(modality),
+        }
+
+    def _summary_errors(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._mean_errors()
+        for measure in MEASURES:
+            correlation = self.correlation(measure)
+            if measure != "pearson_r" or correlation:
+                found[measure] = correlation.value if correlation else None
+            found[f"{measure}_ci95"] = _pair(correlation.ci95) if correlation else None
+        return {
+            **found,
+            "pearson_r_operators_ci95": _pair(self.operator_interval()),
+            "pearson_r_within": {
+                kind: {"n_shifts": count, "pearson_r": one.value, "pearson_r_ci95": _pair(one.ci95)}
+                for kind, (count, one) in self.correlations_within().items()
+            },
+            "n_differ": sum(one.differs for one in self._shifts().values()),
+            "adjust": self.inference.adjust,
+            "margin": self.inference.held_within,
         }
 
     def write(self, path: str | Path) -> Path:
@@ -147,6 +327,7 @@ def score_study(
     left_out: Mapping[str, list[str]] | None = None,
     notes: Mapping[str, list[str]] | None = None,
     lost: Mapping[str, set] | None = None,
+    inference: Inference | None = None,
 ) -> StudyResult:
     """Score the splits of a study that have embeddings.
 
@@ -160,6 +341,7 @@ def score_study(
         notes: what the caller has to say of a split; see :func:`notes_on_samples`.
         lost: ids of the rows that a split should have and lacks, by split. Where two splits are compared,
             their partners are left out too, so that EMID is over the rows that both have.
+        inference: how errors and tests are made.
 
     Returns:
         :class:`StudyResult`. A split that cannot be scored is left out with the reason, and the
@@ -170,6 +352,7 @@ def score_study(
     """
     check_convention(convention)
     check_entropy(entropy)
+    inference = inference or Inference()
     for name in embeddings:
         study.split(name)
     omitted = {name: list(reasons) for name, reasons in (left_out or {}).items()}
@@ -211,10 +394,59 @@ def score_study(
         kind=kind,
         n_id=id_emi.n if id_emi else 0,
         n=sum(value.n for value in emis.values()),
+        errors=inference,
     )
+    scores = _with_inference(study, scores, inference)
+    for name, one in scores.items():
+        if one.emi.stderr is None:
+            remarks.setdefault(name, []).append(
+                f"{one.emi.images} images are too few for an interval: at least {FEWEST_CLUSTERS} are needed"
+            )
     remarks = {name: lines for name, lines in remarks.items() if name in scores}
     scored = {name: embeddings[name] for name in scores}
-    return StudyResult(study, model, scores, signature, omitted, remarks, fitness(estimator, scored))
+    return StudyResult(study, model, scores, signature, omitted, remarks, fitness(estimator, scored), inference)
+
+
+def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: Inference) -> dict[str, SplitScores]:
+    """The scores with tests of their divergences, adjusted p-values and verdicts."""
+    shifted = [name for name, one in scores.items() if one.emid and one.bound]
+
+    def test(task: tuple[str, str]) -> tuple[str, str, DivergenceTest | None]:
+        name, divergence = task
+        bound = scores[name].bound
+        return name, divergence, bound.test(divergence, inference.resamples, inference.seed) if bound else None
+
+    def jackknife(name: str) -> None:
+        bound = scores[name].bound
+        if bound is not None:
+            _ = bound.jackknife
+
+    tests: dict[str, dict[str, DivergenceTest]] = {name: {} for name in shifted}
+    work = [(name, divergence) for name in shifted for divergence in EXPONENTS] if inference.resamples else []
+    total = len(work) + len(shifted)
+    with (
+        ThreadPoolExecutor(cpu_count() or 1) as pool,
+        tqdm(total=total, desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1) as bar,
+    ):
+        for _ in pool.map(jackknife, shifted):
+            bar.update()
+        for name, divergence, found in pool.map(test, work):
+            if found is not None:
+                tests[name][divergence] = found
+            bar.update()
+    family = [name for name in study.shifts() if name in shifted]
+    statistics = [emid.jackknife for name in family if (emid := scores[name].emid)]
+    adjusted = dict(zip(family, adjust(statistics, inference.adjust, CHEAP_DRAWS, inference.seed), strict=True))
+    completed = {}
+    for name, one in scores.items():
+        if one.emid is None:
+            completed[name] = one
+            continue
+        # A variant is no member of the family: its p-value stands by itself.
+        p_adjusted = adjusted.get(name, one.emid.p_value)
+        called = verdict(one.emid.jackknife, p_adjusted, inference.held_within)
+        completed[name] = replace(one, tests=tests[name], p_adjusted=p_adjusted, verdict=called)
+    return completed
 
 
 def _without_partners(

@@ -1,7 +1,7 @@
 """Results by row, and writing them beside the results that they belong to.
 
-``results.json`` has the scores, ``results.rows.json`` what each row contributes and the rows of every
-shift that lost most. The scores name the rows' SHA-256, so rows of another run are never shown with them.
+``results.json`` has the scores, ``results.rows.json`` the value of each row, the scores without each
+image, and the rows of every shift that lost most. The scores name the rows' SHA-256, so rows of another run are never shown with them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.files import to_json, write_atomically
 from lmms_eval_emi.images import ImageError, open_image, to_rgb
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.pipeline import Scored
-from lmms_eval_emi.scoring.results import FORMAT_VERSION, StudyResult
+from lmms_eval_emi.scoring.results import FORMAT_VERSION, SplitScores, StudyResult
 
 log = logging.getLogger("lmms_eval_emi")
 MOST = 3
@@ -79,7 +80,10 @@ def rows_path(path: Path) -> Path:
 
 
 def result_to_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
-    """What each row contributes to EMI, and the rows of every shift that lost most, as plain data.
+    """The value of each row, the scores without each image, and the rows of every shift that lost most, as plain data.
+
+    The value of a row is EMI plus its influence psi: the mean over the rows is EMI. The scores without each
+    image are what differences between results are judged by.
 
     Args:
         result: of one model in one study.
@@ -89,9 +93,13 @@ def result_to_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
         "model": result.model,
         "signature": str(result.signature),
         "rows": {
+            name: {"id": [str(sample.id) for sample in samples[name]], "value": row_values(scores)}
+            for name, scores in result.splits.items()
+        },
+        "without_each_image": {
             name: {
-                "id": [str(sample.id) for sample in samples[name]],
-                "contribution": [float(value) for value in scores.emi.contributions],
+                "emi": _strata(scores.emi.jackknife),
+                **({"emid": _strata(scores.emid.jackknife)} if scores.emid else {}),
             }
             for name, scores in result.splits.items()
         },
@@ -99,25 +107,47 @@ def result_to_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
     }
 
 
-def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:
-    """For every shift its rows with the greatest loss of contribution to EMI.
+def row_values(scores: SplitScores) -> list[float]:
+    """EMI plus psi of every row; their mean is EMI."""
+    return [scores.emi.value + float(psi) for psi in scores.emi.influence]
 
-    A row's loss is its twin's contribution in the ID split, the row of the same id and reference,
-    less its own; where it has no twin, the mean of the ID split stands in.
+
+def _strata(jackknife: Jackknife) -> list[dict[str, float]]:
+    return [{str(cluster): value for cluster, value in stratum.items()} for stratum in jackknife.strata]
+
+
+def to_jackknife(value: float, strata: Any) -> Jackknife:
+    """A score with and without each image, from what :func:`result_to_rows` has of it.
+
+    Raises:
+        ValueError: it is of another form.
+    """
+    try:
+        return Jackknife(
+            float(value), tuple({str(key): float(one) for key, one in stratum.items()} for stratum in strata)
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"expected scores without each image, got {type(strata).__name__}: {error}") from error
+
+
+def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:
+    """For every shift its rows that lost most.
+
+    A row's loss is its twin's value in the ID split, the row of the same id and reference, less its own;
+    where it has no twin, EMI of the ID split stands in.
     """
     id_scores = result.splits.get(result.study.id_split)
     if id_scores is None:
         return {}
-    id_rows = samples[result.study.id_split]
-    twins = {row.key: float(value) for row, value in zip(id_rows, id_scores.emi.contributions, strict=True)}
+    twins = {row.key: value for row, value in zip(samples[result.study.id_split], row_values(id_scores), strict=True)}
     lost: dict[str, list[dict[str, Any]]] = {}
     for name in (*result.study.shifts(), *result.study.variants()):
         scores = result.splits.get(name)
         if scores is None:
             continue
         losses = [
-            twins.get(row.key, id_scores.emi.value) - float(value)
-            for row, value in zip(samples[name], scores.emi.contributions, strict=True)
+            twins.get(row.key, id_scores.emi.value) - value
+            for row, value in zip(samples[name], row_values(scores), strict=True)
         ]
         worst = sorted(range(len(losses)), key=lambda row: -losses[row])[:MOST]
         lost[name] = [

@@ -63,7 +63,7 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
         logger.warning(f"The files of this run could not be named as the harness names its own: {error}")
     logger.info(f"Responses saved in {saved}")
     try:
-        return _score(entries, folder, stamp, saved)
+        return _score(run, entries, folder, stamp, saved)
     except Exception as error:
         commands = "\n".join(f"  {_score_command(entry.study, saved)}" for entry in entries)
         raise RuntimeError(
@@ -151,7 +151,7 @@ def _folder_of_run(args: object) -> Path:
     raise OSError("no folder for the files of this run can be written")
 
 
-def _score(entries: list[StudySamples], folder: Path, stamp: str, saved: Path) -> dict[str, StudyResult]:
+def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, saved: Path) -> dict[str, StudyResult]:
     from lmms_eval_emi.scoring.pipeline import score_samples
 
     settings = load_settings()
@@ -160,6 +160,13 @@ def _score(entries: list[StudySamples], folder: Path, stamp: str, saved: Path) -
         result = scored.result
         name = result.study.name
         results[name] = result
+        for split, scores in result.splits.items():
+            rows = scored.samples.samples[split]
+            run.influence[name, split] = {
+                sample.row: float(psi)
+                for sample, psi in zip(rows, scores.emi.influence, strict=True)
+                if sample.row is not None
+            }
         for reasons in result.left_out.values():
             for reason in reasons:
                 logger.error(f"{name}: left out: {reason}")

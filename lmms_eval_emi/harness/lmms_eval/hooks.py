@@ -5,13 +5,15 @@ They are plain functions, not methods, because lmms-eval deep-copies what a task
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.harness.lmms_eval import finish
-from lmms_eval_emi.harness.lmms_eval.compat import NO_SCORE
+from lmms_eval_emi.harness.lmms_eval.compat import NO_SCORE, SCORE_KEY
 from lmms_eval_emi.harness.lmms_eval.run import Item, find_run, open_task
 from lmms_eval_emi.images import encoded_image, open_image, to_rgb
 from lmms_eval_emi.rows import image_roots, shift_at_load
@@ -104,11 +106,15 @@ def study_hooks(study_source: str) -> Hooks:
     def emi(items: list[Item], args: Any = None) -> float | str:
         """EMI of the task whose responses are given."""
         scores = _scores(items, args)
+        if scores:
+            _show_error(items, scores.emi.value, scores.emi.stderr)
         return scores.emi.value if scores else NO_SCORE
 
     def emid(items: list[Item], args: Any = None) -> float | str:
         """EMID of the task's shift."""
         scores = _scores(items, args)
+        if scores and scores.emid:
+            _show_error(items, scores.emid.value, scores.emid.stderr)
         return scores.emid.value if scores and scores.emid else NO_SCORE
 
     def emid_bound(items: list[Item], args: Any = None) -> float | str:
@@ -132,6 +138,27 @@ def study_hooks(study_source: str) -> Hooks:
 def _scores(items: Sequence[Item], args: Any) -> Any:
     first = items[0]
     return first.run.scores(first.task, lambda run: finish.finish(run, args)) if first.run else None
+
+
+def _show_error(items: Sequence[Item], value: float, stderr: float | None) -> None:
+    """Let the harness's own columns show our standard error.
+
+    It computes std(score) / sqrt(n) over the items, and adds cross terms of items of one cluster. So every
+    item gets the influence of its row, scaled such that this is our error, and is a cluster by itself.
+    """
+    run = items[0].run
+    if run is None or stderr is None:
+        return
+    own = run.tasks[items[0].task]
+    influence = run.influence.get((own.study.name, own.row_name), {})
+    known = {item.row: influence[item.row] for item in items if item.row in influence}
+    spread = statistics.stdev(known.values()) if len(known) > 1 else 0.0
+    if not spread:
+        return
+    scale = stderr * math.sqrt(len(known)) / spread
+    for item in items:
+        if item.row in known:
+            item[SCORE_KEY] = value + scale * known[item.row]
 
 
 def _split_of_dataset(study: Study, dataset_split: str) -> str:

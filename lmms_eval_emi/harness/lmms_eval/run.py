@@ -111,6 +111,7 @@ class Run:
         self.items: dict[tuple[str, int, bool], Item] = {}
         self.begun = False
         self.results: dict[str, StudyResult] | None = None  # by study, once scored
+        self.influence: dict[tuple[str, str], dict[int, float]] = {}  # psi by row, of every study and split
         self.lock = threading.RLock()
 
     def open_task(self, name: str, study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:

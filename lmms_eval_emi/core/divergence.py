@@ -227,8 +227,12 @@ class EMIDBound:
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """Interval of 95 %; ``None`` as for ``stderr``."""
-        return self.jackknife.ci95 if self.jackknife else None
+        """Interval of 95 % of the index at these numbers of images; ``None`` as for ``stderr``.
+
+        A divergence of finite sets is above that of their distributions by its floor, so the interval is
+        around the value and not around a corrected one.
+        """
+        return self.jackknife.interval(corrected=False) if self.jackknife else None
 
     def test(self, name: str, resamples: int = 1999, seed: int = 0) -> DivergenceTest | None:
         """Permutation test of one of the four divergences.

@@ -304,7 +304,7 @@ def emid_from_emi(id_emi: EMI, id: Embeddings, ood: Embeddings, estimator: Mutua
     encoders = shared_encoders(id, ood)
     groups = shared_clusters(id, ood)
     ood_emi = emi(ood, estimator, groups=groups)
-    parts = _decompose(id, ood, estimator) if groups is not None else None
+    parts = _decompose(id_emi, ood_emi, id, ood, estimator) if groups is not None else None
     own = ood_emi.jackknife
     if groups is None:  # clusters of unrelated splits are different, whatever their keys
         own = Jackknife(own.value, tuple({("ood", key): value for key, value in one.items()} for one in own.strata))
@@ -323,7 +323,7 @@ def emid_from_emi(id_emi: EMI, id: Embeddings, ood: Embeddings, estimator: Mutua
 
 
 def _decompose(
-    id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator
+    id_emi: EMI, ood_emi: EMI, id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator
 ) -> tuple[Jackknife, Jackknife] | None:
     """The parts of EMID that come from the inputs and from the responses, averaged over both orders (Shapley).
 
@@ -341,10 +341,9 @@ def _decompose(
         return None
     partner = ood.select([position[key] for key in id.ids])
     keys = clusters_of(id)
-    mixed = [
-        _analyse(estimator, inputs.x, outputs.y_hat, outputs.y, keys)[2]
-        for inputs, outputs in ((id, id), (partner, id), (id, partner), (partner, partner))
-    ]
+    moved = _analyse(estimator, partner.x, id.y_hat, id.y, keys)[2]
+    changed = _analyse(estimator, id.x, partner.y_hat, partner.y, keys)[2]
+    mixed = (id_emi.jackknife, moved, changed, ood_emi.jackknife)
     return (
         combine(lambda e: (e[0] - e[1] + e[2] - e[3]) / 2, mixed),
         combine(lambda e: (e[0] - e[2] + e[1] - e[3]) / 2, mixed),

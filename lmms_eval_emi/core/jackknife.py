@@ -78,13 +78,20 @@ class Jackknife:
         parts = (variance**2 / (len(deleted) - 1) for variance, deleted in zip(variances, self.strata, strict=True))
         return total**2 / math.fsum(parts)
 
-    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
-        """Interval around the corrected value, or ``None`` for fewer than 8 clusters."""
+    def interval(self, level: float = LEVEL, *, corrected: bool = True) -> tuple[float, float] | None:
+        """Interval of the statistic, or ``None`` for fewer than 8 clusters.
+
+        Args:
+            level: how often it covers.
+            corrected: around the corrected value, for what the statistic is with ever more clusters; otherwise
+                around the value, for what it is on average with as many clusters.
+        """
         error = self.stderr
         if error is None:
             return None
+        centre = self.corrected if corrected else self.value
         reach = float(stats.t.ppf(0.5 + level / 2, self.df)) * error
-        return self.corrected - reach, self.corrected + reach
+        return centre - reach, centre + reach
 
     @property
     def ci95(self) -> tuple[float, float] | None:

@@ -24,6 +24,7 @@ from lmms_eval_emi.core.jackknife import Jackknife
 NOISE_FLOOR = 1e-12  # a smaller divergence is rounding of the eigenvalues in float64; its fourth root would not be
 MOST_ROWS = 768  # of a set; beyond, one entropy takes longer than a whole test of a small set
 MOST_BLOCKS = 50  # of images that are deleted one at a time; more are merged
+BATCH = 25  # kernels that are decomposed in one call, which lets other threads work
 ENOUGH = 20  # draws that reach the observed value, after which a test stops
 
 
@@ -94,33 +95,46 @@ class TwoSets:
         digest.update(self.counts.tobytes())
         return digest.hexdigest()
 
-    def divergence(
+    def divergences(
         self, x: np.ndarray, y: np.ndarray, mixed: float | None = None, convention: str | None = None
-    ) -> float:
-        """Divergence of two vectors of counts; ``mixed`` may give the entropy of their mixture."""
-        equal_weight = (convention or self.convention) == "equal_weight"
-        if (x == y).all():
-            return 0.0
-        if mixed is None:
-            mixed = self.entropy(x / x.sum() + y / y.sum() if equal_weight else x + y)
-        value = mixed - (self.entropy(x) + self.entropy(y)) / 2
-        if value < NOISE_FLOOR:
-            return 0.0
-        return min(value, math.log(2)) if equal_weight else value
+    ) -> np.ndarray:
+        """Divergences of B pairs of sets.
 
-    def entropy(self, counts: np.ndarray) -> float:
-        """Von Neumann entropy of the kernel of the rows with these counts or weights."""
-        used = np.flatnonzero(counts)
-        roots = np.sqrt(counts[used])
-        eigenvalues = np.linalg.eigvalsh(self.gram[np.ix_(used, used)] * roots[:, None] * roots)
-        positive = eigenvalues[eigenvalues > 0]
-        p = positive / positive.sum()
-        return float(-(p * np.log(p)).sum())
+        Args:
+            x: (B, U) counts of the distinct rows.
+            y: (B, U) likewise.
+            mixed: entropy of the mixture, where that is the same in all.
+            convention: default: that of the two sets.
+        """
+        equal_weight = (convention or self.convention) == "equal_weight"
+        entropies = (self.entropies(x) + self.entropies(y)) / 2
+        if mixed is None:
+            weights = x / x.sum(axis=1, keepdims=True) + y / y.sum(axis=1, keepdims=True) if equal_weight else x + y
+            values = self.entropies(weights) - entropies
+        else:
+            values = mixed - entropies
+        values[(values < NOISE_FLOOR) | (x == y).all(axis=1)] = 0.0
+        return np.minimum(values, math.log(2)) if equal_weight else values
+
+    def entropies(self, counts: np.ndarray) -> np.ndarray:
+        """(B,) von Neumann entropies of the kernels of the rows with these (B, U) counts or weights."""
+        # The rows of each set in as many columns as the largest set has; what is left over has weight 0.
+        used = counts > 0
+        width = int(used.sum(axis=1).max())
+        rows = np.argsort(~used, axis=1, kind="stable")[:, :width]
+        roots = np.sqrt(np.take_along_axis(counts, rows, axis=1))
+        kernels = self.gram[rows[:, :, None], rows[:, None, :]]
+        kernels *= roots[:, :, None]
+        kernels *= roots[:, None, :]
+        p = np.maximum(np.linalg.eigvalsh(kernels), 0)
+        p /= p.sum(axis=1, keepdims=True)
+        return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1)
 
     @property
     def value(self) -> float:
         """Divergence of the two sets."""
-        return self.divergence(*self.counts.sum(axis=1))
+        x, y = self.counts.sum(axis=1)
+        return float(self.divergences(x[None], y[None])[0])
 
     def jackknife(self) -> Jackknife:
         """The divergence with and without each cluster; many clusters are deleted in blocks."""
@@ -129,13 +143,13 @@ class TwoSets:
         if len(blocks) > MOST_BLOCKS:
             blocks = [position % MOST_BLOCKS for position in blocks]
             keys = [("block", block) for block in range(MOST_BLOCKS)]
-        whole = self.counts.sum(axis=1)
-        deleted = {}
-        for number, key in enumerate(keys):
-            part = self.counts[:, [position for position, block in enumerate(blocks) if block == number]].sum(axis=1)
-            x, y = whole - part
-            if x.sum() and y.sum():
-                deleted[key] = self.divergence(x, y)
+        member = np.eye(len(keys))[blocks]  # (clusters, blocks)
+        left = self.counts.sum(axis=1)[:, None] - np.einsum("cb,scu->sbu", member, self.counts)
+        kept = np.flatnonzero(left.sum(axis=2).min(axis=0) > 0)  # a set must keep a row
+        values = np.concatenate(
+            [self.divergences(left[0, part], left[1, part]) for part in np.split(kept, range(BATCH, len(kept), BATCH))]
+        )
+        deleted = {keys[number]: float(value) for number, value in zip(kept, values, strict=True)}
         # A cluster of one set alone is of an independent sample.
         members = self.counts.sum(axis=2) > 0
         both = bool((members[0] & members[1]).any()) or len(self.clusters) > MOST_BLOCKS
@@ -156,27 +170,34 @@ class TwoSets:
         """
         convention = self.convention if paired else "equal_weight"
         x, y = self.counts.sum(axis=1)
-        observed = self.divergence(x, y, None, convention)
+        observed = float(self.divergences(x[None], y[None], None, convention)[0])
         random = np.random.default_rng([seed, int(self.digest()[:15], 16)])
-        whole = self.counts.sum(axis=(0, 1))
         # Both sides of a pair have as many rows, so the mixture is the same in every draw.
-        mixed = self.entropy(whole) if paired else None
-        count = len(self.clusters)
+        mixed = float(self.entropies((x + y)[None])[0]) if paired else None
+        clusters = len(self.clusters)
         of_x = int((self.counts[0].sum(axis=1) > 0).sum())
-        reached, total, draws = 0, 0.0, 0
-        while draws < resamples and reached < ENOUGH:
+        drawn: list[float] = []
+        reached = 0
+        while len(drawn) < resamples and reached < ENOUGH:
+            batch = min(BATCH, resamples - len(drawn))
             if paired:
-                swapped = random.random(count) < 0.5
-                x = np.where(swapped[:, None], self.counts[1], self.counts[0]).sum(axis=0)
+                first = random.random((batch, clusters)) < 0.5
+                shares = np.stack([first, ~first])
+                sides = (
+                    np.einsum("sbc,scu->bu", shares, self.counts),
+                    np.einsum("sbc,scu->bu", shares[::-1], self.counts),
+                )
             else:
-                chosen = random.permutation(count)[:of_x]
-                x = self.counts[:, chosen].sum(axis=(0, 1))
-            y = whole - x
-            if not x.any() or not y.any():
-                continue
-            drawn = self.divergence(x, y, mixed, convention)
-            draws += 1
-            total += drawn
-            reached += drawn >= observed - NOISE_FLOOR
+                order = np.argsort(random.random((batch, clusters)), axis=1)
+                chosen = np.zeros((batch, clusters))
+                np.put_along_axis(chosen, order[:, :of_x], 1, axis=1)
+                both = self.counts.sum(axis=0)
+                sides = chosen @ both, (1 - chosen) @ both
+            for value in self.divergences(*sides, mixed, convention):
+                drawn.append(float(value))
+                reached += value >= observed - NOISE_FLOOR
+                if reached >= ENOUGH:
+                    break
+        draws = len(drawn)
         p_value = reached / draws if reached >= ENOUGH else (reached + 1) / (draws + 1)
-        return DivergenceTest(observed, total / draws, p_value, draws, "exchange" if paired else "relabel")
+        return DivergenceTest(observed, sum(drawn) / draws, float(p_value), draws, "exchange" if paired else "relabel")

@@ -149,7 +149,10 @@ class TrainedEstimator(nn.Module):
 
     def in_float64(self: Self, device: torch.device) -> Self:
         """A copy of the network in float64 on a device."""
-        copy = type(self)(self.input_dimension, self.output_dimension, self.hidden, name=self.name, sha256=self.sha256)
-        copy = copy.to(device=device, dtype=torch.float64)
-        copy.load_state_dict(self.state_dict())
+        with torch.device("meta"):  # without initial weights, which would take longer than the copy
+            copy = type(self)(
+                self.input_dimension, self.output_dimension, self.hidden, name=self.name, sha256=self.sha256
+            )
+        exact = {key: tensor.detach().to(device, torch.float64) for key, tensor in self.state_dict().items()}
+        copy.load_state_dict(exact, assign=True)
         return copy.eval()

@@ -10,6 +10,7 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
@@ -425,6 +426,7 @@ def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: 
     work = [(name, divergence) for name in shifted for divergence in EXPONENTS] if inference.resamples else []
     total = len(work) + len(shifted)
     with (
+        threadpool_limits(1),  # one thread for each test beats several for each small matrix
         ThreadPoolExecutor(cpu_count() or 1) as pool,
         tqdm(total=total, desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1) as bar,
     ):

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.scoring.pipeline import left_out_lines, score_samples
     from lmms_eval_emi.scoring.row_results import write_results
-    from lmms_eval_emi.scoring.table import results_to_table
+    from lmms_eval_emi.scoring.table import notes_to_lines, results_to_table
 
     entries = collect_samples(
         study,
@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
         told.add(one.result.model)
         for line in left_out_lines(one.result.left_out):
             log.warning("%s: left out: %s", one.result.model, line)
-        for name, notes in one.result.notes.items():
-            log.warning("%s, split %s: %s.", one.result.model, name, "; ".join(notes))
+        for line in notes_to_lines(one.result):
+            log.warning("%s, %s.", one.result.model, line)
         if study.id_split not in one.result.splits:
             log.warning(
                 "%s: The ID split %s was not scored, so EMID and the index are left out. Add its responses as %s.jsonl.",

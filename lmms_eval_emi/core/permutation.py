@@ -23,7 +23,6 @@ from lmms_eval_emi.core.jackknife import Jackknife
 
 NOISE_FLOOR = 1e-12  # a smaller divergence is rounding of the eigenvalues in float64; its fourth root would not be
 MOST_ROWS = 768  # of a set; beyond, one entropy takes longer than a whole test of a small set
-MOST_BLOCKS = 50  # of images that are deleted one at a time; more are merged
 BATCH = 25  # kernels that are decomposed in one call, which lets other threads work
 ENOUGH = 20  # draws that reach the observed value, after which a test stops
 
@@ -137,28 +136,48 @@ class TwoSets:
         return float(self.divergences(x[None], y[None])[0])
 
     def jackknife(self) -> Jackknife:
-        """The divergence with and without each cluster; many clusters are deleted in blocks."""
-        blocks = list(range(len(self.clusters)))
-        keys: list[Hashable] = list(self.clusters)
-        if len(blocks) > MOST_BLOCKS:
-            blocks = [position % MOST_BLOCKS for position in blocks]
-            keys = [("block", block) for block in range(MOST_BLOCKS)]
-        member = np.eye(len(keys))[blocks]  # (clusters, blocks)
-        left = self.counts.sum(axis=1)[:, None] - np.einsum("cb,scu->sbu", member, self.counts)
-        kept = np.flatnonzero(left.sum(axis=2).min(axis=0) > 0)  # a set must keep a row
-        values = np.concatenate(
-            [self.divergences(left[0, part], left[1, part]) for part in np.split(kept, range(BATCH, len(kept), BATCH))]
-        )
-        deleted = {keys[number]: float(value) for number, value in zip(kept, values, strict=True)}
-        # A cluster of one set alone is of an independent sample.
+        """The divergence with and without each cluster, to first order.
+
+        Deleting rows changes an entropy S of K with trace T by the sum over them of
+        (x^T log(K / T) x + |x|^2 S) / T. Recomputing it without each cluster would add the curvature of the
+        spectrum to the error: intervals then cover 98 to 99 % instead of 95 %.
+        """
+        x, y = self.counts.sum(axis=1)
+        equal_weight = self.convention == "equal_weight"
+        weights = x / x.sum() + y / y.sum() if equal_weight else x + y
+        mixed, of_x, of_y = self._slopes(weights), self._slopes(x), self._slopes(y)
+        deleted = {}
+        for number, cluster in enumerate(self.clusters):
+            dx, dy = self.counts[:, number]
+            if (x - dx).any() and (y - dy).any():
+                # A share of the rows is left out, which weighs more in what is left.
+                dx, dy = dx * x.sum() / (x - dx).sum(), dy * y.sum() / (y - dy).sum()
+                change = dx + dy
+                if equal_weight:
+                    change = dx / x.sum() - x * dx.sum() / x.sum() ** 2 + dy / y.sum() - y * dy.sum() / y.sum() ** 2
+                without = self.value - float(mixed @ change - (of_x @ dx + of_y @ dy) / 2)
+                deleted[cluster] = max(0.0, without)  # the index takes its root
         members = self.counts.sum(axis=2) > 0
-        both = bool((members[0] & members[1]).any()) or len(self.clusters) > MOST_BLOCKS
-        if both:
+        if (members[0] & members[1]).any():
             return Jackknife(self.value, (deleted,))
-        sides = [
-            {key: value for key, value in deleted.items() if members[side, self.clusters.index(key)]} for side in (0, 1)
-        ]
+        # A cluster of one set alone is of an independent sample.
+        own = dict(zip(self.clusters, members[0], strict=True))
+        sides = [{key: value for key, value in deleted.items() if own[key] == side} for side in (True, False)]
         return Jackknife(self.value, tuple(side for side in sides if side))
+
+    def _slopes(self, counts: np.ndarray) -> np.ndarray:
+        """(U,) derivative of the entropy of (U,) counts or weights by each of them; 0 where there is none."""
+        used = np.flatnonzero(counts)
+        roots = np.sqrt(counts[used])
+        eigenvalues, vectors = np.linalg.eigh(self.gram[np.ix_(used, used)] * roots[:, None] * roots)
+        eigenvalues = np.maximum(eigenvalues, 0)
+        trace = eigenvalues.sum()
+        logs = np.log(np.where(eigenvalues > 0, eigenvalues / trace, 1))
+        entropy = -(eigenvalues * logs).sum() / trace
+        slopes = np.zeros(len(counts))
+        quadratic = (vectors**2) @ (eigenvalues * logs) / counts[used]
+        slopes[used] = -(quadratic + np.diag(self.gram)[used] * entropy) / trace
+        return slopes
 
     def test(self, resamples: int, seed: int, paired: bool) -> DivergenceTest:
         """Permutation test of no shift.

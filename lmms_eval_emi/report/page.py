@@ -1,4 +1,4 @@
-"""Reports: one self-contained HTML page, or tables and pictures in other formats."""
+"""Reports: one self-contained HTML page, or tables and plots in other formats."""
 
 from __future__ import annotations
 
@@ -26,9 +26,14 @@ HEADERS = [
     "shift",
     "modality",
     "n",
+    "images",
     "EMI",
+    "EMI SE",
     "EMID",
-    "bound",
+    "EMID SE",
+    "EMID p",
+    "verdict",
+    "index",
     "JSD images",
     "JSD questions",
     "JSD resp. ID",
@@ -43,9 +48,9 @@ def write_report(
 
     Args:
         results: to show.
-        output: file to write; for ``png`` a folder, with a file a picture.
+        output: file to write; for ``png`` a folder, with one file per plot.
         format: one of :data:`FORMATS`.
-        compare: show the published figures of the built-in families beside the results.
+        compare: show the published results of the built-in families beside the results.
 
     Returns:
         The files that were written.
@@ -130,7 +135,7 @@ def _context(result: ReportedResult) -> dict[str, Any]:
         "label": result.label,
         "pictures": {name.replace("-", " "): _data_uri(ax) for name, ax in pictures_of(result).items()},
         "headers": HEADERS,
-        "rows": sorted(_rows(result), key=lambda row: -row[4]),
+        "rows": sorted(_rows(result), key=lambda row: -row[HEADERS.index("EMID")]),
         "lost": result.lost_rows,
         "footer": result.footer,
         "signature": result.signature,
@@ -145,8 +150,13 @@ def _rows(result: ReportedResult, *, with_id: bool = False) -> list[list[Any]]:
             split.name,
             split.modality,
             split.n,
+            split.images,
             split.emi,
+            split.emi_stderr,
             split.emid,
+            split.emid_stderr,
+            split.emid_p_adjusted,
+            split.verdict,
             split.bound,
             *(split.jsds.get(key) for key in JSDS),
         ]

@@ -1,4 +1,4 @@
-"""Pictures of results. Every function takes an ``ax`` to draw on, or makes one, and returns it.
+"""Plots of results. Every function takes an ``ax`` to draw on, or makes one, and returns it.
 
 Colours are those of Okabe & Ito, which colour-blind people tell apart; modalities differ in their
 markers as well, so that a print in grey is legible.
@@ -43,7 +43,7 @@ def _axes(ax: Axes | None, width: float = 6.4, height: float = 4.2) -> Axes:
 
 
 def plot_emid_against_bound(result: ReportedResult, ax: Axes | None = None) -> Axes:
-    """EMID of every shift against its bound, with the least-squares line and Pearson's r."""
+    """EMID of every shift against its index, with the least-squares line and Pearson's r."""
     ax = _axes(ax)
     for modality, (colour, marker) in MODALITY.items():
         points = [split for split in result.shifts if split.modality == modality]
@@ -68,8 +68,29 @@ def plot_emid_against_bound(result: ReportedResult, ax: Axes | None = None) -> A
         ends = np.array([bounds.min(), bounds.max()])
         ax.plot(ends, slope * ends + intercept, color="#444444", linewidth=1.2, label=f"r = {r:.3f}")
     ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    ax.set(xlabel="bound", ylabel="EMID (nats)", title="EMID against its bound")
+    ax.set(xlabel="shift index", ylabel="EMID", title="EMID against the shift index")
     ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def plot_emid_ranked(result: ReportedResult, ax: Axes | None = None) -> Axes:
+    """Shifts ranked by EMID with their intervals of 95 %; those that differ from 0 are filled."""
+    shifts = sorted(result.shifts, key=lambda split: split.emid or 0.0)
+    ax = _axes(ax, 7.2, 1.4 + 0.24 * len(shifts))
+    for row, split in enumerate(shifts):
+        colour, marker = MODALITY.get(split.modality, ("#444444", "o"))
+        if split.emid_ci95:
+            ax.plot(split.emid_ci95, (row, row), color=colour, linewidth=1.6, zorder=2)
+        face = colour if split.differs else "white"
+        ax.scatter([split.emid or 0.0], [row], marker=marker, s=30, facecolor=face, edgecolor=colour, zorder=3)
+    for modality, (colour, marker) in MODALITY.items():
+        if any(split.modality == modality for split in shifts):
+            ax.scatter([], [], marker=marker, facecolor=colour, edgecolor=colour, label=modality)
+    ax.scatter([], [], marker="o", facecolor="white", edgecolor="#444444", label="not told from 0")
+    ax.set_yticks(range(len(shifts)), [_text(split.name) for split in shifts], fontsize=8)
+    ax.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    ax.set(xlabel="EMID with its interval of 95 %", title="Shifts ranked by EMID")
+    ax.legend(frameon=False, fontsize=9, loc="lower right")
     return ax
 
 
@@ -91,7 +112,7 @@ def plot_emi_heat_map(result: ReportedResult, ax: Axes | None = None) -> Axes:
             )
     ax.set_xticks(range(len(columns)), list(map(_text, columns)), rotation=30, ha="right", fontsize=9)
     ax.set_yticks(range(len(rows)), list(map(_text, rows)), fontsize=9)
-    ax.set(title="EMI (nats) by visual and textual shift")
+    ax.set(title="EMI by visual and textual shift")
     ax.figure.colorbar(image, ax=ax, shrink=0.9)
     return ax
 
@@ -118,13 +139,13 @@ def plot_severity(result: ReportedResult, ax: Axes | None = None) -> Axes:
             label=_text(name.replace("_", " ")),
         )
     ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    ax.set(xlabel="severity", ylabel="EMID (nats)", title="EMID over severity")
+    ax.set(xlabel="severity", ylabel="EMID", title="EMID over severity")
     ax.legend(frameon=False, fontsize=9)
     return ax
 
 
 def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
-    """The four roots that add up to the scaled bound of every shift, stacked."""
+    """The four roots that add up to the scaled index of every shift, stacked."""
     shifts = sorted(
         (split for split in result.shifts if split.jsds),
         key=lambda split: sum(split.jsds[key] ** EXPONENTS[key] for key in JSDS),
@@ -178,7 +199,7 @@ def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Ax
     ax.invert_yaxis()
     ax.grid(axis="y", color="#eeeeee", linewidth=0.8)
     ax.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    ax.set(xlabel="EMID (nats)", title="EMID of every shift, model by model")
+    ax.set(xlabel="EMID", title="EMID of every shift, model by model")
     ax.legend(
         frameon=False,
         fontsize=8,
@@ -190,8 +211,10 @@ def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Ax
 
 
 def pictures_of(result: ReportedResult) -> dict[str, Axes]:
-    """All pictures that a result has the figures for, by a short name."""
+    """All plots that a result has the scores for, by a short name."""
     pictures = {}
+    if any(split.emid_ci95 for split in result.shifts):
+        pictures["emid-ranked"] = plot_emid_ranked(result)
     if result.shifts:
         pictures["emid-against-bound"] = plot_emid_against_bound(result)
     if len(result.splits) > 1:

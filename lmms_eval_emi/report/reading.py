@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,17 @@ class ReportedSplit:
     n: int | None = None
     jsds: dict[str, float] = field(default_factory=dict)
     variant_of: str | None = None
+    emi_stderr: float | None = None
+    emid_stderr: float | None = None
+    emid_ci95: tuple[float, float] | None = None
+    emid_p_adjusted: float | None = None
+    verdict: str | None = None
+    images: int | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether EMID differs from 0 after adjustment."""
+        return self.verdict in ("lost", "gained")
 
     def label(self, modality: str) -> str:
         """Its shifts of one modality in words."""
@@ -59,12 +71,12 @@ class ReportedResult:
     Attributes:
         label: what tells it apart: model, and estimator where that differs.
         study: name of the study.
-        model: whose answers.
+        model: whose responses.
         id_split: the split in distribution.
         splits: by name, in the study's order.
-        signature: what the figures depend on.
+        signature: what the scores depend on.
         source: where they come from.
-        footer: lines that a reader should see below the figures.
+        footer: lines that a reader should see below the scores.
         lost_rows: the rows of every shift that lost most, where the source has them.
         estimator: name and hash, where the source has them.
         title: of the study, where the source has it.
@@ -142,20 +154,20 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
 
 
 def published_results(study: str) -> list[ReportedResult]:
-    """The published figures of a built-in family, of which the package has those of two models."""
+    """The published scores of a built-in family, of which the package has those of two models."""
     if study not in BUILT_IN:
         return []
     text = resources.files("lmms_eval_emi.report").joinpath("published.yaml").read_text(encoding="utf-8")
     return [
-        _from_figures(
+        _from_scores(
             study,
             f"{model} (published)",
             model,
-            figures,
+            scores,
             "Oh et al., ICML 2025",
             "published: Oh et al., ICML 2025 (club-global, convention published, scaled)",
         )
-        for model, figures in yaml.safe_load(text).get(study, {}).items()
+        for model, scores in yaml.safe_load(text).get(study, {}).items()
     ]
 
 
@@ -193,6 +205,17 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     return results
 
 
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _interval(value: Any) -> tuple[float, float] | None:
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    low, high = map(_number, value)
+    return None if low is None or high is None else (low, high)
+
+
 def _is_known_version(entry: Mapping[str, Any]) -> bool:
     version = entry.get("format_version", 1)
     return isinstance(version, int) and 1 <= version <= FORMAT_VERSION
@@ -200,21 +223,25 @@ def _is_known_version(entry: Mapping[str, Any]) -> bool:
 
 def _from_entry(entry: Mapping[str, Any], rows: Mapping[str, Any], source: str) -> ReportedResult:
     splits = {}
-    for name, figures in entry["splits"].items():
-        if not isinstance(figures["emi"], int | float):
-            raise TypeError(f"emi of {name} is {figures['emi']!r}")
-        shifts = tuple(Shift(**shift) for shift in figures.get("shifts", [])) or _known_shifts(entry["shift"], name)
-        jsds = {key: figures[key] for key in JSDS if key in figures}
+    for name, scores in entry["splits"].items():
+        if not isinstance(scores["emi"], int | float):
+            raise TypeError(f"emi of {name} is {scores['emi']!r}")
+        shifts = tuple(Shift(**shift) for shift in scores.get("shifts", [])) or _known_shifts(entry["shift"], name)
+        jsds = {key: scores[key] for key in JSDS if key in scores}
         splits[name] = ReportedSplit(
             name,
-            figures.get("modality", "id"),
+            scores.get("modality", "id"),
             shifts,
-            figures["emi"],
-            figures.get("emid"),
-            figures.get("emid_bound"),
-            figures.get("n"),
+            scores["emi"],
+            scores.get("emid"),
+            scores.get("emid_bound"),
+            scores.get("n"),
             jsds,
-            figures.get("variant_of"),
+            scores.get("variant_of"),
+            **{key: _number(scores.get(key)) for key in ("emi_stderr", "emid_stderr", "emid_p_adjusted")},
+            emid_ci95=_interval(scores.get("emid_ci95")),
+            verdict=scores.get("verdict"),
+            images=scores.get("images"),
         )
     fit = entry.get("estimator_fit", {})
     notes = [
@@ -249,29 +276,29 @@ def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:
     study = str(entry.get("shift_type", "")).lower()
     if study not in BUILT_IN:
         raise ReportError(f"{path}: expected shift_type NATURAL or SYNTHETIC, got {entry.get('shift_type')!r}.")
-    figures = {
+    scores = {
         name: {"emi": emi, "emid": entry["EMID"].get(name), "emid_bound": entry["EMID_UB"].get(name)}
         for name, emi in entry["EMI"].items()
     }
     model = str(entry.get("model_name", path.stem))
-    return _from_figures(
+    return _from_scores(
         study,
         model,
         model,
-        figures,
+        scores,
         str(path),
         f"published script: {entry.get('v_embedder_name')}+{entry.get('t_embedder_name')}, {entry.get('mi_ckpt_path')}",
     )
 
 
-def _from_figures(
-    study: str, label: str, model: str, figures: dict[str, dict], source: str, signature: str
+def _from_scores(
+    study: str, label: str, model: str, scores: dict[str, dict], source: str, signature: str
 ) -> ReportedResult:
     catalogue = load_study(study)
     splits = {}
     for name, split in catalogue.splits.items():
-        if name in figures:
-            own = figures[name]
+        if name in scores:
+            own = scores[name]
             splits[name] = ReportedSplit(
                 name, split.modality, split.shifts, own["emi"], own.get("emid"), own.get("emid_bound")
             )

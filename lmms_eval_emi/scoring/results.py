@@ -297,7 +297,7 @@ class StudyResult:
         found: dict[str, Any] = self._mean_errors()
         for measure in MEASURES:
             correlation = self.correlation(measure)
-            if measure != "pearson_r" or correlation:
+            if measure != "pearson_r":
                 found[measure] = correlation.value if correlation else None
             found[f"{measure}_ci95"] = _pair(correlation.ci95) if correlation else None
         return {

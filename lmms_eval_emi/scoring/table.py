@@ -152,6 +152,18 @@ def summary_to_table(result: StudyResult) -> str:
     return "\n".join(lines)
 
 
+def notes_to_lines(result: StudyResult) -> list[str]:
+    """What a reader should know of the splits, each remark once."""
+    splits: dict[str, list[str]] = {}
+    for name, notes in result.notes.items():
+        for note in notes:
+            splits.setdefault(note, []).append(name)
+    return [
+        f"{'split' if len(names) == 1 else f'{len(names)} splits, such as'} {names[0]}: {note}"
+        for note, names in splits.items()
+    ]
+
+
 def differ_to_line(result: StudyResult) -> str:
     """How many shifts differ from 0, and what became of the others, in one line."""
     total = result.summary().n_shifts

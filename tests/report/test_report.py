@@ -219,7 +219,7 @@ def test_estimators_tell_results_of_one_model_apart(results, tmp_path):
 def test_a_report_does_not_replace_its_results(results, capsys):
     path = str(results / "natural.json")
     assert main(["report", path, "--output", path]) == 1
-    assert "is one of the results" in capsys.readouterr().err
+    assert "is one of the files that this command reads" in capsys.readouterr().err
 
 
 def test_a_study_without_shifts_has_a_page(results, tmp_path):
@@ -240,9 +240,9 @@ addEventListener("load", () => {
     if (p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1) overlaps.push(a.tagName + "/" + b.tagName);
   }));
   const images = [...document.images].filter(e => e.checkVisibility());
-  const header = document.querySelectorAll("table.sortable")[1].querySelectorAll("th button")[3];
+  const header = document.querySelectorAll("table.sortable")[1].querySelectorAll("th button")[4];
   header.click();
-  const shown = [...header.closest("table").tBodies[0].rows].map(row => Number(row.cells[3].dataset.value));
+  const shown = [...header.closest("table").tBodies[0].rows].map(row => Number(row.cells[4].dataset.value));
   const report = {overlaps, broken: images.filter(e => !e.naturalWidth).length, images: images.length, title: document.title,
     wide: document.documentElement.scrollWidth > innerWidth, sorted: shown.every((x, i) => !i || shown[i - 1] <= x), rows: shown.length};
   document.body.innerHTML = "<pre id=measured>" + JSON.stringify(report) + "</pre>";

@@ -153,6 +153,7 @@ def _folder_of_run(args: object) -> Path:
 
 def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, saved: Path) -> dict[str, StudyResult]:
     from lmms_eval_emi.scoring.pipeline import score_samples
+    from lmms_eval_emi.scoring.table import notes_to_lines
 
     settings = load_settings()
     results: dict[str, StudyResult] = {}
@@ -170,8 +171,8 @@ def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, save
         for reasons in result.left_out.values():
             for reason in reasons:
                 logger.error(f"{name}: left out: {reason}")
-        for split, notes in result.notes.items():
-            logger.warning(f"{name}, split {split}: {'; '.join(notes)}")
+        for line in notes_to_lines(result):
+            logger.warning(f"{name}, {line}")
         _footers.append(_show(scored, folder, stamp, saved / name, report=settings.report))
     return results
 

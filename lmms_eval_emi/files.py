@@ -78,7 +78,7 @@ def to_json(content: Any) -> str:
 
 
 def check_folder_writable(folder: Path) -> None:
-    """Make a folder if need be, and find out whether files can be written there.
+    """Make a folder if it is not there, and find out whether files can be written there.
 
     Raises:
         OSError: they cannot.

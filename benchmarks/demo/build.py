@@ -1,6 +1,6 @@
-"""Makes every asset of the demo from seeds: ``python -m lmms_eval_emi.demo.build``.
+"""Makes every asset of the demo from seeds: ``cd benchmarks && python -m demo.build``.
 
-The benchmark's rows, the tokenizers, the encoders of the figures, the model, and the estimator, in that order.
+The benchmark's rows, the tokenizers, the encoders, the model, and the estimator, in that order.
 Training scenes are drawn as they are needed, from other seeds than the benchmark's, and never one of its scenes.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lmms_eval_emi.demo.scenes import (
+from demo.scenes import (
     COLOURS,
     KINDS,
     SHAPES,
@@ -44,7 +44,7 @@ from tqdm import tqdm
 from lmms_eval_emi.harness.lmms_eval.task_files import SUITE, tasks_folder
 from lmms_eval_emi.studies.schema import load_study
 
-ASSETS = Path(__file__).with_name("assets")
+ASSETS = Path(str(resources.files("lmms_eval_emi.demo"))) / "assets"
 PICTURE, PATCH = 112, 14  # pixels, as the models see them
 PATCHES = PICTURE // PATCH
 MEAN, STD = 0.5, 0.5
@@ -145,7 +145,7 @@ def patch_labels(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
     return {name: value.flatten(1) for name, value in labels.items()}
 
 
-# --- vision towers and the encoders of the figures ---------------------------------------------------------------
+# --- vision towers and the encoders ---------------------------------------------------------------
 
 
 def vision_tower(seed: int) -> Any:
@@ -470,7 +470,7 @@ def _turn(tokenizer: Any, question: Question) -> tuple[list[int], int]:
 
 
 def make_estimator(assets: Path, shrink: float) -> None:
-    """The estimator of the figures, trained by train-estimator on training scenes under the demo's own shifts."""
+    """The estimator, trained by train-estimator on training scenes under the demo's own shifts."""
     from lmms_eval_emi.cli import main as command
     from lmms_eval_emi.estimators.registry import file_sha256
     from lmms_eval_emi.rows import load_splits
@@ -488,7 +488,7 @@ def make_estimator(assets: Path, shrink: float) -> None:
         for split, rows in load_splits(study).items():
             replies = answer(rows, assets / "model", split)
             lines = [
-                json.dumps({"question_id": row_id, "text": reply})
+                json.dumps({"question_id": row_id, "text": reply, "model_id": "demo"})
                 for row_id, reply in zip(rows["question_id"], replies, strict=True)
             ]
             (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -512,14 +512,14 @@ def make_estimator(assets: Path, shrink: float) -> None:
 
 @torch.inference_mode()
 def answer(rows: Any, model_folder: Path, label: str, batch_size: int = 64) -> list[str]:
-    """The model's greedy answers to rows, as the harness would ask for them."""
+    """The model's greedy responses to rows, as the harness would ask for them."""
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     processor = AutoProcessor.from_pretrained(model_folder)
     processor.tokenizer.padding_side = "left"
     model = LlavaForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32).eval()
     replies: list[str] = []
-    for start in tqdm(range(0, len(rows), batch_size), desc=f"answers, {label}"):
+    for start in tqdm(range(0, len(rows), batch_size), desc=f"responses, {label}"):
         batch = rows[start : start + batch_size]
         prompts = [
             processor.tokenizer.apply_chat_template(

@@ -1,1 +1,1 @@
-"""The mathematics: tensors in, figures out. Nothing here prints, reads files or knows a harness."""
+"""The mathematics: tensors in, scores out. Nothing here prints, reads files or knows a harness."""

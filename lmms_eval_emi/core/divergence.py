@@ -175,7 +175,7 @@ class EMIDBound:
 
     Attributes:
         value: the index.
-        kind: ``scaled``, the index that the paper's figures show; or ``theorem``, the plug-in of the
+        kind: ``scaled``, the index that the paper's plots show; or ``theorem``, the plug-in of the
             theorem, for which an entropy was given.
         jsd_v: divergence of the images of the two splits, in nats; 0 where there are none.
         jsd_t: divergence of the questions.

@@ -47,7 +47,7 @@ def as_matrix(values: ArrayLike, name: str) -> torch.Tensor:
     if matrix.ndim != 2:
         raise ValueError(f"{name}: expected shape (N, D), one row a sample, got {tuple(matrix.shape)}.")
     if matrix.shape[0] == 0:
-        raise ValueError(f"{name}: expected at least one row, got N = 0. A split without samples has no figures.")
+        raise ValueError(f"{name}: expected at least one row, got N = 0. A split without samples has no scores.")
     if matrix.shape[1] == 0:
         raise ValueError(f"{name}: expected at least one column, got D = 0.")
     finite = torch.cat([torch.isfinite(chunk).all(dim=1) for chunk in matrix.split(CHUNK_ROWS)])
@@ -65,7 +65,7 @@ def _warn_unless_normalised(matrix: torch.Tensor, name: str) -> None:
     off = float((norms - 1).abs().max())
     if off > 0.02:  # bfloat16 rounds within that
         warnings.warn(
-            f"{name}: expected L2-normalised rows, got norms from {float(norms.min()):.3g} to {float(norms.max()):.3g}. Figures of other rows cannot be compared with published ones.",
+            f"{name}: expected L2-normalised rows, got norms from {float(norms.min()):.3g} to {float(norms.max()):.3g}. Scores of other rows cannot be compared with published ones.",
             stacklevel=4,
         )
 
@@ -78,7 +78,7 @@ class Embeddings:
         v: (N, D) images, L2-normalised rows; ``None`` where there are none, and the text is the input.
         t: (N, D) questions, the same D as ``v``, for the input is their mean.
         y_hat: (N, D') responses of the model.
-        y: (N, D') reference answers.
+        y: (N, D') references.
         ids: optional (N,) row identifiers, for pairing the rows of two splits.
         groups: optional (N,) cluster of every row, such as its image.
         encoders: optional record of what made the embeddings; it becomes part of every signature.

@@ -1,4 +1,4 @@
-"""An ordered record of everything that changes a figure, printed with it.
+"""An ordered record of everything that changes a score, printed with it.
 
 Each component of a computation (encoders, estimator, convention, ...) contributes its own part;
 defaults are resolved, and the version of this package comes last, as in sacrebleu.

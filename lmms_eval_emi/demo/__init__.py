@@ -1,4 +1,1 @@
-"""The demo: a benchmark of drawn scenes, a small LLaVA that looks at them, and encoders for its figures.
-
-``scenes`` draws and asks, ``build`` makes every asset from seeds; the assets are in ``assets/``.
-"""
+"""The demo's assets: a small LLaVA, encoders and the rows of a benchmark of drawn scenes. benchmarks/demo/ makes them."""

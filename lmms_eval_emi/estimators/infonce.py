@@ -24,7 +24,7 @@ class InfoNCE(TrainedEstimator):
         I(x; y) >= 1/N sum_i [ f(x_i, y_i) - ln 1/N sum_j exp f(x_i, y_j) ]
 
     g and h are MLPs with tanh between, input -> hidden -> 32 and output -> hidden -> 32. The value
-    cannot exceed ln N; figures of splits of different size are comparable only well below that.
+    cannot exceed ln N; values of splits of different size are comparable only well below that.
     """
 
     kind = "infonce"

@@ -159,7 +159,7 @@ def check_encoders(
     message = f"The estimator {estimator.signature} was trained with the {'; with the '.join(problems)}."
     if not allow_other:
         raise ValueError(
-            f"{message} Its figures would mean nothing. Set the encoders that it belongs to, or insist with --allow-other-encoders (LMMS_EVAL_EMI_ALLOW_OTHER_ENCODERS=1)."
+            f"{message} Its scores would mean nothing. Set the encoders that it was trained with, or pass --allow-other-encoders (LMMS_EVAL_EMI_ALLOW_OTHER_ENCODERS=1)."
         )
     log.warning("%s It is used all the same, as asked.", message)
 
@@ -173,7 +173,7 @@ def _is_encoder(expected: str, signature: str) -> bool:
 
 
 def locate(entry: EstimatorEntry) -> Path:
-    """Path of a registered estimator's verified file, fetching it if need be.
+    """Path of a registered estimator's verified file, fetched if it is not here.
 
     Raises:
         EstimatorUnavailable: as :func:`load_estimator`.

@@ -20,7 +20,9 @@ import lmms_eval_emi
 from lmms_eval_emi.cli.demo import ASSETS
 from lmms_eval_emi.encoders import load_encoders
 from lmms_eval_emi.estimators import load_estimator, registered_estimators
-from lmms_eval_emi.harness.task_files import package_task_files, tasks_folder
+from lmms_eval_emi.harness.lmms_eval.compat import tasks_folder
+from lmms_eval_emi.harness.lmms_eval.task_files import package_task_files
+from lmms_eval_emi.responses import formats
 from lmms_eval_emi.shifts import operators
 from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.rows import load_splits
@@ -39,6 +41,7 @@ assert "club-global" in registered_estimators()
 encoders = load_encoders(str(ASSETS / "vision_encoder"), str(ASSETS / "text_encoder"), "cpu")
 assert load_estimator("demo", encoders) and (ASSETS / "model" / "model.safetensors").is_file()
 assert len(load_splits(load_study("demo"), ["clean", "fog_5_synonym_7"])["fog_5_synonym_7"]) == 90
+assert len(formats()) == 2
 assert len(operators("visual")) == 16 and len(operators("text")) == 16
 print(f"the wheel has {len(names)} tasks and the estimators {', '.join(registered_estimators())}")
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from lmms_eval_emi.encoders.vision import VisionEncoder
 
 
@@ -11,4 +9,4 @@ class SigLIPVisionEncoder(VisionEncoder):
     """Embeds images by the patch states after the last layer norm, which SigLIP's own pooling head also reads."""
 
     tower = "SiglipVisionModel"
-    options: ClassVar[dict[str, Any]] = {"vision_use_head": False}
+    optional_weights = ("head", "vision_model.head")

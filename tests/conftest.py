@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 for variable in [name for name in os.environ if name.startswith("LMMS_EVAL_EMI_")]:
     del os.environ[variable]
+CACHES = tempfile.TemporaryDirectory(prefix="lmms_eval_emi-caches-")
+os.environ["HF_DATASETS_CACHE"] = os.environ["LMMS_EVAL_DATASETS_CACHE"] = f"{CACHES.name}/datasets"
+os.environ["LMMS_EVAL_EMI_CACHE"] = f"{CACHES.name}/emi"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("caches")
-    os.environ["HF_DATASETS_CACHE"] = os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(folder / "datasets")
-    os.environ["LMMS_EVAL_EMI_CACHE"] = str(folder / "emi")
 
 
 @pytest.fixture(scope="session")

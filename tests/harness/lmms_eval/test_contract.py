@@ -14,12 +14,12 @@ from conftest import run_module
 
 from lmms_eval_emi.harness.lmms_eval import compat, hooks, plugin
 
-tasks_module = pytest.importorskip("lmms_eval.tasks")
-
 
 @pytest.fixture
 def manager(monkeypatch):
     """The harness's TaskManager, whose index builder is restored afterwards."""
+    import lmms_eval.tasks as tasks_module
+
     original = tasks_module.TaskManager.initialize_tasks
     monkeypatch.setattr(tasks_module.TaskManager, "initialize_tasks", getattr(original, "__wrapped__", original))
     return tasks_module.TaskManager

@@ -103,7 +103,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="default: one per core, %(default)s here",
     )
-    how.add_argument("--overwrite", action="store_true", help="replace the suite that DEST holds")
+    how.add_argument(
+        "--overwrite", action="store_true", help="replace the suite that DEST holds, or the sheet that --preview wrote"
+    )
     look = parser.add_argument_group("look")
     look.add_argument("--list", action="store_true", help="list the operators and stop")
     look.add_argument(
@@ -295,7 +297,7 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
 
     from PIL import Image
 
-    from lmms_eval_emi.files import write_atomically
+    from lmms_eval_emi.files import check_output, write_atomically
     from lmms_eval_emi.images import ImageError, encoded_image, open_image
     from lmms_eval_emi.rows import source_roots
     from lmms_eval_emi.shifts.apply import parse_steps
@@ -335,6 +337,7 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
             image = open_image(path)
         except ImageError as error:
             raise ShiftError(f"--preview: {path}: {error}") from error
+    check_output(args.output, [args.preview, args.source], overwrite=args.overwrite, example="preview.png")
     sheet = contact_sheet(image, text, visual, textual, seed=args.seed, row_id=row_id, options=options)
     file = io.BytesIO()
     sheet.save(file, kind)

@@ -17,7 +17,14 @@ from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlate, operator_interval, pearson
 from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.core.information import EMI, EMID, MutualInformationEstimator, emi, emid_from_emi
+from lmms_eval_emi.core.information import (
+    EMI,
+    EMID,
+    MutualInformationEstimator,
+    emi,
+    emid_from_emi,
+    shared_clusters,
+)
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
 from lmms_eval_emi.core.permutation import DivergenceTest
@@ -362,7 +369,13 @@ def score_study(
     for name in study.splits:
         if name in embeddings:
             try:
-                emis[name] = emi(embeddings[name], estimator)
+                # The images of shifted twins are other files than those that they were made from.
+                groups = (
+                    shared_clusters(embeddings[study.id_split], embeddings[name])
+                    if name != study.id_split and study.id_split in embeddings
+                    else None
+                )
+                emis[name] = emi(embeddings[name], estimator, groups=groups)
             except ValueError as error:
                 omitted.setdefault(name, []).append(str(error))
     scores: dict[str, SplitScores] = {}

@@ -184,7 +184,7 @@ def test_the_assets_are_small_and_of_the_real_formats() -> None:
     from transformers import AutoConfig
 
     files = [path for path in demo.ASSETS.rglob("*") if path.is_file()]
-    estimator = Path(__file__).parents[1] / "estimator_ckpt" / "demo.safetensors"
+    estimator = Path(__file__).parents[2] / "estimator_ckpt" / "demo.safetensors"
     benchmark = Path(load_study("demo").source).with_name("benchmark.parquet")
     assert sum(path.stat().st_size for path in [*files, estimator, benchmark]) < 12e6
     kinds = {

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SPLIT_COLUMN, ROW_COLUMN, TASK_COLUMN = "emi_split", "emi_row", "emi_task"
-METRICS = {"emi": True, "emid": False, "emid_bound": False}  # name: whether higher is better
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,9 @@ def study_hooks(study_source: str) -> Hooks:
         item = run.respond(task, row, results[0] if results else "")
         values: dict[str, Any] = {"emi": item}
         if run.tasks[task].row_name != study.id_split and run.has_split(study.name, study.id_split):
-            values |= {metric: Item.of(run, task, row, {"row": item["row"]}) for metric in ("emid", "emid_bound")}
+            values |= {
+                metric: Item.of(run, task, row, metric, {"row": item["row"]}) for metric in ("emid", "emid_bound")
+            }
         return values
 
     def emi(items: list[Item], args: Any = None) -> float | str:

@@ -48,37 +48,39 @@ class Item(dict):
         run: the run that it belongs to in this process, if it is known here.
         task: name of the task.
         row: number of the row.
+        metric: that it is given to. Items of two metrics are two objects, for each gets an error of its own.
     """
 
     run: Run | None
     task: str
     row: int
+    metric: str
 
     @classmethod
-    def of(cls, run: Run | None, task: str, row: int, content: dict[str, Any]) -> Item:
+    def of(cls, run: Run | None, task: str, row: int, metric: str, content: dict[str, Any]) -> Item:
         """An item of a run."""
         item = cls(content)
-        item.run, item.task, item.row = run, task, row
+        item.run, item.task, item.row, item.metric = run, task, row, metric
         return item
 
     def __reduce__(self) -> tuple:
-        return _received, (self.task, self.row, dict(self))
+        return _received, (self.task, self.row, self.metric, dict(self))
 
     def __copy__(self) -> Item:
-        return Item.of(self.run, self.task, self.row, dict(self))
+        return Item.of(self.run, self.task, self.row, self.metric, dict(self))
 
     def __deepcopy__(self, memo: Any) -> Item:
         return self.__copy__()
 
 
-def _received(task: str, row: int, content: dict[str, Any]) -> Item:
+def _received(task: str, row: int, metric: str, content: dict[str, Any]) -> Item:
     """An item that another rank has sent; one that is sent several times is one object."""
     run = find_run(task)
     if run is None:
-        return Item.of(None, task, row, content)
+        return Item.of(None, task, row, metric, content)
     if "answer" in content:
         run.receive(task, row, content["answer"])
-    return run.items.setdefault((task, row, "answer" in content), Item.of(run, task, row, content))
+    return run.items.setdefault((task, row, metric), Item.of(run, task, row, metric, content))
 
 
 @dataclass
@@ -108,7 +110,7 @@ class Run:
     def __init__(self, evaluation: int) -> None:
         self.evaluation = evaluation
         self.tasks: dict[str, TaskOfRun] = {}
-        self.items: dict[tuple[str, int, bool], Item] = {}
+        self.items: dict[tuple[str, int, str], Item] = {}
         self.begun = False
         self.results: dict[str, StudyResult] | None = None  # by study, once scored
         self.influence: dict[tuple[str, str], dict[int, float]] = {}  # psi by row, of every study and split
@@ -162,7 +164,7 @@ class Run:
         """Register the response of a row, and return what the harness passes on."""
         text = encodable(response if isinstance(response, str) else "" if response is None else str(response))
         self.receive(task, row, text)
-        return Item.of(self, task, row, {"row": self.row_key(task, row), "answer": text})
+        return Item.of(self, task, row, "emi", {"row": self.row_key(task, row), "answer": text})
 
     def row_key(self, task: str, row: int) -> str:
         """Identifies a row in a samples file. A text, because the harness averages numbers."""

@@ -346,6 +346,14 @@ def test_unpickling_an_item_makes_its_response_known_once(fresh_run, load_split)
     assert pickle.loads(gathered)[0].run is None
 
 
+def test_items_of_two_metrics_stay_two_after_they_were_gathered(fresh_run, load_split):
+    """The error that EMID's item is given must not show in the row of the index."""
+    hooks, (_, docs) = load_split(ID, GERMAN)
+    values = pickle.loads(pickle.dumps(answer_all(hooks, docs)))
+    values[0]["emid"]["score"] = 1.0
+    assert "score" not in values[0]["emid_bound"]
+
+
 def test_the_first_of_repeated_responses_counts(fresh_run, load_split):
     hooks, (docs,) = load_split(ID)
     hooks.process_results(docs[0], ["first", "second"])

@@ -1,7 +1,13 @@
 """Correlations of EMID with the shift index over the shifts of a study, and what they are worth.
 
-Shifts share images and operators, so they are no independent sample: intervals delete whole images,
-and for crossed designs a bootstrap over operators (rows and columns of the grid) stands beside them.
+Shifts share images and operators, so they are no independent sample. Their scores are drawn again with
+random weights on what each image adds to all of them at once (a multiplier bootstrap of the jackknife's
+deviations), and the interval is the correlation, on Fisher's scale, and 1.96 standard deviations of these
+draws. It is an interval of what the correlation is on average with as many images: noise in the scores
+weakens a correlation, and the draws are weakened once more, so their percentiles would lie too low. Ranks
+are no smooth function of scores, so that a jackknife of a rank correlation itself would cover half of what
+it says (docs/statistics.md). For crossed designs a bootstrap over operators (rows and columns of the grid)
+stands beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lmms_eval_emi.core.jackknife import Jackknife, combine
+from lmms_eval_emi.core.jackknife import LEVEL, Jackknife
 
 FEWEST_SHIFTS = 8
 Interval = tuple[float, float]
@@ -22,7 +28,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation and its interval of 95 %, which deletes whole images; ``None`` where that is not defined."""
+    """A correlation and its interval of 95 % for new images; ``None`` where that is not defined."""
 
     value: float
     ci95: Interval | None
@@ -55,35 +61,77 @@ MEASURES: dict[str, Callable[[Sequence[float], Sequence[float]], float | None]] 
 
 
 def correlate(
-    measure: Callable[[Sequence[float], Sequence[float]], float | None],
-    a: Sequence[Jackknife],
-    b: Sequence[Jackknife | None],
+    measure: str, a: Sequence[Jackknife], b: Sequence[Jackknife | None], draws: int, seed: int
 ) -> Correlation | None:
-    """A correlation over shifts, with the interval of the image jackknife on Fisher's scale.
+    """A correlation over shifts, with its interval for new images.
 
     Args:
         measure: one of :data:`MEASURES`.
         a: of every shift.
         b: of every shift; ``None`` where it has no jackknife.
+        draws: of the images' weights; 0 for no interval.
+        seed: of the draws.
 
     Returns:
-        ``None`` for fewer than 8 shifts.
+        ``None`` for fewer than 8 shifts, or where the correlation is not defined.
     """
-    if len(a) < FEWEST_SHIFTS:
-        return None
     known = [one for one in b if one is not None]
-    if len(known) < len(a) or not all(one.strata for one in (*a, *known)):
+    if len(a) < FEWEST_SHIFTS or len(known) < len(a):
         return None
-
-    def fisher(values: Sequence[float]) -> float:
-        r = measure(values[: len(a)], values[len(a) :])
-        return math.atanh(max(-1 + 1e-9, min(1 - 1e-9, r or 0.0)))
-
-    value = measure([one.value for one in a], [one.value for one in known])
+    value = MEASURES[measure]([one.value for one in a], [one.value for one in known])
     if value is None:
         return None
-    interval = combine(fisher, [*a, *known]).ci95
-    return Correlation(value, (math.tanh(interval[0]), math.tanh(interval[1])) if interval else None)
+    if not draws or not all(one.is_sure for one in (*a, *known)):
+        return Correlation(value, None)
+    drawn = _drawn([*a, *known], draws, seed)
+    fisher = _fisher(_ROWWISE[measure](drawn[:, : len(a)], drawn[:, len(a) :]))
+    reach = float(stats.norm.ppf(0.5 + LEVEL / 2) * fisher.std())
+    centre = float(_fisher(np.array(value)))
+    return Correlation(value, (math.tanh(centre - reach), math.tanh(centre + reach)))
+
+
+def _drawn(statistics: Sequence[Jackknife], draws: int, seed: int) -> np.ndarray:
+    """(draws, number of statistics) values of all statistics under the same random weights of the images."""
+    own = [one.deviations() for one in statistics]
+    clusters = sorted({cluster for one in own for cluster in one}, key=str)
+    position = {cluster: number for number, cluster in enumerate(clusters)}
+    deviations = np.zeros((len(clusters), len(statistics)))
+    for column, (one, found) in enumerate(zip(statistics, own, strict=True)):
+        for deleted in one.strata:
+            scale = math.sqrt(len(deleted) / (len(deleted) - 1))
+            for cluster in deleted:
+                deviations[position[cluster], column] = scale * found[cluster]
+    random = np.random.default_rng(seed)
+    weights = random.normal(size=(draws, len(clusters)))
+    # As heavy tails as t has with so few images.
+    df = min(one.clusters for one in statistics) - 1
+    weights *= np.sqrt(df / random.chisquare(df, size=(draws, 1)))
+    return np.array([one.value for one in statistics]) + weights @ deviations
+
+
+def _fisher(r: np.ndarray) -> np.ndarray:
+    return np.arctanh(np.clip(r, -1 + 1e-9, 1 - 1e-9))
+
+
+def _pearson_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    return (a * b).sum(axis=1) / np.where(scale > 0, scale, np.inf)
+
+
+def _spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return _pearson_rows(stats.rankdata(a, axis=1), stats.rankdata(b, axis=1))
+
+
+def _kendall_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    first, second = np.triu_indices(a.shape[1], 1)
+    signs = [np.sign(one[:, first] - one[:, second]) for one in (a, b)]
+    scale = np.sqrt((signs[0] ** 2).sum(axis=1) * (signs[1] ** 2).sum(axis=1))
+    return (signs[0] * signs[1]).sum(axis=1) / np.where(scale > 0, scale, np.inf)
+
+
+# Many correlations at once, of the rows of (draws, shifts) arrays.
+_ROWWISE = {"pearson_r": _pearson_rows, "spearman_r": _spearman_rows, "kendall_tau": _kendall_rows}
 
 
 def operator_interval(cells: dict[tuple[str, str], tuple[float, float]], draws: int, seed: int) -> Interval | None:

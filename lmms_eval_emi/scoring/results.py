@@ -216,10 +216,11 @@ class StudyResult:
         shifts = self._shifts(modality).values()
         return self._correlation(measure, list(shifts))
 
-    @staticmethod
-    def _correlation(measure: str, shifts: Sequence[SplitScores]) -> Correlation | None:
+    def _correlation(self, measure: str, shifts: Sequence[SplitScores]) -> Correlation | None:
         emids = [one.emid.jackknife for one in shifts if one.emid]
-        return correlate(MEASURES[measure], emids, [one.bound.jackknife for one in shifts if one.bound])
+        indices = [one.bound.jackknife for one in shifts if one.bound]
+        draws = CHEAP_DRAWS if self.inference.resamples else 0
+        return correlate(measure, emids, indices, draws, self.inference.seed)
 
     def correlations_within(self) -> dict[str, tuple[int, Correlation]]:
         """Pearson's r within groups of shifts of one kind, with the number of shifts; groups of fewer than 8 are left out.

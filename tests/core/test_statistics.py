@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lmms_eval_emi import Embeddings, emi, emid, emid_bound
+from lmms_eval_emi.core import correlation
 from lmms_eval_emi.core.correlation import MEASURES, correlate, operator_interval
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import adjust, verdict
@@ -162,14 +163,20 @@ def sets(seed, images=8, shift=0.0, paired=True):
 
 def test_the_slope_of_a_divergence_is_its_derivative():
     both = sets(3, paired=False)
-    jackknife = both.jackknife()
+    without = both.without_each()
     x, y = both.counts.sum(axis=1)
     for number, cluster in enumerate(both.clusters[:6]):
         step = 1e-4 * both.counts[:, number]
         moved = float(both.divergences((x - step[0])[None], (y - step[1])[None])[0])
         slope = (moved - both.value) / 1e-4 * len(x) / (len(x) - 1)
-        stratum = next(one for one in jackknife.strata if cluster in one)
-        assert stratum[cluster] - both.value == pytest.approx(slope, rel=0.2, abs=1e-5)
+        assert without[cluster] - both.value == pytest.approx(slope, rel=0.2, abs=1e-5)
+
+
+@pytest.mark.parametrize(("paired", "shift"), [(True, 0.0), (True, 1.0), (False, 0.0), (False, 1.0)])
+def test_the_error_of_a_divergence_is_its_spread_over_data_sets_at_the_floor_and_above(paired, shift):
+    found = [sets(seed, images=20, shift=shift, paired=paired).jackknife() for seed in range(150)]
+    spread = np.std([one.value for one in found])
+    assert np.sqrt(np.mean([one.stderr**2 for one in found])) == pytest.approx(spread, rel=0.25)
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -295,10 +302,21 @@ def test_correlations_have_intervals_from_eight_shifts_on():
         jackknife(one.value + noise, 0.05, seed=50 + i)
         for i, (one, noise) in enumerate(zip(a, random.normal(0, 0.1, 9), strict=True))
     ]
-    for measure in MEASURES.values():
-        found = correlate(measure, a, b)
-        assert found.ci95[0] <= found.value <= found.ci95[1] <= 1
-        assert correlate(measure, a[:7], b[:7]) is None
+    for name, measure in MEASURES.items():
+        found = correlate(name, a, b, 499, 0)
+        assert found.ci95[0] < found.value < found.ci95[1] <= 1
+        assert found.value == measure([one.value for one in a], [one.value for one in b])
+        assert found == correlate(name, a, b, 499, 0) != correlate(name, a, b, 499, 1)
+        assert correlate(name, a, b, 0, 0).ci95 is None
+        assert correlate(name, a[:7], b[:7], 499, 0) is None
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_many_correlations_at_once_are_each_what_one_is(name):
+    random = np.random.default_rng(1)
+    a, b = random.integers(0, 6, size=(2, 20, 12)).astype(float)  # with ties
+    found = correlation._ROWWISE[name](a, b)
+    assert found == pytest.approx([MEASURES[name](list(x), list(y)) for x, y in zip(a, b, strict=True)])
 
 
 def test_a_crossed_design_has_an_interval_over_operators():

@@ -213,8 +213,8 @@ def correlations_once(seed: int, images: int, shifts: int = 12) -> dict[str, tup
     emids, indices = [], []
     for number in range(shifts):
         strength = (number + 1) / shifts
-        kept = 1 - 1.6 * strength + 0.4 * fixed.normal()
-        world = World(base.w, base.b, base.c, kept * base.b, 1 - 0.5 * strength, 0)
+        kept = 1 - 0.9 * strength + 0.1 * fixed.normal()
+        world = World(base.w, base.b, base.c, kept * base.b, 1 - 0.7 * strength, 0)
         ood, _ = world.split(random, latent, sizes, True, y, True)
         emids.append(emid(id_split, ood, estimator).jackknife)
         indices.append(emid_bound(id_split, ood).jackknife)

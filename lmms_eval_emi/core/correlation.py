@@ -2,8 +2,8 @@
 
 Shifts share images and operators, so they are no independent sample. Their scores are drawn again with
 random weights on what each image adds to all of them at once (a multiplier bootstrap of the jackknife's
-deviations), and the interval is the correlation, on Fisher's scale, and 1.96 standard deviations of these
-draws. It is an interval of what the correlation is on average with as many images: noise in the scores
+deviations), and the interval is the correlation, on Fisher's scale, plus and minus t(G - 1) standard
+deviations of these draws. It is an interval of what the correlation is on average with as many images: noise in the scores
 weakens a correlation, and the draws are weakened once more, so their percentiles would lie too low. Ranks
 are no smooth function of scores, so that a jackknife of a rank correlation itself would cover half of what
 it says (docs/statistics.md). For crossed designs a bootstrap over operators (rows and columns of the grid)
@@ -83,14 +83,15 @@ def correlate(
         return None
     if not draws or not all(one.is_sure for one in (*a, *known)):
         return Correlation(value, None)
-    drawn = _drawn([*a, *known], draws, seed)
+    df = min(one.clusters for one in (*a, *known)) - 1
+    drawn = _drawn([*a, *known], draws, seed, df)
     fisher = _fisher(_ROWWISE[measure](drawn[:, : len(a)], drawn[:, len(a) :]))
-    reach = float(stats.norm.ppf(0.5 + LEVEL / 2) * fisher.std())
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, df) * fisher.std())
     centre = float(_fisher(np.array(value)))
     return Correlation(value, (math.tanh(centre - reach), math.tanh(centre + reach)))
 
 
-def _drawn(statistics: Sequence[Jackknife], draws: int, seed: int) -> np.ndarray:
+def _drawn(statistics: Sequence[Jackknife], draws: int, seed: int, df: float) -> np.ndarray:
     """(draws, number of statistics) values of all statistics under the same random weights of the images."""
     own = [one.deviations() for one in statistics]
     clusters = sorted({cluster for one in own for cluster in one}, key=str)
@@ -104,7 +105,6 @@ def _drawn(statistics: Sequence[Jackknife], draws: int, seed: int) -> np.ndarray
     random = np.random.default_rng(seed)
     weights = random.normal(size=(draws, len(clusters)))
     # As heavy tails as t has with so few images.
-    df = min(one.clusters for one in statistics) - 1
     weights *= np.sqrt(df / random.chisquare(df, size=(draws, 1)))
     return np.array([one.value for one in statistics]) + weights @ deviations
 

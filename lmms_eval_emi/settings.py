@@ -64,6 +64,10 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="EMID within which a shift counts as held. Without it 0.008, the smallest significant loss in the published results.",
     )
+    without_degenerate: bool = Field(
+        False,
+        description="Score without responses that are empty, repetition loops, refusals, copies of the question or in another language than the reference.",
+    )
     cache: Path = Field(
         Path(platformdirs.user_cache_dir("lmms_eval_emi")),
         description="Folder for fetched estimators and, without --output_path, the files of a run.",

@@ -498,7 +498,14 @@ def make_estimator(assets: Path, shrink: float) -> None:
                 "train-estimator",
                 *("--study", str(folder / "study.yaml"), "--responses", str(folder), "--model", "demo"),
                 *("--vision-encoder", "vision_encoder", "--text-encoder", "text_encoder", "--device", "cpu"),
-                *("--output", str(folder / "demo.safetensors"), "--iterations", str(max(10, int(3000 * shrink)))),
+                *(
+                    "--folds",
+                    "1",
+                    "--output",
+                    str(folder / "demo.safetensors"),
+                    "--iterations",
+                    str(max(10, int(3000 * shrink))),
+                ),
             ]
         )
         if failed:

@@ -43,14 +43,19 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return override_settings(given)
 
 
-def add_study_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say which responses of which study."""
+def add_study_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Options that say which responses of which study, or of which studies."""
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--shift", choices=BUILT_IN, help="built-in family of splits that the responses belong to")
+    how: dict[str, Any] = {"nargs": "+"} if several else {}
+    more = "; several are pooled" if several else ""
+    which.add_argument(
+        "--shift", choices=BUILT_IN, help=f"built-in family of splits that the responses belong to{more}", **how
+    )
     which.add_argument(
         "--study",
         metavar="NAME|FILE",
-        help=f"the same ({', '.join((*BUILT_IN, *BUNDLED))}), or a study file of your own",
+        help=f"the same ({', '.join((*BUILT_IN, *BUNDLED))}), or a study file of your own{more}",
+        **how,
     )
     parser.add_argument(
         "--responses",
@@ -89,6 +94,11 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 def study_of(args: argparse.Namespace) -> str:
     """What the options of :func:`add_study_arguments` name."""
     return args.study or args.shift
+
+
+def studies_of(args: argparse.Namespace) -> list[str]:
+    """What the options of :func:`add_study_arguments` name where several may be given."""
+    return list(args.study or args.shift)
 
 
 def renamed_models(pairs: Sequence[str]) -> dict[str, str]:

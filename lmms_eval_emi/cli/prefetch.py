@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
     def estimator() -> tuple[str, int]:
         loaded = load_estimator(settings.estimator)
         entry = registered_estimators().get(settings.estimator)
-        path = locate(entry) if entry and entry.kind != "ksg" else Path(settings.estimator)
+        if entry and not entry.is_trained:
+            return "needs no file", 0
+        path = locate(entry) if entry and entry.is_trained else Path(settings.estimator)
         return f"{loaded.signature} in {path}", _size([path])
 
     wanted: dict[str, Callable[[], tuple[str, int]]] = {

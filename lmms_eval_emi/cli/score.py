@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="NAME|PATH",
-        help="registered estimator, or a .safetensors or .pt file; several give one column each (LMMS_EVAL_EMI_ESTIMATOR; default: club-global)",
+        help="registered estimator, one that needs no training (ksg, hsic, dcor, cosine), or a .safetensors or .pt file; several give one column each (LMMS_EVAL_EMI_ESTIMATOR; default: club-global)",
     )
     add_settings(
         parser,
@@ -56,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "seed",
         "adjust",
         "margin",
+        "without_degenerate",
     )
     parser.set_defaults(run=run)
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.scoring.pipeline import left_out_lines, score_samples
     from lmms_eval_emi.scoring.row_results import write_results
-    from lmms_eval_emi.scoring.table import notes_to_lines, results_to_table
+    from lmms_eval_emi.scoring.table import fit_to_warnings, notes_to_lines, results_to_table
 
     entries = collect_samples(
         study,
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         write_results(args.output, scored)
         log.info("results written to %s", args.output)
     print(results_to_table([one.result for one in scored]))
+    for line in dict.fromkeys(line for one in scored for line in fit_to_warnings(one.result)):
+        log.warning("%s", line)
     told = set()
     for one in scored:
         if one.result.model in told:

@@ -12,7 +12,7 @@ from lmms_eval_emi.cli.options import (
     add_study_arguments,
     renamed_models,
     settings_of,
-    study_of,
+    studies_of,
 )
 from lmms_eval_emi.studies.schema import StudyError
 
@@ -32,17 +32,33 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "train-estimator",
         help="train an estimator of mutual information on your own responses",
-        description="Train on the pairs (input, response) and (input, reference) of all splits, hold out some images, and write a safetensors file with its card. The defaults are those of Oh et al. (ICML 2025).",
+        description="Train on the pairs (input, response) and (input, reference) of all splits, and write a safetensors file with its card. For each of --folds sets of images a network is trained that does not see them, and rows of these data are scored by that one. Optimiser and widths are those of Oh et al. (ICML 2025), who trained one network (--folds 1 --held-out 0 --keep last).",
         formatter_class=_WithDefaults,
     )
-    add_study_arguments(parser)
+    add_study_arguments(parser, several=True)
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="where to write the estimator, .safetensors"
     )
     add_overwrite(parser)
     parser.add_argument("--name", help="of the estimator; the file's name if none is given")
     parser.add_argument(
-        "--kind", choices=("club", "infonce"), default="club", help="CLUB (upper bound) or InfoNCE (lower bound)"
+        "--kind",
+        default="club",
+        help="club (as published), club-free (CLUB in whitened spaces with a free variance), infonce (lower bound), or one of another package",
+    )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=5,
+        metavar="K",
+        help="sets of images, each of which one network does not see; 1 for one network that sees all",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="S",
+        help="train as many times, from --seed on; their spread is the estimator's own error",
     )
     parser.add_argument("--iterations", type=int, default=5000, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=1024, help="pairs per step")
@@ -50,7 +66,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--hidden", type=int, default=250, help="width of the networks")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the held-out part and the batches")
     parser.add_argument(
-        "--held-out", type=float, default=0.1, metavar="SHARE", help="share of the images that training never sees"
+        "--held-out",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of a network's images that tell when to stop",
     )
     parser.add_argument(
         "--keep", choices=("best", "last"), default="best", help="the state with the best held-out score, or the last"
@@ -68,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.files import check_output
     from lmms_eval_emi.studies.schema import load_study
 
-    study = load_study(study_of(args))
-    check_output(args.output, [study.source], overwrite=args.overwrite, example="mine.safetensors")
+    studies = [load_study(one) for one in studies_of(args)]
+    check_output(args.output, [study.source for study in studies], overwrite=args.overwrite, example="mine.safetensors")
     from lmms_eval_emi.estimators import TEXT_ONLY
-    from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
+    from lmms_eval_emi.estimators.training import TrainingOptions, embeddings_to_pairs, too_few, train_estimator
     from lmms_eval_emi.samples import without_images
     from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.scoring.pipeline import embed_samples
@@ -86,20 +106,36 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         held_out=args.held_out,
         keep=args.keep,
+        folds=args.folds,
+        seeds=args.seeds,
     )
-    entries = collect_samples(
-        study,
-        args.responses,
-        models=args.model,
-        renamed=renamed_models(args.model_name),
-        allow_missing=args.allow_missing,
-    )
+    entries = [
+        entry
+        for study in studies
+        for entry in collect_samples(
+            study,
+            args.responses,
+            models=args.model,
+            renamed=renamed_models(args.model_name),
+            allow_missing=args.allow_missing,
+        )
+    ]
     text_only = all(without_images(entry.samples) for entry in entries)
     instruments = load_encoders_only(settings, text_only=text_only)
     embedded = embed_samples(entries, instruments, batch_size=settings.batch_size, allow_missing=args.allow_missing)
     checkpoint = args.output.with_suffix(".checkpoint")
+    prefix = len(studies) > 1
+    splits = {
+        f"{f'{entry.study.name}, ' if prefix else ''}{entry.model}: {name}": split
+        for entry, own in embedded
+        for name, split in own.items()
+    }
+    pairs = embeddings_to_pairs(splits)
+    few = too_few(len(pairs.x), pairs.images)
+    if few:
+        log.warning("%s", few)
     estimator = train_estimator(
-        {f"{entry.model}: {name}": split for entry, splits in embedded for name, split in splits.items()},
+        splits,
         options,
         name=args.name or args.output.stem,
         about={
@@ -107,8 +143,8 @@ def run(args: argparse.Namespace) -> int:
                 "vision": TEXT_ONLY if text_only else instruments.encoders.vision.signature,
                 "text": instruments.encoders.text.signature,
             },
-            "study": study.name,
-            "models": [entry.model for entry in entries],
+            "study": " + ".join(study.name for study in studies),
+            "models": list(dict.fromkeys(entry.model for entry in entries)),
         },
         checkpoint=checkpoint,
         resume=args.resume,
@@ -116,21 +152,19 @@ def run(args: argparse.Namespace) -> int:
     estimator.save(args.output)
     checkpoint.unlink(missing_ok=True)
     card = estimator.card
-    kept = (
-        next(entry for entry in card["history"] if entry["iteration"] == card["kept_iteration"])
-        if card["history"]
-        else {}
-    )
+    of_folds = f", {args.folds} folds" * (args.folds > 1) + f", {args.seeds} seeds" * (args.seeds > 1)
     print(
-        f"{args.output}: {args.kind}, {card['data']['pairs']} pairs of {card['data']['images']} images or rows, iteration {card['kept_iteration']} of {args.iterations}"
+        f"{args.output}: {args.kind}{of_folds}, {card['data']['pairs']} pairs of {card['data']['images']} images or rows"
     )
-    print(
-        f"loss {kept.get('loss', float('nan')):.4g}"
-        + (
-            f", held-out score {kept['held_out']:.4g} nats of {card['data']['held_out_pairs']} pairs"
+    for number, network in enumerate(card["networks"]):
+        kept = next(entry for entry in network["history"] if entry["iteration"] == network["kept_iteration"])
+        held = (
+            f", held-out score {kept['held_out']:.4g} nats of {network['held_out_pairs']} pairs"
             if "held_out" in kept
             else ""
         )
-    )
+        print(
+            f"network {number + 1}: iteration {network['kept_iteration']} of {args.iterations}, loss {kept['loss']:.4g}{held}"
+        )
     print(f"use it with: --estimator {args.output}   or   export LMMS_EVAL_EMI_ESTIMATOR={args.output}")
     return 0

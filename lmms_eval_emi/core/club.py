@@ -23,6 +23,7 @@ and the value without a cluster of rows follows from sums over that cluster, all
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +48,16 @@ class Moments:
         return Moments(n, mean, variance)
 
 
-def embeddings_to_moments(y: torch.Tensor) -> Moments:
-    """Moments of the rows of ``y`` (N, D) in float64, a chunk at a time. The variance divides by N."""
+def embeddings_to_moments(y: torch.Tensor, into: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Moments:
+    """Moments of the rows of ``y`` (N, D) in float64, a chunk at a time. The variance divides by N.
+
+    Args:
+        y: (N, D) rows.
+        into: a map of (B, D) rows, for the moments of what it gives.
+    """
     total: Moments | None = None
     for chunk in y.split(CHUNK_ROWS):
-        rows = chunk.double()
+        rows = chunk.double() if into is None else into(chunk.double())
         mean = rows.mean(dim=0)
         part = Moments(len(rows), mean, ((rows - mean) ** 2).mean(dim=0))
         total = part if total is None else total.merge(part)

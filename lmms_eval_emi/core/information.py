@@ -8,6 +8,8 @@ given the encoders and the estimator.
 from __future__ import annotations
 
 import hashlib
+import math
+import statistics
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -24,10 +26,14 @@ MOST_RECOMPUTED = 200  # the same for an estimator without a closed form
 
 @runtime_checkable
 class MutualInformationEstimator(Protocol):
-    """What :func:`emi` asks of an estimator.
+    """What :func:`emi` asks of an estimator. It may have beside it:
 
-    An estimator may have a method ``analyse(x, y, clusters, count)`` beside it, which gives
-    :class:`Information` faster than recomputing the estimate without each cluster.
+    - ``analyse(x, y, clusters, count)``, which gives :class:`Information` faster than recomputing the
+      estimate without each cluster;
+    - ``bind(embeddings)``, which gives the estimator for the rows of a split, where it treats rows that it
+      was trained on in a way of their own;
+    - ``against = "reference"``, where it compares responses with references and not with inputs;
+    - ``unit``, of its values, nats if it does not say.
     """
 
     @property
@@ -48,11 +54,14 @@ class Information:
         contributions: (N,) float64, whose mean is the estimate.
         influence: (N,) float64 influence values psi, whose sum is 0: how much each row moves the estimate.
         deleted: (G,) float64, the estimate without each cluster.
+        by_seed: the estimates of networks that differ in their seed alone, whose mean is the estimate; empty
+            where there is one.
     """
 
     contributions: torch.Tensor
     influence: torch.Tensor
     deleted: torch.Tensor
+    by_seed: tuple[float, ...] = ()
 
     @property
     def value(self) -> float:
@@ -98,7 +107,8 @@ def information(
 class EMI:
     """Effective mutual information of one split.
 
-    In nominal nats: an estimator whose variance is saturated gives a covariance; see docs/statistics.md.
+    In the estimator's unit: nats, which are nominal for an estimator whose variance is saturated, for that
+    gives a covariance (docs/statistics.md); or a correlation, or a cosine.
 
     Attributes:
         value: I(x; response) - I(x; reference). Higher is better; 0 means that the responses tell as
@@ -111,6 +121,10 @@ class EMI:
         signature: what the score depends on.
         influence: (N,) float64 influence values psi; their sum is 0.
         jackknife: the score with and without each image.
+        reference: I(x; reference) with and without each image. For CLUB it is the mean log-likelihood of
+            references above that of other rows' references.
+        by_seed: the scores of networks that differ in their seed alone; empty where there is one.
+        unit: of the scores.
     """
 
     value: float
@@ -121,6 +135,14 @@ class EMI:
     signature: Signature
     influence: torch.Tensor = field(repr=False)
     jackknife: Jackknife = field(repr=False)
+    reference: Jackknife = field(repr=False)
+    by_seed: tuple[float, ...] = ()
+    unit: str = "nats"
+
+    @property
+    def estimator_stderr(self) -> float | None:
+        """Standard error that comes from the networks' seeds; ``None`` for fewer than two of them."""
+        return _spread(self.by_seed)
 
     @property
     def images(self) -> int:
@@ -143,7 +165,7 @@ class EMI:
         return self.jackknife.ci95
 
     def __str__(self) -> str:
-        return f"EMI = {self.value:.4g}{_error(self.jackknife)} nats (I(x; response) {self.mi_response:.4g} - I(x; reference) {self.mi_reference:.4g}, n = {self.n}, {self.images} images)\n{self.signature}"
+        return f"EMI = {self.value:.4g}{_error(self.jackknife)} {self.unit} (I(x; response) {self.mi_response:.4g} - I(x; reference) {self.mi_reference:.4g}, n = {self.n}, {self.images} images)\n{self.signature}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,9 +213,18 @@ class EMID:
         """Two-sided p of no difference; ``None`` for fewer than 8 images."""
         return self.jackknife.p_value
 
+    @property
+    def estimator_stderr(self) -> float | None:
+        """Standard error that comes from the networks' seeds; ``None`` for fewer than two of them."""
+        return _spread([a - b for a, b in zip(self.id.by_seed, self.ood.by_seed, strict=True)])
+
     def __str__(self) -> str:
         kind = "paired" if self.paired else "unpaired"
-        return f"EMID = {self.value:.4g}{_error(self.jackknife)} nats, {kind} (EMI(ID) {self.id.value:.4g} - EMI(OOD) {self.ood.value:.4g}, n = {self.id.n} and {self.ood.n})\n{self.signature}"
+        return f"EMID = {self.value:.4g}{_error(self.jackknife)} {self.id.unit}, {kind} (EMI(ID) {self.id.value:.4g} - EMI(OOD) {self.ood.value:.4g}, n = {self.id.n} and {self.ood.n})\n{self.signature}"
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _error(jackknife: Jackknife) -> str:
@@ -224,7 +255,8 @@ def emi(
             f"estimator: expected an estimator, as load_estimator('club-global') gives, got {type(estimator).__name__}."
         )
     keys = clusters_of(embeddings, groups)
-    response, reference, jackknife = _analyse(estimator, embeddings.x, embeddings.y_hat, embeddings.y, keys)
+    own = _bound(estimator, embeddings)
+    response, reference, jackknife, of_reference = _analyse(own, embeddings.x, embeddings.y_hat, embeddings.y, keys)
     return EMI(
         value=response.value - reference.value,
         mi_response=response.value,
@@ -234,7 +266,16 @@ def emi(
         signature=Signature.of("emi", encoders=embeddings.encoders, estimator=estimator.signature, n=embeddings.n),
         influence=response.influence - reference.influence,
         jackknife=jackknife,
+        reference=of_reference,
+        by_seed=tuple(a - b for a, b in zip(response.by_seed, reference.by_seed, strict=True)),
+        unit=getattr(estimator, "unit", "nats"),
     )
+
+
+def _bound(estimator: MutualInformationEstimator, embeddings: Embeddings) -> MutualInformationEstimator:
+    """The estimator for the rows of a split."""
+    bind = getattr(estimator, "bind", None)
+    return estimator if bind is None else bind(embeddings)
 
 
 def _analyse(
@@ -243,8 +284,10 @@ def _analyse(
     y_hat: torch.Tensor,
     y: torch.Tensor,
     keys: Sequence[Hashable],
-) -> tuple[Information, Information, Jackknife]:
-    """Both informations of some rows, and the jackknife of their difference over the clusters that the keys name."""
+) -> tuple[Information, Information, Jackknife, Jackknife]:
+    """Both informations of some rows, and the jackknives of their difference and of the references' over the keys' clusters."""
+    if getattr(estimator, "against", "input") == "reference":
+        x = y
     most = MOST_CLUSTERS if hasattr(estimator, "analyse") else MOST_RECOMPUTED
     distinct = sorted(set(keys), key=str)
     if len(distinct) > most:
@@ -255,9 +298,17 @@ def _analyse(
     number = {key: position for position, key in enumerate(distinct)}
     clusters = torch.tensor([number[key] for key in keys], device=x.device)
     response, reference = (information(estimator, x, targets, clusters, len(distinct)) for targets in (y_hat, y))
-    deleted = (response.deleted - reference.deleted).tolist()
-    known = {key: value for key, value in zip(distinct, deleted, strict=True) if value == value}
-    return response, reference, Jackknife(response.value - reference.value, (known,) if known else ())
+
+    def jackknife(value: float, deleted: torch.Tensor) -> Jackknife:
+        known = {key: value for key, value in zip(distinct, deleted.tolist(), strict=True) if value == value}
+        return Jackknife(value, (known,) if known else ())
+
+    return (
+        response,
+        reference,
+        jackknife(response.value - reference.value, response.deleted - reference.deleted),
+        jackknife(reference.value, reference.deleted),
+    )
 
 
 def clusters_of(embeddings: Embeddings, groups: Sequence[Hashable] | None = None) -> list[Hashable]:
@@ -341,6 +392,7 @@ def _decompose(
         return None
     partner = ood.select([position[key] for key in id.ids])
     keys = clusters_of(id)
+    estimator = _bound(estimator, id)  # both sides of a pair are of one row
     moved = _analyse(estimator, partner.x, id.y_hat, id.y, keys)[2]
     changed = _analyse(estimator, id.x, partner.y_hat, partner.y, keys)[2]
     mixed = (id_emi.jackknife, moved, changed, ood_emi.jackknife)

@@ -1,11 +1,15 @@
-"""Estimators of mutual information: a network and its maths a file, and the registry that finds them."""
+"""Estimators of mutual information and dependence: a kind a file, and the registry that finds them."""
 
+from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator
 from lmms_eval_emi.estimators.club import CLUB
+from lmms_eval_emi.estimators.club_free import FreeCLUB
+from lmms_eval_emi.estimators.cosine import Cosine
+from lmms_eval_emi.estimators.crossfit import CrossFitted
+from lmms_eval_emi.estimators.dependence import HSIC, DistanceCorrelation
 from lmms_eval_emi.estimators.infonce import InfoNCE
 from lmms_eval_emi.estimators.ksg import KSG
 from lmms_eval_emi.estimators.registry import (
     TEXT_ONLY,
-    Estimator,
     EstimatorEntry,
     EstimatorUnavailable,
     check_encoders,
@@ -15,12 +19,18 @@ from lmms_eval_emi.estimators.registry import (
 
 __all__ = [
     "CLUB",
+    "HSIC",
     "KSG",
     "TEXT_ONLY",
+    "Cosine",
+    "CrossFitted",
+    "DistanceCorrelation",
     "Estimator",
     "EstimatorEntry",
     "EstimatorUnavailable",
+    "FreeCLUB",
     "InfoNCE",
+    "TrainedEstimator",
     "check_encoders",
     "load_estimator",
     "registered_estimators",

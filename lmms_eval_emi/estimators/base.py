@@ -1,21 +1,95 @@
-"""What trained estimators have in common: a name, a card, their encoders, and their file."""
+"""What all estimators have in common, and what those with networks have beside it: a card, encoders and a file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
+from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.core.information import Information
+from lmms_eval_emi.estimators.assignment import Assignment
 from lmms_eval_emi.files import write_atomically
 
 Self = TypeVar("Self", bound="TrainedEstimator")
 
 
-class TrainedEstimator(nn.Module):
+class Estimator:
+    """A measure of how much inputs x and targets y have to do with each other.
+
+    A new one is a subclass with a ``kind`` and :meth:`contributions`; see docs/estimators.md. Whatever else is
+    here has a default.
+
+    Attributes:
+        kind: what ``--estimator`` and files call it.
+        trained: whether it needs a file.
+        unit: of its values.
+        against: what responses are compared with: the ``input``, or the ``reference`` in its place.
+        range: what its values may be, for the documents.
+        name: what signatures call it.
+        card: what it was trained on and how; empty where that is not known.
+        vision_encoder, text_encoder: what made the embeddings that it was trained on; ``None`` for any.
+        input_dimension, output_dimension: D and D' that it takes; ``None`` for any.
+    """
+
+    kind: ClassVar[str]
+    trained: ClassVar[bool] = False
+    unit: ClassVar[str] = "nats"
+    against: ClassVar[str] = "input"
+    range: ClassVar[str] = "any"
+
+    name: str
+    card: dict[str, Any]
+    vision_encoder: str | None = None
+    text_encoder: str | None = None
+    input_dimension: int | None = None
+    output_dimension: int | None = None
+
+    def __init__(self, *, name: str | None = None) -> None:
+        self.name = name or self.kind
+        self.card = {}
+
+    @property
+    def signature(self) -> str:
+        """What stands in signatures: the name, and whatever changes the values."""
+        return self.name
+
+    def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(N,) float64 contributions whose mean is the value for inputs (N, D) and targets (N, D')."""
+        raise NotImplementedError
+
+    def trained_on(self, embeddings: Embeddings) -> int:
+        """How many rows of a split it was trained on and would score by the same network; 0 if that is not known."""
+        return 0
+
+    def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(N,) scores of the references, and what they are above those of other rows' references; ``None`` if untrained.
+
+        Each row is scored by networks that did not see it, where there are such.
+        """
+        return None
+
+    def saturation(self, x: torch.Tensor) -> float | None:
+        """Share of outputs that are at the limit of what the network can say, in [0, 1]; ``None`` where there is none."""
+        return None
+
+    def ceiling(self, n: int) -> float | None:
+        """The greatest value that ``n`` rows can give, or ``None``."""
+        return None
+
+    def check_rows(self, x: torch.Tensor, y: torch.Tensor, fewest: int = 1) -> None:
+        """Raise ``ValueError`` unless there are as many targets as inputs, and enough of them."""
+        if len(x) != len(y):
+            raise ValueError(f"y: expected {len(x)} rows, as many as x has, got {len(y)}.")
+        if len(x) < fewest:
+            raise ValueError(f"x: expected at least {fewest} samples for {self.name}, got {len(x)}.")
+
+
+class TrainedEstimator(nn.Module, Estimator):
     """A network that estimates mutual information, and what is known of its training.
 
     Args:
@@ -26,13 +100,13 @@ class TrainedEstimator(nn.Module):
         sha256: of the file that it came from, if it came from one.
 
     Attributes:
-        name: what signatures call it.
         sha256: of the file that it came from, if it came from one.
-        card: what it was trained on and how; empty where that is not known.
-        vision_encoder, text_encoder: what made the embeddings that it was trained on, where known.
+        seen: the rows that it was trained on, where that is known.
     """
 
-    kind: ClassVar[str]
+    trained = True
+    input_dimension: int
+    output_dimension: int
 
     def __init__(
         self,
@@ -43,15 +117,13 @@ class TrainedEstimator(nn.Module):
         name: str | None = None,
         sha256: str | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
+        Estimator.__init__(self, name=name)
         self.input_dimension = input_dimension
         self.output_dimension = output_dimension
         self.hidden = hidden
-        self.name = name or self.kind
         self.sha256 = sha256
-        self.card: dict[str, Any] = {}
-        self.vision_encoder: str | None = None
-        self.text_encoder: str | None = None
+        self.seen: Assignment | None = None
         self.build()
 
     def build(self) -> None:
@@ -118,12 +190,11 @@ class TrainedEstimator(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the weights and the card as safetensors, all of it or nothing."""
-        from safetensors.torch import save
+        seen = self.seen.to_state() if self.seen else {}
+        save_state(path, {**self.state_dict(), **seen}, {"kind": self.kind, "name": self.name}, self.card)
 
-        metadata = {"kind": self.kind, "name": self.name, "card": json.dumps(self.card)}
-        write_atomically(
-            Path(path), save({key: tensor.contiguous() for key, tensor in self.state_dict().items()}, metadata)
-        )
+    def fit_data(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Set what follows from the training data (M, D) and (M, D') without learning; called once before it."""
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """What training minimises, of a batch of pairs; a scalar."""
@@ -133,9 +204,58 @@ class TrainedEstimator(nn.Module):
         """(B,) what is shown of held-out pairs, in nats; higher is better."""
         raise NotImplementedError
 
-    def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(N,) float64 contributions in nats, whose mean is the estimate of I(x; y)."""
+    @classmethod
+    def analyse_by(
+        cls: type[Self],
+        networks: Sequence[Self],
+        which: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        clusters: torch.Tensor,
+        count: int,
+    ) -> Information:
+        """The estimate with and without each cluster, every row's inputs seen by a network of its own.
+
+        Args:
+            networks: in float64, on the device of the rows.
+            which: (N,) number of every row's network.
+            x: (N, D) inputs.
+            y: (N, D') targets.
+            clusters: (N,) number of every row's cluster, below ``count``.
+            count: G, the number of clusters.
+        """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
+        """The estimate with and without each cluster of rows, and every row's influence.
+
+        Args:
+            x: (N, D) inputs.
+            y: (N, D') targets.
+            clusters: (N,) number of every row's cluster, below ``count``.
+            count: G, the number of clusters.
+
+        Raises:
+            ValueError: as :meth:`contributions`.
+        """
+        self.check_shapes(x, y)
+        which = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return self.analyse_by([self.in_float64(x.device)], which, x, y, clusters, count)
+
+    def trained_on(self, embeddings: Embeddings) -> int:
+        """How many rows of a split it was trained on; 0 if that is not known."""
+        return int((self.seen.of(embeddings) >= 0).sum()) if self.seen else 0
+
+    @torch.no_grad()
+    def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(N,) scores of the references, and what they are above those of other rows' references, in nats."""
+        x, y = embeddings.x, embeddings.y
+        self.check_shapes(x, y)
+        network = self.in_float64(x.device)
+        scores = [network.score(xs, ys.double()) for xs, ys in zip(x.split(1024), y.split(1024), strict=True)]
+        found = self.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1)
+        return torch.cat(scores), found.value + found.influence
 
     def check_shapes(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Raise ``ValueError`` unless (N, D) inputs and (N, D') targets are those of the estimator."""
@@ -144,8 +264,7 @@ class TrainedEstimator(nn.Module):
                 raise ValueError(
                     f"{label}: expected shape (N, {expected}) for the estimator {self.name}, got {tuple(tensor.shape)}. Use the encoders that it was trained with, or another estimator."
                 )
-        if len(x) != len(y):
-            raise ValueError(f"y: expected {len(x)} rows, as many as x has, got {len(y)}.")
+        self.check_rows(x, y)
 
     def in_float64(self: Self, device: torch.device) -> Self:
         """A copy of the network in float64 on a device."""
@@ -156,3 +275,35 @@ class TrainedEstimator(nn.Module):
         exact = {key: tensor.detach().to(device, torch.float64) for key, tensor in self.state_dict().items()}
         copy.load_state_dict(exact, assign=True)
         return copy.eval()
+
+
+def save_state(
+    path: str | Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str], card: Mapping[str, Any]
+) -> None:
+    """Write tensors and a card as safetensors, all of it or nothing."""
+    from safetensors.torch import save
+
+    tensors = {key: tensor.contiguous() for key, tensor in state.items()}
+    write_atomically(Path(path), save(tensors, {**metadata, "card": json.dumps(card)}))
+
+
+def by_network(networks: Sequence[Self], which: torch.Tensor, run: Any, *rows: torch.Tensor) -> list[torch.Tensor]:
+    """Outputs of some rows, each row by its own network, in the order of the rows.
+
+    Args:
+        networks: of one kind.
+        which: (B,) number of every row's network.
+        run: takes a network and its rows, and returns a tuple of tensors with a row for each.
+        rows: (B, ...) what ``run`` takes.
+    """
+    if len(networks) == 1:
+        return list(run(networks[0], *rows))
+    found: list[torch.Tensor] = []
+    for number in which.unique().tolist():
+        own = which == number
+        outputs = run(networks[number], *(one[own] for one in rows))
+        if not found:
+            found = [output.new_zeros(len(which), *output.shape[1:]) for output in outputs]
+        for whole, output in zip(found, outputs, strict=True):
+            whole[own] = output
+    return found

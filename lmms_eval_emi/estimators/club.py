@@ -6,7 +6,8 @@ Source: Cheng et al., *CLUB*, ICML 2020; the architecture is that of Oh et al., 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +15,10 @@ from torch import nn
 from lmms_eval_emi.core.club import ClusterSums, embeddings_to_moments, moments_to_contributions
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS
 from lmms_eval_emi.core.information import Information
-from lmms_eval_emi.estimators.base import TrainedEstimator
+from lmms_eval_emi.estimators.base import TrainedEstimator, by_network
+
+SATURATED = 0.99  # of a log-variance in (-1, 1)
+Self = TypeVar("Self", bound="CLUB")
 
 
 class CLUB(TrainedEstimator):
@@ -25,6 +29,7 @@ class CLUB(TrainedEstimator):
     """
 
     kind = "club"
+    range = "any"
 
     def build(self) -> None:
         """Make both networks."""
@@ -51,6 +56,17 @@ class CLUB(TrainedEstimator):
         mu, logvar = self(x)
         return -((y - mu) ** 2 * torch.exp(-logvar) + logvar + math.log(2 * math.pi)).sum(dim=1) / 2
 
+    def targets(self, y: torch.Tensor) -> torch.Tensor:
+        """Targets in the space that q is a density of; the same here."""
+        return y
+
+    @torch.no_grad()
+    def saturation(self, x: torch.Tensor) -> float | None:
+        """Share of log-variances within 1 % of a limit, in [0, 1]."""
+        network = self.in_float64(x.device)
+        shares = [(network(part.double())[1].abs() > SATURATED).double().sum() for part in x.split(CHUNK_ROWS)]
+        return float(sum(shares)) / (len(x) * self.output_dimension)
+
     @torch.no_grad()
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Contribution of every sample to the CLUB estimate of I(x; y).
@@ -67,35 +83,30 @@ class CLUB(TrainedEstimator):
         Raises:
             ValueError: D or D' is not that of the estimator, or the numbers of rows differ.
         """
-        self.check_shapes(x, y)
-        network = self.in_float64(x.device)
-        moments = embeddings_to_moments(y)
+        clusters = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return self.analyse(x, y, clusters, 1).contributions
+
+    @classmethod
+    def analyse_by(
+        cls: type[Self],
+        networks: Sequence[Self],
+        which: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        clusters: torch.Tensor,
+        count: int,
+    ) -> Information:
+        """The estimate with and without each cluster of rows, and every row's influence, in O(N D)."""
+        # Networks that are used together share the space of their targets.
+        into = networks[0].targets
+        moments = embeddings_to_moments(y, into)
+        sums = ClusterSums.empty(count, len(moments.mean), x.device)
         parts = []
-        for xs, ys in zip(x.split(CHUNK_ROWS), y.split(CHUNK_ROWS), strict=True):
-            mu, logvar = network(xs.double())
-            parts.append(moments_to_contributions(mu, logvar, ys, moments))
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
-        """The estimate with and without each cluster of rows, and every row's influence, in O(N D).
-
-        Args:
-            x: (N, D) inputs.
-            y: (N, D') targets.
-            clusters: (N,) number of every row's cluster, below ``count``.
-            count: number of clusters.
-
-        Raises:
-            ValueError: as :meth:`contributions`.
-        """
-        self.check_shapes(x, y)
-        network = self.in_float64(x.device)
-        moments = embeddings_to_moments(y)
-        sums = ClusterSums.empty(count, y.shape[1], x.device)
-        parts = []
-        for xs, ys, cs in zip(x.split(CHUNK_ROWS), y.split(CHUNK_ROWS), clusters.split(CHUNK_ROWS), strict=True):
-            mu, logvar = network(xs.double())
+        for xs, ys, own, cs in zip(
+            x.split(CHUNK_ROWS), y.split(CHUNK_ROWS), which.split(CHUNK_ROWS), clusters.split(CHUNK_ROWS), strict=True
+        ):
+            ys = into(ys.double())
+            mu, logvar = by_network(networks, own, lambda network, rows: network(rows), xs.double())
             parts.append(moments_to_contributions(mu, logvar, ys, moments))
             sums.add(mu, logvar, ys, moments.mean, cs)
         contributions = torch.cat(parts)
@@ -103,7 +114,7 @@ class CLUB(TrainedEstimator):
         typical = torch.cat(
             [
                 (rows * a - rows**2 * precision / 2).sum(dim=1)
-                for rows in (ys.double() - moments.mean for ys in y.split(CHUNK_ROWS))
+                for rows in (into(ys.double()) - moments.mean for ys in y.split(CHUNK_ROWS))
             ]
         )
         influence = (contributions - contributions.mean()) - (typical - typical.mean())

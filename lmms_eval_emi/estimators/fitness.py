@@ -1,123 +1,290 @@
-"""Whether an estimator is fit for some data: how far they are from what it was trained on.
+"""Whether an estimator is fit for some data.
 
-An estimator is valid only near its training data. Its card keeps, of that data, the mean and the
-spectrum of the inputs and the distribution of its score on references, and how far the single
-training splits lie from their pool. Data that lie no farther than twice that, with allowance for
-the sampling noise of their n rows, are in its domain.
+Two kinds of evidence. Without a card: does it tell references from those of other rows, on these very data, and is
+its variance saturated? With one: could these images come from where those of the training came from? The second
+is a test. Four distances between two sets of images are measured,
+
+- ``inputs``, ``references``: squared distance of the mean random Fourier features of a Gaussian kernel, an
+  estimate of the maximum mean discrepancy (Gretton et al. 2012; Rahimi & Recht 2007), of x and of y;
+- ``likelihood``: how far the scores of references fall, as ranks among those of the training data, for scores
+  have long tails;
+- ``matching``: the same of what references score above those of other rows (their influence values),
+
+whole images at a time, and their limits come from random halves of the training images, which differ by chance
+alone. What a half differs by scales with 1/G + 1/G' of both numbers of images, so one table serves any number. The
+largest of the four, each by its own limit, has a p-value, and those of several splits are adjusted by Holm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
-from lmms_eval_emi.core.divergence import embeddings_to_kernel, kernel_to_spectrum
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.estimators.base import TrainedEstimator
+from lmms_eval_emi.core.information import EMI, clusters_of
+from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS
+from lmms_eval_emi.core.multiple import ALPHA, holm
+from lmms_eval_emi.estimators.base import Estimator
 
-MARGIN = 2.0
-# Each statistic with its allowance for sampling, in units of 1/sqrt(n): the mean of n rows of unit
-# radius lies that far from the true one, and so does a mean score of unit deviation.
-NOISE = {"mean_distance": 2.0, "spectrum_distance": 1.0, "score_distance": 3.0}
+RANKED = ("likelihood", "matching")
+QUANTILES = 201
+FEATURES = 128
+HALVES = 2000
+MOST_IMAGES = 2000  # of the training data that halves are drawn from
+P_VALUES = tuple(float(p) for p in np.geomspace(1 / HALVES, 1, 60))
+SATURATED = 0.5  # share of saturated outputs from which nats are nominal
 
 
-@torch.no_grad()
-def inputs_to_profile(estimator: TrainedEstimator, embeddings: Sequence[Embeddings]) -> dict[str, Any]:
-    """What is kept of the inputs and references of some splits, as plain numbers.
+def _features(rows: torch.Tensor, basis: Mapping[str, Any]) -> np.ndarray:
+    """(N, 128) random Fourier features of (N, D) rows; their inner products are those of a Gaussian kernel."""
+    dimension = rows.shape[1]
+    # The legacy generator, whose stream is the same in every version of numpy.
+    random = np.random.RandomState(basis["seed"])
+    directions = random.standard_normal((dimension, FEATURES)) / basis["bandwidth"]
+    phases = random.uniform(0, 2 * np.pi, FEATURES)
+    return np.sqrt(2 / FEATURES) * np.cos(rows.double().cpu().numpy() @ directions + phases)
 
-    Returns:
-        ``mean`` (D), ``radius`` (root mean square distance from the mean), ``spectrum`` (D,
-        normalised, descending), ``score`` and ``score_std`` of the references, in nats, and ``rows``.
-    """
-    x = torch.cat([split.x for split in embeddings])
-    y = torch.cat([split.y.double() for split in embeddings])
-    estimator.check_shapes(x, y)
-    network = estimator.in_float64(x.device)
-    scores = torch.cat([network.score(xs, ys) for xs, ys in zip(x.split(1024), y.split(1024), strict=True)])
-    mean = x.mean(dim=0)
-    spectrum = kernel_to_spectrum(embeddings_to_kernel(x)).flip(0)
-    padded = torch.zeros(x.shape[1], dtype=torch.float64)
-    padded[: len(spectrum)] = spectrum.cpu()[: x.shape[1]]
-    return {
-        "mean": mean.tolist(),
-        "radius": float((x - mean).norm(dim=1).square().mean().sqrt()),
-        "spectrum": padded.tolist(),
-        "score": float(scores.mean()),
-        "score_std": float(scores.std(unbiased=False)),
-        "rows": len(x),
+
+def _by_image(values: np.ndarray, clusters: np.ndarray, count: int) -> np.ndarray:
+    """(G, ...) means over the rows of every image."""
+    sums = np.zeros((count, *values.shape[1:]))
+    np.add.at(sums, clusters, values)
+    sizes = np.bincount(clusters, minlength=count)
+    return sums / sizes.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def _profile(estimator: Estimator, embeddings: Embeddings, bases: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What the distances follow from: of every image the mean features and scores."""
+    keys = clusters_of(embeddings)
+    number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
+    clusters = np.array([number[key] for key in keys])
+    found = {
+        "inputs": _features(embeddings.x, bases["inputs"]),
+        "references": _features(embeddings.y, bases["references"]),
     }
+    scores = _row_scores(estimator, embeddings, len(number)) if any(name in bases for name in RANKED) else None
+    if scores is not None:
+        for name, values in zip(RANKED, scores, strict=True):
+            if name in bases:
+                quantiles = bases[name]["quantiles"]
+                found[name] = np.interp(values.cpu().numpy(), quantiles, np.linspace(0, 1, len(quantiles)))
+    return {name: _by_image(values, clusters, len(number)) for name, values in found.items()}
 
 
-def profiles_to_distances(profile: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
-    """How far a profile is from a reference: 0 for the same.
-
-    ``mean_distance`` is in units of the reference's radius, ``spectrum_distance`` is the total
-    variation of the spectra, in [0, 1], and ``score_distance`` is how far the mean score falls below
-    the reference's, in its standard deviations.
-    """
-    mean, spectrum = (torch.tensor(profile[name], dtype=torch.float64) for name in ("mean", "spectrum"))
-    other_mean, other_spectrum = (torch.tensor(reference[name], dtype=torch.float64) for name in ("mean", "spectrum"))
-    return {
-        "mean_distance": float((mean - other_mean).norm() / max(reference["radius"], 1e-12)),
-        "spectrum_distance": float((spectrum - other_spectrum).abs().sum() / 2),
-        "score_distance": max(0.0, (reference["score"] - profile["score"]) / max(reference["score_std"], 1e-12)),
-    }
+def _row_scores(estimator: Estimator, embeddings: Embeddings, images: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """As the estimator's, where other rows' references are those of other images: pairs of one image shrink them by 1/G."""
+    found = estimator.row_scores(embeddings)
+    if found is None or images < 2:
+        return found
+    return found[0], found[1] * images / (images - 1)
 
 
-def training_domain(
-    estimator: TrainedEstimator, embeddings: Sequence[Embeddings], held_out: torch.Tensor | None = None
-) -> dict[str, Any]:
-    """The part of a card that :func:`fitness` compares with: the pool's profile, and how far its splits lie from it.
+def _distance(name: str, reference: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Distances of (..., F) or (...,) means of training and new images, for which larger is farther."""
+    if name not in RANKED:
+        return ((reference - new) ** 2).sum(axis=-1)
+    return reference - new
+
+
+def _scale(name: str, first: float, second: float) -> float:
+    """What distances of two sets of so many images of one distribution are proportional to."""
+    spread = 1 / first + 1 / second
+    return spread**0.5 if name in RANKED else spread
+
+
+def training_domain(estimator: Estimator, splits: Mapping[str, Embeddings], seed: int = 0) -> dict[str, Any]:
+    """The part of a card that :func:`fitness` compares with.
 
     Args:
-        estimator: just trained.
-        embeddings: of the training splits.
-        held_out: (M,) scores of pairs that training did not see. New data are compared with these,
-            for the pairs that it did see score better than any others.
+        estimator: just trained; with folds, every row is scored by networks that did not see it.
+        splits: of the training data.
+        seed: of the features and the halves.
+
+    Returns:
+        Plain numbers: ``images``, ``bases`` of the features, the ``mean`` of every distance's values over the
+        images, the ``limits`` of the distances at 5 % in units of :func:`_scale`, and ``quantiles`` of the
+        largest ratio to them. Empty for fewer than 8 images.
     """
-    pool = inputs_to_profile(estimator, embeddings)
-    if held_out is not None and len(held_out) > 1:
-        pool |= {"score": float(held_out.mean()), "score_std": float(held_out.std())}
-    distances = [profiles_to_distances(inputs_to_profile(estimator, [split]), pool) for split in embeddings]
-    return {**pool, "farthest": {name: max(distance[name] for distance in distances) for name in NOISE}}
+    pooled = _pooled(splits)
+    images = len(set(clusters_of(pooled)))
+    if images < FEWEST_CLUSTERS:
+        return {}
+    bases: dict[str, dict[str, Any]] = {
+        name: {"seed": seed, "bandwidth": _bandwidth(rows)}
+        for name, rows in (("inputs", pooled.x), ("references", pooled.y))
+    }
+    scores = None if estimator.trained_on(pooled) else _row_scores(estimator, pooled, images)
+    if scores is not None:  # one network's scores of rows that it saw say nothing of new ones
+        grid = np.linspace(0, 1, QUANTILES)
+        bases |= {
+            name: {"quantiles": np.quantile(values.cpu().numpy(), grid).tolist()}
+            for name, values in zip(RANKED, scores, strict=True)
+        }
+    profile = _profile(estimator, pooled, bases)
+    count = len(profile["inputs"])
+    random = np.random.RandomState(seed)
+    if count > MOST_IMAGES:
+        chosen = random.permutation(count)[:MOST_IMAGES]
+        profile = {name: values[chosen] for name, values in profile.items()}
+        count = MOST_IMAGES
+    half = count // 2
+    ratios = {}
+    order = np.argsort(random.uniform(size=(HALVES, count)), axis=1)
+    first = np.zeros((HALVES, count))
+    np.put_along_axis(first, order[:, :half], 1.0, axis=1)
+    for name, values in profile.items():
+        means = first @ values / half, (1 - first) @ values / (count - half)
+        ratios[name] = _distance(name, *means) / _scale(name, half, count - half)
+    limits = {name: float(np.quantile(one, 1 - ALPHA)) for name, one in ratios.items()}
+    limits = {name: max(limit, 1e-12) for name, limit in limits.items()}
+    largest = np.max([ratios[name] / limit for name, limit in limits.items()], axis=0)
+    return {
+        "images": count,
+        "bases": bases,
+        "mean": {name: values.mean(axis=0).tolist() for name, values in profile.items()},
+        "limits": limits,
+        "quantiles": np.quantile(largest, [1 - p for p in P_VALUES]).tolist(),
+    }
 
 
-def fitness(estimator: object, embeddings: Mapping[str, Embeddings]) -> dict[str, Any]:
+def _pooled(splits: Mapping[str, Embeddings]) -> Embeddings:
+    """All rows of some splits; shifted twins of one row are of one image, as in training."""
+    parts = list(splits.values())
+    image_of: dict[Any, Any] = {}
+    groups = []
+    for split in parts:
+        for row, own in enumerate(clusters_of(split)):
+            key = own if split.ids is None else image_of.setdefault(("row", split.ids[row]), own)
+            groups.append(key)
+    with_images = all(split.v is not None for split in parts)
+
+    def joined(name: str) -> torch.Tensor:
+        return torch.cat([getattr(split, name) for split in parts])
+
+    every_id = all(split.ids is not None for split in parts)
+    ids = [one for split in parts for one in split.ids or ()] if every_id else None
+    return Embeddings(
+        v=joined("v") if with_images else None,
+        t=joined("t"),
+        y_hat=joined("y_hat"),
+        y=joined("y"),
+        ids=ids,
+        groups=groups,
+    )
+
+
+def _bandwidth(rows: torch.Tensor) -> float:
+    """Median distance of two rows, of the first thousand."""
+    distances = torch.pdist(rows[:1000].double())
+    return max(float(distances.median()), 1e-6) if len(distances) else 1.0
+
+
+def fitness(
+    estimator: object, embeddings: Mapping[str, Embeddings], scores: Mapping[str, EMI] | None = None
+) -> dict[str, Any]:
     """Whether an estimator is fit for some splits.
 
     Args:
         estimator: with or without a card.
         embeddings: of the splits that it is used on.
+        scores: of the splits, whose references tell whether the estimator sees anything in them.
 
     Returns:
-        ``verdict``: ``in domain``, ``far``, or ``unknown`` where the card does not say what the
-        estimator was trained on; ``reference_score``: mean score of the references it was trained
-        on, in nats (for CLUB their log-likelihood); ``splits``: of every split the same, and each
-        statistic's ``value`` and ``limit``; ``far_splits``: those beyond a limit.
+        ``verdict``: ``far`` where a split is too unlike the training data, or ``doubtful`` where the references
+        of most splits cannot be told from those of other rows; otherwise ``in domain`` if a card says so, else
+        ``plausible``, and ``unknown`` where nothing could be checked. ``basis``: ``card`` or ``checks``. ``unit``
+        of the scores; ``saturated``, the share of saturated outputs; ``ceiling``, the greatest value that the
+        smallest split can have; ``trained_on``, how many of the rows it was trained on. ``splits``: of every
+        split its checks, with ``p`` adjusted over the splits; ``far_splits`` and ``doubtful_splits``.
     """
-    if not isinstance(estimator, TrainedEstimator) or not embeddings:
-        return {"verdict": "unknown", "splits": {}, "far_splits": []}
-    profiles = {name: inputs_to_profile(estimator, [split]) for name, split in embeddings.items()}
-    splits: dict[str, dict[str, Any]] = {
-        name: {"reference_score": profile["score"]} for name, profile in profiles.items()
-    }
-    domain = estimator.card.get("domain")
-    if not domain:
-        return {"verdict": "unknown", "splits": splits, "far_splits": []}
-    far = []
-    for name, profile in profiles.items():
-        distances = profiles_to_distances(profile, domain)
-        limits = {
-            key: MARGIN * domain["farthest"][key] + noise / profile["rows"] ** 0.5 for key, noise in NOISE.items()
+    if not isinstance(estimator, Estimator) or not embeddings:
+        return {
+            "verdict": "unknown",
+            "basis": "none",
+            "unit": "nats",
+            "splits": {},
+            "far_splits": [],
+            "doubtful_splits": [],
         }
-        splits[name] |= {key: {"value": distances[key], "limit": limits[key]} for key in NOISE}
-        if any(distances[key] > limits[key] for key in NOISE):
-            far.append(name)
+    checks: dict[str, dict[str, Any]] = {name: {} for name in embeddings}
+    found: dict[str, Any] = {"unit": estimator.unit}
+    domain = estimator.card.get("domain") or {}
+    known = "quantiles" in domain  # cards of earlier versions have no limits that are calibrated
+    saturation = estimator.saturation(torch.cat([one.x for one in embeddings.values()]))
+    if saturation is not None:
+        found["saturated"] = saturation
+        if saturation >= SATURATED and estimator.unit == "nats":
+            found["unit"] = "nominal nats"
+    ceiling = estimator.ceiling(min(one.n for one in embeddings.values()))
+    if ceiling is not None:
+        found["ceiling"] = ceiling
+    trained_on = sum(estimator.trained_on(one) for one in embeddings.values())
+    if trained_on:
+        found["trained_on"] = trained_on
+    if estimator.against == "input":
+        for name, score in (scores or {}).items():
+            checks[name] |= _told_apart(score)
+    doubtful = [name for name, one in checks.items() if one.get("references_told_apart") is False]
+    far = []
+    if known:
+        p_values = []
+        for name, split in embeddings.items():
+            profile = _profile(estimator, split, domain["bases"])
+            distances, p = _to_domain(profile, domain)
+            checks[name] |= {"distances": distances}
+            p_values.append(p)
+        for name, p in zip(embeddings, holm(np.array(p_values)).tolist(), strict=True):
+            checks[name]["p"] = p
+            if p < ALPHA:
+                far.append(name)
+    told = [one["references_told_apart"] for one in checks.values() if "references_told_apart" in one]
+    if far:
+        verdict = "far"
+    elif told and 2 * len(doubtful) > len(told):
+        verdict = "doubtful"
+    else:
+        verdict = "in domain" if known else "plausible" if told else "unknown"
+    basis = "card" if known else "checks" if told else "none"
     return {
-        "verdict": "far" if far else "in domain",
-        "reference_score": domain["score"],
-        "splits": splits,
+        "verdict": verdict,
+        "basis": basis,
+        **found,
+        "splits": checks,
         "far_splits": far,
+        "doubtful_splits": doubtful,
     }
+
+
+def _told_apart(score: EMI) -> dict[str, Any]:
+    """Whether references are told from those of other rows: I(x; reference) above 0, one-sided at 5 %."""
+    reference = score.reference
+    found: dict[str, Any] = {
+        "references_over_shuffled": reference.value,
+        "references_over_shuffled_stderr": reference.stderr,
+    }
+    interval = reference.interval(1 - 2 * ALPHA)
+    if interval is not None:
+        found["references_told_apart"] = interval[0] > 0
+    return found
+
+
+def _to_domain(
+    profile: Mapping[str, np.ndarray], domain: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, float]], float]:
+    """Distances of a split from the training data with their limits, and the p-value of the largest."""
+    images = len(profile["inputs"])
+    found = {}
+    for name, limit in domain["limits"].items():
+        reference = np.array(domain["mean"][name])
+        value = float(_distance(name, reference, profile[name].mean(axis=0)))
+        # Networks share most of their training images, so their mean score of these varies more than that of
+        # as many independent images (Bengio & Grandvalet 2004): they count half.
+        trained = domain["images"] / 2 if name in RANKED else domain["images"]
+        found[name] = {"value": value, "limit": limit * _scale(name, trained, images)}
+    largest = max(one["value"] / one["limit"] for one in found.values())
+    # Quantiles fall as p grows.
+    p = float(np.interp(largest, domain["quantiles"][::-1], P_VALUES[::-1]))
+    return found, p

@@ -7,7 +7,8 @@ Poole et al., *On Variational Bounds of Mutual Information*, ICML 2019.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,7 @@ from lmms_eval_emi.core.information import Information
 from lmms_eval_emi.estimators.base import TrainedEstimator
 
 CRITIC_DIMENSION = 32
+Self = TypeVar("Self", bound="InfoNCE")
 CHUNK = 1024  # rows whose scores against all others are held at a time
 
 
@@ -28,6 +30,7 @@ class InfoNCE(TrainedEstimator):
     """
 
     kind = "infonce"
+    range = "at most ln N"
 
     def build(self) -> None:
         """Make both halves of the critic."""
@@ -67,30 +70,33 @@ class InfoNCE(TrainedEstimator):
         g, h = network.g(x.double()), network.h(y.double())
         return torch.cat([self._against_all(part, h, CHUNK * number) for number, part in enumerate(g.split(CHUNK))])
 
-    @torch.no_grad()
-    def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
-        """The bound with and without each cluster of rows, and every row's influence: O(N^2) time, O(N G) memory.
+    def ceiling(self, n: int) -> float | None:
+        """ln N: with N rows the bound says no more."""
+        return math.log(n)
 
-        Args:
-            x: (N, D) inputs.
-            y: (N, D') targets.
-            clusters: (N,) number of every row's cluster, below ``count``.
-            count: G, the number of clusters.
-
-        Raises:
-            ValueError: as :meth:`contributions`.
-        """
-        self.check_shapes(x, y)
-        network = self.in_float64(x.device)
-        g, h = network.g(x.double()), network.h(y.double())
+    @classmethod
+    def analyse_by(
+        cls: type[Self],
+        networks: Sequence[Self],
+        which: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        clusters: torch.Tensor,
+        count: int,
+    ) -> Information:
+        """The bound with and without each cluster of rows, and every row's influence: O(N^2) time, O(N G) memory."""
+        inputs, targets = x.double(), y.double()
+        answers = [network.h(targets) for network in networks]
         n = len(x)
         members = torch.nn.functional.one_hot(clusters, count).double()
         sizes = members.sum(dim=0)
         own, total, kept = [], [], torch.zeros(count, dtype=torch.float64, device=x.device)
         pulled = torch.zeros(n, dtype=torch.float64, device=x.device)
-        for number, part in enumerate(g.split(CHUNK)):
-            rows = torch.arange(CHUNK * number, CHUNK * number + len(part), device=x.device)
-            scores = part @ h.T
+        for rows in torch.arange(n, device=x.device).split(CHUNK):
+            scores = torch.empty(len(rows), n, dtype=torch.float64, device=x.device)
+            for number, (network, h) in enumerate(zip(networks, answers, strict=True)):
+                mine = which[rows] == number
+                scores[mine] = network.g(inputs[rows[mine]]) @ h.T
             largest = scores.max(dim=1, keepdim=True).values
             weights = torch.exp(scores - largest)
             matched, whole = scores.gather(1, rows[:, None])[:, 0] - largest[:, 0], weights.sum(dim=1)

@@ -1,45 +1,57 @@
 """The nearest-neighbour estimator of mutual information, which needs no training.
 
-Source: Kraskov, Stoegbauer & Grassberger, *Estimating Mutual Information*, Physical Review E 69,
-066138 (2004), its first algorithm, with the Euclidean norm in each of the two spaces.
+Sources: Kraskov, Stoegbauer & Grassberger, *Estimating Mutual Information*, Physical Review E 69, 066138
+(2004), its first algorithm; Gao et al., *Estimating Mutual Information for Discrete-Continuous Mixtures*,
+NeurIPS 2017, for rows that are repeated.
 """
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
+from lmms_eval_emi.estimators.base import Estimator
+
+log = logging.getLogger("lmms_eval_emi")
+
 CHUNK = 512  # rows whose distances to all others are held at a time
+NORMS = {"euclidean": 2.0, "max": float("inf")}
 
 
-class KSG:
+class KSG(Estimator):
     """I(x; y) = psi(k) + psi(N) - < psi(n_x + 1) + psi(n_y + 1) >.
 
     n_x and n_y count the samples nearer than the k-th neighbour in the joint space. Accurate in few
     dimensions; with embeddings of hundreds and N of tens it says little, and depends on N: compare
     splits of one size only.
 
+    Where the k-th neighbour of a row is at distance 0, the row is taken as a draw of a discrete variable (Gao et
+    al. 2017): k becomes the number of rows at distance 0, and n_x and n_y those at distance 0 in each space.
+
     Args:
         k: neighbours.
+        norm: of each of the two spaces, ``euclidean`` or ``max``.
         name: what signatures call it.
     """
 
     kind = "ksg"
-    vision_encoder = None
-    text_encoder = None
-    input_dimension = None  # any
-    output_dimension = None
+    range = "any"
 
-    def __init__(self, k: int = 3, *, name: str = "ksg") -> None:
+    def __init__(self, k: int = 3, *, norm: str = "euclidean", name: str | None = None) -> None:
+        super().__init__(name=name)
         if k < 1:
             raise ValueError(f"k: expected at least one neighbour, got {k}.")
+        if norm not in NORMS:
+            raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}.")
         self.k = k
-        self.name = name
-        self.card: dict = {}
+        self.norm = norm
 
     @property
     def signature(self) -> str:
-        """Name and number of neighbours."""
-        return f"{self.name}(k={self.k})"
+        """Name, number of neighbours, and the norm if it is not the Euclidean."""
+        norm = "" if self.norm == "euclidean" else f",norm={self.norm}"
+        return f"{self.name}(k={self.k}{norm})"
 
     @torch.no_grad()
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -56,24 +68,31 @@ class KSG:
             ValueError: the numbers of rows differ, or there are no k other samples.
         """
         n = len(x)
-        if len(y) != n:
-            raise ValueError(f"y: expected {n} rows, as many as x has, got {len(y)}.")
-        if n <= self.k:
-            raise ValueError(f"x: expected more than k = {self.k} samples, got {n}.")
+        self.check_rows(x, y, self.k + 1)
         x, y = x.double(), y.double()
         parts = []
         for start in range(0, n, CHUNK):
             rows = torch.arange(start, min(start + CHUNK, n), device=x.device)
             d_x, d_y = self._distances(x, rows), self._distances(y, rows)
-            radius = torch.maximum(d_x, d_y).kthvalue(self.k, dim=1, keepdim=True).values
-            n_x, n_y = ((distances < radius).sum(dim=1).double() for distances in (d_x, d_y))
-            parts.append(-torch.digamma(n_x + 1) - torch.digamma(n_y + 1))
-        constant = torch.digamma(torch.tensor([self.k, n], dtype=torch.float64, device=x.device)).sum()
+            joint = torch.maximum(d_x, d_y)
+            radius = joint.kthvalue(self.k, dim=1, keepdim=True).values
+            repeated = radius[:, 0] == 0
+            near = [torch.where(repeated[:, None], one == 0, one < radius) for one in (d_x, d_y)]
+            n_x, n_y = (one.sum(dim=1).double() for one in near)
+            neighbours = torch.where(repeated, (joint == 0).sum(dim=1).double() + 1, float(self.k))
+            parts.append(torch.digamma(neighbours) - torch.digamma(n_x + 1) - torch.digamma(n_y + 1))
+        constant = torch.digamma(torch.tensor(n, dtype=torch.float64, device=x.device))
         return constant + torch.cat(parts)
 
-    @staticmethod
-    def _distances(points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def repeated(self, x: torch.Tensor, y: torch.Tensor) -> int:
+        """Number of rows with at least k copies of input and target among the others, which count as discrete."""
+        _, inverse, counts = torch.unique(
+            torch.cat([x.double(), y.double()], dim=1), dim=0, return_inverse=True, return_counts=True
+        )
+        return int((counts[inverse] > self.k).sum())
+
+    def _distances(self, points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(B, N) distances of some rows to all, and infinity to themselves."""
-        distances = torch.cdist(points[rows], points, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(points[rows], points, p=NORMS[self.norm], compute_mode="donot_use_mm_for_euclid_dist")
         distances[torch.arange(len(rows)), rows] = float("inf")
         return distances

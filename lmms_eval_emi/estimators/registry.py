@@ -1,7 +1,9 @@
 """Finding, fetching, verifying and loading estimators.
 
-The registry is ``estimator_ckpt/registry.yaml``, which an installed package holds as
-``lmms_eval_emi.estimator_ckpt``.
+A kind is a subclass of :class:`lmms_eval_emi.estimators.base.Estimator`: one of :data:`BUILT_IN`, or of another
+package that registers it under the entry-point group ``lmms_eval_emi.estimators``. A kind that needs no training
+is known by its name. Files of the others are listed in ``estimator_ckpt/registry.yaml``, which an installed
+package holds as ``lmms_eval_emi.estimator_ckpt``.
 """
 
 from __future__ import annotations
@@ -11,15 +13,21 @@ import hashlib
 import json
 import logging
 import os
+from functools import lru_cache
 from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lmms_eval_emi.estimators.base import TrainedEstimator
+from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator
 from lmms_eval_emi.estimators.club import CLUB
+from lmms_eval_emi.estimators.club_free import FreeCLUB
+from lmms_eval_emi.estimators.cosine import Cosine
+from lmms_eval_emi.estimators.crossfit import SEEN, Assignment, CrossFitted
+from lmms_eval_emi.estimators.dependence import HSIC, DistanceCorrelation
 from lmms_eval_emi.estimators.infonce import InfoNCE
 from lmms_eval_emi.estimators.ksg import KSG
 from lmms_eval_emi.settings import cache_folder
@@ -31,8 +39,34 @@ log = logging.getLogger("lmms_eval_emi")
 
 CHECKPOINT_FOLDER = "estimator_ckpt"
 TEXT_ONLY = "text-only"  # in the place of a vision encoder, where inputs have no images
-KINDS: dict[str, type[TrainedEstimator]] = {kind.kind: kind for kind in (CLUB, InfoNCE)}
-Estimator = TrainedEstimator | KSG
+GROUP = "lmms_eval_emi.estimators"
+BUILT_IN: tuple[type[Estimator], ...] = (CLUB, FreeCLUB, InfoNCE, KSG, HSIC, DistanceCorrelation, Cosine)
+
+
+@lru_cache(maxsize=1)
+def kinds() -> dict[str, type[Estimator]]:
+    """Every kind of estimator by its name: those of other packages, then ours."""
+    found: dict[str, type[Estimator]] = {}
+    for entry in entry_points(group=GROUP):
+        try:
+            loaded = entry.load()
+        except Exception as error:
+            log.warning("The estimator %s of another package (%s) cannot be loaded: %s", entry.name, entry.value, error)
+            continue
+        if not (isinstance(loaded, type) and issubclass(loaded, Estimator)):
+            log.warning(
+                "The estimator %s of another package (%s) is no subclass of lmms_eval_emi.estimators.Estimator.",
+                entry.name,
+                entry.value,
+            )
+            continue
+        found[entry.name] = loaded
+    return found | {kind.kind: kind for kind in BUILT_IN}
+
+
+def trainable() -> dict[str, type[TrainedEstimator]]:
+    """The kinds that ``train-estimator`` trains, by name."""
+    return {name: kind for name, kind in kinds().items() if issubclass(kind, TrainedEstimator)}
 
 
 class EstimatorUnavailable(RuntimeError):
@@ -45,10 +79,10 @@ class EstimatorEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: Literal["club", "infonce", "ksg"]
+    kind: str
     file: str | None = None  # in the package's estimator_ckpt/
     url: str | None = None
-    sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+    sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     dimension: int | None = None
     vision_encoder: str | None = None
     text_encoder: str | None = None
@@ -58,11 +92,20 @@ class EstimatorEntry(BaseModel):
     @model_validator(mode="after")
     def _has_a_source(self) -> EstimatorEntry:
         sources = bool(self.file) + bool(self.url)
-        if sources != (self.kind != "ksg") or sources != bool(self.sha256):
+        if self.kind not in kinds():
             raise ValueError(
-                f"estimator {self.name}: expected either file or url, with its sha256, for a trained one, and none for ksg"
+                f"estimator {self.name}: expected one of the kinds {', '.join(kinds())}, got {self.kind!r}"
+            )
+        if sources != self.is_trained or sources != bool(self.sha256):
+            raise ValueError(
+                f"estimator {self.name}: expected either file or url, with its sha256, for a trained one, and none for others"
             )
         return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has a file."""
+        return kinds()[self.kind].trained
 
     @property
     def file_name(self) -> str:
@@ -71,9 +114,14 @@ class EstimatorEntry(BaseModel):
 
 
 def registered_estimators() -> dict[str, EstimatorEntry]:
-    """All entries of the registry by name."""
+    """All that :func:`load_estimator` knows by name: the files of the registry, and the kinds that need none."""
     text = resources.files("lmms_eval_emi.estimator_ckpt").joinpath("registry.yaml").read_text(encoding="utf-8")
-    return {name: EstimatorEntry(name=name, **fields) for name, fields in yaml.safe_load(text).items()}
+    found = {name: EstimatorEntry(name=name, **fields) for name, fields in yaml.safe_load(text).items()}
+    for name, kind in kinds().items():
+        if not kind.trained:
+            description = (kind.__doc__ or "").strip().partition("\n")[0]
+            found.setdefault(name, EstimatorEntry(name=name, kind=name, description=description, licence="A formula."))
+    return found
 
 
 def load_estimator(
@@ -98,8 +146,8 @@ def load_estimator(
     """
     registry = registered_estimators()
     entry = registry.get(str(source))
-    if entry and entry.kind == "ksg":
-        return KSG(name=entry.name)
+    if entry and not entry.is_trained:
+        return kinds()[entry.kind](name=entry.name)
     path = locate(entry) if entry else Path(source).expanduser()
     if not path.is_file():
         close = difflib.get_close_matches(str(source), registry, n=1)
@@ -110,12 +158,19 @@ def load_estimator(
     sha256 = file_sha256(path)
     known = next((known for known in registry.values() if known.sha256 == sha256), None)
     state, metadata = _read_state(path)
-    kind = KINDS.get(metadata.get("kind", "club"))
+    kind = trainable().get(metadata.get("kind", "club"))
     if kind is None:
         raise ValueError(
-            f"estimator {path}: expected one of the kinds {', '.join(KINDS)}, got {metadata['kind']!r}. A newer version of this package may know it."
+            f"estimator {path}: expected one of the kinds {', '.join(trainable())}, got {metadata['kind']!r}. A newer version of this package may know it, or the package that it is from is not installed."
         )
-    estimator = kind.from_state_dict(state, name=known.name if known else path.stem, sha256=sha256)
+    name = known.name if known else path.stem
+    seen = Assignment.from_state({key: state.pop(key) for key in list(state) if str(key).startswith(SEEN)})
+    estimator: TrainedEstimator | CrossFitted
+    if "folds" in metadata:
+        estimator = CrossFitted.from_state_dict(kind, state, seen, metadata, name=name, sha256=sha256)
+    else:
+        estimator = kind.from_state_dict(state, name=name, sha256=sha256)
+        estimator.seen = seen
     estimator.card = json.loads(metadata.get("card", "{}"))
     trained_with = estimator.card.get("encoders", {})
     estimator.vision_encoder = trained_with.get("vision") or (known.vision_encoder if known else None)

@@ -1,7 +1,8 @@
 """Training an estimator on the pairs (input, response) and (input, reference) of some splits.
 
 The defaults are those of Oh et al. (ICML 2025): AdamW, learning rate 1e-3, batches of 1,024 pairs,
-5,000 iterations, hidden width 250.
+5,000 iterations, hidden width 250. They trained one network and scored the same rows by it; here one is trained
+for each of five folds of images, without that fold.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import dataclasses
 import io
 import logging
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ import xxhash
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.estimators.assignment import Assignment, row_to_keys
 from lmms_eval_emi.estimators.base import TrainedEstimator
+from lmms_eval_emi.estimators.crossfit import CrossFitted
 from lmms_eval_emi.estimators.fitness import training_domain
-from lmms_eval_emi.estimators.registry import KINDS
+from lmms_eval_emi.estimators.registry import trainable
 from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.version import __version__
 
 log = logging.getLogger("lmms_eval_emi")
+
+FEWEST_PAIRS = 300  # below these, what is trained may have the wrong sign
+FEWEST_IMAGES = 20
+EARLY = (1, 2, 5, 10, 20, 50)  # iterations with a held-out score, beside every hundredth
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,17 @@ class TrainingOptions:
     """How to train.
 
     Attributes:
-        kind: ``club`` or ``infonce``.
+        kind: ``club``, ``club-free``, ``infonce``, or one that another package registers.
         iterations: optimiser steps.
         batch_size: pairs a step.
         lr: learning rate of AdamW.
         hidden: width of the networks.
         seed: of the initial weights, the held-out part and the batches.
-        held_out: share of the images that training never sees; 0 for none.
+        held_out: share of a network's images that its training never sees, to stop it; 0 for none.
         keep: the state with the ``best`` held-out score, or the ``last``.
-        every: steps between two held-out scores and checkpoints.
+        every: steps between two held-out scores and checkpoints; there are some in the first of them too.
+        folds: sets of images, each of which one network does not see; 1 for one network that sees all.
+        seeds: how many such sets of networks, from ``seed`` on; their spread is the estimator's own error.
     """
 
     kind: str = "club"
@@ -54,30 +63,42 @@ class TrainingOptions:
     held_out: float = 0.1
     keep: str = "best"
     every: int = 100
+    folds: int = 5
+    seeds: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "hidden", "every"):
+        for name in ("iterations", "batch_size", "hidden", "every", "folds", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
         if not self.lr > 0:
             raise ValueError(f"lr: expected a positive learning rate, got {self.lr}.")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out: expected a share in [0, 1), got {self.held_out}.")
-        if self.kind not in KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}.")
+        if self.kind not in trainable():
+            raise ValueError(f"kind: expected one of {', '.join(trainable())}, got {self.kind!r}.")
         if self.keep not in {"best", "last"}:
             raise ValueError(f"keep: expected 'best' or 'last', got {self.keep!r}.")
         if self.keep == "best" and self.held_out == 0:
             raise ValueError("keep: the best state is told by held-out pairs. Hold some out, or keep the last.")
 
+    def is_due(self, iteration: int) -> bool:
+        """Whether held-out pairs are scored now. A network may overfit within the first hundred steps."""
+        return iteration % self.every == 0 or iteration == self.iterations or iteration in EARLY
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pooled pairs: x (M, D), y (M, D'), float32, and the cluster that each pair's image belongs to."""
+    """Pooled pairs: x (M, D), y (M, D'), float32, the cluster that each pair's image belongs to, and clusters by row key."""
 
     x: torch.Tensor
     y: torch.Tensor
     clusters: torch.Tensor
+    keys: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """Number of clusters."""
+        return int(self.clusters.max()) + 1
 
 
 def embeddings_to_pairs(splits: Mapping[str, Embeddings]) -> Pairs:
@@ -94,21 +115,25 @@ def embeddings_to_pairs(splits: Mapping[str, Embeddings]) -> Pairs:
             node = parent[node]
         return node
 
-    nodes = []
+    nodes, owners = [], []
     for name, split in splits.items():
         for row in range(split.n):
             identity = split.ids[row] if split.ids is not None else (name, row)
             twin = ("row", str(identity), xxhash.xxh3_64_intdigest(split.y[row].cpu().numpy().tobytes()))
             nodes.append(twin)
-            if split.groups is not None:
-                parent[find(twin)] = find(("image", split.groups[row]))
+            group = split.groups[row] if split.groups is not None else None
+            if group is not None:
+                parent[find(twin)] = find(("image", group))
+            owners.append(row_to_keys(split.ids[row] if split.ids is not None else None, group))
     numbers = {root: number for number, root in enumerate(dict.fromkeys(map(find, nodes)))}
-    clusters = torch.tensor([numbers[find(node)] for node in nodes])
+    of_row = [numbers[find(node)] for node in nodes]
+    keys = {key: cluster for own, cluster in zip(owners, of_row, strict=True) for key in own}
     x = torch.cat([split.x for split in splits.values()]).float()
     responses, references = (
         torch.cat([getattr(split, name) for split in splits.values()]).float() for name in ("y_hat", "y")
     )
-    return Pairs(torch.cat([x, x]), torch.cat([responses, references]), torch.cat([clusters, clusters]))
+    clusters = torch.tensor(of_row)
+    return Pairs(torch.cat([x, x]), torch.cat([responses, references]), torch.cat([clusters, clusters]), keys)
 
 
 def train_estimator(
@@ -119,7 +144,7 @@ def train_estimator(
     about: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
-) -> TrainedEstimator:
+) -> TrainedEstimator | CrossFitted:
     """Train an estimator.
 
     Args:
@@ -131,90 +156,66 @@ def train_estimator(
         resume: go on from the checkpoint.
 
     Returns:
-        The estimator, on the CPU, with its card.
+        The estimator, on the CPU, with its card: one network, or with folds or seeds those of each.
 
     Raises:
-        ValueError: too few images to hold some out, a checkpoint of another training, or a training
-            that diverged.
+        ValueError: too few images for the folds or to hold some out, a checkpoint of another training, or a
+            training that diverged.
     """
     pairs = embeddings_to_pairs(splits)
-    data_hash = xxhash.xxh3_128_hexdigest(torch.cat([pairs.x, pairs.y], dim=1).numpy().tobytes())
-    generator = torch.Generator().manual_seed(options.seed)
-    train, held = _hold_out(pairs.clusters, options.held_out, generator)
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        network = KINDS[options.kind](pairs.x.shape[1], pairs.y.shape[1], options.hidden, name=name, sha256=None)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr)
-    history: list[dict[str, float]] = []
-    best: dict[str, Any] = {"score": -float("inf"), "iteration": 0, "state": None}
-    start = 0
-    identity = {"data": data_hash, "options": {**dataclasses.asdict(options), "iterations": None, "keep": None}}
-    if resume:
-        if checkpoint is None or not checkpoint.is_file():
-            raise ValueError(
-                f"resume: expected the checkpoint of an unfinished training at {checkpoint}, which is not there. Train without --resume."
-            )
-        try:
-            saved = torch.load(checkpoint, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"resume: {checkpoint} is damaged. Remove it and train without --resume. ({error})"
-            ) from error
-        if saved["identity"] != identity:
-            raise ValueError(
-                f"resume: {checkpoint} is of a training with other data or options. Use the same ones, or train without --resume."
-            )
-        if saved["iteration"] > options.iterations:
-            raise ValueError(
-                f"resume: {checkpoint} has done {saved['iteration']} iterations already. Ask for as many or more than these with --iterations."
-            )
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
-        generator.set_state(saved["generator"])
-        start, history, best = saved["iteration"], saved["history"], saved["best"]
-    with tqdm(
-        total=options.iterations, initial=start, desc="Training", unit="it", dynamic_ncols=True, leave=False
-    ) as bar:
-        for iteration in range(start + 1, options.iterations + 1):
-            batch = train[torch.randint(len(train), (min(options.batch_size, len(train)),), generator=generator)]
-            loss = network.loss(pairs.x[batch], pairs.y[batch])
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"the training diverged in iteration {iteration}. Use a smaller --lr than {options.lr:g}."
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            bar.update()
-            if iteration % options.every == 0 or iteration == options.iterations:
-                entry = {"iteration": iteration, "loss": loss.item()}
-                if len(held):
-                    entry["held_out"] = float(_scores(network, pairs, held).mean())
-                    bar.set_postfix_str(f"held-out {entry['held_out']:.4g} nats")
-                    if entry["held_out"] > best["score"]:
-                        state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-                        best = {"score": entry["held_out"], "iteration": iteration, "state": state}
-                history.append(entry)
-                if iteration % max(options.every, options.iterations // 10) == 0 or iteration == options.iterations:
-                    log.info(
-                        "iteration %d of %d: %s",
-                        iteration,
-                        options.iterations,
-                        ", ".join(
-                            f"{key.replace('_', '-')} {value:.5g}" for key, value in entry.items() if key != "iteration"
-                        ),
-                    )
-                if checkpoint:
-                    _save_checkpoint(checkpoint, identity, network, optimizer, generator, iteration, history, best)
-    usable = bool(torch.isfinite(_scores(network, pairs, train[: options.batch_size])).all())
-    if not usable or (options.keep == "best" and best["state"] is None):
+    if pairs.images < options.folds:
         raise ValueError(
-            f"the training diverged by iteration {options.iterations}. Use a smaller --lr than {options.lr:g}."
+            f"folds: expected at least as many images as folds, got {pairs.images} and {options.folds}. Use fewer --folds."
         )
-    if options.keep == "best":
-        network.load_state_dict(best["state"])
-    network.eval()
-    network.card = {
+    data_hash = xxhash.xxh3_128_hexdigest(torch.cat([pairs.x, pairs.y], dim=1).numpy().tobytes())
+    identity = {"data": data_hash, "options": {**dataclasses.asdict(options), "iterations": None, "keep": None}}
+    saved = _read_checkpoint(checkpoint, identity, options) if resume else {}
+    done: list[dict[str, Any]] = saved.get("done", [])
+    order = torch.randperm(pairs.images, generator=torch.Generator().manual_seed(options.seed))
+    fold_of = torch.empty_like(order)
+    fold_of[order] = torch.arange(pairs.images) % options.folds
+    networks: list[list[TrainedEstimator]] = []
+    members: list[dict[str, Any]] = []
+    total = options.iterations * options.folds * options.seeds
+    with tqdm(total=total, desc="Training", unit="it", dynamic_ncols=True, leave=False) as bar:
+        for seed in range(options.seed, options.seed + options.seeds):
+            networks.append([])
+            for fold in range(options.folds):
+                label = ", ".join(
+                    [f"seed {seed}"] * (options.seeds > 1)
+                    + [f"fold {fold + 1} of {options.folds}"] * (options.folds > 1)
+                )
+                bar.set_description(f"Training{', ' if label else ''}{label}")
+                training = _Training(pairs, options, seed, name)
+                if options.folds > 1:
+                    training.leave_out(fold_of[pairs.clusters] == fold)
+                number = len(members)
+                if number < len(done):
+                    training.restore(done[number])
+                elif number == len(done) and "state" in saved:
+                    training.restore(saved.pop("state"))  # of this network alone
+                bar.update(training.iteration)
+
+                def keep(state: dict[str, Any]) -> None:
+                    if checkpoint:
+                        _save_checkpoint(checkpoint, {"identity": identity, "done": done, "state": state})
+
+                training.run(bar, keep, label)
+                if number == len(done):
+                    done.append(training.state())
+                networks[-1].append(training.finish())
+                members.append({"seed": seed, "fold": fold, **training.report()})
+    folds = fold_of.tolist()
+    # What one network was not trained on, because it told when to stop, is new to it.
+    held = set(training.held_clusters.tolist()) if options.folds == options.seeds == 1 else set()
+    seen = Assignment({key: folds[cluster] for key, cluster in pairs.keys.items() if cluster not in held})
+    estimator: TrainedEstimator | CrossFitted
+    if options.folds == options.seeds == 1:
+        estimator = networks[0][0]
+        estimator.seen = seen
+    else:
+        estimator = CrossFitted(networks, seen, name=name)
+    estimator.card = {
         **(about or {}),
         "kind": options.kind,
         "options": dataclasses.asdict(options),
@@ -222,59 +223,162 @@ def train_estimator(
             "hash": data_hash,
             "splits": {split: embeddings.n for split, embeddings in splits.items()},
             "pairs": len(pairs.x),
-            "held_out_pairs": len(held),
-            "images": int(pairs.clusters.max()) + 1,
+            "images": pairs.images,
         },
-        "kept_iteration": best["iteration"] if options.keep == "best" else options.iterations,
-        "history": history,
-        "domain": training_domain(network, list(splits.values()), _scores(network, pairs, held) if len(held) else None),
+        "networks": members,
+        "domain": training_domain(estimator, splits, seed=options.seed),
         "version": __version__,
     }
-    network.vision_encoder, network.text_encoder = (
-        network.card.get("encoders", {}).get(kind) for kind in ("vision", "text")
+    estimator.vision_encoder, estimator.text_encoder = (
+        estimator.card.get("encoders", {}).get(kind) for kind in ("vision", "text")
     )
-    return network
+    return estimator
 
 
-def _hold_out(clusters: torch.Tensor, share: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of the pairs to train on, and of those held out, whole clusters each."""
-    count = int(clusters.max()) + 1
-    if share and count < 2:
+def too_few(pairs: int, images: int) -> str | None:
+    """What to say of data that are too few to train on, or ``None``."""
+    if pairs >= FEWEST_PAIRS and images >= FEWEST_IMAGES:
+        return None
+    return (
+        f"{pairs} pairs of {images} images or rows are few to train on: from fewer than {FEWEST_PAIRS} pairs or {FEWEST_IMAGES} images an estimator may give "
+        "EMID the wrong sign. Pool more splits, models or studies, or use one that needs no training (--estimator dcor)."
+    )
+
+
+class _Training:
+    """The training of one network, from its first iteration or from where a checkpoint stopped."""
+
+    def __init__(self, pairs: Pairs, options: TrainingOptions, seed: int, name: str) -> None:
+        self.pairs, self.options = pairs, options
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            kind = trainable()[options.kind]
+            self.network = kind(pairs.x.shape[1], pairs.y.shape[1], options.hidden, name=name, sha256=None)
+        self.network.fit_data(pairs.x, pairs.y)
+        learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(learned, lr=options.lr)
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {"score": -float("inf"), "iteration": 0, "state": None}
+        self.iteration = 0
+        self._split(torch.ones(len(pairs.x), dtype=torch.bool))
+
+    def leave_out(self, rows: torch.Tensor) -> None:
+        """Leave some pairs (M,) out for good."""
+        self._split(~rows)
+
+    def _split(self, own: torch.Tensor) -> None:
+        """Choose what is trained on and what tells when to stop, whole images each."""
+        clusters = self.pairs.clusters[own].unique()
+        share = self.options.held_out
+        if share and len(clusters) < 2:
+            raise ValueError(
+                "held_out: expected at least two images, got one, so that none can be held out. Train with --held-out 0 --keep last."
+            )
+        chosen = torch.randperm(len(clusters), generator=self.generator)
+        count = min(max(1, round(share * len(clusters))), len(clusters) - 1) if share else 0
+        self.held_clusters = clusters[chosen[:count]]
+        held = own & torch.isin(self.pairs.clusters, self.held_clusters)
+        self.train, self.held = torch.nonzero(own & ~held).flatten(), torch.nonzero(held).flatten()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.iteration, self.history, self.best = state["iteration"], state["history"], state["best"]
+
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`restore` needs."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "iteration": self.iteration,
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def run(self, bar: tqdm, keep: Callable[[dict[str, Any]], None], label: str) -> None:
+        """Train to the last iteration; ``keep`` gets the state now and then."""
+        options, pairs = self.options, self.pairs
+        for iteration in range(self.iteration + 1, options.iterations + 1):
+            size = min(options.batch_size, len(self.train))
+            batch = self.train[torch.randint(len(self.train), (size,), generator=self.generator)]
+            loss = self.network.loss(pairs.x[batch], pairs.y[batch])
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"the training diverged in iteration {iteration}. Use a smaller --lr than {options.lr:g}."
+                )
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.iteration = iteration
+            bar.update()
+            if not options.is_due(iteration):
+                continue
+            entry = {"iteration": iteration, "loss": loss.item()}
+            if len(self.held):
+                entry["held_out"] = float(self._scores(self.held).mean())
+                bar.set_postfix_str(f"held-out {entry['held_out']:.4g} nats")
+                if entry["held_out"] > self.best["score"]:
+                    state = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+                    self.best = {"score": entry["held_out"], "iteration": iteration, "state": state}
+            self.history.append(entry)
+            if iteration % max(options.every, options.iterations // 10) == 0 or iteration == options.iterations:
+                values = (f"{key.replace('_', '-')} {value:.5g}" for key, value in entry.items() if key != "iteration")
+                where = f"{label}, " if label else ""
+                log.info("%siteration %d of %d: %s", where, iteration, options.iterations, ", ".join(values))
+            if iteration % options.every == 0 or iteration == options.iterations:
+                keep(self.state())
+
+    def finish(self) -> TrainedEstimator:
+        """The network in the state that is kept."""
+        usable = bool(torch.isfinite(self._scores(self.train[: self.options.batch_size])).all())
+        if not usable or (self.options.keep == "best" and self.best["state"] is None):
+            raise ValueError(
+                f"the training diverged by iteration {self.options.iterations}. Use a smaller --lr than {self.options.lr:g}."
+            )
+        if self.options.keep == "best":
+            self.network.load_state_dict(self.best["state"])
+        return self.network.eval()
+
+    def report(self) -> dict[str, Any]:
+        """What a card says of the training."""
+        return {
+            "kept_iteration": self.best["iteration"] if self.options.keep == "best" else self.options.iterations,
+            "held_out_pairs": len(self.held),
+            "history": self.history,
+        }
+
+    @torch.no_grad()
+    def _scores(self, rows: torch.Tensor) -> torch.Tensor:
+        """(M,) scores of the pairs at some positions."""
+        return torch.cat([self.network.score(self.pairs.x[part], self.pairs.y[part]) for part in rows.split(1024)])
+
+
+def _read_checkpoint(checkpoint: Path | None, identity: dict, options: TrainingOptions) -> dict[str, Any]:
+    if checkpoint is None or not checkpoint.is_file():
         raise ValueError(
-            "held_out: expected at least two images, got one, so that none can be held out. Train with --held-out 0 --keep last."
+            f"resume: expected the checkpoint of an unfinished training at {checkpoint}, which is not there. Train without --resume."
         )
-    held_clusters = torch.randperm(count, generator=generator)[
-        : min(max(1, round(share * count)), count - 1) if share else 0
-    ]
-    held = torch.isin(clusters, held_clusters)
-    return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
+    try:
+        saved = torch.load(checkpoint, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"resume: {checkpoint} is damaged. Remove it and train without --resume. ({error})") from error
+    if saved["identity"] != identity:
+        raise ValueError(
+            f"resume: {checkpoint} is of a training with other data or options. Use the same ones, or train without --resume."
+        )
+    reached = max([saved["state"]["iteration"], *(one["iteration"] for one in saved["done"])])
+    if reached > options.iterations:
+        raise ValueError(
+            f"resume: {checkpoint} has done {reached} iterations already. Ask for as many or more than these with --iterations."
+        )
+    return saved
 
 
-@torch.no_grad()
-def _scores(network: TrainedEstimator, pairs: Pairs, rows: torch.Tensor) -> torch.Tensor:
-    """(M,) scores of the pairs at some positions."""
-    return torch.cat([network.score(pairs.x[part], pairs.y[part]) for part in rows.split(1024)])
-
-
-def _save_checkpoint(
-    path: Path,
-    identity: dict,
-    network: TrainedEstimator,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    iteration: int,
-    history: list,
-    best: dict,
-) -> None:
-    content = {
-        "identity": identity,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "generator": generator.get_state(),
-        "iteration": iteration,
-        "history": history,
-        "best": best,
-    }
+def _save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getvalue())

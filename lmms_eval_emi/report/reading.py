@@ -248,7 +248,7 @@ def _from_entry(entry: Mapping[str, Any], rows: Mapping[str, Any], source: str) 
         f"{name}: {'; '.join(lines)}" for name, lines in {**entry.get("notes", {}), **entry.get("left_out", {})}.items()
     ]
     footer = (
-        f"Estimator: {fit.get('verdict', 'unknown')} for these data{': far are ' + ', '.join(fit['far_splits'][:5]) if fit.get('far_splits') else ''}.",
+        f"Estimator: {fit.get('verdict', 'unknown')} for these data, in {entry.get('unit', 'nats')}{': far are ' + ', '.join(fit['far_splits'][:5]) if fit.get('far_splits') else ''}.",
         *notes,
     )
     lost = {

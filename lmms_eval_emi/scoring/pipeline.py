@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.samples import SampleError, without_images
+from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of
 from lmms_eval_emi.scoring.embedding import embed_good_rows
 from lmms_eval_emi.scoring.joining import StudySamples, collect_samples
 from lmms_eval_emi.scoring.preflight import Instruments, load_instruments
@@ -96,10 +97,13 @@ def score_samples(
         SampleError, PreflightError: as :func:`score`.
     """
     settings = settings or load_settings()
+    degenerate = [kinds_of(entry.samples) for entry in entries]
+    if settings.without_degenerate:
+        entries = [_without(entry, kinds) for entry, kinds in zip(entries, degenerate, strict=True)]
     instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
     embedded = embed_samples(entries, instruments, batch_size=settings.batch_size, allow_missing=allow_missing)
     scored = []
-    for entry, embeddings in embedded:
+    for (entry, embeddings), kinds in zip(embedded, degenerate, strict=True):
         notes = notes_on_samples(entry.samples)
         for estimator in instruments.estimators:
             result = score_study(
@@ -112,6 +116,8 @@ def score_samples(
                 left_out=entry.left_out,
                 notes=notes,
                 lost=entry.lost,
+                degenerate=counts_by_kind(kinds),
+                without_degenerate=settings.without_degenerate,
                 inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
             )
             scored.append(Scored(result, entry))
@@ -165,6 +171,26 @@ def embed_samples(
                 good.leave_out(name, f"split {name}: none of its rows can be embedded")
         cleaned.append((good, embeddings))
     return cleaned
+
+
+def _without(entry: StudySamples, kinds: Mapping[str, Sequence[str | None]]) -> StudySamples:
+    """The samples whose responses are not degenerate; partners of the others are left out of comparisons too."""
+    kept = replace(
+        entry,
+        samples={},
+        left_out={name: list(reasons) for name, reasons in entry.left_out.items()},
+        lost={name: set(keys) for name, keys in entry.lost.items()},
+    )
+    for name, samples in entry.samples.items():
+        good = [sample for sample, kind in zip(samples, kinds[name], strict=True) if kind is None]
+        kept.lost.setdefault(name, set()).update(
+            sample.key for sample, kind in zip(samples, kinds[name], strict=True) if kind is not None
+        )
+        if good:
+            kept.samples[name] = good
+        else:
+            kept.leave_out(name, f"split {name}: all of its {len(samples)} responses are degenerate")
+    return kept
 
 
 def _text_only(entries: Sequence[StudySamples]) -> bool:

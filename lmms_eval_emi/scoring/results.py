@@ -32,6 +32,7 @@ from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.files import to_json, write_atomically
 from lmms_eval_emi.samples import Sample
+from lmms_eval_emi.scoring.degenerate import KINDS
 from lmms_eval_emi.studies.schema import SHIFT_MODALITIES, Study
 
 FORMAT_VERSION = 1  # of the JSON; a reader refuses a greater one
@@ -104,6 +105,8 @@ class SplitScores:
             "mi_response": self.emi.mi_response,
             "mi_reference": self.emi.mi_reference,
         }
+        if self.emi.estimator_stderr is not None:
+            scores["emi_estimator_stderr"] = self.emi.estimator_stderr
         if self.emid is not None and self.bound is not None:
             scores |= {
                 "emid": self.emid.value,
@@ -115,6 +118,8 @@ class SplitScores:
                 "emid_p_adjusted": self.p_adjusted,
                 "verdict": self.verdict,
             }
+            if self.emid.estimator_stderr is not None:
+                scores["emid_estimator_stderr"] = self.emid.estimator_stderr
             for name, part in (("emid_inputs", self.emid.inputs), ("emid_responses", self.emid.responses)):
                 if part is not None:
                     scores |= {name: part.value, f"{name}_stderr": part.stderr}
@@ -175,6 +180,8 @@ class StudyResult:
         estimator_fit: whether the estimator is fit for these data; see
             :func:`lmms_eval_emi.estimators.fitness.fitness`.
         inference: how errors and tests were made.
+        degenerate: how many responses of every split are degenerate, by kind; see
+            :mod:`lmms_eval_emi.scoring.degenerate`. Without them scored or not, they are counted.
     """
 
     study: Study
@@ -185,6 +192,17 @@ class StudyResult:
     notes: dict[str, list[str]] = field(default_factory=dict)
     estimator_fit: dict[str, Any] = field(default_factory=lambda: {"verdict": "unknown"})
     inference: Inference = field(default_factory=Inference)
+    degenerate: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """Unit of EMI and EMID."""
+        return str(self.estimator_fit.get("unit", "nats"))
+
+    @property
+    def unfit(self) -> set[str]:
+        """Splits that the estimator is not fit for."""
+        return {*self.estimator_fit.get("far_splits", ()), *self.estimator_fit.get("doubtful_splits", ())}
 
     def summary(self, modality: str | None = None) -> Summary:
         """Means and correlation over all shifts, or those of one modality."""
@@ -270,6 +288,7 @@ class StudyResult:
             "shift": self.study.name,
             "title": self.study.title,
             "id_split": self.study.id_split,
+            "unit": self.unit,
             "settings": dict(self.signature.parts),
             "splits": {
                 name: {
@@ -277,6 +296,7 @@ class StudyResult:
                     "shifts": [shift.model_dump(exclude_none=True) for shift in self.study.splits[name].shifts],
                     **({"variant_of": of} if (of := self.study.splits[name].variant_of) else {}),
                     **scores.to_dict(),
+                    **({"degenerate": dict(self.degenerate[name])} if name in self.degenerate else {}),
                 }
                 for name, scores in self.splits.items()
             },
@@ -337,6 +357,8 @@ def score_study(
     notes: Mapping[str, list[str]] | None = None,
     lost: Mapping[str, set] | None = None,
     inference: Inference | None = None,
+    degenerate: Mapping[str, Mapping[str, int]] | None = None,
+    without_degenerate: bool = False,
 ) -> StudyResult:
     """Score the splits of a study that have embeddings.
 
@@ -351,6 +373,8 @@ def score_study(
         lost: ids of the rows that a split should have and lacks, by split. Where two splits are compared,
             their partners are left out too, so that EMID is over the rows that both have.
         inference: how errors and tests are made.
+        degenerate: how many responses of every split are degenerate, by kind.
+        without_degenerate: whether the embeddings are without those.
 
     Returns:
         :class:`StudyResult`. A split that cannot be scored is left out with the reason, and the
@@ -410,6 +434,7 @@ def score_study(
         n_id=id_emi.n if id_emi else 0,
         n=sum(value.n for value in emis.values()),
         errors=inference,
+        **({"responses": "not degenerate"} if without_degenerate else {}),
     )
     scores = _with_inference(study, scores, inference)
     for name, one in scores.items():
@@ -417,9 +442,26 @@ def score_study(
             remarks.setdefault(name, []).append(
                 f"{one.emi.images} images are too few for an interval: at least {FEWEST_CLUSTERS} are needed"
             )
+    counted = {name: dict(kinds) for name, kinds in (degenerate or {}).items() if name in scores}
+    for name, kinds in counted.items():
+        if kinds:
+            listed = ", ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items())
+            remarks.setdefault(name, []).append(
+                f"{sum(kinds.values())} degenerate responses{' are left out' if without_degenerate else ''} ({listed})"
+            )
     remarks = {name: lines for name, lines in remarks.items() if name in scores}
     scored = {name: embeddings[name] for name in scores}
-    return StudyResult(study, model, scores, signature, omitted, remarks, fitness(estimator, scored), inference)
+    return StudyResult(
+        study,
+        model,
+        scores,
+        signature,
+        omitted,
+        remarks,
+        fitness(estimator, scored, {name: one.emi for name, one in scores.items()}),
+        inference,
+        counted,
+    )
 
 
 def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: Inference) -> dict[str, SplitScores]:
@@ -481,12 +523,9 @@ def _without_partners(
 
 
 def notes_on_samples(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[str]]:
-    """What may mislead in the scores of splits with these samples: empty responses, and one row alone."""
+    """What may mislead in the scores of splits with these samples: one row alone."""
     notes: dict[str, list[str]] = {}
     for name, rows in samples.items():
-        empty = sum(not row.response.strip() for row in rows)
-        if empty:
-            notes.setdefault(name, []).append(f"{empty} of {len(rows)} responses are empty")
         if len(rows) == 1:
             notes.setdefault(name, []).append("it has one row, for which EMI is 0 whatever the response")
     return notes

@@ -13,12 +13,14 @@ from lmms_eval_emi.studies.schema import SHIFT_MODALITIES
 DIGITS = ".4g"
 NOTHING = "-"
 MARK = "*"  # behind an EMID that differs from 0
+UNFIT = "?"  # behind an EMI that the estimator is not fit for
 
 
 def result_to_table(result: StudyResult) -> str:
     """All splits with their scores, the means of every modality, and a legend."""
     study = result.study
     rows = []
+    degenerate = any(result.degenerate.values())
     for modality, name in _order(result):
         scores = result.splits[name]
         emid = with_error(scores.emid.jackknife, MARK if scores.differs else "") if scores.emid else NOTHING
@@ -28,7 +30,8 @@ def result_to_table(result: StudyResult) -> str:
                 modality,
                 scores.emi.n,
                 scores.emi.images,
-                with_error(scores.emi.jackknife),
+                *([sum(result.degenerate.get(name, {}).values())] if degenerate else []),
+                with_error(scores.emi.jackknife, UNFIT if name in result.unfit else ""),
                 emid,
                 NOTHING if scores.p_adjusted is None else f"{scores.p_adjusted:.2g}",
                 scores.verdict or NOTHING,
@@ -37,9 +40,13 @@ def result_to_table(result: StudyResult) -> str:
         )
     table = tabulate(
         rows,
-        headers=["split", "shift", "n", "images", "EMI ± SE", "EMID ± SE", "p", "verdict", "index"],
+        headers=[
+            *("split", "shift", "n", "images"),
+            *(["degenerate"] if degenerate else []),
+            *("EMI ± SE", "EMID ± SE", "p", "verdict", "index"),
+        ],
         disable_numparse=True,
-        colalign=("left", "left", *["right"] * 5, "left", "right"),
+        colalign=("left", "left", *["right"] * (5 + degenerate), "left", "right"),
     )
     return "\n\n".join((f"{study.title}\nmodel: {result.model}", table, summary_to_table(result), legend(result)))
 
@@ -77,7 +84,8 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
     known = {name: modality for result in results for modality, name in _order(result)}
     for name, modality in known.items():
         scores = [result.splits.get(name) for result in results]
-        rows.append([name, modality, *map(_emi, scores), *map(_emid, scores)])
+        marks = [UNFIT if name in result.unfit else "" for result in results]
+        rows.append([name, modality, *map(_emi, scores, marks), *map(_emid, scores)])
     headers = ["split", "shift", *(f"EMI ± SE\n{column}" for column in columns)]
     headers += [f"EMID ± SE\n{column}" for column in columns]
     table = tabulate(
@@ -92,11 +100,41 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
     footer += [f"signature of {column}  {result.signature}" for column, result in zip(columns, results, strict=True)]
     differ = "\n".join(f"{column}: {differ_to_line(result)}" for column, result in zip(columns, results, strict=True))
     title = results[0].study.title
-    return "\n\n".join((title, table, overview, differ, "\n".join((_meaning(results[0]), *dict.fromkeys(footer)))))
+    meaning = "\n".join((_meaning(results), *dict.fromkeys(footer)))
+    parts = (title, table, overview, differ, "\n".join(disagreements_to_lines(results)), meaning)
+    return "\n\n".join(part for part in parts if part)
 
 
-def _emi(scores: SplitScores | None) -> str:
-    return with_error(scores.emi.jackknife) if scores else NOTHING
+def disagreements_to_lines(results: Sequence[StudyResult]) -> list[str]:
+    """Where two estimators give EMIDs of one model's shifts another sign, and how often both are sure of it."""
+    lines = []
+    for position, first in enumerate(results):
+        for second in results[position + 1 :]:
+            if first.model != second.model or first.study.name != second.study.name:
+                continue
+            pairs = [
+                (name, one.emid, two.emid)
+                for name in first.study.shifts()
+                if (one := first.splits.get(name)) and (two := second.splits.get(name)) and one.emid and two.emid
+            ]
+            other = [(name, one, two) for name, one, two in pairs if one.value * two.value < 0]
+            sure = [name for name, one, two in other if _is_sure(one.ci95) and _is_sure(two.ci95)]
+            names = [dict(result.signature.parts)["estimator"] for result in (first, second)]
+            shown = f": {', '.join(name for name, _, _ in other[:3])}{' and more' if len(other) > 3 else ''}"
+            lines.append(
+                f"{names[0]} and {names[1]} give EMID another sign in {len(other)} of {len(pairs)} shifts of {first.model}"
+                + (shown if other else "")
+                + (f"; in {len(sure)} of them both intervals leave 0 out" if other else "")
+            )
+    return lines
+
+
+def _is_sure(interval: tuple[float, float] | None) -> bool:
+    return interval is not None and (interval[0] > 0 or interval[1] < 0)
+
+
+def _emi(scores: SplitScores | None, mark: str) -> str:
+    return with_error(scores.emi.jackknife, mark) if scores else NOTHING
 
 
 def _emid(scores: SplitScores | None) -> str:
@@ -179,45 +217,79 @@ def differ_to_line(result: StudyResult) -> str:
 
 def legend(result: StudyResult) -> str:
     """What the columns mean, with their sign, and the signature."""
-    return f"{_meaning(result)}\n{fit_to_line(result)}\nsignature  {result.signature}"
+    return f"{_meaning([result])}\n{fit_to_line(result)}\nsignature  {result.signature}"
 
 
 def fit_to_line(result: StudyResult) -> str:
-    """Whether the estimator is fit for the data, in one line."""
+    """Whether the estimator is fit for the data, and by what evidence, in one line."""
     fit = result.estimator_fit
-    estimator = dict(result.signature.parts)["estimator"]
-    scores = [checks["reference_score"] for checks in fit.get("splits", {}).values()]
-    likelihood = f"; log-likelihood of references {min(scores):.4g} to {max(scores):.4g} nats" if scores else ""
-    if fit["verdict"] == "unknown":
-        return f"estimator  {estimator}: fit for these data unknown, because its file does not record its training data{likelihood}"
-    worst: dict[str, dict[str, float]] = {}
-    for checks in fit["splits"].values():
-        for key, check in checks.items():
-            if key == "reference_score":
-                continue
-            if key not in worst or check["value"] - check["limit"] > worst[key]["value"] - worst[key]["limit"]:
-                worst[key] = check
-    distances = ", ".join(
-        f"{key.replace('_', ' ')} {check['value']:.3g} of {check['limit']:.3g}" for key, check in worst.items()
+    evidence = []
+    saturated = fit.get("saturated")
+    if saturated is not None:
+        evidence.append(f"{saturated:.0%} of its outputs are saturated")
+    checks = [one for one in fit.get("splits", {}).values() if "references_over_shuffled" in one]
+    if checks:
+        values = [one["references_over_shuffled"] for one in checks]
+        told = sum(one.get("references_told_apart") is True for one in checks)
+        evidence.append(
+            f"references score {min(values):{DIGITS}} to {max(values):{DIGITS}} above shuffled ones, told apart in {told} of {len(checks)} splits"
+        )
+    p_values = [one["p"] for one in fit.get("splits", {}).values() if "p" in one]
+    if p_values:
+        evidence.append(f"nearness to its training images: smallest p {min(p_values):.2g}")
+    if fit.get("ceiling") is not None:
+        evidence.append(f"it says at most {fit['ceiling']:{DIGITS}} of so few rows")
+    if fit.get("trained_on"):
+        evidence.append(f"trained on these data ({fit['trained_on']} rows)")
+    basis = {"card": "", "checks": " by checks alone, for its file does not record its training data", "none": ""}
+    verdict = {"unknown": "not checked"}.get(fit["verdict"], fit["verdict"])
+    return f"estimator  {_estimator(result)}: {verdict}{basis.get(fit.get('basis', 'none'), '')}" + (
+        f" ({'; '.join(evidence)})" if evidence else ""
     )
-    far = (
-        f"; far: {', '.join(fit['far_splits'][:3])}{' and more' if len(fit['far_splits']) > 3 else ''}"
-        if fit["far_splits"]
-        else ""
-    )
-    return f"estimator  {estimator}: {fit['verdict']} ({distances} allowed{likelihood}){far}"
 
 
-def _meaning(result: StudyResult) -> str:
+def fit_to_warnings(result: StudyResult) -> list[str]:
+    """What must be said of an estimator that is not fit for the data, a sentence each."""
+    fit, estimator = result.estimator_fit, _estimator(result)
+    lines = []
+    if fit.get("trained_on"):
+        lines.append(
+            f"The estimator {estimator} was trained on these data ({fit['trained_on']} rows) and finds more in them than there is. Train with --folds 5, so that no row is scored by a network that saw it."
+        )
+    for key, what in (
+        ("far_splits", "is far from what it was trained on in"),
+        ("doubtful_splits", "does not tell references from those of other rows in"),
+    ):
+        names = fit.get(key, ())
+        if names and (key == "far_splits" or fit["verdict"] in ("doubtful", "far")):
+            shown = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
+            lines.append(
+                f"The estimator {estimator} {what} {len(names)} of {len(result.splits)} splits ({shown}; marked {UNFIT}). Do not trust their scores: train one on your own data (train-estimator), or use one that needs no training (--estimator dcor)."
+            )
+    return lines
+
+
+def _estimator(result: StudyResult) -> str:
+    return dict(result.signature.parts)["estimator"]
+
+
+def _meaning(results: Sequence[StudyResult]) -> str:
+    result = results[0]
     scaled = dict(result.signature.parts)["kind"] == "scaled"
     index = "sum of roots of the RJSD" if scaled else "plug-in of the theorem, from the RJSD"
     baselines = [scores.bound.baseline for scores in result.splits.values() if scores.bound]
     without = f"; {baselines[0]:{DIGITS}} without a shift" if baselines else ""
-    return "\n".join(
-        (
-            "EMI      I(input; response) - I(input; reference), in nominal nats; higher is better",
-            f"EMID     EMI({result.study.id_split}) - EMI(split); positive: the model lost relevance under the shift",
-            "SE       standard error over images; p: EMID differs from 0, adjusted over the shifts; * below 5 %",
-            f"index    {index} of images, questions and responses; it correlates with EMID and bounds nothing{without}",
+    units = list(dict.fromkeys(one.unit for one in results))
+    lines = [
+        f"EMI      I(input; response) - I(input; reference), in {' or '.join(units)}; higher is better",
+        f"EMID     EMI({result.study.id_split}) - EMI(split); positive: the model lost relevance under the shift",
+        "SE       standard error over images; p: EMID differs from 0, adjusted over the shifts; * below 5 %",
+        f"index    {index} of images, questions and responses; it correlates with EMID and bounds nothing{without}",
+    ]
+    if any(one.unfit & set(one.splits) for one in results):
+        lines.append(f"{UNFIT}        the estimator is not fit for this split; see the line on it")
+    if any(any(one.degenerate.values()) for one in results) and len(results) == 1:
+        lines.append(
+            "degenerate  responses that are empty, loops, refusals, copies of the question or in another language"
         )
-    )
+    return "\n".join(lines)

@@ -13,12 +13,11 @@ import torch
 from lmms_eval_emi import Embeddings, emi, load_estimator
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE, check_encoders
-from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.estimators.training import TrainingOptions, embeddings_to_pairs, train_estimator
 from lmms_eval_emi.responses.llava import write_response_file
 from lmms_eval_emi.studies.schema import load_study
 
-FAST = TrainingOptions(iterations=40, batch_size=64, hidden=16, every=10)
+FAST = TrainingOptions(iterations=40, batch_size=64, hidden=16, every=10, folds=1)
 
 
 def gaussian(n: int, dimension: int, rho: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -61,7 +60,7 @@ def test_ksg_agrees_with_its_definition():
 
 
 def test_ksg_refuses_too_few_samples():
-    with pytest.raises(ValueError, match="expected more than k = 3 samples, got 3"):
+    with pytest.raises(ValueError, match="expected at least 4 samples for ksg, got 3"):
         KSG().contributions(torch.randn(3, 2), torch.randn(3, 2))
 
 
@@ -128,9 +127,11 @@ def test_training_learns_and_says_how(tmp_path):
     estimator = train_estimator(
         splits_of(), TrainingOptions(**{**vars(FAST), "iterations": 200}), name="mine", about={"study": "s"}
     )
-    history = estimator.card["history"]
+    (network,) = estimator.card["networks"]
+    history = network["history"]
+    assert [entry["iteration"] for entry in history[:6]] == [1, 2, 5, 10, 20, 30]  # early enough to stop
     assert history[-1]["loss"] < history[0]["loss"]
-    assert estimator.card["kept_iteration"] == max(history, key=lambda entry: entry["held_out"])["iteration"]
+    assert network["kept_iteration"] == max(history, key=lambda entry: entry["held_out"])["iteration"]
     estimator.save(tmp_path / "mine.safetensors")
     loaded = load_estimator(tmp_path / "mine.safetensors")
     assert loaded.card == json.loads(json.dumps(estimator.card)) and loaded.card["data"]["pairs"] == 240
@@ -200,7 +201,8 @@ def test_no_image_is_on_both_sides():
         ({"lr": 0.0}, "lr: expected a positive"),
         ({"held_out": 1.0}, r"held_out: expected a share in \[0, 1\), got 1.0"),
         ({"held_out": 0.0}, "Hold some out, or keep the last"),
-        ({"kind": "mine"}, "kind: expected one of club, infonce, got 'mine'"),
+        ({"kind": "mine"}, "kind: expected one of club, club-free, infonce, got 'mine'"),
+        ({"folds": 0}, "folds: expected at least 1"),
     ],
 )
 def test_options_that_make_no_sense(changes, message):
@@ -224,24 +226,15 @@ def test_a_training_that_diverges_in_its_last_step():
 
 
 def test_something_is_always_left_to_train_on():
-    assert (
-        train_estimator(splits_of(), TrainingOptions(**{**vars(FAST), "held_out": 0.999}), name="a").card["data"][
-            "held_out_pairs"
-        ]
-        < 240
-    )
+    (network,) = train_estimator(splits_of(), TrainingOptions(**{**vars(FAST), "held_out": 0.999}), name="a").card[
+        "networks"
+    ]
+    assert network["held_out_pairs"] < 240
 
 
-def test_fitness_for_near_far_and_unknown_data():
-    estimator = train_estimator(splits_of(), TrainingOptions(**{**vars(FAST), "iterations": 200}), name="a")
-    assert fitness(estimator, splits_of(seed=3))["verdict"] == "in domain"
-    far = fitness(estimator, {**splits_of(1, seed=3), "moved": splits_of(1, seed=4, offset=3.0)["s0"]})
-    assert (far["verdict"], far["far_splits"]) == ("far", ["moved"])
-    check = far["splits"]["moved"]["mean_distance"]
-    assert check["value"] > check["limit"]
-    unknown = fitness(CLUB(8, 8), splits_of())
-    assert unknown["verdict"] == "unknown" and set(unknown["splits"]["s0"]) == {"reference_score"}
-    assert fitness(KSG(), splits_of())["verdict"] == "unknown"
+def test_fewer_images_than_folds():
+    with pytest.raises(ValueError, match="folds: expected at least as many images as folds, got 10 and 11"):
+        train_estimator(splits_of(1), TrainingOptions(**{**vars(FAST), "folds": 11}), name="a")
 
 
 # From the command line.
@@ -257,8 +250,8 @@ def answers(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["club", "infonce"])
-def test_train_and_score(in_tinyhub, answers, tmp_path, capsys, kind):
+@pytest.mark.parametrize("kind", ["club", "club-free", "infonce"])
+def test_train_and_score(in_tinyhub, answers, tmp_path, capsys, caplog, kind):
     output, results = tmp_path / "mine.safetensors", tmp_path / "results.json"
     common = ["--shift", "synthetic", "--responses", str(answers)]
     assert (
@@ -274,27 +267,59 @@ def test_train_and_score(in_tinyhub, answers, tmp_path, capsys, kind):
                 "20",
                 "--hidden",
                 "8",
+                "--folds",
+                "2",
                 "--held-out",
-                "0.3",
+                "0",
+                "--keep",
+                "last",
             ]
         )
         == 0
     )
     printed = capsys.readouterr().out
-    assert "held-out score" in printed and f"--estimator {output}" in printed
+    assert "network 2: iteration 20 of 20" in printed and f"--estimator {output}" in printed
     card = load_estimator(output).card
+    assert "are few to train on" in caplog.text and card["options"]["folds"] == 2
     assert card["models"] == ["tiny"] and card["data"]["pairs"] == 2 * 35 * builder.ROWS
     assert card["encoders"]["vision"].startswith("openai/clip-vit-base-patch32#")
     assert main(["score", *common, "--estimator", str(output), "--output", str(results)]) == 0
-    assert json.loads(results.read_text())["estimator_fit"]["verdict"] == "in domain"
+    written = json.loads(results.read_text())
+    assert "(folds=2,seeds=1)" in written["settings"]["estimator"] and "trained_on" not in written["estimator_fit"]
     assert not output.with_suffix(".checkpoint").exists()
     assert "estimator  mine@" in capsys.readouterr().out
+
+
+def test_one_network_says_that_it_scores_what_it_was_trained_on(in_tinyhub, answers, tmp_path, capsys, caplog):
+    output = tmp_path / "mine.safetensors"
+    common = ["--shift", "synthetic", "--responses", str(answers)]
+    options = ["--iterations", "5", "--hidden", "8", "--folds", "1", "--seeds", "2"]
+    assert main(["train-estimator", *common, "--output", str(output), *options]) == 0
+    assert main(["score", *common, "--estimator", str(output), "--output", str(tmp_path / "r.json")]) == 0
+    assert "was trained on these data" in caplog.text and "trained on these data" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["splits"]["llava_bench_coco"]["emi_estimator_stderr"] > 0
+
+
+def test_several_studies_are_pooled(in_tinyhub, answers, tmp_path):
+    output = tmp_path / "mine.safetensors"
+    options = ["--output", str(output), "--iterations", "2", "--hidden", "4", "--folds", "1"]
+    for name in load_study("natural").splits:
+        write_response_file(answers / f"{name}.jsonl", [(row, "", "a star") for row in range(builder.ROWS)], "tiny")
+    assert main(["train-estimator", "--shift", "synthetic", "natural", "--responses", str(answers), *options]) == 0
+    card = load_estimator(output).card
+    assert card["data"]["pairs"] == 2 * sum(card["data"]["splits"].values())
+    assert len(card["data"]["splits"]) == 63 and card["study"] == "synthetic + natural"
 
 
 def test_an_estimator_is_refused_to_other_encoders(in_tinyhub, answers, tmp_path, capsys, caplog):
     output = tmp_path / "mine.safetensors"
     common = ["--shift", "synthetic", "--responses", str(answers)]
-    assert main(["train-estimator", *common, "--output", str(output), "--iterations", "5", "--hidden", "8"]) == 0
+    assert (
+        main(
+            ["train-estimator", *common, "--output", str(output), "--iterations", "5", "--hidden", "8", "--folds", "1"]
+        )
+        == 0
+    )
     torch.manual_seed(9)
     builder.write_text_encoder(tmp_path / "xlm-roberta-base")
     other = ["score", *common, "--estimator", str(output), "--text-encoder", str(tmp_path / "xlm-roberta-base")]

@@ -153,7 +153,7 @@ def _folder_of_run(args: object) -> Path:
 
 def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, saved: Path) -> dict[str, StudyResult]:
     from lmms_eval_emi.scoring.pipeline import score_samples
-    from lmms_eval_emi.scoring.table import notes_to_lines
+    from lmms_eval_emi.scoring.table import fit_to_warnings, notes_to_lines
 
     settings = load_settings()
     results: dict[str, StudyResult] = {}
@@ -173,6 +173,8 @@ def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, save
                 logger.error(f"{name}: left out: {reason}")
         for line in notes_to_lines(result):
             logger.warning(f"{name}, {line}")
+        for line in fit_to_warnings(result):
+            logger.warning(f"{name}: {line}")
         _footers.append(_show(scored, folder, stamp, saved / name, report=settings.report))
     return results
 

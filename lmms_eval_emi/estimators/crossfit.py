@@ -1,0 +1,217 @@
+"""Networks that each did not see some images, so that every row is scored by those that did not see its own.
+
+A network scored on the rows that it was trained on finds information where there is none. With K folds of whole
+images, network k is trained without fold k, and a row of fold k is scored by it alone; rows that no network saw
+are scored by all, on average (cross-fitting; Chernozhukov et al. 2018). With several seeds there is such a set of
+networks for each, and their spread is the estimator's own error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.core.information import Information
+from lmms_eval_emi.estimators.assignment import SEEN, Assignment
+from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator, by_network, save_state
+
+__all__ = ["SEEN", "Assignment", "CrossFitted"]
+
+
+class CrossFitted(Estimator):
+    """Networks of one kind by seed and fold, and which rows each did not see.
+
+    Args:
+        networks: by seed, of each seed by fold.
+        seen: the fold of every row of the training data.
+        name: what signatures call it.
+        sha256: of the file that it came from, if it came from one.
+    """
+
+    trained = True
+
+    def __init__(
+        self,
+        networks: Sequence[Sequence[TrainedEstimator]],
+        seen: Assignment | None,
+        *,
+        name: str,
+        sha256: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.networks = [list(one) for one in networks]
+        self.seen = seen
+        self.sha256 = sha256
+        first = self.networks[0][0]
+        self.input_dimension, self.output_dimension = first.input_dimension, first.output_dimension
+
+    @property
+    def first(self) -> TrainedEstimator:
+        """One of the networks, for what they have in common."""
+        return self.networks[0][0]
+
+    @property
+    def folds(self) -> int:
+        """K, the number of folds; 1 where every network saw all images."""
+        return len(self.networks[0])
+
+    @property
+    def signature(self) -> str:
+        """Name, the first eight digits of the file's SHA-256, folds and seeds."""
+        file = f"@{self.sha256[:8]}" if self.sha256 else ""
+        return f"{self.name}{file}(folds={self.folds},seeds={len(self.networks)})"
+
+    def ceiling(self, n: int) -> float | None:
+        """As of one network."""
+        return self.first.ceiling(n)
+
+    def saturation(self, x: torch.Tensor) -> float | None:
+        """Mean over the networks."""
+        shares = [network.saturation(x) for own in self.networks for network in own]
+        known = [share for share in shares if share is not None]
+        return sum(known) / len(known) if known else None
+
+    def bind(self, embeddings: Embeddings) -> BoundEstimator:
+        """The estimator for the rows of one split."""
+        unseen = torch.full((embeddings.n,), -1, device=embeddings.t.device)
+        return BoundEstimator(self, unseen if self.seen is None else self.seen.of(embeddings))
+
+    def trained_on(self, embeddings: Embeddings) -> int:
+        """How many rows would be scored by networks that saw them: none, if there are folds."""
+        return int((self.bind(embeddings).which >= 0).sum()) if self.folds == 1 else 0
+
+    def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(N,) float64 contributions of rows that no network saw; :meth:`bind` knows others."""
+        return BoundEstimator(self, torch.full((len(x),), -1, device=x.device)).contributions(x, y)
+
+    def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(N,) scores of the references, and what they are above those of other rows' references, in nats."""
+        bound, x, y = self.bind(embeddings), embeddings.x, embeddings.y
+        found = bound.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1)
+        return bound.scores(x, y.double()), found.value + found.influence
+
+    def save(self, path: str | Path) -> None:
+        """Write the networks, the folds of the rows and the card as safetensors, all of it or nothing."""
+        state = {
+            f"{seed}.{fold}.{key}": tensor
+            for seed, own in enumerate(self.networks)
+            for fold, network in enumerate(own)
+            for key, tensor in network.state_dict().items()
+        }
+        metadata = {
+            "kind": self.first.kind,
+            "name": self.name,
+            "folds": str(self.folds),
+            "seeds": str(len(self.networks)),
+        }
+        save_state(path, {**state, **(self.seen.to_state() if self.seen else {})}, metadata, self.card)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        kind: type[TrainedEstimator],
+        state: Mapping[str, torch.Tensor],
+        seen: Assignment | None,
+        metadata: Mapping[str, str],
+        *,
+        name: str,
+        sha256: str | None = None,
+    ) -> CrossFitted:
+        """The networks that a file describes.
+
+        Raises:
+            ValueError: networks are missing, or one is damaged.
+        """
+        try:
+            seeds, folds = int(metadata.get("seeds", "1")), int(metadata["folds"])
+        except ValueError as error:
+            raise ValueError(
+                f"estimator {name}: expected numbers of folds and seeds in its metadata: {error}"
+            ) from error
+        parts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+        for key, tensor in state.items():
+            seed, _, rest = key.partition(".")
+            fold, _, own = rest.partition(".")
+            parts.setdefault((seed, fold), {})[own] = tensor
+        expected = {(str(seed), str(fold)) for seed in range(seeds) for fold in range(folds)}
+        if set(parts) != expected or not expected:
+            raise ValueError(
+                f"estimator {name}: expected the networks of {seeds} seeds and {folds} folds, got {len(parts)}. The file is damaged."
+            )
+        networks = [
+            [
+                kind.from_state_dict(parts[str(seed), str(fold)], name=f"{name}, seed {seed}, fold {fold}")
+                for fold in range(folds)
+            ]
+            for seed in range(seeds)
+        ]
+        return cls(networks, seen, name=name, sha256=sha256)
+
+
+class BoundEstimator:
+    """A cross-fitted estimator for the rows of one split.
+
+    Args:
+        estimator: with its networks.
+        which: (N,) fold of every row, -1 for rows that no network saw.
+    """
+
+    def __init__(self, estimator: CrossFitted, which: torch.Tensor) -> None:
+        self.estimator = estimator
+        self.which = which
+        self.unit = estimator.unit
+
+    @property
+    def signature(self) -> str:
+        """That of the estimator."""
+        return self.estimator.signature
+
+    def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(N,) float64 contributions in nats, whose mean is the estimate of I(x; y)."""
+        return self.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1).contributions
+
+    @torch.no_grad()
+    def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
+        """The mean over the networks' estimates, with and without each cluster; see :class:`TrainedEstimator`."""
+        first = self.estimator.first
+        first.check_shapes(x, y)
+        found = self._over_networks(
+            lambda networks, which: type(first).analyse_by(networks, which, x, y, clusters, count), x.device
+        )
+        means = [_mean(own) for own in found]
+        whole = _mean(means)
+        by_seed = tuple(one.value for one in means) if len(means) > 1 else ()
+        return Information(whole.contributions, whole.influence, whole.deleted, by_seed)
+
+    @torch.no_grad()
+    def scores(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(N,) float64 scores of pairs, the mean over the networks that score each."""
+        found = self._over_networks(
+            lambda networks, which: by_network(networks, which, lambda network, *rows: (network.score(*rows),), x, y)[
+                0
+            ],
+            x.device,
+        )
+        return torch.stack([torch.stack(own).mean(dim=0) for own in found]).mean(dim=0)
+
+    def _over_networks(self, run: Callable[[list, torch.Tensor], Any], device: torch.device) -> list[list[Any]]:
+        """What ``run`` gives for every seed, and for every fold that unseen rows may be scored by."""
+        unseen = self.which < 0
+        folds = range(self.estimator.folds if bool(unseen.any()) else 1)
+        found = []
+        for own in self.estimator.networks:
+            networks = [network.in_float64(device) for network in own]
+            found.append([run(networks, torch.where(unseen, fold, self.which)) for fold in folds])
+        return found
+
+
+def _mean(parts: Sequence[Information]) -> Information:
+    contributions, influence, deleted = (
+        torch.stack([getattr(part, name) for part in parts]).mean(dim=0)
+        for name in ("contributions", "influence", "deleted")
+    )
+    return Information(contributions, influence, deleted)

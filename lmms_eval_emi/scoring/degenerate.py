@@ -1,0 +1,96 @@
+"""Degenerate responses: those that a measure of relevance is not about, told by their text alone.
+
+A model under a shift may fall silent, repeat itself, refuse or answer in another language. Such rows can be most
+of an EMID, so they are counted beside it, and it can be had without them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import regex
+
+from lmms_eval_emi.samples import Sample
+
+KINDS = {
+    "empty": "empty",
+    "repetition": "repetition loops",
+    "refusal": "refusals",
+    "question": "copies of the question",
+    "language": "in another language than the reference",
+}
+# Something is said four times or more in a row.
+LOOP = regex.compile(r"(.{2,160}?)\1{3,}", regex.DOTALL)
+LOOP_SHARE = 1 / 3  # of the text that loops at least
+LOOP_LENGTH = 24  # characters that loop at least
+OPENING = 200  # characters in which a refusal is looked for
+REFUSAL = regex.compile(
+    r"\bas an? (ai|artificial intelligence|(large )?language model)\b"
+    r"|\b(i am|i'm) (sorry|afraid)\b.{0,40}\b(can ?not|can't|unable|not able)\b"
+    r"|\b(i (can ?not|can't|could not|couldn't)|i( am|'m) (unable|not able) to) "
+    r"(assist|help|provide|answer|comply|fulfil+|view|see|access|process|analy[sz]e|identify|complete)\b",
+    regex.IGNORECASE | regex.DOTALL,
+)
+COPY = 0.9  # likeness of two texts from which one is a copy
+FEWEST_LETTERS = 40  # of a text whose language is guessed
+SURE = 0.99  # probability of a language
+
+
+def degenerate_kind(sample: Sample) -> str | None:
+    """Which of :data:`KINDS` a response is, or ``None``.
+
+    Refusals are known in English. Languages are told where response and reference both have at least 40 letters
+    and a language of probability 0.99, by py3langid.
+    """
+    response = sample.response.strip()
+    if not response:
+        return "empty"
+    if _loops(response):
+        return "repetition"
+    if REFUSAL.search(response[:OPENING].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")):
+        return "refusal"
+    if _is_copy(response, sample.question):
+        return "question"
+    own, expected = _language(response), _language(sample.reference)
+    return "language" if own and expected and own != expected else None
+
+
+def _loops(text: str) -> bool:
+    found = max((match.end() - match.start() for match in LOOP.finditer(text) if match[1].strip()), default=0)
+    return found >= max(LOOP_LENGTH, LOOP_SHARE * len(text))
+
+
+def _is_copy(response: str, question: str) -> bool:
+    first, second = (" ".join(text.casefold().split()) for text in (response, question))
+    if not second or not 0.5 < len(first) / len(second) < 2:
+        return False
+    matcher = difflib.SequenceMatcher(None, first, second, autojunk=False)
+    return matcher.real_quick_ratio() >= COPY and matcher.quick_ratio() >= COPY and matcher.ratio() >= COPY
+
+
+@lru_cache(maxsize=4096)
+def _language(text: str) -> str | None:
+    if len(regex.findall(r"\p{L}", text)) < FEWEST_LETTERS:
+        return None
+    language, probability = _identifier().classify(text)
+    return str(language) if probability >= SURE else None
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def kinds_of(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[str | None]]:
+    """The kind of every response that is degenerate, by split, in the order of the rows."""
+    return {name: [degenerate_kind(row) for row in rows] for name, rows in samples.items()}
+
+
+def counts_by_kind(kinds: Mapping[str, Sequence[str | None]]) -> dict[str, dict[str, int]]:
+    """How many responses of every split are degenerate, by kind; kinds without any are left out."""
+    return {name: {kind: own.count(kind) for kind in KINDS if kind in own} for name, own in kinds.items()}

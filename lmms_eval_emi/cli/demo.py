@@ -15,6 +15,7 @@ from lmms_eval_emi.harness.lmms_eval import compat
 
 ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"
 TASKS, STUDY = "llavabench_shift_demo", "demo"
+UNTRAINED = ("hsic", "dcor", "cosine")  # estimators that are shown beside the demo's own
 NEEDED = {"decord": "which lmms-eval's llava_hf imports"}
 
 
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if not reports or not responses:
         raise DemoError(f"lmms-eval wrote no report below {args.output}; its own messages are above.")
     shutil.copy(reports[-1], output / "report.html")
-    print(f"\n{named_objects(responses[-1])}\n\nreport: {args.output / 'report.html'}")
+    print(f"\n{side_by_side(responses[-1])}\n\nreport: {args.output / 'report.html'}")
     return 0
 
 
@@ -99,19 +100,64 @@ def shown(variables: dict[str, str], command: list[str]) -> str:
     )
 
 
-def named_objects(responses: Path) -> str:
-    """A table of the share of rows whose response names every object that was asked about, by split."""
+def side_by_side(responses: Path) -> str:
+    """What each estimator makes of the responses, beside the share of rows that name every object asked about.
+
+    Args:
+        responses: the folder of the run's response files.
+
+    Returns:
+        A table by split, how EMID ranks the shifts against the loss of accuracy, and where estimators disagree
+        in sign.
+    """
     from tabulate import tabulate
 
+    from lmms_eval_emi.core.correlation import spearman
     from lmms_eval_emi.rows import load_splits
+    from lmms_eval_emi.scoring.pipeline import score
+    from lmms_eval_emi.scoring.table import disagreements_to_lines, with_error
     from lmms_eval_emi.studies.schema import load_study
 
     study = load_study(STUDY)
     rows = load_splits(study, [study.id_split])[study.id_split].remove_columns("image")
     asked = {row["question_id"]: row["asked"] for row in rows}
-    table = []
+    accuracy = {}
     for name in study.splits:
         lines = [json.loads(line) for line in (responses / f"{name}.jsonl").read_text("utf-8").split("\n") if line]
         right = [all(thing in line["text"] for thing in asked[line["question_id"]]) for line in lines]
-        table.append([name, len(right), f"{sum(right) / max(1, len(right)):.0%}"])
-    return tabulate(table, headers=["split", "rows", "all objects asked about are named"], disable_numparse=True)
+        accuracy[name] = sum(right) / max(1, len(right))
+    results = score(
+        study,
+        responses,
+        models=["all"],
+        estimators=[STUDY, *UNTRAINED],
+        resamples=0,
+        allow_missing=True,
+        vision_encoder=str(ASSETS / "vision_encoder"),
+        text_encoder=str(ASSETS / "text_encoder"),
+    )
+    first = results[0]
+    table = []
+    for name, scores in first.splits.items():
+        emids = [result.splits[name].emid for result in results]
+        degenerate = sum(first.degenerate[name].values()) / scores.emi.n
+        table.append(
+            [
+                name,
+                f"{accuracy[name]:.0%}",
+                f"{degenerate:.0%}",
+                *("-" if one is None else with_error(one.jackknife) for one in emids),
+            ]
+        )
+    losses = {name: accuracy[study.id_split] - accuracy[name] for name in study.shifts()}
+    ranks: list[str] = []
+    for result in results:
+        known = {name: one.emid for name, one in result.splits.items() if one.emid is not None}
+        pairs = [(emid.value, losses[name]) for name, emid in known.items() if name in losses]
+        r = spearman([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        ranks.append("-" if r is None else f"{r:.2f}")
+    table.append(["rank correlation with the loss of accuracy", "", "", *ranks])
+    names = [f"EMID ± SE\n{name}" for name in (STUDY, *UNTRAINED)]
+    headers = ["split", "all objects asked\nabout are named", "degenerate", *names]
+    shown = tabulate(table, headers=headers, disable_numparse=True, colalign=("left", *["right"] * (2 + len(names))))
+    return "\n".join((shown, "", *disagreements_to_lines(results)))

@@ -86,11 +86,12 @@ def _maxt(family: Sequence[Jackknife], draws: int, seed: int) -> np.ndarray:
     return adjusted
 
 
-def verdict(statistic: Jackknife, p_adjusted: float | None, margin: float) -> str | None:
+def verdict(statistic: Jackknife, p_adjusted: float | None, margin: float | None) -> str | None:
     """What a shift did: ``lost``, ``gained``, ``held`` or ``undecided``.
 
     ``lost`` and ``gained`` differ from 0 after adjustment. ``held`` is a claim too: two one-sided tests
-    put the difference within the margin, which its interval of 90 % does. The rest is undecided.
+    put the difference within the margin, which its interval of 90 % does; without a margin none is. The rest is
+    undecided.
 
     Returns:
         ``None`` where there are too few images to say.
@@ -100,4 +101,4 @@ def verdict(statistic: Jackknife, p_adjusted: float | None, margin: float) -> st
         return None
     if p_adjusted < ALPHA:
         return "lost" if statistic.corrected > 0 else "gained"
-    return "held" if -margin < reach[0] and reach[1] < margin else "undecided"
+    return "held" if margin is not None and -margin < reach[0] and reach[1] < margin else "undecided"

@@ -196,7 +196,7 @@ def fitness(
         ``verdict``: ``far`` where a split is too unlike the training data, or ``doubtful`` where the references
         of most splits cannot be told from those of other rows; otherwise ``in domain`` if a card says so, else
         ``plausible``, and ``unknown`` where nothing could be checked. ``basis``: ``card`` or ``checks``. ``unit``
-        of the scores; ``saturated``, the share of saturated outputs; ``ceiling``, the greatest value that the
+        of the scores; ``trained``, whether it has a file; ``saturated``, the share of saturated outputs; ``ceiling``, the greatest value that the
         smallest split can have; ``trained_on``, how many of the rows it was trained on. ``splits``: of every
         split its checks, with ``p`` adjusted over the splits; ``far_splits`` and ``doubtful_splits``.
     """
@@ -210,7 +210,7 @@ def fitness(
             "doubtful_splits": [],
         }
     checks: dict[str, dict[str, Any]] = {name: {} for name in embeddings}
-    found: dict[str, Any] = {"unit": estimator.unit}
+    found: dict[str, Any] = {"unit": estimator.unit, "trained": estimator.trained}
     domain = estimator.card.get("domain") or {}
     known = "quantiles" in domain  # cards of earlier versions have no limits that are calibrated
     saturation = estimator.saturation(torch.cat([one.x for one in embeddings.values()]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import regex
@@ -24,8 +25,9 @@ KINDS = {
 }
 # Something is said four times or more in a row.
 LOOP = regex.compile(r"(.{2,160}?)\1{3,}", regex.DOTALL)
-LOOP_SHARE = 1 / 3  # of the text that loops at least
-LOOP_LENGTH = 24  # characters that loop at least
+LOOP_LENGTH = 16  # characters of such a loop at least
+FEWEST_WORDS = 20  # of a text whose pairs of words are counted
+DISTINCT = 0.5  # share of distinct ones among its pairs of neighbouring words, below which a text goes round
 OPENING = 200  # characters in which a refusal is looked for
 REFUSAL = regex.compile(
     r"\bas an? (ai|artificial intelligence|(large )?language model)\b"
@@ -59,8 +61,12 @@ def degenerate_kind(sample: Sample) -> str | None:
 
 
 def _loops(text: str) -> bool:
-    found = max((match.end() - match.start() for match in LOOP.finditer(text) if match[1].strip()), default=0)
-    return found >= max(LOOP_LENGTH, LOOP_SHARE * len(text))
+    """Whether something is said again and again in a row, or the text goes round in circles."""
+    if any(len(match[0]) >= LOOP_LENGTH and regex.search(r"\p{L}", match[1]) for match in LOOP.finditer(text)):
+        return True
+    words = regex.findall(r"\p{L}+", text.casefold())
+    pairs = list(pairwise(words))
+    return len(words) >= FEWEST_WORDS and len(set(pairs)) < DISTINCT * len(pairs)
 
 
 def _is_copy(response: str, question: str) -> bool:

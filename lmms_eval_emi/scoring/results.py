@@ -51,7 +51,7 @@ class Inference:
         resamples: most draws of a permutation test; 0 for none.
         seed: of all draws.
         adjust: of the p-values of EMID over a study.
-        margin: EMID within which a shift counts as held.
+        margin: EMID within which a shift counts as held; default: the published one, for scores in nats.
     """
 
     resamples: int = 499
@@ -59,10 +59,11 @@ class Inference:
     adjust: Adjustment = "holm"
     margin: float | None = None
 
-    @property
-    def held_within(self) -> float:
-        """The margin in use."""
-        return PUBLISHED_MARGIN if self.margin is None else self.margin
+    def held_within(self, unit: str) -> float | None:
+        """The margin in use for scores in some unit; the published one means nothing in others than nats."""
+        if self.margin is not None:
+            return self.margin
+        return PUBLISHED_MARGIN if unit.endswith("nats") else None
 
     def __str__(self) -> str:
         margin = "published" if self.margin is None else f"{self.margin:g}"
@@ -337,7 +338,7 @@ class StudyResult:
             },
             "n_differ": sum(one.differs for one in self._shifts().values()),
             "adjust": self.inference.adjust,
-            "margin": self.inference.held_within,
+            "margin": self.inference.held_within(self.unit),
         }
 
     def write(self, path: str | Path) -> Path:
@@ -447,7 +448,7 @@ def score_study(
         if kinds:
             listed = ", ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items())
             remarks.setdefault(name, []).append(
-                f"{sum(kinds.values())} degenerate responses{' are left out' if without_degenerate else ''} ({listed})"
+                f"degenerate responses{', left out' if without_degenerate else ''}: {listed}"
             )
     remarks = {name: lines for name, lines in remarks.items() if name in scores}
     scored = {name: embeddings[name] for name in scores}
@@ -502,7 +503,7 @@ def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: 
             continue
         # A variant is no member of the family: its p-value stands by itself.
         p_adjusted = adjusted.get(name, one.emid.p_value)
-        called = verdict(one.emid.jackknife, p_adjusted, inference.held_within)
+        called = verdict(one.emid.jackknife, p_adjusted, inference.held_within(one.emi.unit))
         completed[name] = replace(one, tests=tests[name], p_adjusted=p_adjusted, verdict=called)
     return completed
 

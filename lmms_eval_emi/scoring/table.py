@@ -212,7 +212,9 @@ def differ_to_line(result: StudyResult) -> str:
     inference = result.inference
     method = {"holm": "Holm", "bh": "Benjamini-Hochberg", "maxt": "max-t", "none": "no adjustment"}[inference.adjust]
     counts = ", ".join(f"{count} {name}" for name, count in result.count_verdicts().items() if count)
-    return f"{sum(one.differs for one in shifts)} of {total} shifts differ from 0 ({method}, 5 %): {counts} (held: within ±{inference.held_within:g})"
+    margin = inference.held_within(result.unit)
+    held = f"held: within ±{margin:g}" if margin is not None else f"held needs a --margin in {result.unit}"
+    return f"{sum(one.differs for one in shifts)} of {total} shifts differ from 0 ({method}, 5 %): {counts} ({held})"
 
 
 def legend(result: StudyResult) -> str:
@@ -241,7 +243,8 @@ def fit_to_line(result: StudyResult) -> str:
         evidence.append(f"it says at most {fit['ceiling']:{DIGITS}} of so few rows")
     if fit.get("trained_on"):
         evidence.append(f"trained on these data ({fit['trained_on']} rows)")
-    basis = {"card": "", "checks": " by checks alone, for its file does not record its training data", "none": ""}
+    alone = " by checks alone, for its file does not record its training data" if fit.get("trained") else ""
+    basis = {"card": "", "checks": alone, "none": ""}
     verdict = {"unknown": "not checked"}.get(fit["verdict"], fit["verdict"])
     return f"estimator  {_estimator(result)}: {verdict}{basis.get(fit.get('basis', 'none'), '')}" + (
         f" ({'; '.join(evidence)})" if evidence else ""
@@ -263,8 +266,13 @@ def fit_to_warnings(result: StudyResult) -> list[str]:
         names = fit.get(key, ())
         if names and (key == "far_splits" or fit["verdict"] in ("doubtful", "far")):
             shown = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
+            remedy = (
+                "Train one on your own data (train-estimator), or use one that needs no training (--estimator dcor)."
+                if fit.get("trained")
+                else "As these encoders see them, inputs and references have little to do with each other."
+            )
             lines.append(
-                f"The estimator {estimator} {what} {len(names)} of {len(result.splits)} splits ({shown}; marked {UNFIT}). Do not trust their scores: train one on your own data (train-estimator), or use one that needs no training (--estimator dcor)."
+                f"The estimator {estimator} {what} {len(names)} of {len(result.splits)} splits ({shown}; marked {UNFIT}): do not trust their scores. {remedy}"
             )
     return lines
 

@@ -66,12 +66,20 @@ class Estimator:
         """How many rows of a split it was trained on and would score by the same network; 0 if that is not known."""
         return 0
 
+    def known_rows(self, embeddings: Embeddings) -> int:
+        """How many rows of a split were among its training data, whichever network saw them; 0 if that is not known."""
+        return self.trained_on(embeddings)
+
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(N,) scores of the references, and what they are above those of other rows' references; ``None`` if untrained.
 
         Each row is scored by networks that did not see it, where there are such.
         """
         return None
+
+    def remarks(self, embeddings: Embeddings) -> list[str]:
+        """What a reader should know of its scores of a split, as parts of a sentence."""
+        return []
 
     def saturation(self, x: torch.Tensor) -> float | None:
         """Share of outputs that are at the limit of what the network can say, in [0, 1]; ``None`` where there is none."""

@@ -82,7 +82,11 @@ class CrossFitted(Estimator):
 
     def trained_on(self, embeddings: Embeddings) -> int:
         """How many rows would be scored by networks that saw them: none, if there are folds."""
-        return int((self.bind(embeddings).which >= 0).sum()) if self.folds == 1 else 0
+        return self.known_rows(embeddings) if self.folds == 1 else 0
+
+    def known_rows(self, embeddings: Embeddings) -> int:
+        """How many rows were among the training data, whichever network saw them."""
+        return int((self.bind(embeddings).which >= 0).sum())
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """(N,) float64 contributions of rows that no network saw; :meth:`bind` knows others."""

@@ -13,6 +13,8 @@ is a test. Four distances between two sets of images are measured,
 whole images at a time, and their limits come from random halves of the training images, which differ by chance
 alone. What a half differs by scales with 1/G + 1/G' of both numbers of images, so one table serves any number. The
 largest of the four, each by its own limit, has a p-value, and those of several splits are adjusted by Holm.
+Where several splits were trained on, it is enough to be like one of them, or like their pool; a split whose rows
+were all trained on is not tested.
 """
 
 from __future__ import annotations
@@ -104,9 +106,10 @@ def training_domain(estimator: Estimator, splits: Mapping[str, Embeddings], seed
         seed: of the features and the halves.
 
     Returns:
-        Plain numbers: ``images``, ``bases`` of the features, the ``mean`` of every distance's values over the
-        images, the ``limits`` of the distances at 5 % in units of :func:`_scale`, and ``quantiles`` of the
-        largest ratio to them. Empty for fewer than 8 images.
+        Plain numbers: ``bases`` of the features and ranks, and ``samples``: of the pool, and of each split if
+        there are several, the number of ``images``, the ``mean`` of every distance's values over them, the
+        ``limits`` of the distances at 5 % in units of :func:`_scale`, and ``quantiles`` of the largest ratio to
+        them. Empty for fewer than 8 images.
     """
     pooled = _pooled(splits)
     images = len(set(clusters_of(pooled)))
@@ -124,6 +127,16 @@ def training_domain(estimator: Estimator, splits: Mapping[str, Embeddings], seed
             for name, values in zip(RANKED, scores, strict=True)
         }
     profile = _profile(estimator, pooled, bases)
+    found = [_sample(profile, seed)]
+    if len(splits) > 1:  # a split that was trained on is no random part of their pool
+        own = [_profile(estimator, split, bases) for split in splits.values()]
+        kept = [{name: values for name, values in one.items() if name in profile} for one in own]
+        found += [_sample(one, seed) for one in kept if len(one["inputs"]) >= FEWEST_CLUSTERS]
+    return {"bases": bases, "samples": found}
+
+
+def _sample(profile: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+    """What new images are compared with: means of a sample of images, and what its random halves differ by."""
     count = len(profile["inputs"])
     random = np.random.RandomState(seed)
     if count > MOST_IMAGES:
@@ -138,12 +151,10 @@ def training_domain(estimator: Estimator, splits: Mapping[str, Embeddings], seed
     for name, values in profile.items():
         means = first @ values / half, (1 - first) @ values / (count - half)
         ratios[name] = _distance(name, *means) / _scale(name, half, count - half)
-    limits = {name: float(np.quantile(one, 1 - ALPHA)) for name, one in ratios.items()}
-    limits = {name: max(limit, 1e-12) for name, limit in limits.items()}
+    limits = {name: max(float(np.quantile(one, 1 - ALPHA)), 1e-12) for name, one in ratios.items()}
     largest = np.max([ratios[name] / limit for name, limit in limits.items()], axis=0)
     return {
         "images": count,
-        "bases": bases,
         "mean": {name: values.mean(axis=0).tolist() for name, values in profile.items()},
         "limits": limits,
         "quantiles": np.quantile(largest, [1 - p for p in P_VALUES]).tolist(),
@@ -212,7 +223,7 @@ def fitness(
     checks: dict[str, dict[str, Any]] = {name: {} for name in embeddings}
     found: dict[str, Any] = {"unit": estimator.unit, "trained": estimator.trained}
     domain = estimator.card.get("domain") or {}
-    known = "quantiles" in domain  # cards of earlier versions have no limits that are calibrated
+    known = "samples" in domain  # cards of earlier versions have no limits that are calibrated
     saturation = estimator.saturation(torch.cat([one.x for one in embeddings.values()]))
     if saturation is not None:
         found["saturated"] = saturation
@@ -230,13 +241,19 @@ def fitness(
     doubtful = [name for name, one in checks.items() if one.get("references_told_apart") is False]
     far = []
     if known:
-        p_values = []
+        p_values: dict[str, float] = {}
         for name, split in embeddings.items():
+            if estimator.known_rows(split) == split.n:
+                checks[name] |= {"in_training_data": True}
+                continue
             profile = _profile(estimator, split, domain["bases"])
-            distances, p = _to_domain(profile, domain)
+            # New images may come from where any of the samples came from.
+            distances, p_values[name] = max(
+                (_to_sample(profile, one) for one in domain["samples"]), key=lambda one: one[1]
+            )
             checks[name] |= {"distances": distances}
-            p_values.append(p)
-        for name, p in zip(embeddings, holm(np.array(p_values)).tolist(), strict=True):
+        adjusted = holm(np.array(list(p_values.values()))).tolist() if p_values else []
+        for name, p in zip(p_values, adjusted, strict=True):
             checks[name]["p"] = p
             if p < ALPHA:
                 far.append(name)
@@ -271,10 +288,10 @@ def _told_apart(score: EMI) -> dict[str, Any]:
     return found
 
 
-def _to_domain(
+def _to_sample(
     profile: Mapping[str, np.ndarray], domain: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """Distances of a split from the training data with their limits, and the p-value of the largest."""
+    """Distances of a split from a sample of the training data with their limits, and the p-value of the largest."""
     images = len(profile["inputs"])
     found = {}
     for name, limit in domain["limits"].items():

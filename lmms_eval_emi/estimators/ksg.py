@@ -7,13 +7,10 @@ NeurIPS 2017, for rows that are repeated.
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
+from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.estimators.base import Estimator
-
-log = logging.getLogger("lmms_eval_emi")
 
 CHUNK = 512  # rows whose distances to all others are held at a time
 NORMS = {"euclidean": 2.0, "max": float("inf")}
@@ -83,6 +80,17 @@ class KSG(Estimator):
             parts.append(torch.digamma(neighbours) - torch.digamma(n_x + 1) - torch.digamma(n_y + 1))
         constant = torch.digamma(torch.tensor(n, dtype=torch.float64, device=x.device))
         return constant + torch.cat(parts)
+
+    def remarks(self, embeddings: Embeddings) -> list[str]:
+        """How many rows are copies of others, if there are any."""
+        x = embeddings.x
+        counts = {name: self.repeated(x, getattr(embeddings, name)) for name in ("y_hat", "y")}
+        words = {"y_hat": "responses", "y": "references"}
+        return [
+            f"{count} of {embeddings.n} inputs and {words[name]} are repeated, and {self.name} takes them as discrete"
+            for name, count in counts.items()
+            if count
+        ]
 
     def repeated(self, x: torch.Tensor, y: torch.Tensor) -> int:
         """Number of rows with at least k copies of input and target among the others, which count as discrete."""

@@ -39,13 +39,18 @@ REFUSAL = regex.compile(
 COPY = 0.9  # likeness of two texts from which one is a copy
 FEWEST_LETTERS = 40  # of a text whose language is guessed
 SURE = 0.99  # probability of a language
+SCRIPTS = {
+    **{name: rf"\p{{Script={name}}}" for name in ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Thai", "Hangul")},
+    "Indic": r"[\p{Script=Devanagari}\p{Script=Bengali}\p{Script=Tamil}\p{Script=Telugu}]",
+    "Chinese or Japanese": r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]",
+}
 
 
 def degenerate_kind(sample: Sample) -> str | None:
     """Which of :data:`KINDS` a response is, or ``None``.
 
-    Refusals are known in English. Languages are told where response and reference both have at least 40 letters
-    and a language of probability 0.99, by py3langid.
+    Refusals are known in English. Languages are told by script from 20 letters on, and by py3langid where response
+    and reference both have at least 40 letters and a language of probability 0.99.
     """
     response = sample.response.strip()
     if not response:
@@ -56,8 +61,11 @@ def degenerate_kind(sample: Sample) -> str | None:
         return "refusal"
     if _is_copy(response, sample.question):
         return "question"
-    own, expected = _language(response), _language(sample.reference)
-    return "language" if own and expected and own != expected else None
+    for told in (_script, _language):
+        own, expected = told(response), told(sample.reference)
+        if own and expected and own != expected:
+            return "language"
+    return None
 
 
 def _loops(text: str) -> bool:
@@ -75,6 +83,16 @@ def _is_copy(response: str, question: str) -> bool:
         return False
     matcher = difflib.SequenceMatcher(None, first, second, autojunk=False)
     return matcher.real_quick_ratio() >= COPY and matcher.quick_ratio() >= COPY and matcher.ratio() >= COPY
+
+
+def _script(text: str) -> str | None:
+    """The script of four fifths of the letters, or ``None``."""
+    letters = len(regex.findall(r"\p{L}", text))
+    if letters < FEWEST_LETTERS / 2:
+        return None
+    counts = {name: len(regex.findall(pattern, text)) for name, pattern in SCRIPTS.items()}
+    most = max(counts, key=lambda name: counts[name])
+    return most if counts[most] >= 0.8 * letters else None
 
 
 @lru_cache(maxsize=4096)

@@ -29,6 +29,7 @@ from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
 from lmms_eval_emi.core.permutation import DivergenceTest
 from lmms_eval_emi.core.signature import Signature
+from lmms_eval_emi.estimators.base import Estimator
 from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.files import to_json, write_atomically
 from lmms_eval_emi.samples import Sample
@@ -402,6 +403,8 @@ def score_study(
                     else None
                 )
                 emis[name] = emi(embeddings[name], estimator, groups=groups)
+                if isinstance(estimator, Estimator) and (said := estimator.remarks(embeddings[name])):
+                    remarks.setdefault(name, []).extend(said)
             except ValueError as error:
                 omitted.setdefault(name, []).append(str(error))
     scores: dict[str, SplitScores] = {}

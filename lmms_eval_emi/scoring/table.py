@@ -106,26 +106,27 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
 
 
 def disagreements_to_lines(results: Sequence[StudyResult]) -> list[str]:
-    """Where two estimators give EMIDs of one model's shifts another sign, and how often both are sure of it."""
+    """Where an estimator gives the EMIDs of a model's shifts another sign than the first, and how often both are sure."""
     lines = []
-    for position, first in enumerate(results):
-        for second in results[position + 1 :]:
-            if first.model != second.model or first.study.name != second.study.name:
-                continue
-            pairs = [
-                (name, one.emid, two.emid)
-                for name in first.study.shifts()
-                if (one := first.splits.get(name)) and (two := second.splits.get(name)) and one.emid and two.emid
-            ]
-            other = [(name, one, two) for name, one, two in pairs if one.value * two.value < 0]
-            sure = [name for name, one, two in other if _is_sure(one.ci95) and _is_sure(two.ci95)]
-            names = [dict(result.signature.parts)["estimator"] for result in (first, second)]
-            shown = f": {', '.join(name for name, _, _ in other[:3])}{' and more' if len(other) > 3 else ''}"
-            lines.append(
-                f"{names[0]} and {names[1]} give EMID another sign in {len(other)} of {len(pairs)} shifts of {first.model}"
-                + (shown if other else "")
-                + (f"; in {len(sure)} of them both intervals leave 0 out" if other else "")
-            )
+    leading: dict[tuple[str, str], StudyResult] = {}
+    for second in results:
+        first = leading.setdefault((second.model, second.study.name), second)
+        if first is second:
+            continue
+        pairs = [
+            (name, one.emid, two.emid)
+            for name in first.study.shifts()
+            if (one := first.splits.get(name)) and (two := second.splits.get(name)) and one.emid and two.emid
+        ]
+        other = [(name, one, two) for name, one, two in pairs if one.value * two.value < 0]
+        sure = [name for name, one, two in other if _is_sure(one.ci95) and _is_sure(two.ci95)]
+        names = [dict(result.signature.parts)["estimator"] for result in (first, second)]
+        shown = f": {', '.join(name for name, _, _ in other[:3])}{' and more' if len(other) > 3 else ''}"
+        lines.append(
+            f"{names[0]} and {names[1]} give EMID another sign in {len(other)} of {len(pairs)} shifts of {first.model}"
+            + (shown if other else "")
+            + (f"; in {len(sure)} of them both intervals leave 0 out" if other else "")
+        )
     return lines
 
 
@@ -236,6 +237,8 @@ def fit_to_line(result: StudyResult) -> str:
         evidence.append(
             f"references score {min(values):{DIGITS}} to {max(values):{DIGITS}} above shuffled ones, told apart in {told} of {len(checks)} splits"
         )
+    if any(one.get("in_training_data") for one in fit.get("splits", {}).values()) and not fit.get("trained_on"):
+        evidence.append("trained on these data, each row scored by networks that did not see its image")
     p_values = [one["p"] for one in fit.get("splits", {}).values() if "p" in one]
     if p_values:
         evidence.append(f"nearness to its training images: smallest p {min(p_values):.2g}")

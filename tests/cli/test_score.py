@@ -289,8 +289,27 @@ def test_empty_responses_are_told(in_tinyhub, answers, tmp_path, caplog):
     """Empty responses score well, and are mostly the fault of a stop string."""
     write_response_file(answers / f"{GERMAN}.jsonl", [(row, "", " " * row) for row in range(ROWS)], "tiny")
     assert score(answers, tmp_path / "results.json", "--split", GERMAN) == 0
-    assert json.loads((tmp_path / "results.json").read_text())["notes"][GERMAN][0] == "5 of 5 responses are empty"
-    assert "5 of 5 responses are empty" in caplog.text
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "degenerate responses: 5 empty" in results["notes"][GERMAN]
+    assert results["splits"][GERMAN]["degenerate"] == {"empty": 5}
+    assert "degenerate responses: 5 empty" in caplog.text
+
+
+def test_scores_without_degenerate_responses(in_tinyhub, answers, tmp_path):
+    """Their partners are left out of the comparison; a split that has no others is left out, and said."""
+    rows = [(row, "", "" if row < 2 else "a red star") for row in range(ROWS)]
+    write_response_file(answers / f"{GERMAN}.jsonl", rows, "tiny")
+    output = tmp_path / "results.json"
+    assert score(answers, output, "--split", GERMAN, "--without-degenerate") == 0
+    results = json.loads(output.read_text())
+    assert results["splits"][GERMAN]["n"] == ROWS - 2 and results["splits"][GERMAN]["degenerate"] == {"empty": 2}
+    assert "degenerate responses, left out: 2 empty" in results["notes"][GERMAN]
+    assert any("compare 3 of its rows with 3 of" in note for note in results["notes"][GERMAN])
+    assert results["settings"]["responses"] == "not degenerate" and "responses:not degenerate" in results["signature"]
+    write_response_file(answers / f"{GERMAN}.jsonl", [(row, "", "") for row in range(ROWS)], "tiny")
+    assert score(answers, output, "--split", GERMAN, "--without-degenerate", "--overwrite") == 0
+    results = json.loads(output.read_text())
+    assert GERMAN not in results["splits"] and "all of its 5 responses are degenerate" in str(results["left_out"])
 
 
 # A bad row costs itself.

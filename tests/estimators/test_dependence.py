@@ -149,6 +149,19 @@ def test_ksg_takes_repeated_rows_as_discrete():
     assert float(KSG(k=5).contributions(x, y).mean()) == pytest.approx(math.log(5) - 4 / 5 * math.log(2), abs=0.05)
 
 
+def test_repeated_rows_are_told():
+    from lmms_eval_emi import score_study
+    from lmms_eval_emi.studies.schema import load_study
+
+    random = np.random.default_rng(0)
+    once = random.normal(size=(10, 6))
+    rows = np.repeat(once / np.linalg.norm(once, axis=1, keepdims=True), 5, axis=0)
+    study = load_study("synthetic")
+    repeated = Embeddings(v=rows, t=rows, y_hat=rows, y=rows, groups=list(range(50)))
+    result = score_study(study, {study.id_split: repeated}, KSG(), model="m")
+    assert "50 of 50 inputs and responses are repeated, and ksg takes them as discrete" in result.notes[study.id_split]
+
+
 # A free variance.
 
 

@@ -71,9 +71,9 @@ class Estimator:
         return self.trained_on(embeddings)
 
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(N,) scores of the references, and what they are above those of other rows' references; ``None`` if untrained.
+        """(N,) scores of the references, and what they are above those of other rows' references, in nats.
 
-        Each row is scored by networks that did not see it, where there are such.
+        Each row is scored by networks that did not see it, where there are such. ``None`` without a density.
         """
         return None
 
@@ -110,9 +110,11 @@ class TrainedEstimator(nn.Module, Estimator):
     Attributes:
         sha256: of the file that it came from, if it came from one.
         seen: the rows that it was trained on, where that is known.
+        has_density: whether the score of a pair depends on the pair alone.
     """
 
     trained = True
+    has_density: ClassVar[bool] = True
     input_dimension: int
     output_dimension: int
 
@@ -258,6 +260,8 @@ class TrainedEstimator(nn.Module, Estimator):
     @torch.no_grad()
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(N,) scores of the references, and what they are above those of other rows' references, in nats."""
+        if not self.has_density:
+            return None
         x, y = embeddings.x, embeddings.y
         self.check_shapes(x, y)
         network = self.in_float64(x.device)

@@ -94,6 +94,8 @@ class CrossFitted(Estimator):
 
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(N,) scores of the references, and what they are above those of other rows' references, in nats."""
+        if not self.first.has_density:
+            return None
         bound, x, y = self.bind(embeddings), embeddings.x, embeddings.y
         found = bound.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1)
         return bound.scores(x, y.double()), found.value + found.influence

@@ -31,6 +31,7 @@ class InfoNCE(TrainedEstimator):
 
     kind = "infonce"
     range = "at most ln N"
+    has_density = False  # a pair is scored among the others
 
     def build(self) -> None:
         """Make both halves of the critic."""

@@ -176,6 +176,14 @@ def test_what_was_trained_on_is_in_domain_and_so_is_what_is_like_one_of_its_spli
     assert fitness(estimator, {"new": split(41, moved=-2.0)})["verdict"] == "far"
 
 
+def test_an_estimator_without_a_density_is_judged_by_its_inputs():
+    options = TrainingOptions(**{**vars(FAST), "kind": "infonce"})
+    estimator = train_estimator({"a": split(0)}, options, name="a")
+    assert estimator.card["domain"]["samples"][0]["limits"].keys() == {"inputs", "references"}
+    assert fitness(estimator, {"far": split(21, moved=1.0)})["verdict"] == "far"
+    assert fitness(estimator, {"new": split(21)})["ceiling"] == pytest.approx(np.log(60))
+
+
 def test_without_a_card_the_references_speak(trained):
     trained_alone = trained.networks[0][0]
     trained_alone.card = {}

@@ -166,7 +166,7 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
         )
         left += width
     ax.tick_params(axis="y", labelsize=8)
-    ax.set(xlabel="root of the divergence", title="What moved: the four parts of the scaled bound")
+    ax.set(xlabel="root of the divergence", title="What moved: the four parts of the shift index")
     ax.margins(y=0.01)
     ax.legend(
         frameon=False,

@@ -104,7 +104,7 @@ class ReportedResult:
         ]
 
     def summary(self) -> dict[str, float | int | None]:
-        """Means over the shifts, and Pearson's r of EMID and bound."""
+        """Means over the shifts, and Pearson's r of EMID and index."""
         summary = Summary.of((split.emi, split.emid or 0.0, split.bound or 0.0) for split in self.shifts)
         id_split = self.splits.get(self.id_split)
         return {

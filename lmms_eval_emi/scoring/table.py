@@ -180,7 +180,11 @@ def summary_to_table(result: StudyResult) -> str:
         rows.append(["all", *_summary_row(result)])
     headers = ["shifts", "count", "mean EMI", "mean EMID ± SE", "mean index", "Pearson r [95 %]"]
     table = tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 4, "left"))
-    lines = [table, differ_to_line(result)]
+    lines = [
+        table,
+        *([f"Means are over shifts: {result.study.means}."] if result.study.means else []),
+        differ_to_line(result),
+    ]
     within = result.correlations_within()
     if within:
         listed = "; ".join(f"{kind} {one.value:.2f} ({count} shifts)" for kind, (count, one) in within.items())

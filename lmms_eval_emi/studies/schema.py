@@ -128,6 +128,7 @@ class Study(_Strict):
     group: str = Field(pattern=r"^[a-z0-9_]+$", max_length=LONGEST_NAME)
     id_split: str
     splits: dict[str, SplitSpec]
+    means: str = ""  # what means over the shifts average, where a reader may take them for something else
     source: str = ""  # what load_study was given
 
     @model_validator(mode="before")

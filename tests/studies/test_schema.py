@@ -249,3 +249,10 @@ def test_loading_rows_leaves_the_bars_of_datasets_as_they_were(tmp_path):
     level = datasets.logging.get_verbosity()
     load_source(str(tmp_path / "rows.jsonl"))
     assert datasets.utils.logging.is_progress_bar_enabled() and datasets.logging.get_verbosity() == level
+
+
+def test_what_means_average_is_said_and_true():
+    natural, synthetic = load_study("natural"), load_study("synthetic")
+    wild = [name for name in natural.shifts() if "in_the_wild" in name]
+    assert f"{len(wild)} of the {len(natural.shifts())} shifts" in natural.means
+    assert f"{len(synthetic.shifts('joint'))} of the {len(synthetic.shifts())} shifts are joint" in synthetic.means

@@ -148,6 +148,10 @@ class CrossFitted(Estimator):
             raise ValueError(
                 f"estimator {name}: expected the networks of {seeds} seeds and {folds} folds, got {len(parts)}. The file is damaged."
             )
+        if folds > 1 and (seen is None or not all(0 <= fold < folds for fold in seen.folds.values())):
+            raise ValueError(
+                f"estimator {name}: expected the fold of every row that it was trained on, below {folds}. The file is damaged, and without them rows would be scored by networks that saw them."
+            )
         networks = [
             [
                 kind.from_state_dict(parts[str(seed), str(fold)], name=f"{name}, seed {seed}, fold {fold}")

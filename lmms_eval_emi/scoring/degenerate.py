@@ -26,6 +26,7 @@ KINDS = {
 # Something is said four times or more in a row.
 LOOP = regex.compile(r"(.{2,160}?)\1{3,}", regex.DOTALL)
 LOOP_LENGTH = 16  # characters of such a loop at least
+LOOKED_AT = 4000  # characters of a text that are looked at, at its start and at its end
 FEWEST_WORDS = 20  # of a text whose pairs of words are counted
 DISTINCT = 0.5  # share of distinct ones among its pairs of neighbouring words, below which a text goes round
 OPENING = 200  # characters in which a refusal is looked for
@@ -70,6 +71,8 @@ def degenerate_kind(sample: Sample) -> str | None:
 
 def _loops(text: str) -> bool:
     """Whether something is said again and again in a row, or the text goes round in circles."""
+    if len(text) > 2 * LOOKED_AT:
+        return _loops(text[:LOOKED_AT]) or _loops(text[-LOOKED_AT:])
     if any(len(match[0]) >= LOOP_LENGTH and regex.search(r"\p{L}", match[1]) for match in LOOP.finditer(text)):
         return True
     words = regex.findall(r"\p{L}+", text.casefold())
@@ -81,6 +84,8 @@ def _is_copy(response: str, question: str) -> bool:
     first, second = (" ".join(text.casefold().split()) for text in (response, question))
     if not second or not 0.5 < len(first) / len(second) < 2:
         return False
+    if len(first) > LOOKED_AT:
+        return first == second
     matcher = difflib.SequenceMatcher(None, first, second, autojunk=False)
     return matcher.real_quick_ratio() >= COPY and matcher.quick_ratio() >= COPY and matcher.ratio() >= COPY
 
@@ -99,7 +104,7 @@ def _script(text: str) -> str | None:
 def _language(text: str) -> str | None:
     if len(regex.findall(r"\p{L}", text)) < FEWEST_LETTERS:
         return None
-    language, probability = _identifier().classify(text)
+    language, probability = _identifier().classify(text[:LOOKED_AT])
     return str(language) if probability >= SURE else None
 
 

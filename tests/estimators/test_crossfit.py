@@ -108,6 +108,27 @@ def test_a_file_has_all_networks_and_knows_its_rows_again(trained, tmp_path):
     assert load_estimator(tmp_path / "alone.safetensors").trained_on(split(0)) == alone.trained_on(split(0)) == 54
 
 
+def test_a_damaged_file_of_folds_is_refused(trained, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    trained.save(tmp_path / "mine.safetensors")
+    with safe_open(tmp_path / "mine.safetensors", framework="pt") as file:
+        state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    without = {key: one for key, one in state.items() if not key.startswith("seen.")}
+    cases = {
+        "expected the fold of every row": (without, metadata),
+        "below 5": ({**state, "seen.folds": state["seen.folds"] + 3}, metadata),
+        "expected the networks of 1 seeds and 6 folds": (state, {**metadata, "folds": "6"}),
+        "expected numbers of folds and seeds": (state, {**metadata, "folds": "five"}),
+        "missing: p_mu.0.weight": ({key: one for key, one in state.items() if key != "0.2.p_mu.0.weight"}, metadata),
+    }
+    for message, (tensors, own) in cases.items():
+        save_file(tensors, tmp_path / "damaged.safetensors", own)
+        with pytest.raises(ValueError, match=message):
+            load_estimator(tmp_path / "damaged.safetensors")
+
+
 def test_an_interrupted_training_of_folds_goes_on(tmp_path, monkeypatch):
     options = TrainingOptions(**{**vars(FAST), "iterations": 30, "every": 10})
     whole = train_estimator({"a": split(0)}, options, name="a", checkpoint=tmp_path / "b.checkpoint")

@@ -7,6 +7,7 @@ of an EMID, so they are counted beside it, and it can be had without them.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -24,7 +25,7 @@ KINDS = {
     "language": "in another language than the reference",
 }
 # Something is said four times or more in a row.
-LOOP = regex.compile(r"(.{2,160}?)\1{3,}", regex.DOTALL)
+LOOP = re.compile(r"(.{2,160}?)\1{3,}", re.DOTALL)
 LOOP_LENGTH = 16  # characters of such a loop at least
 LOOKED_AT = 4000  # characters of a text that are looked at, at its start and at its end
 FEWEST_WORDS = 20  # of a text whose pairs of words are counted

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from lmms_eval_emi.cli import compare, demo, power, prefetch, report, score, shift, tasks, train_estimator
+from lmms_eval_emi.cli import audit, compare, demo, power, prefetch, report, score, shift, tasks, train_estimator
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.version import __version__
 
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, score, report, compare, power, shift, train_estimator, tasks, prefetch):
+    for command in (demo, score, report, compare, power, audit, shift, train_estimator, tasks, prefetch):
         command.add_parser(commands)
     return parser
 

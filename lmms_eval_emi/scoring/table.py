@@ -80,17 +80,24 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
     if len(results) == 1:
         return result_to_table(results[0])
     columns = column_names(results)
+    # Once for every model, whatever the number of estimators.
+    counted = list({result.model: result for result in results}.values())
+    counted = counted if any(any(result.degenerate.values()) for result in counted) else []
     rows = []
     known = {name: modality for result in results for modality, name in _order(result)}
     for name, modality in known.items():
         scores = [result.splits.get(name) for result in results]
         marks = [UNFIT if name in result.unfit else "" for result in results]
-        rows.append([name, modality, *map(_emi, scores, marks), *map(_emid, scores)])
-    headers = ["split", "shift", *(f"EMI ± SE\n{column}" for column in columns)]
-    headers += [f"EMID ± SE\n{column}" for column in columns]
-    table = tabulate(
-        rows, headers=headers, disable_numparse=True, colalign=("left", "left", *["right"] * 2 * len(columns))
-    )
+        counts = [sum(result.degenerate.get(name, {}).values()) for result in counted]
+        rows.append([name, modality, *counts, *map(_emi, scores, marks), *map(_emid, scores)])
+    headers = [
+        "split",
+        "shift",
+        *(f"degenerate\n{result.model}" if len(counted) > 1 else "degenerate" for result in counted),
+    ]
+    headers += [*(f"EMI ± SE\n{column}" for column in columns), *(f"EMID ± SE\n{column}" for column in columns)]
+    colalign = ("left", "left", *["right"] * (len(headers) - 2))
+    table = tabulate(rows, headers=headers, disable_numparse=True, colalign=colalign)
     overview = tabulate(
         [[column, *_summary_row(result)] for column, result in zip(columns, results, strict=True)],
         headers=["column", "shifts", "mean EMI", "mean EMID ± SE", "mean index", "Pearson r"],
@@ -303,7 +310,7 @@ def _meaning(results: Sequence[StudyResult]) -> str:
     ]
     if any(one.unfit & set(one.splits) for one in results):
         lines.append(f"{UNFIT}        the estimator is not fit for this split; see the line on it")
-    if any(any(one.degenerate.values()) for one in results) and len(results) == 1:
+    if any(any(one.degenerate.values()) for one in results):
         lines.append(
             "degenerate  responses that are empty, loops, refusals, copies of the question or in another language"
         )

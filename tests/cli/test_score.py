@@ -285,7 +285,7 @@ def test_files_of_several_models_are_not_scored_together(in_tinyhub, answers, tm
     assert set(json.loads((tmp_path / "r.json").read_text())["splits"]) == {"llava_bench_coco_English", GERMAN}
 
 
-def test_empty_responses_are_told(in_tinyhub, answers, tmp_path, caplog):
+def test_empty_responses_are_told(in_tinyhub, answers, tmp_path, capsys, caplog):
     """Empty responses score well, and are mostly the fault of a stop string."""
     write_response_file(answers / f"{GERMAN}.jsonl", [(row, "", " " * row) for row in range(ROWS)], "tiny")
     assert score(answers, tmp_path / "results.json", "--split", GERMAN) == 0
@@ -293,6 +293,11 @@ def test_empty_responses_are_told(in_tinyhub, answers, tmp_path, caplog):
     assert "degenerate responses: 5 empty" in results["notes"][GERMAN]
     assert results["splits"][GERMAN]["degenerate"] == {"empty": 5}
     assert "degenerate responses: 5 empty" in caplog.text
+    capsys.readouterr()
+    estimators = ["--estimator", "cosine", "--estimator", "dcor"]
+    assert score(answers, tmp_path / "several.json", "--split", GERMAN, *estimators) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("degenerate") == 2 and "cosine and dcor give EMID another sign" in printed
 
 
 def test_scores_without_degenerate_responses(in_tinyhub, answers, tmp_path):

@@ -10,7 +10,6 @@ import known_truth
 import numpy as np
 import pytest
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*L2-normalised")
 
 

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         entry = registered_estimators().get(settings.estimator)
         if entry and not entry.is_trained:
             return "needs no file", 0
-        path = locate(entry) if entry and entry.is_trained else Path(settings.estimator)
+        path = locate(entry) if entry else Path(settings.estimator)
         return f"{loaded.signature} in {path}", _size([path])
 
     wanted: dict[str, Callable[[], tuple[str, int]]] = {

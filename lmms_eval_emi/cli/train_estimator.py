@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import (
@@ -15,8 +14,6 @@ from lmms_eval_emi.cli.options import (
     studies_of,
 )
 from lmms_eval_emi.studies.schema import StudyError
-
-log = logging.getLogger("lmms_eval_emi")
 
 
 class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -91,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     studies = [load_study(one) for one in studies_of(args)]
     check_output(args.output, [study.source for study in studies], overwrite=args.overwrite, example="mine.safetensors")
     from lmms_eval_emi.estimators import TEXT_ONLY
-    from lmms_eval_emi.estimators.training import TrainingOptions, embeddings_to_pairs, too_few, train_estimator
+    from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
     from lmms_eval_emi.samples import without_images
     from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.scoring.pipeline import embed_samples
@@ -130,10 +127,6 @@ def run(args: argparse.Namespace) -> int:
         for entry, own in embedded
         for name, split in own.items()
     }
-    pairs = embeddings_to_pairs(splits)
-    few = too_few(len(pairs.x), pairs.images)
-    if few:
-        log.warning("%s", few)
     estimator = train_estimator(
         splits,
         options,

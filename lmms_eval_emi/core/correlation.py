@@ -1,13 +1,13 @@
 """Correlations of EMID with the shift index over the shifts of a study, and what they are worth.
 
-Shifts share images and operators, so they are no independent sample. Their scores are drawn again with
-random weights on what each image adds to all of them at once (a multiplier bootstrap of the jackknife's
-deviations), and the interval is the correlation, on Fisher's scale, plus and minus t(G - 1) standard
-deviations of these draws. It is an interval of what the correlation is on average with as many images: noise in the scores
-weakens a correlation, and the draws are weakened once more, so their percentiles would lie too low. Ranks
-are no smooth function of scores, so that a jackknife of a rank correlation itself would cover half of what
-it says (docs/statistics.md). For crossed designs a bootstrap over operators (rows and columns of the grid)
-stands beside it.
+Shifts share images and operators, so they are no independent sample. Their scores are drawn again with random
+weights on what each image adds to all of them at once (a multiplier bootstrap of the jackknife's deviations),
+and the interval is the correlation, on Fisher's scale, plus and minus t(G - 1) standard deviations of these
+draws. It is an interval of what the correlation is on average with as many images: noise in the scores weakens
+a correlation, and the draws are weakened once more, so their percentiles would lie too low. Ranks are no smooth
+function of scores, so that a jackknife of a rank correlation itself would cover half of what it says
+(docs/statistics.md). For crossed designs a bootstrap over operators (rows and columns of the grid) stands
+beside it.
 """
 
 from __future__ import annotations

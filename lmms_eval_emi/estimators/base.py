@@ -266,7 +266,7 @@ class TrainedEstimator(nn.Module, Estimator):
         self.check_shapes(x, y)
         network = self.in_float64(x.device)
         scores = [network.score(xs, ys.double()) for xs, ys in zip(x.split(1024), y.split(1024), strict=True)]
-        found = self.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1)
+        found = undivided(self, x, y)
         return torch.cat(scores), found.value + found.influence
 
     def check_shapes(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -287,6 +287,11 @@ class TrainedEstimator(nn.Module, Estimator):
         exact = {key: tensor.detach().to(device, torch.float64) for key, tensor in self.state_dict().items()}
         copy.load_state_dict(exact, assign=True)
         return copy.eval()
+
+
+def undivided(estimator: Any, x: torch.Tensor, y: torch.Tensor) -> Information:
+    """What ``analyse`` of an estimator gives for rows of one cluster, where none is left out."""
+    return estimator.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1)
 
 
 def save_state(

@@ -15,7 +15,7 @@ from torch import nn
 from lmms_eval_emi.core.club import ClusterSums, embeddings_to_moments, moments_to_contributions
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS
 from lmms_eval_emi.core.information import Information
-from lmms_eval_emi.estimators.base import TrainedEstimator, by_network
+from lmms_eval_emi.estimators.base import TrainedEstimator, by_network, undivided
 
 SATURATED = 0.99  # of a log-variance in (-1, 1)
 Self = TypeVar("Self", bound="CLUB")
@@ -83,8 +83,7 @@ class CLUB(TrainedEstimator):
         Raises:
             ValueError: D or D' is not that of the estimator, or the numbers of rows differ.
         """
-        clusters = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        return self.analyse(x, y, clusters, 1).contributions
+        return undivided(self, x, y).contributions
 
     @classmethod
     def analyse_by(

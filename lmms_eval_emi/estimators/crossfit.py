@@ -16,10 +16,8 @@ import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import Information
-from lmms_eval_emi.estimators.assignment import SEEN, Assignment
-from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator, by_network, save_state
-
-__all__ = ["SEEN", "Assignment", "CrossFitted"]
+from lmms_eval_emi.estimators.assignment import Assignment
+from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator, by_network, save_state, undivided
 
 
 class CrossFitted(Estimator):
@@ -97,7 +95,7 @@ class CrossFitted(Estimator):
         if not self.first.has_density:
             return None
         bound, x, y = self.bind(embeddings), embeddings.x, embeddings.y
-        found = bound.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1)
+        found = undivided(bound, x, y)
         return bound.scores(x, y.double()), found.value + found.influence
 
     def save(self, path: str | Path) -> None:
@@ -182,7 +180,7 @@ class BoundEstimator:
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """(N,) float64 contributions in nats, whose mean is the estimate of I(x; y)."""
-        return self.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1).contributions
+        return undivided(self, x, y).contributions
 
     @torch.no_grad()
     def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:

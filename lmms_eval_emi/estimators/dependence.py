@@ -10,7 +10,7 @@ import torch
 
 from lmms_eval_emi.core.dependence import FEWEST_ROWS, dependence_to_information
 from lmms_eval_emi.core.information import Information
-from lmms_eval_emi.estimators.base import Estimator
+from lmms_eval_emi.estimators.base import Estimator, undivided
 
 
 class _Dependence(Estimator):
@@ -28,7 +28,7 @@ class _Dependence(Estimator):
         Raises:
             ValueError: the numbers of rows differ, or there are fewer than four.
         """
-        return self.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1).contributions
+        return undivided(self, x, y).contributions
 
     @torch.no_grad()
     def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lmms_eval_emi.estimators.assignment import SEEN, Assignment
 from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator
 from lmms_eval_emi.estimators.club import CLUB
 from lmms_eval_emi.estimators.club_free import FreeCLUB
 from lmms_eval_emi.estimators.cosine import Cosine
-from lmms_eval_emi.estimators.crossfit import SEEN, Assignment, CrossFitted
+from lmms_eval_emi.estimators.crossfit import CrossFitted
 from lmms_eval_emi.estimators.dependence import HSIC, DistanceCorrelation
 from lmms_eval_emi.estimators.infonce import InfoNCE
 from lmms_eval_emi.estimators.ksg import KSG

@@ -167,6 +167,9 @@ def train_estimator(
         raise ValueError(
             f"folds: expected at least as many images as folds, got {pairs.images} and {options.folds}. Use fewer --folds."
         )
+    few = too_few(len(pairs.x), pairs.images)
+    if few:
+        log.warning("%s", few)
     data_hash = xxhash.xxh3_128_hexdigest(torch.cat([pairs.x, pairs.y], dim=1).numpy().tobytes())
     identity = {"data": data_hash, "options": {**dataclasses.asdict(options), "iterations": None, "keep": None}}
     saved = _read_checkpoint(checkpoint, identity, options) if resume else {}

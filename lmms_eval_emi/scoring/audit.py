@@ -15,10 +15,10 @@ from typing import Any
 import regex
 
 from lmms_eval_emi.images import content_key
-from lmms_eval_emi.samples import Sample, SampleError
+from lmms_eval_emi.samples import Sample, SampleError, without_images
 from lmms_eval_emi.scoring.joining import StudySamples
 from lmms_eval_emi.scoring.pipeline import Scored, score_samples
-from lmms_eval_emi.scoring.preflight import PreflightError, load_instruments
+from lmms_eval_emi.scoring.preflight import Instruments, PreflightError, load_instruments
 from lmms_eval_emi.scoring.results import SplitScores
 from lmms_eval_emi.settings import Settings
 from lmms_eval_emi.studies.schema import Study
@@ -73,26 +73,20 @@ def _first_half(sample: Sample, _: random.Random) -> str:
     return " ".join(words[: (len(words) + 1) // 2])
 
 
-def _other_image(rows: Rows, draw: random.Random) -> list[str] | None:
-    images = rows.images
-    found = []
-    for image in images:
-        choices = [row for row, other in enumerate(images) if other != image]
-        if not choices:
-            return None
-        found.append(rows.samples[draw.choice(choices)].reference)
-    return found
+def _another_row(of_the_image: bool) -> Responder:
+    """A responder that gives the reference of another row, of the same image or of another one."""
 
+    def respond(rows: Rows, draw: random.Random) -> list[str] | None:
+        images = rows.images
+        found = []
+        for own, image in enumerate(images):
+            choices = [row for row, other in enumerate(images) if row != own and (other == image) == of_the_image]
+            if not choices:
+                return None
+            found.append(rows.samples[draw.choice(choices)].reference)
+        return found
 
-def _same_image(rows: Rows, draw: random.Random) -> list[str] | None:
-    images = rows.images
-    found = []
-    for own, image in enumerate(images):
-        choices = [row for row, other in enumerate(images) if other == image and row != own]
-        if not choices:
-            return None
-        found.append(rows.samples[draw.choice(choices)].reference)
-    return found
+    return respond
 
 
 def _other_split(rows: Rows, draw: random.Random) -> list[str] | None:
@@ -137,8 +131,8 @@ RESPONDERS: dict[str, Responder] = {
     "empty": _each(lambda sample, _: ""),
     "question copied": _each(lambda sample, _: sample.question),
     "words shuffled": _each(_shuffled),
-    "reference of another image": _other_image,
-    "other reference of the image": _same_image,
+    "reference of another image": _another_row(of_the_image=False),
+    "other reference of the image": _another_row(of_the_image=True),
     "reference of another split": _other_split,
     "reference three times": _each(lambda sample, _: " ".join([sample.reference] * 3)),
     "first half": _each(_first_half),
@@ -268,16 +262,20 @@ def audit(
     ]
     findings = []
     for vision, text in encoders or [(settings.vision_encoder, settings.text_encoder)]:
-        own_settings = settings.model_copy(update={"vision_encoder": vision, "text_encoder": text, "resamples": 0})
-        fitting = []
+        own_settings = settings.model_copy(
+            # Empty responders, and the like, are what is asked about.
+            update={"vision_encoder": vision, "text_encoder": text, "resamples": 0, "without_degenerate": False}
+        )
+        fitting: list[Instruments] = []
         for source in list(estimators) or [settings.estimator]:
             try:
-                load_instruments(own_settings, [source])
-                fitting.append(source)
+                fitting.append(load_instruments(own_settings, [source], text_only=without_images({name: samples})))
             except PreflightError as error:
                 left_out.append(f"{source} with {vision} and {text}: {str(error).splitlines()[0]}")
         if fitting:
-            findings += _findings(score_samples(audited, own_settings, estimators=fitting), name, len(fitting))
+            instruments = Instruments(fitting[0].encoders, tuple(one.estimators[0] for one in fitting))
+            scored = score_samples(audited, own_settings, instruments=instruments)
+            findings += _findings(scored, name, len(fitting))
     if not findings:
         raise AuditError("audit: no estimator fits any pair of encoders:\n  " + "\n  ".join(left_out))
     return findings, left_out

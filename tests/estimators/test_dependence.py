@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import fit
 from scipy.spatial import KDTree
 from scipy.special import digamma
 
@@ -163,20 +164,6 @@ def test_repeated_rows_are_told():
 
 
 # A free variance.
-
-
-def fit(network, x, y, steps=1500):
-    torch.manual_seed(0)
-    x, y = x.float(), y.float()
-    network.fit_data(x, y)
-    optimizer = torch.optim.AdamW([one for one in network.parameters() if one.requires_grad], lr=3e-3)
-    for _ in range(steps):
-        batch = torch.randint(len(x), (256,))
-        loss = network.loss(x[batch], y[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return network
 
 
 def test_a_free_variance_gives_nats_whatever_the_scale():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tinyhub as builder
 import torch
+from conftest import fit
 
 from lmms_eval_emi import Embeddings, emi, load_estimator
 from lmms_eval_emi.cli import main
@@ -25,19 +26,6 @@ def gaussian(n: int, dimension: int, rho: float, seed: int = 0) -> tuple[torch.T
     generator = torch.Generator().manual_seed(seed)
     x, noise = (torch.randn(n, dimension, generator=generator, dtype=torch.float64) for _ in range(2))
     return x, rho * x + math.sqrt(1 - rho**2) * noise, -dimension / 2 * math.log(1 - rho**2)
-
-
-def fit(network, x, y, steps: int = 1500, lr: float = 3e-3):
-    torch.manual_seed(0)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
-    x, y = x.float(), y.float()
-    for _ in range(steps):
-        batch = torch.randint(len(x), (256,))
-        loss = network.loss(x[batch], y[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return network
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])

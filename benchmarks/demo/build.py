@@ -24,17 +24,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from demo.scenes import (
     COLOURS,
+    CONTROL_SEED,
     KINDS,
     SHAPES,
     SIDE,
     SIZES,
+    TEST_SEED,
     Question,
     Scene,
     ask,
-    benchmark_scenes,
     draw,
+    scenes_of,
     training_scenes,
 )
 from PIL import Image
@@ -42,7 +45,8 @@ from torch import nn
 from tqdm import tqdm
 
 from lmms_eval_emi.harness.lmms_eval.task_files import SUITE, tasks_folder
-from lmms_eval_emi.studies.schema import load_study
+from lmms_eval_emi.rows import load_splits
+from lmms_eval_emi.studies.schema import Study, load_study
 
 ASSETS = Path(str(resources.files("lmms_eval_emi.demo"))) / "assets"
 PICTURE, PATCH = 112, 14  # pixels, as the models see them
@@ -77,18 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- the benchmark --------------------------------------------------------------------------------------------------
 
 
-def benchmark_questions() -> list[tuple[Scene, Question]]:
-    """Three questions, one of each kind, about every scene of the benchmark."""
-    rng = random.Random(4)
-    return [(one, ask(one, kind, rng)) for one in benchmark_scenes() for kind in KINDS]
+def questions_of(seed: int) -> list[tuple[Scene, Question]]:
+    """Three questions, one of each kind, about every scene of a set that is not trained on."""
+    rng = random.Random(seed + 3)
+    return [(one, ask(one, kind, rng)) for one in scenes_of(seed) for kind in KINDS]
 
 
 def make_benchmark(assets: Path, shrink: float) -> None:
-    """The rows of the demo's tasks, which lie beside them."""
-    rows_to_parquet(benchmark_questions(), tasks_folder() / SUITE / "demo" / "benchmark.parquet")
+    """The rows of the demo's tasks, which lie beside them: test scenes, and those of the control."""
+    folder = tasks_folder() / SUITE / "demo"
+    rows_to_parquet(questions_of(TEST_SEED), folder / "benchmark.parquet")
+    rows_to_parquet(questions_of(CONTROL_SEED), folder / "control.parquet", prefix="fresh-")
 
 
-def rows_to_parquet(questions: Sequence[tuple[Scene, Question]], path: Path) -> None:
+def rows_to_parquet(questions: Sequence[tuple[Scene, Question]], path: Path, prefix: str = "") -> None:
     """Write questions as rows of a dataset, with their drawn scenes."""
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageFeature
@@ -103,7 +109,7 @@ def rows_to_parquet(questions: Sequence[tuple[Scene, Question]], path: Path) -> 
         draw(one).save(file, "PNG", optimize=True)
         rows.append(
             {
-                "question_id": f"{number // len(KINDS):02d}-{found.kind}",
+                "question_id": f"{prefix}{number // len(KINDS):02d}-{found.kind}",
                 "image": {"bytes": file.getvalue(), "path": None},
                 "question": found.question,
                 "reference_answer": found.reference,
@@ -279,8 +285,14 @@ def image_processor() -> Any:
     )
 
 
-def make_encoders(assets: Path, shrink: float) -> None:
-    """The CLIP vision model and the XLM-R embedding layer of the figures, which the demo's model knows nothing of."""
+def make_encoders(assets: Path, shrink: float, seed: int = 0) -> None:
+    """The CLIP vision model and the XLM-R embedding layer of the figures, which the demo's model knows nothing of.
+
+    Args:
+        assets: folder to write.
+        shrink: share of the training steps.
+        seed: other seeds draw other weights and other training scenes.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
 
@@ -296,7 +308,7 @@ def make_encoders(assets: Path, shrink: float) -> None:
     learned = [(piece, score) for piece, score in json.loads(pieces.to_str())["model"]["vocab"] if piece != "<unk>"]
     vocabulary = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *learned, ("<mask>", 0.0)]
     tokenizer = XLMRobertaTokenizer(vocab=vocabulary)
-    torch.manual_seed(11)
+    torch.manual_seed(11 + 100 * seed)
     config = XLMRobertaConfig(
         vocab_size=len(vocabulary),
         hidden_size=WIDTH,
@@ -307,8 +319,8 @@ def make_encoders(assets: Path, shrink: float) -> None:
         type_vocab_size=1,
     )
     text = XLMRobertaModel(config, add_pooling_layer=False)
-    tower = vision_tower(seed=12)
-    train_tower(tower, seed=13, steps=max(2, int(1600 * shrink)), text=(tokenizer, text))
+    tower = vision_tower(seed=12 + 100 * seed)
+    train_tower(tower, seed=13 + 100 * seed, steps=max(2, int(1600 * shrink)), text=(tokenizer, text))
     tower.half().save_pretrained(
         assets / "vision_encoder"
     )  # half the bytes, rounded before anything is trained on them
@@ -471,50 +483,61 @@ def _turn(tokenizer: Any, question: Question) -> tuple[list[int], int]:
 
 def make_estimator(assets: Path, shrink: float) -> None:
     """The estimator, trained by train-estimator on training scenes under the demo's own shifts."""
-    from lmms_eval_emi.cli import main as command
     from lmms_eval_emi.estimators.registry import file_sha256
-    from lmms_eval_emi.rows import load_splits
 
-    demo = load_study("demo")
-    rng = random.Random(31)
-    scenes = list(training_scenes(max(8, int(250 * shrink)), seed=32))
     checkpoints = Path(str(resources.files("lmms_eval_emi.estimator_ckpt")))
-    with tempfile.TemporaryDirectory() as name, contextlib.chdir(assets):
-        folder = Path(name)
-        rows_to_parquet([(one, ask(one, kind, rng)) for one in scenes for kind in KINDS], folder / "benchmark.parquet")
-        for file in ("study.yaml", "synonyms.yaml"):
-            shutil.copy(Path(demo.source).with_name(file), folder / file)
-        study = load_study(folder / "study.yaml")
-        for split, rows in load_splits(study).items():
-            replies = answer(rows, assets / "model", split)
-            lines = [
-                json.dumps({"question_id": row_id, "text": reply, "model_id": "demo"})
-                for row_id, reply in zip(rows["question_id"], replies, strict=True)
-            ]
-            (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        # Paths below the assets, so that the estimator's card tells no machine's folders.
-        failed = command(
-            [
-                "train-estimator",
-                *("--study", str(folder / "study.yaml"), "--responses", str(folder), "--model", "demo"),
-                *("--vision-encoder", "vision_encoder", "--text-encoder", "text_encoder", "--device", "cpu"),
-                *(
-                    "--folds",
-                    "1",
-                    "--output",
-                    str(folder / "demo.safetensors"),
-                    "--iterations",
-                    str(max(10, int(3000 * shrink))),
-                ),
-            ]
-        )
-        if failed:
-            raise SystemExit(failed)
-        shutil.copy(folder / "demo.safetensors", checkpoints / "demo.safetensors")
+    with tempfile.TemporaryDirectory() as name:
+        study = answer_training_scenes(Path(name), assets, shrink)
+        train_on(study, assets, Path(name) / "demo.safetensors", iterations=max(10, int(3000 * shrink)))
+        shutil.copy(Path(name) / "demo.safetensors", checkpoints / "demo.safetensors")
     registry = checkpoints / "registry.yaml"
     sha256 = file_sha256(checkpoints / "demo.safetensors")
     entry = re.sub(r"(demo:\n(?:  .*\n)*?  sha256: )\w+", rf"\g<1>{sha256}", registry.read_text(encoding="utf-8"))
     registry.write_text(entry, encoding="utf-8")
+
+
+def answer_training_scenes(folder: Path, assets: Path, shrink: float) -> Path:
+    """The model's responses to training scenes under the demo's shifts; returns their study file."""
+    demo = Path(load_study("demo").source)
+    rng = random.Random(31)
+    scenes = list(training_scenes(max(8, int(250 * shrink)), seed=32))
+    rows_to_parquet([(one, ask(one, kind, rng)) for one in scenes for kind in KINDS], folder / "benchmark.parquet")
+    shutil.copy(demo.with_name("synonyms.yaml"), folder / "synonyms.yaml")
+    described = yaml.safe_load(demo.read_text(encoding="utf-8"))
+    described["splits"] = {
+        name: one for name, one in described["splits"].items() if one.get("modality") != "control"
+    }  # whose rows are not to be trained on
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+    write_answers(load_study(path), assets, folder)
+    return path
+
+
+def write_answers(study: Study, assets: Path, folder: Path) -> None:
+    """The model's responses to every split of a study, as response files."""
+    for split, rows in load_splits(study).items():
+        replies = answer(rows, assets / "model", split)
+        lines = [
+            json.dumps({"question_id": row_id, "text": reply, "model_id": "demo"})
+            for row_id, reply in zip(rows["question_id"], replies, strict=True)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def train_on(study: Path, encoders: Path, output: Path, iterations: int) -> None:
+    """Train an estimator on the responses beside a study file, with the encoders in a folder."""
+    from lmms_eval_emi.cli import main as command
+
+    with contextlib.chdir(encoders):  # paths below it, so that the estimator's card tells no machine's folders
+        failed = command(
+            [
+                *("train-estimator", "--study", str(study), "--responses", str(study.parent), "--model", "demo"),
+                *("--vision-encoder", "vision_encoder", "--text-encoder", "text_encoder", "--device", "cpu"),
+                *("--folds", "1", "--output", str(output), "--iterations", str(iterations)),
+            ]
+        )
+    if failed:
+        raise SystemExit(failed)
 
 
 @torch.inference_mode()

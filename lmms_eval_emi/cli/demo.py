@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.samples import Sample
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.scoring.results import StudyResult
 
 ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"
 TASKS, STUDY = "llavabench_shift_demo", "demo"
 UNTRAINED = ("hsic", "dcor", "cosine")  # estimators that are shown beside the demo's own
+SHUFFLED = "clean_shuffled"
+CONTROLS = {"fresh": "control: fresh clean scenes", SHUFFLED: "control: clean, responses shuffled"}
 NEEDED = {"decord": "which lmms-eval's llava_hf imports"}
 
 
@@ -107,35 +115,18 @@ def side_by_side(responses: Path) -> str:
         responses: the folder of the run's response files.
 
     Returns:
-        A table by split, how EMID ranks the shifts against the loss of accuracy, and where estimators disagree
-        in sign.
+        A table by split and control, how EMID ranks the shifts against the loss of accuracy, and where estimators
+        disagree in sign.
     """
     from tabulate import tabulate
 
     from lmms_eval_emi.core.correlation import spearman
-    from lmms_eval_emi.rows import load_splits
-    from lmms_eval_emi.scoring.pipeline import score
     from lmms_eval_emi.scoring.table import disagreements_to_lines, with_error
     from lmms_eval_emi.studies.schema import load_study
 
     study = load_study(STUDY)
-    rows = load_splits(study, [study.id_split])[study.id_split].remove_columns("image")
-    asked = {row["question_id"]: row["asked"] for row in rows}
-    accuracy = {}
-    for name in study.splits:
-        lines = [json.loads(line) for line in (responses / f"{name}.jsonl").read_text("utf-8").split("\n") if line]
-        right = [all(thing in line["text"] for thing in asked[line["question_id"]]) for line in lines]
-        accuracy[name] = sum(right) / max(1, len(right))
-    results = score(
-        study,
-        responses,
-        models=["all"],
-        estimators=[STUDY, *UNTRAINED],
-        resamples=0,
-        allow_missing=True,
-        vision_encoder=str(ASSETS / "vision_encoder"),
-        text_encoder=str(ASSETS / "text_encoder"),
-    )
+    accuracy = accuracy_of(responses)
+    results = score_with_controls(responses, ASSETS, [STUDY, *UNTRAINED])
     first = results[0]
     table = []
     for name, scores in first.splits.items():
@@ -143,7 +134,7 @@ def side_by_side(responses: Path) -> str:
         degenerate = sum(first.degenerate[name].values()) / scores.emi.n
         table.append(
             [
-                name,
+                CONTROLS.get(name, name),
                 f"{accuracy[name]:.0%}",
                 f"{degenerate:.0%}",
                 *("-" if one is None else with_error(one.jackknife) for one in emids),
@@ -161,3 +152,66 @@ def side_by_side(responses: Path) -> str:
     headers = ["split", "all objects asked\nabout are named", "degenerate", *names]
     shown = tabulate(table, headers=headers, disable_numparse=True, colalign=("left", *["right"] * (2 + len(names))))
     return "\n".join((shown, "", *disagreements_to_lines(results)))
+
+
+def accuracy_of(responses: Path) -> dict[str, float]:
+    """Share of rows that name every object asked about, by split of the demo and for the shuffled responses."""
+    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.rows import load_splits
+    from lmms_eval_emi.studies.schema import load_study
+
+    study = load_study(STUDY)
+    asked = {
+        (row["question_id"], row["reference_answer"]): row["asked"]
+        for name in (study.id_split, *study.controls())
+        for row in load_splits(study, [name])[name].remove_columns("image")
+    }
+    (entry,) = collect_samples(study, [responses], models=["all"], allow_missing=True)
+    samples = {**entry.samples, SHUFFLED: shuffled(entry.samples.get(study.id_split, []))}
+    shares = {}
+    for name, rows in samples.items():
+        right = [all(thing in row.response for thing in asked[row.key]) for row in rows]
+        shares[name] = sum(right) / max(1, len(right))
+    return shares
+
+
+def score_with_controls(responses: Path, encoders: Path, estimators: Sequence[str]) -> list[StudyResult]:
+    """Results of the demo's responses by several estimators, with the positive control beside the study's own.
+
+    Args:
+        responses: the folder of the run's response files.
+        encoders: folder of ``vision_encoder`` and ``text_encoder``.
+        estimators: names or paths.
+    """
+    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.scoring.pipeline import score_samples
+    from lmms_eval_emi.settings import override_settings
+    from lmms_eval_emi.studies.schema import load_study
+
+    study = load_study(STUDY)
+    (entry,) = collect_samples(study, [responses], models=["all"], allow_missing=True)
+    clean = entry.samples.get(study.id_split)
+    if clean:
+        entry.study = study.with_variant(SHUFFLED, study.id_split)
+        entry.samples[SHUFFLED] = shuffled(clean)
+    settings = override_settings(
+        {
+            "resamples": 0,
+            "vision_encoder": str(encoders / "vision_encoder"),
+            "text_encoder": str(encoders / "text_encoder"),
+        }
+    )
+    return [one.result for one in score_samples([entry], settings, estimators=estimators, allow_missing=True)]
+
+
+def shuffled(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with the response of the next image's row of the same kind of question: relevant to nothing."""
+    images = list(dict.fromkeys(sample.id.partition("-")[0] for sample in samples))
+    following = dict(zip(images, images[1:] + images[:1], strict=True))
+    response = {sample.id: sample.response for sample in samples}
+    others = [f"{following[scene]}-{kind}" for scene, _, kind in (sample.id.partition("-") for sample in samples)]
+    return [
+        replace(sample, response=response[other])
+        for sample, other in zip(samples, others, strict=True)
+        if other in response
+    ]

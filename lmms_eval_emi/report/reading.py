@@ -96,11 +96,14 @@ class ReportedResult:
 
     @property
     def shifts(self) -> list[ReportedSplit]:
-        """The shifts that have EMID and index; variants, which ask the rows of another split, are none."""
+        """The shifts that have EMID and index; variants, which ask the rows of another split, and controls are none."""
         return [
             split
             for split in self.splits.values()
-            if split.emid is not None and split.bound is not None and split.variant_of is None
+            if split.emid is not None
+            and split.bound is not None
+            and split.variant_of is None
+            and split.modality != "control"
         ]
 
     def summary(self) -> dict[str, float | int | None]:

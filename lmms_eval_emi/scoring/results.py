@@ -504,7 +504,7 @@ def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: 
         if one.emid is None:
             completed[name] = one
             continue
-        # A variant is no member of the family: its p-value stands by itself.
+        # Variants and controls are no members of the family: their p-values stand by themselves.
         p_adjusted = adjusted.get(name, one.emid.p_value)
         called = verdict(one.emid.jackknife, p_adjusted, inference.held_within(one.emi.unit))
         completed[name] = replace(one, tests=tests[name], p_adjusted=p_adjusted, verdict=called)

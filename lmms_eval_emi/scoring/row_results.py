@@ -141,7 +141,7 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
         return {}
     twins = {row.key: value for row, value in zip(samples[result.study.id_split], row_values(id_scores), strict=True)}
     lost: dict[str, list[dict[str, Any]]] = {}
-    for name in (*result.study.shifts(), *result.study.variants()):
+    for name in (*result.study.shifts(), *result.study.controls(), *result.study.variants()):
         scores = result.splits.get(name)
         if scores is None:
             continue

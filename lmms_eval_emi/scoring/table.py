@@ -52,10 +52,11 @@ def result_to_table(result: StudyResult) -> str:
 
 
 def _order(result: StudyResult) -> list[tuple[str, str]]:
-    """Modality and name of every split that was scored: the ID split, the shifts by modality, the variants."""
+    """Modality and name of every split that was scored: the ID split, the shifts by modality, the controls, the variants."""
     study = result.study
     names = [("id", study.id_split)]
     names += [(modality, name) for modality in SHIFT_MODALITIES for name in study.shifts(modality)]
+    names += [("control", name) for name in study.controls()]
     names += [(f"as {study.splits[name].variant_of}", name) for name in study.variants()]
     return [(modality, name) for modality, name in names if name in result.splits]
 

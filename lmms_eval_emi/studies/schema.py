@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 BUILT_IN = ("natural", "synthetic")
 BUNDLED = ("demo",)  # studies whose rows come with the package, beside their tasks
-Modality = Literal["id", "visual", "text", "joint"]
+Modality = Literal["id", "visual", "text", "joint", "control"]
 SHIFT_MODALITIES: tuple[Modality, ...] = ("visual", "text", "joint")
 LONGEST_NAME = 100
 # A file of a few hundred bytes can name itself in itself and stand for billions of nodes.
@@ -82,7 +82,11 @@ class Shift(_Strict):
 
 
 class SplitSpec(_Strict):
-    """One split of a study, every default filled in."""
+    """One split of a study, every default filled in.
+
+    A split without shifts is the ID split, or with ``modality: control`` a control: other rows in distribution, such
+    as of other images. A control has EMID and index like a shift and is no part of means, adjustments and correlations.
+    """
 
     name: str = Field(max_length=LONGEST_NAME)
     task: str = Field(pattern=r"^[a-z0-9_]+$", max_length=LONGEST_NAME)
@@ -105,7 +109,7 @@ class SplitSpec(_Strict):
     def _modality_is_that_of_the_shifts(self) -> SplitSpec:
         modalities = {shift.modality for shift in self.shifts}
         expected = "id" if not modalities else "joint" if len(modalities) > 1 else modalities.pop()
-        if self.modality != expected:
+        if self.modality != expected and not (self.modality == "control" and not modalities):
             raise ValueError(f"the shifts of {self.name} make its modality {expected!r}, not {self.modality!r}")
         return self
 
@@ -181,11 +185,19 @@ class Study(_Strict):
         return self.splits[name]
 
     def shifts(self, modality: str | None = None) -> list[str]:
-        """Names of the shifted splits, in the file's order, of one modality or of all; variants are no shifts."""
+        """Names of the shifted splits, in the file's order, of one modality or of all; variants and controls are no shifts."""
         return [
             name
             for name, split in self.splits.items()
-            if split.modality != "id" and split.variant_of is None and modality in (None, split.modality)
+            if split.modality not in ("id", "control")
+            and split.variant_of is None
+            and modality in (None, split.modality)
+        ]
+
+    def controls(self) -> list[str]:
+        """Names of the splits of other rows in distribution, whose EMID should be within its error."""
+        return [
+            name for name, split in self.splits.items() if split.modality == "control" and split.variant_of is None
         ]
 
     def variants(self) -> list[str]:

@@ -39,7 +39,7 @@ def groups(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, lis
     """Members of every group by its name; each group of shifts has its ID split first."""
     members = {suite: [study.group for study in studies]} if suite else {}
     for study in studies:
-        members[study.group] = [study.task_name(split) for split in (study.id_split, *study.shifts())]
+        members[study.group] = [study.task_name(split) for split in (study.id_split, *study.shifts(), *study.controls())]
         for modality in SHIFT_MODALITIES:
             shifts = study.shifts(modality)
             if shifts:
@@ -68,7 +68,7 @@ def task_files(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str,
         files[f"{study.name}/utils.py"] = _utils_file(study)
         if study.source not in BUILT_IN and not _is_bundled(study):
             files[f"{study.name}/study.yaml"] = HEADER + _dump(portable_study(study))
-        for name in (study.id_split, *study.shifts()):
+        for name in (study.id_split, *study.shifts(), *study.controls()):
             split = study.split(name)
             files[f"{study.name}/{split.task}.yaml"] = _task_file(study, split)
     return files

@@ -5,11 +5,32 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
-from lmms_eval_emi.cli import audit, compare, demo, power, prefetch, report, score, shift, tasks, train_estimator
-from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.cli import (
+    audit,
+    compare,
+    demo,
+    power,
+    prefetch,
+    recover,
+    report,
+    run,
+    score,
+    shift,
+    status,
+    tasks,
+    train_estimator,
+)
+from lmms_eval_emi.files import write_atomically
+from lmms_eval_emi.redaction import redact
+from lmms_eval_emi.settings import cache_folder, load_settings
 from lmms_eval_emi.version import __version__
 
 
@@ -22,7 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, score, report, compare, power, audit, shift, train_estimator, tasks, prefetch):
+    for command in (
+        *(demo, run, status, recover, score, report, compare, power, audit),
+        *(shift, train_estimator, tasks, prefetch),
+    ):
         command.add_parser(commands)
     return parser
 
@@ -37,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("lmms_eval_emi").setLevel(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model's name may have letters that the terminal lacks
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, others = parser.parse_known_args(argv)
+    if others and not getattr(args, "takes_others", False):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    args.others = others
     try:
         load_settings()  # whatever the command, a mistyped variable is an error
         return args.run(args)
@@ -48,5 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error)) or type(error).__name__}", file=sys.stderr)
         return 1
+    except Exception as error:
+        print(
+            f"error: {type(error).__name__}: {redact(str(error))}. This is a fault of lmms_eval_emi or of what it runs; the details are in {write_log(error)}",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def write_log(error: BaseException) -> str:
+    """Write an error with all its details to a file of its own; returns where."""
+    text = redact("".join(traceback.format_exception(error)))
+    for folder in (cache_folder() / "logs", Path(tempfile.gettempdir())):
+        try:
+            return str(write_atomically(folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log", text))
+        except (OSError, ValueError):
+            continue
+    return "no file, for none can be written"

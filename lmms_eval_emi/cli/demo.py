@@ -156,8 +156,8 @@ def side_by_side(responses: Path) -> str:
 
 def accuracy_of(responses: Path) -> dict[str, float]:
     """Share of rows that name every object asked about, by split of the demo and for the shuffled responses."""
-    from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.rows import load_splits
+    from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.studies.schema import load_study
 
     study = load_study(STUDY)

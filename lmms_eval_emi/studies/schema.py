@@ -196,9 +196,7 @@ class Study(_Strict):
 
     def controls(self) -> list[str]:
         """Names of the splits of other rows in distribution, whose EMID should be within its error."""
-        return [
-            name for name, split in self.splits.items() if split.modality == "control" and split.variant_of is None
-        ]
+        return [name for name, split in self.splits.items() if split.modality == "control" and split.variant_of is None]
 
     def variants(self) -> list[str]:
         """Names of the splits that ask the rows of another split in their own way."""

@@ -14,7 +14,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -202,6 +203,257 @@ def _callers() -> Iterator[FrameType]:
 def is_main_process() -> bool:
     """Whether this is rank 0 of the run, or its only process. Relies on: launchers set ``RANK``."""
     return os.environ.get("RANK", "0") == "0"
+
+
+# The command line and the models of a run
+
+# Relies on: evaluate() calls these once on every rank, with all requests of the rank, and takes their responses in order.
+MODEL_METHODS = ("generate_until", "loglikelihood", "generate_until_multi_round")
+
+
+def run_command_line(arguments: Sequence[str], prepare: Callable[[Any], None]) -> None:
+    """Run lmms-eval's own evaluation command in this process.
+
+    Relies on: ``lmms_eval.__main__.cli_evaluate`` parses ``sys.argv`` and calls the module's ``cli_evaluate_single``
+    for every configuration; it catches exceptions, prints them and goes on, and would end with 0.
+
+    Args:
+        arguments: of the command, as a shell would give them.
+        prepare: called with the namespace of every configuration before it is run.
+
+    Raises:
+        Exception: whatever the run raises.
+        SystemExit: wrong usage, or a run that was stopped before it began.
+    """
+    command: Any = importlib.import_module("lmms_eval.__main__")
+    single, earlier = command.cli_evaluate_single, sys.argv
+
+    def run(args: Any = None) -> Any:
+        try:
+            prepare(args)
+            return single(args)
+        except Exception as error:
+            raise _Failed(error) from error
+
+    command.cli_evaluate_single, sys.argv = run, ["lmms-eval", *arguments]
+    try:
+        command.cli_evaluate()
+    except _Failed as failed:
+        raise failed.error from None
+    finally:
+        command.cli_evaluate_single, sys.argv = single, earlier
+
+
+class _Failed(BaseException):
+    """Carries an exception past the harness, which would swallow it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def without_option(arguments: Sequence[str], option: str) -> list[str]:
+    """The arguments of a command without an option that takes a value."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == option:
+            skip = True
+        elif not argument.startswith(f"{option}="):
+            kept.append(argument)
+    return kept
+
+
+def model_parts(args: Any) -> tuple[str, str, str, bool]:
+    """Model, its arguments, batch size and ``--force_simple`` of a command line. Relies on: the names of its options."""
+    values = (getattr(args, name, None) for name in ("model", "model_args", "batch_size"))
+    return *(str(value or "") for value in values), bool(getattr(args, "force_simple", False))  # type: ignore[return-value]
+
+
+@contextmanager
+def models_through(make: Callable[[type, Callable[[], Any]], Any]) -> Iterator[None]:
+    """Let every model that the harness loads meanwhile be made by ``make``, which gets its class and what loads it.
+
+    Relies on: ``simple_evaluate`` loads a model by ``lmms_eval.models.get_model(name, force_simple)`` and the class's
+    ``create_from_arg_string``.
+    """
+    models: Any = importlib.import_module("lmms_eval.models")
+    get_model = models.get_model
+
+    def get(*args: Any, **kwargs: Any) -> Any:
+        kind = get_model(*args, **kwargs)
+
+        class Through:
+            """Stands for the class while the model is made."""
+
+            is_simple = getattr(kind, "is_simple", True)
+
+            @staticmethod
+            def create_from_arg_string(*own: Any, **options: Any) -> Any:
+                return make(kind, lambda: kind.create_from_arg_string(*own, **options))
+
+        return Through
+
+    models.get_model = get
+    try:
+        yield
+    finally:
+        models.get_model = get_model
+
+
+def stand_in(simple: bool, respond: Callable[[str, Sequence[Any]], list[Any]]) -> Any:
+    """A model of the harness that answers by a function of method and requests, and loads nothing.
+
+    Args:
+        simple: whether it takes requests of simple models, or messages as chat models do.
+        respond: gives the responses.
+    """
+    from lmms_eval.api.model import lmms
+
+    class StandIn(lmms):
+        is_simple = simple
+        device = "cpu"
+
+        def generate_until(self, requests: Any) -> list[Any]:
+            return respond("generate_until", requests)
+
+        def loglikelihood(self, requests: Any) -> list[Any]:
+            return respond("loglikelihood", requests)
+
+        def generate_until_multi_round(self, requests: Any) -> list[Any]:
+            return respond("generate_until_multi_round", requests)
+
+    return StandIn()
+
+
+@contextmanager
+def requests_through(change: Callable[[list[Any]], list[Any]]) -> Iterator[None]:
+    """Let the requests of every task that is built meanwhile go through ``change``.
+
+    Relies on: ``Task.build_all_requests`` sets ``_instances``; documents without requests are skipped when scored.
+    """
+    from lmms_eval.api.task import Task
+
+    build = Task.build_all_requests
+
+    @functools.wraps(build)
+    def build_some(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        self._instances = change(list(self._instances))
+
+    Task.build_all_requests = build_some
+    try:
+        yield
+    finally:
+        Task.build_all_requests = build
+
+
+def repeats(instance: Any) -> int:
+    """How often a request is asked. Relies on: evaluate() hands it on so many times in a row."""
+    return max(1, int(instance.repeats or 1))
+
+
+def is_call_of_one_round() -> bool:
+    """Whether a model is asked for one round of a document that takes several, which every rank does in its own number.
+
+    Relies on: ``_run_generate_until_agentic`` calls the model itself, request by request.
+    """
+    return any(frame.f_code.co_name == "_run_generate_until_agentic" for frame in _callers())
+
+
+def is_padding(instance: Any) -> bool:
+    """Whether a request only gives ranks the same number of them. Relies on: the mark in its metadata."""
+    return bool((getattr(instance, "metadata", None) or {}).get("__padding_only__"))
+
+
+def ranks_step_together(lm: Any) -> bool:
+    """Whether ranks share the parts of one model, so that each must make every forward pass.
+
+    Relies on: accelerate's ``distributed_type`` of the model.
+    """
+    kind = str(getattr(getattr(lm, "accelerator", None), "distributed_type", ""))
+    return ranks() > 1 and any(name in kind for name in ("FSDP", "DEEPSPEED", "MEGATRON"))
+
+
+def rank() -> int:
+    """Number of this process. Relies on: launchers set ``RANK``."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def ranks() -> int:
+    """How many processes there are. Relies on: launchers set ``WORLD_SIZE``."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def gather(value: Any) -> list[Any]:
+    """A value of every rank, by rank. Every rank must call it."""
+    import torch.distributed as dist
+
+    if ranks() == 1 or not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def any_rank(value: bool) -> bool:
+    """Whether it holds on any rank. Every rank must call it."""
+    return any(gather(value))
+
+
+@contextmanager
+def quiet_bars(lm: Any) -> Iterator[None]:
+    """Keep a model's own progress bars away, of which there would be one for every block.
+
+    Relies on: modules of models import ``tqdm`` by that name.
+    """
+    from tqdm import tqdm
+
+    class Quiet(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    modules = [sys.modules.get(base.__module__) for base in type(lm).__mro__ if base is not object]
+    own = [module for module in modules if isinstance(getattr(module, "tqdm", None), type)]
+    earlier = [module.tqdm for module in own]  # type: ignore[union-attr]
+    for module in own:
+        module.tqdm = Quiet  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for module, bar in zip(own, earlier, strict=True):
+            module.tqdm = bar  # type: ignore[union-attr]
+
+
+def response_to_plain(response: Any) -> dict[str, Any] | None:
+    """A response of one of the harness's own types as JSON, or ``None`` for other types.
+
+    Relies on: ``GenerationResult`` has ``text`` and ``token_counts``, which has counts of input, output and reasoning.
+    """
+    from lmms_eval.api.instance import GenerationResult
+
+    if not isinstance(response, GenerationResult):
+        return None
+    counts = response.token_counts
+    return {"generation": [response.text, None if counts is None else counts.to_dict()]}
+
+
+def response_from_plain(kind: str, content: Any) -> Any:
+    """The response that :func:`response_to_plain` made plain."""
+    from lmms_eval.api.instance import GenerationResult, TokenCounts
+
+    if kind != "generation":
+        raise ValueError(f"expected a response that this version knows, got one of the kind {kind!r}.")
+    text, counts = content
+    return GenerationResult(text, None if counts is None else TokenCounts(**counts))
+
+
+def harness_version() -> str:
+    """Version of the installed lmms-eval."""
+    from importlib.metadata import version
+
+    return version("lmms_eval")
 
 
 # Files of a run

@@ -39,7 +39,9 @@ def groups(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, lis
     """Members of every group by its name; each group of shifts has its ID split first."""
     members = {suite: [study.group for study in studies]} if suite else {}
     for study in studies:
-        members[study.group] = [study.task_name(split) for split in (study.id_split, *study.shifts(), *study.controls())]
+        members[study.group] = [
+            study.task_name(split) for split in (study.id_split, *study.shifts(), *study.controls())
+        ]
         for modality in SHIFT_MODALITIES:
             shifts = study.shifts(modality)
             if shifts:

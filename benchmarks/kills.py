@@ -1,0 +1,313 @@
+"""Kills runs at random moments and looks at what is left: ``python benchmarks/kills.py --kills 100``.
+
+Runs of ``lmms-eval-emi run`` with a model that writes down what it is asked are killed by SIGKILL at random moments of
+generating, writing, scoring and reporting, on one rank and on two, and started again until they end by themselves. Looked for
+are acknowledged responses that are lost, requests that are generated again although they were acknowledged, results that differ from
+those of an undisturbed run in any bit, and files that are broken. Each run is a fork of one process that has imported everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TASKS = "mme,llavabench_shift_natural_visual,llavabench_shift_natural_wild_easy_german"
+SAVE_EVERY = 4
+PATIENCE = 60.0  # seconds in which a rank must end after another one died
+
+
+@dataclass
+class Found:
+    """What was looked for, over all runs."""
+
+    kills: Counter = field(default_factory=Counter)
+    runs: int = 0
+    acknowledged: int = 0
+    lost: int = 0
+    generated_again: int = 0
+    different: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    hung: int = 0
+    slowest_end: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing was found."""
+        return not (self.lost or self.generated_again or self.different or self.broken or self.hung)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Kill, look, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="how many for each number of ranks (default: 100)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    args = parser.parse_args(argv)
+    good = True
+    with tempfile.TemporaryDirectory(prefix="kills-") as name:
+        folder = Path(name)
+        prepare(folder)
+        for ranks in args.ranks:
+            found = kill_runs(folder, ranks, args.kills, args.seed, show=True)
+            good = good and found.good
+            print(report(ranks, found), flush=True)
+    return 0 if good else 1
+
+
+def report(ranks: int, found: Found) -> str:
+    """What was found, in lines."""
+    phases = ", ".join(f"{count} {phase}" for phase, count in sorted(found.kills.items()))
+    lines = [
+        f"{ranks} rank(s): {sum(found.kills.values())} kills ({phases}), {found.runs} runs to their end",
+        f"  acknowledged responses {found.acknowledged}, lost {found.lost}, generated again {found.generated_again}",
+        f"  results that differ {len(found.different)}, broken files {len(found.broken)}, ranks that did not end {found.hung}",
+    ]
+    if ranks > 1:
+        lines.append(f"  slowest end of a rank after another one died: {found.slowest_end:.1f} s")
+    return "\n".join([*lines, *(f"    {one}" for one in (*found.different, *found.broken)[:20])])
+
+
+def prepare(folder: Path) -> None:
+    """A tiny hub as the current folder, everything imported, and a model that is known to the harness."""
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests"), str(Path(__file__).resolve().parent)]
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+        "LMMS_EVAL_DATASETS_CACHE": str(folder / "cache"),
+        "LMMS_EVAL_EMI_CACHE": str(folder / "emi"),
+        "LMMS_EVAL_EMI_ESTIMATOR": str(folder / "hub" / "tiny.safetensors"),
+        "LMMS_EVAL_EMI_RESAMPLES": "0",
+    }
+    import tinyhub
+
+    (folder / "hub").mkdir()
+    tinyhub.build(folder / "hub")
+    os.chdir(folder / "hub")
+    import_everything()
+
+
+def import_everything() -> None:
+    """Import what a run imports, and make the model known, without starting a thread."""
+    import importlib
+
+    import torch
+
+    torch.set_num_threads(1)
+    for module in (
+        *("lmms_eval.__main__", "lmms_eval.models", "lmms_eval_emi.cli", "lmms_eval_emi.harness.lmms_eval.resumable"),
+        *("lmms_eval_emi.harness.lmms_eval.hooks", "lmms_eval_emi.scoring.pipeline", "lmms_eval_emi.report.page"),
+        *("transformers", "datasets", "matplotlib.pyplot", "scipy.stats", "py3langid.langid"),
+    ):
+        importlib.import_module(module)
+    from lmms_eval.models import MODEL_REGISTRY_V2
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    MODEL_REGISTRY_V2.register_manifest(
+        ModelManifest(model_id="noted", simple_class_path="kills_model.Noted"), overwrite=True
+    )
+
+
+def start(out: Path, ranks: int, *more: str) -> list[int]:
+    """Start a run; returns the processes of its ranks."""
+    port = _free_port()
+    processes = []
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid:
+            processes.append(pid)
+            continue
+        status = 70
+        try:
+            handle = os.open(out.with_suffix(f".{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            null = os.open(os.devnull, os.O_RDONLY)
+            for source, target in ((null, 0), (handle, 1), (handle, 2)):
+                os.dup2(source, target)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            if ranks > 1:
+                os.environ |= {
+                    **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)},
+                    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
+                }
+            os.environ["NOTES"] = str(out.with_suffix(".notes"))
+            from lmms_eval_emi.cli import main as command
+
+            status = command(command_line(out, *more))
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return processes
+
+
+def command_line(out: Path, *more: str) -> list[str]:
+    """The command of a run."""
+    return ["run", "--model", "noted", "--tasks", TASKS, "--save-every", str(SAVE_EVERY), "--output_path", str(out), "--log_samples", *more]  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def wait(processes: Sequence[int], seconds: float) -> dict[int, int | None]:
+    """Exit statuses of processes, negative for a signal, ``None`` for those that run on after some seconds."""
+    found: dict[int, int | None] = dict.fromkeys(processes)
+    end = time.monotonic() + seconds
+    while True:
+        for pid, status in list(found.items()):
+            if status is None:
+                done, raw = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    found[pid] = os.waitstatus_to_exitcode(raw)
+        if None not in found.values() or time.monotonic() > end:
+            return found
+        time.sleep(0.01)
+
+
+def acknowledged(out: Path) -> dict[tuple, Any]:
+    """The responses that the journal of a run holds."""
+    from lmms_eval_emi.journal import read_journal
+
+    found = {}
+    for record in read_journal(out).records:
+        if record["kind"] == "block":
+            for *request, response in record["requests"]:
+                found[tuple(request)] = response
+    return found
+
+
+def notes(out: Path) -> list[str]:
+    """What the model was asked so far, in order: task and document."""
+    path = out.with_suffix(".notes")
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+def results_of(out: Path) -> dict[str, Any]:
+    """What a run has found, the latest of each, without what differs from run to run: times and paths."""
+    found: dict[str, Any] = {}
+    for path in sorted(out.rglob("*")):
+        parts = path.relative_to(out).parts
+        if "journal" in parts or not path.is_file():
+            continue
+        name = "/".join(re.sub(r"^\d{8}_\d{6}_", "", part) for part in parts)
+        if path.name.endswith("_results.json"):
+            found[name] = json.loads(path.read_text())["results"]
+        elif path.suffix == ".json":
+            content = json.loads(path.read_text())
+            found[name] = {**content, "rows": content["rows"]["sha256"]} if "rows" in content else content
+        elif path.suffix == ".jsonl":
+            found[name] = path.read_text()
+    return found
+
+
+def broken_files(out: Path) -> list[str]:
+    """Files of a run that are not whole."""
+    found = []
+    for path in out.rglob("*"):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".jsonl" and "journal" not in path.parts:
+                text = path.read_text()
+                assert not text or text.endswith("\n")
+                for line in text.splitlines():
+                    json.loads(line)
+            elif path.suffix == ".html":
+                assert path.read_text().rstrip().endswith("</html>")
+        except (ValueError, AssertionError) as error:
+            found.append(f"{path.name}: {error}")
+    return found
+
+
+def phase_of(out: Path) -> str:
+    """What a run was doing last."""
+    planned = any("plan" in line[:60] for line in _journal_text(out).split("\n"))
+    if list(out.rglob("*_emi_natural.json")):
+        return "reporting"
+    if list(out.rglob("*_emi_responses")):
+        return "scoring"
+    return "generating" if planned else "loading"
+
+
+def _journal_text(out: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in (out / "journal").glob("rank-*.jsonl"))
+
+
+def kill_runs(folder: Path, ranks: int, kills: int, seed: int, *, show: bool = False) -> Found:
+    """Kill runs until there were ``kills`` kills, and look at each."""
+    draw = random.Random(f"{seed} {ranks}")
+    found = Found()
+    calm = folder / f"calm-{ranks}"
+    begin = time.monotonic()
+    status = wait(start(calm, ranks), 600)
+    duration = time.monotonic() - begin
+    assert set(status.values()) == {0}, calm.with_suffix(".0.log").read_text()[-3000:]
+    expected = results_of(calm)
+    if show:
+        print(f"{ranks} rank(s): an undisturbed run takes {duration:.1f} s", file=sys.stderr)
+    while sum(found.kills.values()) < kills:
+        out = folder / f"run-{ranks}-{found.runs}"
+        before: dict[tuple, Any] = {}
+        ended = False
+        while not ended:
+            noted = len(notes(out))
+            processes = start(out, ranks)
+            enough = sum(found.kills.values()) >= kills
+            # Loading takes half of the time, and a kill there costs nothing.
+            moment = 600 if enough else duration * draw.triangular(0.1, 1.1, 0.7)
+            status = wait(processes, moment)
+            ended = set(status.values()) == {0}
+            if not ended:
+                chosen = draw.choice([processes, *([one] for one in processes)]) if ranks > 1 else processes
+                for pid in chosen:
+                    if status[pid] is None:
+                        os.kill(pid, signal.SIGKILL)
+                found.kills[phase_of(out)] += 1
+                killed = time.monotonic()
+                rest = wait([pid for pid in processes if status[pid] is None], PATIENCE)
+                found.slowest_end = max(found.slowest_end, time.monotonic() - killed)
+                for pid in [pid for pid, one in rest.items() if one is None]:
+                    found.hung += 1
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+            now = acknowledged(out) if (out / "journal").exists() else {}
+            found.lost += sum(request not in now or now[request] != response for request, response in before.items())
+            known = {f"{task} {document}" for task, document, *_ in before}
+            found.generated_again += sum(one in known for one in notes(out)[noted:])
+            if show:
+                print(f"\r{sum(found.kills.values())} of {kills} kills", end="", file=sys.stderr, flush=True)
+            before = now
+        found.runs += 1
+        found.acknowledged += len(before)
+        found.broken += broken_files(out)
+        got = results_of(out)
+        found.different += [f"run {found.runs}: {name}" for name, one in expected.items() if got.get(name) != one]
+        shutil.rmtree(out, ignore_errors=True)
+    if show:
+        print(file=sys.stderr)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""``python -m lmms_eval_emi``, for launchers that start modules."""
+
+import sys
+
+from lmms_eval_emi.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

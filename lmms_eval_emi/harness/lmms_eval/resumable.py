@@ -1,0 +1,360 @@
+"""Runs of lmms-eval that lose nothing: started, resumed, looked at and recovered.
+
+A run's folder is its ``--output_path``. Its ``journal/`` has a manifest with the command, and the responses of each rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.request_content import Contents
+from lmms_eval_emi.harness.lmms_eval.resume import Blocks, from_plain, identity
+from lmms_eval_emi.harness.ranks import Ranks
+from lmms_eval_emi.harness.stopping import Stopped, stop_signals
+from lmms_eval_emi.journal import (
+    Answers,
+    Journal,
+    JournalError,
+    Request,
+    is_running,
+    read_journal,
+    read_manifest,
+    write_manifest,
+)
+from lmms_eval_emi.redaction import redact, redact_arguments
+from lmms_eval_emi.settings import PREFIX
+from lmms_eval_emi.version import __version__
+
+PROGRAM = "lmms-eval-emi"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked for.
+
+    Attributes:
+        folder: of the run, its ``--output_path``.
+        arguments: of lmms-eval's own command.
+        save_every: requests of a block.
+        share: whether requests of one content are asked once.
+    """
+
+    folder: Path
+    arguments: tuple[str, ...]
+    save_every: int = 32
+    share: bool = True
+
+    @property
+    def own_arguments(self) -> list[str]:
+        """The arguments of ``lmms-eval-emi run``, without secrets."""
+        own = [] if self.save_every == RunOptions.save_every else ["--save-every", str(self.save_every)]
+        own += [] if self.share else ["--no-share"]
+        return [*redact_arguments(self.arguments), *own]
+
+    @property
+    def command(self) -> str:
+        """The command that goes on with the run."""
+        count = compat.ranks()
+        launcher = [PROGRAM] if count == 1 else f"accelerate launch --num_processes {count} -m lmms_eval_emi".split()
+        return shlex.join([*launcher, "run", *self.own_arguments])
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """How far a task is.
+
+    Attributes:
+        task: its name.
+        requests: how many it has.
+        answered: how many the journal answers.
+        shared: how many of the others get the response of another request.
+    """
+
+    task: str
+    requests: int
+    answered: int
+    shared: int = 0
+
+    @property
+    def left(self) -> int:
+        """How many are to be generated."""
+        return self.requests - self.answered - self.shared
+
+
+def run(options: RunOptions) -> None:
+    """Run, or go on with, an evaluation.
+
+    Raises:
+        JournalError: the folder is another run's, or cannot be written.
+        Stopped: a signal ended it; every response that was acknowledged is in the journal.
+        Exception: whatever the harness or the model raises.
+    """
+    journal = Journal(options.folder, compat.rank())
+    runs: dict[str, Blocks] = {}
+    described: dict[str, Any] = {}
+
+    def last_words(signal: str) -> str:
+        return stopped_message(options, runs, signal)
+
+    def lost(reason: str) -> None:
+        print(f"error: {reason}, so this rank ends too. {_go_on(options)}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def prepare(args: Any) -> None:
+        model, model_args, batch, _ = compat.model_parts(args)
+        name = identity(model, model_args)
+        if name not in runs:
+            runs[name] = Blocks(journal, name, block_size(options.save_every, batch), options.share)
+        described.clear()
+        described.update(_describe(options, model, model_args), run=name)
+
+    def make(kind: type, load: Callable[[], Any]) -> Any:
+        lm = load()
+        described["simple"] = bool(getattr(lm, "is_simple", True))
+        if compat.rank() == 0:
+            write_manifest(options.folder, described["run"], described)
+        return runs[described["run"]].wrap(lm)
+
+    ranks = Ranks(journal.folder, compat.rank(), compat.ranks(), lost)
+    failure = "it was stopped"
+    try:
+        with stop_signals(last_words), compat.models_through(make):
+            compat.run_command_line(options.arguments, prepare)
+        failure = ""
+    except Stopped as stopped:
+        print(last_words(str(stopped)), file=sys.stderr, flush=True)
+        raise
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        ranks.finish(redact(failure))
+        journal.close()
+
+
+def block_size(save_every: int, batch_size: str) -> int:
+    """Requests of a block: ``save_every``, or the next multiple of the batch size, so that batches stay whole."""
+    batch = int(batch_size) if batch_size.isdigit() and int(batch_size) > 0 else 1
+    return -(-save_every // batch) * batch
+
+
+def stopped_message(options: RunOptions, runs: Mapping[str, Blocks], signal: str) -> str:
+    """What to say of a run that a signal ended, with the command to go on."""
+    planned, answered = (
+        sum(getattr(blocks.progress, name) for blocks in runs.values()) for name in ("planned", "answered")
+    )
+    whose = "" if compat.ranks() == 1 else f" of rank {compat.rank()}"
+    known = f"{answered} of {planned} responses{whose} are in" if planned else "What was generated is in"
+    return f"\nstopped by {signal}. {known} {options.folder / 'journal'}. {_go_on(options)}"
+
+
+def _go_on(options: RunOptions) -> str:
+    return f"To go on:\n  {options.command}"
+
+
+def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any]:
+    """The run as the manifest has it."""
+    return {
+        "model": model,
+        "model_args": redact(model_args),
+        "arguments": list(redact_arguments(options.arguments)),
+        "command": options.command,
+        "folder": str(Path.cwd()),
+        "settings": {name: redact(value) for name, value in sorted(os.environ.items()) if name.startswith(PREFIX)},
+        "save_every": options.save_every,
+        "share": options.share,
+        "ranks": compat.ranks(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"lmms_eval": compat.harness_version(), "lmms_eval_emi": __version__},
+    }
+
+
+# Looking
+
+
+def states(plan: Mapping[Request, bool], answers: Answers, share: bool = True) -> list[TaskState]:
+    """How far every task is, in the order of the plan."""
+    counts: dict[str, list[int]] = {}
+    asked: set[str] = set()
+    for request, shared in plan.items():
+        own = counts.setdefault(request.task, [0, 0, 0])
+        own[0] += 1
+        alike = share and shared
+        if answers.has(request, shared=alike):
+            own[1] += 1
+        elif alike and request.content in asked:
+            own[2] += 1
+        asked.add(request.content)
+    return [TaskState(task, *own) for task, own in counts.items()]
+
+
+def dry_run(options: RunOptions) -> list[TaskState]:
+    """How many requests every task has, and how many are left; the model is not loaded.
+
+    Raises:
+        JournalError: the journal of the folder cannot be read.
+        Exception: whatever the harness raises for its arguments and tasks.
+    """
+    contents = read_journal(options.folder)
+    names: list[str] = []
+    instances: list[Any] = []
+    plan: dict[Request, bool] = {}
+
+    def collect(own: list[Any]) -> list[Any]:
+        instances.extend(own)
+        return own
+
+    def make(kind: type, _: Callable[[], Any]) -> Any:
+        def respond(method: str, requests: Sequence[Any]) -> list[Any]:
+            for each in compat.MODEL_METHODS:
+                described = Contents(lambda task, split, row: lm.task_dict[task][split][row], each)
+                for instance in instances:
+                    if instance.request_type in (each, f"{each}_agentic"):
+                        for _ in range(compat.repeats(instance)):
+                            one = described.describe(instance)
+                            plan[one.request] = one.shared
+            raise _Enough
+
+        lm = compat.stand_in(bool(getattr(kind, "is_simple", True)), respond)
+        return lm
+
+    def prepare(args: Any) -> None:
+        model, model_args, _, _ = compat.model_parts(args)
+        names.append(identity(model, model_args))
+
+    with contextlib.suppress(_Enough), compat.models_through(make), compat.requests_through(collect):
+        compat.run_command_line(options.arguments, prepare)
+    everywhere: dict[Request, bool] = {}
+    for own in compat.gather(plan):
+        everywhere |= own
+    return states(everywhere, contents.answers(names[-1]) if names else Answers(), options.share)
+
+
+class _Enough(BaseException):
+    """All requests are known; nothing is to be generated."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is.
+
+    Attributes:
+        described: the run as its manifest has it.
+        tasks: how far each of its tasks is.
+        running: whether a process has its journal open.
+        damaged: records that were not written to the end.
+    """
+
+    described: Mapping[str, Any]
+    tasks: tuple[TaskState, ...]
+    running: bool
+    damaged: int
+
+
+def status(folder: Path) -> list[RunState]:
+    """How far the runs of a folder are, the latest last.
+
+    Raises:
+        JournalError: it has no journal, or one that cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if not manifest:
+        raise JournalError(
+            f"{folder}: expected the --output_path of lmms-eval-emi run, found no {Path('journal') / 'run.json'} there."
+        )
+    contents = read_journal(folder)
+    running = is_running(folder)
+    return [
+        RunState(
+            described,
+            tuple(states(contents.plan(name), contents.answers(name), bool(described.get("share", True)))),
+            running,
+            contents.damaged,
+        )
+        for name, described in manifest.items()
+    ]
+
+
+# Recovering
+
+
+def recover(folder: Path, output: Path) -> list[TaskState]:
+    """Make results of what the journal of a folder holds, without the model.
+
+    The harness runs as it did, with a model that answers from the journal. Documents without a response are left out.
+
+    Args:
+        folder: of the run.
+        output: where results are written.
+
+    Returns:
+        How far every task is.
+
+    Raises:
+        JournalError: there is no journal, or nothing in it.
+        Exception: whatever the harness raises.
+    """
+    manifest = read_manifest(folder)
+    if not manifest:
+        raise JournalError(f"{folder}: expected the --output_path of lmms-eval-emi run, found no journal there.")
+    name, described = list(manifest.items())[-1]
+    arguments = described.get("arguments")
+    if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
+        raise JournalError(f"{folder}: its manifest names no arguments. Run the original command again instead.")
+    contents = read_journal(folder)
+    answers, plan = contents.answers(name), contents.plan(name)
+    share = bool(described.get("share", True))
+    known = {
+        (request.task, request.document, request.number): answers.of(request, shared=share and shared)
+        for request, shared in plan.items()
+        if answers.has(request, shared=share and shared)
+    }
+    if not known:
+        raise JournalError(f"{folder}: its journal holds no response yet. Go on with: {described.get('command', '')}")
+
+    def keep(instances: list[Any]) -> list[Any]:
+        """The requests of the documents of which every request is answered."""
+        seen: dict[int, int] = {}
+        lacking = set()
+        for instance in instances:
+            number = seen.get(instance.doc_id, 0)
+            seen[instance.doc_id] = number + compat.repeats(instance)
+            for each in range(number, seen[instance.doc_id]):
+                if (str(instance.task_name), int(instance.doc_id), each) not in known:
+                    lacking.add(instance.doc_id)
+        return [instance for instance in instances if instance.doc_id not in lacking]
+
+    def make(kind: type, _: Callable[[], Any]) -> Any:
+        def respond(method: str, requests: Sequence[Any]) -> list[Any]:
+            seen: dict[tuple[str, int], int] = {}
+            responses = []
+            for instance in requests:
+                key = (str(instance.task_name), int(instance.doc_id))
+                responses.append(from_plain(known[(*key, seen.get(key, 0))]))
+                seen[key] = seen.get(key, 0) + 1
+            return responses
+
+        return compat.stand_in(bool(described.get("simple", True)), respond)
+
+    for variable, value in (described.get("settings") or {}).items():
+        if str(variable).startswith(PREFIX):
+            os.environ.setdefault(str(variable), str(value))
+    where = Path(str(described.get("folder", ".")))
+    with (
+        contextlib.chdir(where if where.is_dir() else Path.cwd()),
+        compat.models_through(make),
+        compat.requests_through(keep),
+    ):
+        compat.run_command_line(
+            [*compat.without_option(arguments, "--output_path"), "--output_path", str(output)], lambda _: None
+        )
+    return states(plan, answers, share)

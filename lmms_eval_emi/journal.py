@@ -1,0 +1,347 @@
+"""A journal of responses: what was acknowledged is on the disk, whatever happens next.
+
+A folder has one file for each rank, of records that are only ever appended:
+
+    16 hexadecimal digits (XXH3 of the rest of the line), a space, one JSON object, a newline
+
+A record is written by one call and flushed to the disk before :meth:`Journal.append` returns. A line that a kill or a full
+disk has torn does not fit its checksum, is never read, and is cut off when its rank opens the journal again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import xxhash
+
+from lmms_eval_emi.files import check_folder_writable, encodable, to_json, write_atomically
+
+log = logging.getLogger("lmms_eval_emi")
+
+FORMAT_VERSION = 1
+FOLDER, MANIFEST = "journal", "run.json"
+DIGITS = 16  # of a checksum
+
+
+class JournalError(ValueError):
+    """A journal cannot be read or written; the message says why and what to do."""
+
+
+class Request(NamedTuple):
+    """What identifies a request in a run.
+
+    Attributes:
+        task: its name.
+        document: number of its row.
+        number: counts the requests of one document, such as the choices of a question, and repeats of one request.
+        content: hash of whatever the response depends on beside the model.
+    """
+
+    task: str
+    document: int
+    number: int
+    content: str
+
+
+@dataclass
+class Answers:
+    """Responses by request, of one model with one set of arguments.
+
+    Attributes:
+        by_request: by the whole of a request.
+        by_content: by what was asked alone, for requests whose response does not depend on chance.
+    """
+
+    by_request: dict[Request, Any] = field(default_factory=dict)
+    by_content: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, request: Request, response: Any) -> None:
+        """Take a response; the first of a request stays."""
+        self.by_request.setdefault(request, response)
+        self.by_content.setdefault(request.content, response)
+
+    def has(self, request: Request, *, shared: bool) -> bool:
+        """Whether a request is answered; ``shared`` ones also by one of the same content."""
+        return request in self.by_request or (shared and request.content in self.by_content)
+
+    def of(self, request: Request, *, shared: bool) -> Any:
+        """The response to a request.
+
+        Raises:
+            KeyError: it has none.
+        """
+        if request in self.by_request or not shared:
+            return self.by_request[request]
+        return self.by_content[request.content]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the files of a journal hold.
+
+    Attributes:
+        records: in the order of each rank's file, rank by rank.
+        damaged: lines that do not fit their checksum, of which a kill leaves at most one at the end of a file.
+    """
+
+    records: tuple[Mapping[str, Any], ...]
+    damaged: int = 0
+
+    def answers(self, run: str) -> Answers:
+        """The responses of the blocks of a run."""
+        found = Answers()
+        for record in self.records:
+            if record["kind"] == "block" and record["run"] == run:
+                for *request, response in record["requests"]:
+                    found.add(Request(*request), response)
+        return found
+
+    def plan(self, run: str) -> dict[Request, bool]:
+        """Every request that any rank of a run has planned, in order, and whether its response may be shared."""
+        planned: dict[Request, bool] = {}
+        for record in self.records:
+            if record["kind"] == "plan" and record["run"] == run:
+                for *request, shared in record["requests"]:
+                    planned[Request(*request)] = bool(shared)
+        return planned
+
+
+class Journal:
+    """The journal of a folder, opened for appending by one rank of a run.
+
+    Args:
+        folder: of the run; files lie in ``journal/`` below it.
+        rank: of this process.
+
+    Raises:
+        JournalError: another run has it open, it cannot be written, or it is of a newer version.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder = folder / FOLDER
+        self.rank = rank
+        self.path = self.folder / rank_file(rank)
+        try:
+            check_folder_writable(self.folder)
+        except OSError as error:
+            raise JournalError(f"{self.folder} cannot be written: {error}. Choose another --output_path.") from error
+        self._lock = filelock.FileLock(self.path.with_suffix(".lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise JournalError(
+                f"{folder}: another run is writing there. Wait for it, stop it, or choose another --output_path."
+            ) from error
+        except OSError as error:
+            raise JournalError(f"{self.folder} cannot be locked: {error}. Choose another --output_path.") from error
+        try:
+            self.contents = read_journal(folder)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._cut_torn_end()
+            if self._end == 0:
+                self.append({"kind": "journal", "format_version": FORMAT_VERSION})
+        except OSError as error:
+            self._lock.release()
+            raise JournalError(f"{self.path} cannot be written: {error}") from error
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _cut_torn_end(self) -> None:
+        end = _intact_length(self.path)
+        if end < os.fstat(self._handle).st_size:
+            log.warning("%s: its last record was not written to the end, and is cut off.", self.path)
+            os.ftruncate(self._handle, end)
+            os.fsync(self._handle)
+        self._end = end
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write a record; it is on the disk when this returns.
+
+        Raises:
+            JournalError: it could not be written, so it is not acknowledged. What was there before still is.
+        """
+        line = to_line(record)
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(self._handle, line[written:], self._end + written)
+            os.fsync(self._handle)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # otherwise the checksum tells that it is torn
+                os.ftruncate(self._handle, self._end)
+            raise JournalError(
+                f"{self.path} cannot be written: {error}. Every response that was acknowledged is in the journal; make room and start again."
+            ) from error
+        self._end += len(line)
+
+    def close(self) -> None:
+        """Let other runs write to the folder."""
+        os.close(self._handle)
+        self._lock.release()
+
+
+def rank_file(rank: int) -> str:
+    """Name of a rank's file."""
+    return f"rank-{rank:05d}.jsonl"
+
+
+def to_line(record: Mapping[str, Any]) -> bytes:
+    """A record as it is written."""
+    text = json.dumps(record, ensure_ascii=True, allow_nan=True, separators=(",", ":")).encode("ascii")
+    return _checksum(text) + b" " + text + b"\n"
+
+
+def from_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line without its newline, or ``None`` if it does not fit its checksum or is no record."""
+    checksum, _, text = line.partition(b" ")
+    if len(checksum) != DIGITS or checksum != _checksum(text):
+        return None
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and _is_record(record) else None
+
+
+def _checksum(text: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(text).encode("ascii")
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Whether a record has what its kind must have. Unknown kinds pass, and are left alone."""
+    kind = record.get("kind")
+    if kind not in ("plan", "block"):
+        return isinstance(kind, str)
+    requests = record.get("requests")
+    return (
+        isinstance(record.get("run"), str)
+        and isinstance(requests, list)
+        and all(
+            isinstance(one, list)
+            and len(one) == len(Request._fields) + 1
+            and isinstance(one[0], str)
+            and type(one[1]) is int
+            and type(one[2]) is int
+            and isinstance(one[3], str)
+            for one in requests
+        )
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """The lines of a file without their newlines, and whether each is complete."""
+    with path.open("rb") as file:
+        for line in file:
+            yield line.rstrip(b"\n"), line.endswith(b"\n")
+
+
+def _intact_length(path: Path) -> int:
+    """Bytes up to the end of the last line that is complete and fits its checksum."""
+    position = intact = 0
+    for line, complete in _lines(path):
+        position += len(line) + complete
+        if complete and from_line(line) is not None:
+            intact = position
+    return intact
+
+
+def read_journal(folder: Path) -> Contents:
+    """What the journal of a folder holds, whichever ranks have written it; nothing where there is none.
+
+    Raises:
+        JournalError: a file cannot be read, or is of a newer version.
+    """
+    records: list[Mapping[str, Any]] = []
+    damaged = 0
+    for path in sorted((folder / FOLDER).glob("rank-*.jsonl")):
+        if not path.is_file():
+            raise JournalError(f"{path}: expected a regular file. Remove it.")
+        try:
+            for line, complete in _lines(path):
+                record = from_line(line) if complete else None
+                if record is None:
+                    damaged += 1
+                    continue
+                version = (
+                    record.get("format_version", FORMAT_VERSION) if record["kind"] == "journal" else FORMAT_VERSION
+                )
+                if not isinstance(version, int) or version > FORMAT_VERSION:
+                    raise JournalError(
+                        f"{path}: its format_version is {version!r}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
+                    )
+                records.append(record)
+        except OSError as error:
+            raise JournalError(f"{path} cannot be read: {error}") from error
+    return Contents(tuple(records), damaged)
+
+
+# The manifest: which runs a folder has
+
+
+def write_manifest(folder: Path, run: str, described: Mapping[str, Any]) -> None:
+    """Describe a run in the folder's manifest, as its latest.
+
+    Raises:
+        JournalError: the manifest is damaged or of a newer version, or cannot be written.
+    """
+    runs = {name: one for name, one in read_manifest(folder).items() if name != run}
+    content = {"format_version": FORMAT_VERSION, "runs": {**runs, run: dict(described)}}
+    try:
+        write_atomically(folder / FOLDER / MANIFEST, encodable(to_json(content)))
+    except OSError as error:
+        raise JournalError(f"{folder / FOLDER / MANIFEST} cannot be written: {error}") from error
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The runs of a folder by their identity, the latest last; none where there is no journal.
+
+    Raises:
+        JournalError: the manifest is damaged, or of a newer version.
+    """
+    path = folder / FOLDER / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise JournalError(
+            f"{path}: expected JSON: {error}. Remove it to start a run anew; responses are kept."
+        ) from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise JournalError(
+            f"{path}: its format_version is {version}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
+        )
+    runs = content.get("runs") if isinstance(content, dict) else None
+    if not isinstance(runs, dict) or not all(isinstance(one, dict) for one in runs.values()):
+        raise JournalError(
+            f"{path}: expected a description of runs. Remove it to start a run anew; responses are kept."
+        )
+    return runs
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process has the journal of a folder open. Asking leaves everything as it is."""
+    for path in (folder / FOLDER).glob("rank-*.lock"):
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except (filelock.Timeout, OSError):
+            return True
+        lock.release()
+    return False
+
+
+def blocks_of(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive items, ``size`` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

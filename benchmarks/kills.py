@@ -16,11 +16,12 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="how many for each number of ranks (default: 100)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    parser.add_argument("--accidents", action="store_true", help="other accidents, one of each, instead of kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     args = parser.parse_args(argv)
     good = True
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         folder = Path(name)
         prepare(folder)
+        if args.accidents:
+            return 0 if accidents(folder) else 1
         for ranks in args.ranks:
             found = kill_runs(folder, ranks, args.kills, args.seed, show=True)
             good = good and found.good
@@ -123,8 +127,8 @@ def import_everything() -> None:
     )
 
 
-def start(out: Path, ranks: int, *more: str) -> list[int]:
-    """Start a run; returns the processes of its ranks."""
+def start(out: Path, ranks: int, *more: str, before: Callable[[], Any] = lambda: None) -> list[int]:
+    """Start a run; returns the processes of its ranks. ``before`` is called in each of them first."""
     port = _free_port()
     processes = []
     for rank in range(ranks):
@@ -147,6 +151,7 @@ def start(out: Path, ranks: int, *more: str) -> list[int]:
             os.environ["NOTES"] = str(out.with_suffix(".notes"))
             from lmms_eval_emi.cli import main as command
 
+            before()
             status = command(command_line(out, *more))
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else 1
@@ -308,6 +313,212 @@ def kill_runs(folder: Path, ranks: int, kills: int, seed: int, *, show: bool = F
         print(file=sys.stderr)
     return found
 
+
+# Other accidents
+
+
+def accidents(folder: Path) -> bool:
+    """Every accident once; prints a line for each, and returns whether all came out well."""
+    calm = folder / "calm"
+    assert set(wait(start(calm, 1), 600).values()) == {0}, log_of(calm)[-3000:]
+    expected = results_of(calm)
+    good = True
+    for accident in ACCIDENTS:
+        name = accident.__name__.replace("_", " ")
+        out = folder / accident.__name__ / "out"
+        out.parent.mkdir()
+        try:
+            detail = accident(out)
+            if not detail.startswith("skipped"):
+                again(out, expected)
+            print(f"ok       {name}: {detail}", flush=True)
+        except AssertionError as error:
+            good = False
+            print(f"FAILED   {name}: {error}\n{log_of(out)[-1500:]}", flush=True)
+        if os.path.ismount(out):
+            subprocess.run(["umount", "-l", str(out)])
+    return good
+
+
+def again(out: Path, expected: dict[str, Any]) -> None:
+    """The same command goes on, generates nothing that is known, and has the results of an undisturbed run."""
+    known = {f"{task} {document}" for task, document, *_ in acknowledged(out)}
+    noted = len(notes(out))
+    status = wait(start(out, 1, *MORE.get(out.parent.name, ())), 600)
+    assert set(status.values()) == {0}, f"the second start ended with {list(status.values())}"
+    repeated = [one for one in notes(out)[noted:] if one in known]
+    assert not repeated, f"generated again: {repeated[:5]}"
+    got = results_of(out)
+    different = [name for name, one in expected.items() if got.get(name) != one]
+    assert not different, f"results differ: {different}"
+
+
+def log_of(out: Path, rank: int = 0) -> str:
+    """What a run printed."""
+    path = out.with_suffix(f".{rank}.log")
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def until_generating(out: Path, blocks: int = 2, seconds: float = 120) -> None:
+    """Wait until some blocks are acknowledged."""
+    end = time.monotonic() + seconds
+    while _journal_text(out).count('"kind":"block"') < blocks:
+        assert time.monotonic() < end, "no block was written"
+        time.sleep(0.02)
+
+
+# Model arguments are part of what a journal is of, so the second start needs the same.
+MORE = {
+    "terminated": ("--model_args", "seconds=0.3"),
+    "interrupted": ("--model_args", "seconds=0.3"),
+    "terminated_in_a_long_computation": ("--model_args", "stuck_after=9"),
+    "a_second_run_in_the_same_folder": ("--model_args", "seconds=0.1"),
+}
+
+
+def _signal(out: Path, number: int) -> str:
+    (pid,) = start(out, 1, *MORE[out.parent.name])
+    until_generating(out)
+    begin = time.monotonic()
+    os.kill(pid, number)
+    status = wait([pid], 30)[pid]
+    seconds = time.monotonic() - begin
+    assert status == 128 + number, f"expected exit status {128 + number}, got {status}"
+    assert seconds < 10, f"it took {seconds:.1f} s"
+    text = log_of(out)
+    assert "To go on:\n  lmms-eval-emi run --model noted" in text, "no command to go on"
+    assert "Traceback" not in text, "a traceback"
+    return f"ended in {seconds:.1f} s with status {status} and the command to go on"
+
+
+def terminated(out: Path) -> str:
+    """What a scheduler sends."""
+    return _signal(out, signal.SIGTERM)
+
+
+def interrupted(out: Path) -> str:
+    """Ctrl-C."""
+    return _signal(out, signal.SIGINT)
+
+
+def terminated_in_a_long_computation(out: Path) -> str:
+    """The main thread is outside of Python and does not come to the signal."""
+    return _signal(out, signal.SIGTERM)
+
+
+def a_second_run_in_the_same_folder(out: Path) -> str:
+    """Refused, and the first one goes on."""
+    (first,) = start(out, 1, *MORE[out.parent.name])
+    until_generating(out)
+    (second,) = start(out, 1)
+    assert wait([second], 120)[second] == 1, "the second run was not refused"
+    assert "another run is writing there" in log_of(out), "no reason"
+    assert wait([first], 300)[first] == 0, "the first run failed"
+    return "refused; the first one went on"
+
+
+def begun_on_two_ranks_and_finished_on_one(out: Path) -> str:
+    """Both journals are used."""
+    processes = start(out, 2)
+    until_generating(out, 4)
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+    wait(processes, 60)
+    count = len(acknowledged(out))
+    return f"{count} responses of two ranks were used"
+
+
+def out_of_memory_while_encoding(out: Path) -> str:
+    """Scores are missing, so the status is 1; nothing is generated again."""
+
+    def without_memory() -> None:
+        from lmms_eval_emi.scoring import pipeline
+
+        def fail(*_: object, **__: object) -> None:
+            raise MemoryError("cannot allocate")
+
+        pipeline.embed_good_rows = fail  # type: ignore[assignment]
+
+    (pid,) = start(out, 1, before=without_memory)
+    status = wait([pid], 300)[pid]
+    assert status == 1, f"expected exit status 1, got {status}"
+    assert "are missing" in log_of(out), "no reason"
+    assert "Traceback" not in log_of(out), "a traceback"
+    return "ended with status 1, and was scored by the next start"
+
+
+def a_clock_that_goes_backwards(out: Path) -> str:
+    """Nothing depends on the time of day."""
+
+    def backwards() -> None:
+        real = time.time
+        begin = real()
+        time.time = lambda: begin - 100 * (real() - begin)
+
+    (pid,) = start(out, 1, before=backwards)
+    until_generating(out)
+    os.kill(pid, signal.SIGKILL)
+    wait([pid], 30)
+    (pid,) = start(out, 1, before=backwards)
+    assert wait([pid], 300)[pid] == 0, "it failed"
+    return "resumed and ended"
+
+
+def _full_disk(out: Path, kibibytes: int) -> str:
+    out.mkdir()
+    if not _mount(out, f"size={kibibytes}k"):
+        return "skipped: a small disk cannot be mounted here"
+    (pid,) = start(out, 1)
+    status = wait([pid], 300)[pid]
+    assert status == 1, f"expected exit status 1, got {status}"
+    assert "No space left" in log_of(out), "no reason"
+    assert "Traceback" not in log_of(out), "a traceback"
+    assert subprocess.run(["mount", "-o", "remount,size=64m", str(out)]).returncode == 0
+    return f"ended with status 1 and {len(acknowledged(out))} responses, and went on with more room"
+
+
+def a_disk_that_is_full_while_generating(out: Path) -> str:
+    """What was acknowledged stays."""
+    return _full_disk(out, 8)
+
+
+def a_disk_that_is_full_when_results_are_written(out: Path) -> str:
+    """The status says that they are missing."""
+    return _full_disk(out, 40)
+
+
+def an_output_that_cannot_be_written(out: Path) -> str:
+    """Told before anything is loaded."""
+    out.mkdir()
+    if not _mount(out, "ro"):
+        return "skipped: a read-only disk cannot be mounted here"
+    (pid,) = start(out, 1)
+    assert wait([pid], 60)[pid] == 1, "it was not refused"
+    text = log_of(out)
+    assert "cannot be written" in text, "no reason"
+    assert "Traceback" not in text, "a traceback"
+    assert not notes(out), "it generated"
+    assert subprocess.run(["mount", "-o", "remount,rw", str(out)]).returncode == 0
+    return "refused before anything was loaded"
+
+
+def _mount(folder: Path, options: str) -> bool:
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+    return done.returncode == 0
+
+
+ACCIDENTS: tuple[Callable[[Path], str], ...] = (
+    terminated,
+    interrupted,
+    terminated_in_a_long_computation,
+    a_second_run_in_the_same_folder,
+    begun_on_two_ranks_and_finished_on_one,
+    out_of_memory_while_encoding,
+    a_clock_that_goes_backwards,
+    a_disk_that_is_full_while_generating,
+    a_disk_that_is_full_when_results_are_written,
+    an_output_that_cannot_be_written,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

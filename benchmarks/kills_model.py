@@ -19,9 +19,10 @@ class Noted(lmms):
     is_simple = True
     device = "cpu"
 
-    def __init__(self, batch_size: int = 1, seconds: str = str(SECONDS), **_: object) -> None:
+    def __init__(self, batch_size: int = 1, seconds: str = str(SECONDS), stuck_after: str = "0", **_: object) -> None:
         super().__init__()
-        self.seconds = float(seconds)
+        self.seconds, self.stuck_after = float(seconds), int(stuck_after)
+        self.asked = 0
 
     def generate_until(self, requests):
         """One response after the other."""
@@ -32,6 +33,9 @@ class Noted(lmms):
             digest = hashlib.sha256(context.encode() + pixels).hexdigest()
             note(f"{task} {document}")
             time.sleep(self.seconds)
+            self.asked += 1
+            if self.asked == self.stuck_after:
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 40_000_000)  # many seconds outside of Python
             found.append(" ".join(("red", "blue", "circle", "star")[int(letter, 16) % 4] for letter in digest[:6]))
         return found
 

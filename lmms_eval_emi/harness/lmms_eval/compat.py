@@ -15,7 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -198,6 +198,58 @@ def _callers() -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def only_generates(task: Any) -> bool:
+    """Whether a task's metrics were replaced, as ``--predict_only`` does. Relies on: ``override_metric("bypass")``."""
+    return "bypass" in (getattr(task, "_metric_fn_list", None) or {})
+
+
+def arguments_of(task: Any) -> Any:
+    """The command line's namespace, as far as a task has it. Relies on: ``evaluate`` sets ``task.args``."""
+    return getattr(task, "args", None)
+
+
+def is_harness_command() -> bool:
+    """Whether this process is a command of lmms-eval, and not a program that calls it.
+
+    Relies on: it is started as ``lmms-eval`` or ``python -m lmms_eval``.
+    """
+    main = sys.modules.get("__main__")
+    module = getattr(getattr(main, "__spec__", None), "name", None) or ""
+    return module.split(".")[0] == "lmms_eval" or Path(sys.argv[0] if sys.argv else "").name in (
+        "lmms-eval",
+        "lmms_eval",
+    )
+
+
+def lacking_scores() -> list[str]:
+    """Tasks of ours in this process of which a score is missing; none where none was loaded."""
+    run = sys.modules.get("lmms_eval_emi.harness.lmms_eval.run")
+    return run.lacking_scores() if run is not None else []
+
+
+def exit_status_of_missing_scores() -> None:
+    """At the end of a command of lmms-eval, make its exit status 1 where a score of ours is missing.
+
+    Relies on: the command catches whatever its run raises, and would end with 0. Functions that are registered
+    with atexit before this one do not run then; what matters of them is done here.
+    """
+    lacking = lacking_scores() if is_harness_command() else []
+    if not lacking:
+        return
+    shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+    print(
+        f"lmms_eval_emi: scores of {len(lacking)} task(s) are missing ({shown}); the reason is above. Exit status 1.",
+        file=sys.stderr,
+    )
+    with suppress(Exception):
+        logging.shutdown()
+        importlib.import_module("multiprocessing.util")._exit_function()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(1)
 
 
 def is_main_process() -> bool:

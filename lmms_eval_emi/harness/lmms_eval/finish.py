@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from loguru import logger
 
 from lmms_eval_emi.files import check_folder_writable, flush_folder, write_atomically
 from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.parts import writable_folder
 from lmms_eval_emi.harness.lmms_eval.task_files import portable_study
 from lmms_eval_emi.responses.llava import write_response_file
 from lmms_eval_emi.scoring.joining import StudySamples, add_rows
@@ -61,6 +61,7 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
         saved, folder, stamp = target, named, stamp_of_run
     except Exception as error:
         logger.warning(f"The files of this run could not be named as the harness names its own: {error}")
+    run.parts.remove()
     logger.info(f"Responses saved in {saved}")
     try:
         return _score(run, entries, folder, stamp, saved)
@@ -77,7 +78,7 @@ def save_responses(run: Run, args: object, model: str) -> tuple[Path, list[Study
     Returns:
         Their folder, and the samples of every study.
     """
-    folder = _writable_folder(args) / f"{time.strftime('%Y%m%d_%H%M%S')}-{os.getpid()}-{id(run) % 10_000}_{RESPONSES}"
+    folder = writable_folder(args) / f"{time.strftime('%Y%m%d_%H%M%S')}-{os.getpid()}-{id(run) % 10_000}_{RESPONSES}"
     entries: dict[str, StudySamples] = {}
     for task in list(run.tasks.values()):
         if not task.responses:
@@ -124,21 +125,6 @@ def _study_with_variants(run: Run, study: Study) -> Study:
     return study
 
 
-def _writable_folder(args: object) -> Path:
-    """The output folder of the run, or else the cache, or else a temporary folder."""
-    output = compat.output_path(args)
-    for choose in (lambda: output, lambda: cache_folder() / "runs"):
-        try:
-            folder = choose()
-            if folder is None:
-                continue
-            check_folder_writable(folder)
-            return folder
-        except Exception as error:
-            logger.error(f"The files of this run cannot be written where they belong: {error}")
-    return Path(tempfile.mkdtemp(prefix="lmms_eval_emi-"))
-
-
 def _folder_of_run(args: object) -> Path:
     """The folder in which the harness has its files of this run, or one in the cache."""
     output, below = compat.output_path(args), compat.run_folder(args)
@@ -175,11 +161,11 @@ def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, save
             logger.warning(f"{name}, {line}")
         for line in fit_to_warnings(result):
             logger.warning(f"{name}: {line}")
-        _footers.append(_show(scored, folder, stamp, saved / name, report=settings.report))
+        _footers.append(_show(run, scored, folder, stamp, saved / name, report=settings.report))
     return results
 
 
-def _show(scored: Scored, folder: Path, stamp: str, responses: Path, *, report: bool) -> str:
+def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *, report: bool) -> str:
     """Write a result and its report; what goes wrong here costs no score. Returns what is printed under the table."""
     from lmms_eval_emi.scoring.table import legend, summary_to_table
 
@@ -202,6 +188,7 @@ def _show(scored: Scored, folder: Path, stamp: str, responses: Path, *, report: 
             lines.append(f"report     {page}")
     except Exception as error:
         logger.opt(exception=error).debug("the results could not be written")
+        run.unwritten.add(name)
         logger.error(
             f"The results of {name} could not be written: {error}. Score the responses again: {_score_command(result.study, responses.parent)}"
         )

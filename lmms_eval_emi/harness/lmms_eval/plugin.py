@@ -6,6 +6,7 @@ task index is built, so the entry point adds our folder to what the index reads,
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from typing import Any
 
@@ -24,6 +25,7 @@ def register() -> list[Any]:
     try:
         compat.add_tasks_to_index()
         compat.add_group_hook()
+        atexit.register(compat.exit_status_of_missing_scores)
     except Exception as error:
         warnings.warn(
             f"lmms_eval_emi cannot add its tasks to this lmms-eval ({error}). {compat.remedy()}", stacklevel=2

@@ -6,6 +6,8 @@ A run's folder is its ``--output_path``. Its ``journal/`` has a manifest with th
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import shlex
 import sys
@@ -15,12 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval import compat, parts
 from lmms_eval_emi.harness.lmms_eval.request_content import Contents
 from lmms_eval_emi.harness.lmms_eval.resume import Blocks, from_plain, identity
 from lmms_eval_emi.harness.ranks import Ranks
 from lmms_eval_emi.harness.stopping import Stopped, stop_signals
 from lmms_eval_emi.journal import (
+    FOLDER,
     Answers,
     Journal,
     JournalError,
@@ -33,6 +36,8 @@ from lmms_eval_emi.journal import (
 from lmms_eval_emi.redaction import redact, redact_arguments
 from lmms_eval_emi.settings import PREFIX
 from lmms_eval_emi.version import __version__
+
+log = logging.getLogger("lmms_eval_emi")
 
 PROGRAM = "lmms-eval-emi"
 
@@ -99,6 +104,8 @@ def run(options: RunOptions) -> None:
         Exception: whatever the harness or the model raises.
     """
     journal = Journal(options.folder, compat.rank())
+    if compat.rank() == 0:
+        remove_torn_files(options.folder)
     runs: dict[str, Blocks] = {}
     described: dict[str, Any] = {}
 
@@ -124,11 +131,22 @@ def run(options: RunOptions) -> None:
             write_manifest(options.folder, described["run"], described)
         return runs[described["run"]].wrap(lm)
 
+    before = _harness_results(options.folder)
     ranks = Ranks(journal.folder, compat.rank(), compat.ranks(), lost)
     failure = "it was stopped"
     try:
-        with stop_signals(last_words), compat.models_through(make):
+        with stop_signals(last_words), compat.models_through(make), parts.not_needed():
             compat.run_command_line(options.arguments, prepare)
+        lacking = compat.lacking_scores()
+        if compat.rank() == 0 and not lacking and _harness_results(options.folder) <= before:
+            raise JournalError(
+                f"lmms-eval could not write its results below {options.folder}; the reason is above. Once this is fixed, nothing is generated again:\n  {options.command}"
+            )
+        if lacking:
+            shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+            raise JournalError(
+                f"scores of {len(lacking)} task(s) are missing ({shown}); the reason is above. Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
+            )
         failure = ""
     except Stopped as stopped:
         print(last_words(str(stopped)), file=sys.stderr, flush=True)
@@ -176,6 +194,38 @@ def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"lmms_eval": compat.harness_version(), "lmms_eval_emi": __version__},
     }
+
+
+def _harness_results(folder: Path) -> set[Path]:
+    """The files of results of lmms-eval that are whole."""
+    return {path for path in folder.rglob("*_results.json") if FOLDER not in path.parts and _is_whole(path)}
+
+
+def remove_torn_files(folder: Path) -> list[Path]:
+    """Remove what lmms-eval was writing when an earlier run was killed, which is made again; returns the files."""
+    torn = [
+        path
+        for pattern in ("*_results.json", "*_samples_*.jsonl")
+        for path in folder.rglob(pattern)
+        if path.is_file() and FOLDER not in path.relative_to(folder).parts and not _is_whole(path)
+    ]
+    for path in torn:
+        path.unlink()
+        log.warning("%s was not written to the end by an earlier run, and is removed.", path)
+    return torn
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_bytes())
+        else:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 1))
+                return file.read() in (b"", b"\n")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 # Looking

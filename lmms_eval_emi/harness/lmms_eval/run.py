@@ -20,6 +20,7 @@ from loguru import logger
 
 from lmms_eval_emi.files import encodable
 from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.parts import Parts
 from lmms_eval_emi.images import ImageError, encoded_image
 from lmms_eval_emi.rows import check_columns, image_roots, stale_cache
 from lmms_eval_emi.scoring.preflight import PreflightError, preflight
@@ -94,6 +95,7 @@ class TaskOfRun:
         row_name: what its results are called: the split, or the task where it is a variant of ours.
         dataset: its rows.
         responses: by row number.
+        task: the harness's own object, if it is known.
     """
 
     name: str
@@ -102,6 +104,11 @@ class TaskOfRun:
     row_name: str
     dataset: datasets.Dataset
     responses: dict[int, str] = field(default_factory=dict)
+    task: Any = None
+
+    def wants_scores(self) -> bool:
+        """Whether the run is to score it, and not only to generate its responses."""
+        return not compat.only_generates(self.task)
 
 
 class Run:
@@ -115,6 +122,8 @@ class Run:
         self.results: dict[str, StudyResult] | None = None  # by study, once scored
         self.influence: dict[tuple[str, str], dict[int, float]] = {}  # psi by row, of every study and split
         self.lock = threading.RLock()
+        self.parts = Parts()
+        self.unwritten: set[str] = set()  # studies whose results could not be written
 
     def open_task(self, name: str, study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
         """Remember a task that was loaded. The first one checks whatever the run will need.
@@ -135,6 +144,25 @@ class Run:
         row_name = split if name == study.task_name(split) else _free(re.sub(r"\W+", "_", name) or "variant", taken)
         task = self.tasks[name] = TaskOfRun(name, study, split, row_name, dataset)
         return task
+
+    def lacking(self) -> list[str]:
+        """Tasks of which a score is missing, once the run is over."""
+        return [
+            name
+            for name, own in self.tasks.items()
+            if own.wants_scores()
+            and not (
+                own.study.name not in self.unwritten
+                and self.results
+                and (result := self.results.get(own.study.name))
+                and (scores := result.splits.get(own.row_name))
+                and (
+                    scores.emid is not None
+                    or own.row_name == own.study.id_split
+                    or not self.has_split(own.study.name, own.study.id_split)
+                )
+            )
+        ]
 
     def has_split(self, study: str, split: str) -> bool:
         """Whether the task of a split itself, not only a variant of it, is part of the run."""
@@ -164,6 +192,7 @@ class Run:
         """Register the response of a row, and return what the harness passes on."""
         text = encodable(response if isinstance(response, str) else "" if response is None else str(response))
         self.receive(task, row, text)
+        self.parts.write(task, row, text)
         return Item.of(self, task, row, "emi", {"row": self.row_key(task, row), "answer": text})
 
     def row_key(self, task: str, row: int) -> str:
@@ -218,6 +247,7 @@ def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
                 del _run_of_thread[thread]
         task = run.open_task(name, study, split, dataset)
         if caller:
+            task.task = caller.task
             _run_of_task[caller.task] = run
         return task
 
@@ -232,6 +262,11 @@ def find_run(task: str | None = None) -> Run | None:
         if task is None or task in run.tasks:
             return run
     return None
+
+
+def lacking_scores() -> list[str]:
+    """Tasks of this process of which a score is missing, now that everything is over."""
+    return [name for run in _runs for name in run.lacking()] if compat.is_main_process() else []
 
 
 def forget_runs() -> None:

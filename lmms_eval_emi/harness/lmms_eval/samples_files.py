@@ -7,6 +7,7 @@ A sample's ``doc_id`` is its row in the split. It is all that identifies the row
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from lmms_eval_emi.responses.base import ModelResponses, SplitResponses, collect
 from lmms_eval_emi.studies.schema import Study
 
 log = logging.getLogger("lmms_eval_emi")
+
+PARTS = ".emi_parts"  # of folders with files of several ranks
 
 
 def reads(record: dict[str, Any]) -> bool:
@@ -37,12 +40,21 @@ def find_models(folder: Path, study: Study) -> list[ModelResponses]:
             found.setdefault(path.parent, {}).setdefault(split_of[task], []).append(path)
     models = []
     for parent, files in found.items():
-        older = sum(len(paths) - 1 for paths in files.values())
-        if older:
-            log.info("%s: using the latest of several runs; %d older samples files are ignored.", parent, older)
-        splits = {split: read_file(paths[-1])[None] for split, paths in files.items()}
-        models.append(ModelResponses(parent.name, splits))
+        if parent.name.endswith(PARTS):  # what the ranks of one run had, which was not saved at its end
+            splits = {split: _together([read_file(path)[None] for path in paths]) for split, paths in files.items()}
+        else:
+            older = sum(len(paths) - 1 for paths in files.values())
+            if older:
+                log.info("%s: using the latest of several runs; %d older samples files are ignored.", parent, older)
+            splits = {split: read_file(paths[-1])[None] for split, paths in files.items()}
+        models.append(ModelResponses(parent.name.removesuffix(PARTS), splits))
     return models
+
+
+def _together(parts: Sequence[SplitResponses]) -> SplitResponses:
+    """The responses of several ranks to the rows of one split."""
+    texts = {row: text for part in parts for row, text in part.texts.items()}
+    return SplitResponses(parts[0].path, texts, "row", tuple(problem for part in parts for problem in part.problems))
 
 
 def read_file(path: Path) -> dict[str | None, SplitResponses]:

@@ -1,0 +1,397 @@
+"""Runs that are resumed: what a model is asked, once, in blocks; and the command as a user has it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import MODEL, only, run_module, strict_json
+from PIL import Image
+
+from lmms_eval_emi.cli import main
+from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.request_content import Contents, content_hash, draws
+from lmms_eval_emi.harness.lmms_eval.resumable import block_size
+from lmms_eval_emi.harness.lmms_eval.resume import Blocks, ResumeError, from_plain, identity, to_plain
+from lmms_eval_emi.harness.ranks import Ranks
+from lmms_eval_emi.journal import Journal, read_journal
+
+ROOT = Path(__file__).resolve().parents[3]
+GREEDY = {"do_sample": False, "max_new_tokens": 5}
+
+
+def instance(task="t", row=0, prompt="What?", options=GREEDY, **changes):
+    visual = lambda doc: [Image.new("RGB", (2, 2), doc["colour"])]  # noqa: E731
+    fields = {
+        "task_name": task,
+        "doc_id": row,
+        "metadata": {},
+        "args": (prompt, dict(options), visual, row, task, "test"),
+    }
+    return SimpleNamespace(**fields | changes)
+
+
+class Model:
+    """Counts what it is asked, and mutates generation arguments as LLaVA's class does."""
+
+    is_simple = True
+
+    def __init__(self, rows=100):
+        self.calls: list[list] = []
+        self.task_dict = {
+            task: {"test": [{"colour": ("red", "blue")[row % 2]} for row in range(rows)]} for task in ("t", "u")
+        }
+
+    def generate_until(self, requests):
+        self.calls.append([(one.task_name, one.doc_id) for one in requests])
+        for one in requests:
+            one.args[1].pop("max_new_tokens", None)
+        return [f"{one.args[0]} {one.doc_id}" for one in requests]
+
+    def loglikelihood(self, requests):
+        self.calls.append([(one.task_name, one.doc_id) for one in requests])
+        return [(np.float32(-0.1 * one.doc_id), True) for one in requests]
+
+
+@pytest.fixture
+def answer(tmp_path):
+    """Asks a model for requests, as a process of its own would: the journal is opened and closed."""
+
+    def ask(requests, method="generate_until", model=None, size=4, share=True, run="r"):
+        model = model or Model()
+        journal = Journal(tmp_path)
+        try:
+            Blocks(journal, run, size, share).wrap(model)
+            return getattr(model, method)(requests), model.calls
+        finally:
+            journal.close()
+
+    return ask
+
+
+def different(count, **options):
+    return [instance(row=row, prompt=f"Q{row}", **options) for row in range(count)]
+
+
+def test_a_call_is_handed_on_in_blocks_and_never_twice(answer):
+    responses, calls = answer(different(10))
+    assert responses == [f"Q{row} {row}" for row in range(10)]
+    assert [len(call) for call in calls] == [4, 4, 2]
+    again, calls = answer(different(10))
+    assert again == responses and calls == []
+    _, calls = answer(different(10), run="another model")
+    assert len(calls) == 3
+
+
+def test_blocks_are_the_same_however_often_a_run_was_interrupted(answer):
+    class Killed(BaseException):
+        pass
+
+    class Dying(Model):
+        def generate_until(self, requests):
+            if len(self.calls) == 2:
+                raise Killed
+            return super().generate_until(requests)
+
+    _, undisturbed = answer(different(20), run="calm")
+    seen = []
+    for _ in range(2):
+        model = Dying()
+        with pytest.raises(Killed):
+            answer(different(20), model=model)
+        seen += model.calls
+    _, rest = answer(different(20))
+    assert seen + rest == undisturbed
+
+
+def test_one_question_about_one_image_is_asked_once(answer):
+    requests = [
+        instance("t", 0),
+        instance("t", 1),
+        instance("u", 0),
+        instance("u", 2),
+        instance("u", 1, prompt="Other"),
+    ]
+    responses, calls = answer(requests)  # rows 0 and 2 have a red image, row 1 a blue one
+    assert sum(map(len, calls)) == 3
+    assert responses[0] == responses[2] == responses[3] != responses[1]
+    assert sum(map(len, answer(requests, run="x", share=False)[1])) == 5
+
+
+def test_what_is_drawn_is_asked_for_each_time(answer):
+    sampled = {"do_sample": True, "temperature": 0.7}
+    requests = [instance(options=sampled), instance(options=sampled), instance("u", options=sampled)]
+    assert sum(map(len, answer(requests)[1])) == 3
+    assert answer(requests)[1] == []  # and yet is not asked again
+    assert [draws([one]) for one in (GREEDY, sampled, {"temperature": 0}, {"temperature": 1}, {})] == [
+        *(False, True, False, True, False)
+    ]
+
+
+def test_what_changed_is_asked_again(answer):
+    answer(different(3))
+    _, calls = answer([instance(row=0, prompt="Q0"), instance(row=1, prompt="Q1 changed"), instance(row=2, prompt="Q2", options={"do_sample": False, "max_new_tokens": 9})])  # fmt: skip
+    assert calls == [[("t", 1), ("t", 2)]]
+    model = Model()
+    model.task_dict["t"]["test"][0]["colour"] = "green"  # the image behind a prompt
+    _, calls = answer(different(3), model=model)
+    assert calls == [[("t", 0)]]
+
+
+def test_log_likelihoods_come_back_as_they_were(answer):
+    requests = different(5)
+    first, _ = answer(requests, "loglikelihood")
+    again, calls = answer(requests, "loglikelihood")
+    assert again == first and calls == [] and first[3] == (float(np.float32(-0.1 * 3)), True)
+    assert type(first[3]) is tuple
+
+
+def test_chat_models_are_told_apart_by_their_messages(answer):
+    def messages(text):
+        return lambda doc: [{"role": "user", "content": [{"type": "image", "url": Image.new("RGB", (2, 2), doc["colour"])}, {"type": "text", "text": text}]}]  # fmt: skip
+
+    def chat(row, text):
+        return instance(row=row, args=("", messages(text), dict(GREEDY), row, "t", "test"))
+
+    class Chat(Model):
+        def generate_until(self, requests):
+            self.calls.append([(one.task_name, one.doc_id) for one in requests])
+            return ["yes"] * len(requests)
+
+    _, calls = answer([chat(0, "a"), chat(1, "a"), chat(2, "a"), chat(0, "b")], model=Chat())
+    assert calls == [[("t", 0), ("t", 1), ("t", 0)]]
+
+
+def test_repeats_of_one_document_are_requests_of_their_own(answer):
+    one = instance(options={"do_sample": True})
+    _, calls = answer([one, one, one])
+    assert sum(map(len, calls)) == 3
+
+
+def test_padding_gets_the_response_of_what_it_repeats(answer):
+    requests = different(3)
+    requests.append(instance(row=2, prompt="Q2", metadata={"__padding_only__": True}))
+    responses, calls = answer(requests)
+    assert responses[3] == responses[2] and sum(map(len, calls)) == 3
+
+
+def test_a_model_that_returns_too_few_responses_loses_nothing(answer, tmp_path):
+    class Short(Model):
+        def generate_until(self, requests):
+            return super().generate_until(requests)[: 2 if self.calls[1:] else None]
+
+    with pytest.raises(ResumeError, match="2 responses to 4 requests"):
+        answer(different(8), model=Short())
+    assert len(read_journal(tmp_path).answers("r").by_request) == 4
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["text", "", ("a", {"input_tokens": 3}), ["one", "two"], (-1.5, False), None, 3, float("inf"), {"a": [1]}],
+)
+def test_responses_of_every_kind_come_back(response):
+    assert from_plain(json.loads(json.dumps(to_plain(response)))) == response
+
+
+def test_responses_with_token_counts_come_back():
+    from lmms_eval.api.instance import GenerationResult, TokenCounts
+
+    for response in (GenerationResult("a", TokenCounts(1, 2, None)), GenerationResult("b")):
+        assert from_plain(json.loads(json.dumps(to_plain(response)))) == response
+    with pytest.raises(ResumeError, match="object"):
+        to_plain(object())
+
+
+def test_content_is_that_of_the_pixels_and_not_of_the_object():
+    red, blue = (Image.new("RGB", (3, 3), colour) for colour in ("red", "blue"))
+    assert content_hash([red, "a"]) == content_hash([red.copy(), "a"]) != content_hash([blue, "a"])
+    assert content_hash(red) != content_hash(red.resize((9, 1)))
+    assert content_hash({"b": 1, "a": np.ones(3)}) == content_hash({"a": np.ones(3), "b": 1})
+    assert content_hash(["ab", "c"]) != content_hash(["a", "bc"])
+    assert content_hash(object()) is None
+
+
+def test_what_cannot_be_told_apart_is_not_shared():
+    contents = Contents(lambda task, split, row: {}, "generate_until")
+    strange = [instance(row=row, args=("", dict(GREEDY), lambda doc: object(), row, "t", "test")) for row in (0, 1)]
+    first, second = map(contents.describe, strange)
+    assert not first.shared and first.request.content != second.request.content
+
+
+def test_a_file_that_a_prompt_names_is_part_of_it(tmp_path):
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"one")
+    before = content_hash([str(video)])
+    video.write_bytes(b"other")
+    assert content_hash([str(video)]) != before
+
+
+def test_the_order_of_model_arguments_does_not_matter():
+    assert identity("m", "a=1,b=2") == identity("m", "b=2, a=1") == identity("m", {"a": 1, "b": 2})
+    assert len({identity("m", "a=1"), identity("m", "a=2"), identity("n", "a=1")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("save", "batch", "size"), [(32, "1", 32), (32, "12", 36), (5, "8", 8), (32, "auto", 32), (7, "", 7)]
+)
+def test_blocks_are_whole_batches(save, batch, size):
+    assert block_size(save, batch) == size
+
+
+def test_a_rank_that_fails_is_told_to_the_others(tmp_path):
+    import threading
+
+    lost, told = [], threading.Event()
+
+    def tell(reason):
+        lost.append(reason)
+        told.set()
+
+    watching = Ranks(tmp_path, 0, 2, tell)
+    other = Ranks(tmp_path, 1, 2, lambda _: None)
+    assert not told.wait(2.5)
+    other.finish("out of memory")
+    assert told.wait(10) and lost == ["rank 1 of 2 failed: out of memory"]
+    watching.finish()
+
+
+def test_a_silent_rank_of_another_machine_counts_as_dead_and_a_finished_one_does_not(tmp_path, monkeypatch):
+    import threading
+
+    lost, told = [], threading.Event()
+
+    def tell(reason):
+        lost.append(reason)
+        told.set()
+
+    watching = Ranks(tmp_path, 0, 3, tell, silence=2)
+    sign = {"host": "elsewhere", "pid": 1, "beat": 1, "state": "running", "message": ""}
+    (tmp_path / "rank-00002.alive").write_text(json.dumps({**sign, "state": "done"}))
+    (tmp_path / "rank-00001.alive").write_text(json.dumps(sign))
+    assert told.wait(10) and lost == ["rank 1 of 3 has given no sign of life for 2 seconds"]
+    watching.finish()
+
+
+# As a user has it
+
+
+def command(hub: Path, *arguments: str, **variables: str):
+    pytest.importorskip("decord", reason="lmms-eval's llava_hf needs decord")
+    return run_module(
+        "lmms_eval_emi", *arguments, cwd=hub, LMMS_EVAL_EMI_ESTIMATOR=str(hub / "tiny.safetensors"), **variables
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tinyhub, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resumable")
+    arguments = ("--tasks", "mme,llavabench_shift_natural_text", *MODEL, "--save-every", "4", "--log_samples")
+    done = command(tinyhub, "run", *arguments, "--output_path", str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return SimpleNamespace(folder=folder, out=done.stdout, err=done.stderr)
+
+
+def test_the_harness_itself_gives_the_same(finished, tinyhub, tmp_path):
+    done = run_module(
+        "lmms_eval", "--tasks", "mme,llavabench_shift_natural_text", *MODEL, "--output_path", str(tmp_path),
+        cwd=tinyhub, LMMS_EVAL_EMI_ESTIMATOR=str(tinyhub / "tiny.safetensors"),
+    )  # fmt: skip
+    assert done.returncode == 0
+    plain, ours = (strict_json(only(folder, "*_results.json"))["results"] for folder in (tmp_path, finished.folder))
+    assert plain == ours
+
+
+def test_status_says_how_far_a_run_is(finished, capsys):
+    assert main(["status", str(finished.folder)]) == 0
+    out = capsys.readouterr().out
+    assert "every response is there" in out and "llavabench_shift_natural_coco_hindi" in out
+    assert main(["status", str(finished.folder.parent / "nothing")]) == 1
+    assert "expected the --output_path of lmms-eval-emi run" in capsys.readouterr().err
+
+
+def test_a_part_of_a_journal_gives_results_of_a_part(finished, tinyhub, tmp_path):
+    """Without the model and without the original command."""
+    journal = tmp_path / "journal"
+    journal.mkdir()
+    (journal / "run.json").write_bytes((finished.folder / "journal" / "run.json").read_bytes())
+    lines = (finished.folder / "journal" / "rank-00000.jsonl").read_bytes().splitlines(keepends=True)
+    (journal / "rank-00000.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:40])
+    done = command(tinyhub, "recover", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    known = len(
+        read_journal(tmp_path).answers(next(iter(json.loads((journal / "run.json").read_text())["runs"]))).by_request
+    )
+    assert f"results of {known} of 43 requests: they are results of a part" in done.stderr
+    scores = strict_json(only(tmp_path / "recovered", "*_emi_natural.json"))["splits"]
+    whole = strict_json(only(finished.folder, "*_emi_natural.json"))["splits"]
+    complete = [name for name, one in scores.items() if one["n"] == whole[name]["n"]]
+    assert complete and len(scores) < len(whole)
+    for name in complete:
+        assert scores[name]["emi"] == whole[name]["emi"]
+
+
+def test_a_dry_run_loads_no_model_and_counts_what_is_left(finished, tinyhub, tmp_path):
+    arguments = ("--tasks", "mme,llavabench_shift_natural_text", *MODEL, "--dry-run", "--output_path")
+    done = command(tinyhub, "run", *arguments, str(finished.folder))
+    assert done.returncode == 0 and done.stdout.split("\n")[-2].split() == ["all", "43", "43", "0", "0"]
+    fresh = [word.replace("tiny-llava", "not-there") for word in arguments]
+    done = command(tinyhub, "run", *fresh, str(tmp_path))
+    assert done.returncode == 0 and done.stdout.split("\n")[-2].split() == ["all", "43", "0", "0", "43"]
+    assert not (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--output_path", "out"), "expected --tasks NAMES or --shift"),
+        (("--output_path", "{file}", "--tasks", "mme"), "expected a folder, got the file"),
+        (("--output_path", "out", "--tasks", "mme", "--save-every", "0"), "--save-every: expected 1 or more"),
+    ],
+)
+def test_wrong_usage_is_told_at_once(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main(["run", *(one.format(file=tmp_path / "file") for one in arguments)]) == 1
+    assert message in capsys.readouterr().err
+    assert "torch" not in sys.modules or not (tmp_path / "out").exists()
+
+
+def test_secrets_are_in_no_file_of_a_run(tmp_path, monkeypatch):
+    from lmms_eval_emi.harness.lmms_eval import resumable
+
+    monkeypatch.setattr(compat, "run_command_line", lambda arguments, prepare: prepare(SimpleNamespace(model="openai", model_args="api_key=verysecret,model=x", batch_size=1)))  # fmt: skip
+    arguments = (
+        "--model",
+        "openai",
+        "--model_args",
+        "api_key=verysecret,model=x",
+        "--hf_token",
+        "hf_abcdefghijklmnopqrstuvwxyz",
+    )
+    options = resumable.RunOptions(tmp_path, arguments)
+    described = resumable._describe(options, "openai", "api_key=verysecret,model=x")
+    text = json.dumps(described)
+    assert "verysecret" not in text and "hf_abc" not in text and "api_key=***" in text and "model=x" in text
+
+
+def kills(*options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "kills.py"), *options], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_kills_and_accidents_in_short():
+    """docs/reliability.md has the last run with all of them."""
+    done = kills("--kills", "1", "--ranks", "2", "--accidents", "terminated")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_kills_and_accidents():
+    done = kills("--kills", "100", "--accidents")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,64 @@ def to_json(content: Any) -> str:
         ValueError: the content holds NaN or infinity.
     """
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that drops the work that has not begun when it is left by an error or an interruption."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def parse_json(text: str) -> Any:
+    """JSON as plain data, read strictly: no key twice in one object, and texts that any file can hold.
+
+    Raises:
+        ValueError: it is not JSON, a key stands twice in one object (of which readers keep the last in silence), or it is
+            nested too deeply.
+    """
+    try:
+        return _encodable_data(json.loads(text, object_pairs_hook=_pairs_once))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:100]!r} stands twice in one object")
+        found[key] = value
+    return found
+
+
+def _encodable_data(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {encodable(key): _encodable_data(one) for key, one in value.items()}
+    return [_encodable_data(one) for one in value] if isinstance(value, list) else value
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a regular file, as :func:`parse_json` reads it.
+
+    Raises:
+        ValueError: it is no regular file, such as a pipe, which would wait forever; or no UTF-8; or as :func:`parse_json`.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError("it is not a regular file" if path.exists() else "it is not there")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text: {error}") from error
+    return parse_json(text)
 
 
 def check_folder_writable(folder: Path) -> None:

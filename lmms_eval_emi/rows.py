@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import xxhash
 
+from lmms_eval_emi.files import check_folder_writable
 from lmms_eval_emi.images import DatasetImage
 from lmms_eval_emi.samples import Sample, SampleError
 from lmms_eval_emi.settings import load_settings
@@ -175,6 +176,13 @@ def _load(
                 arguments["cache_dir"] = str(_cache_of_files(datasets.load_dataset_builder(**arguments)))
             return datasets.load_dataset(**arguments)
     except Exception as error:  # datasets raises a dozen kinds, the hub's among them
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+        try:
+            check_folder_writable(cache)
+        except OSError as problem:
+            raise StudyError(
+                f"The cache of datasets cannot be written, so {label[0].lower()}{label[1:]} cannot be loaded: {problem}\nPoint to a folder that can: export HF_DATASETS_CACHE=/path/to/folder"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if local or Path(spec.path).suffix in FILE_FORMATS:
             cause = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""

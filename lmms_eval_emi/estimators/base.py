@@ -13,6 +13,7 @@ from torch import nn
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import Information
 from lmms_eval_emi.estimators.assignment import Assignment
+from lmms_eval_emi.estimators.card import FORMAT_VERSION
 from lmms_eval_emi.files import write_atomically
 
 Self = TypeVar("Self", bound="TrainedEstimator")
@@ -297,11 +298,24 @@ def undivided(estimator: Any, x: torch.Tensor, y: torch.Tensor) -> Information:
 def save_state(
     path: str | Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str], card: Mapping[str, Any]
 ) -> None:
-    """Write tensors and a card as safetensors, all of it or nothing."""
+    """Write tensors and a card as safetensors, all of it or nothing; equal content gives equal bytes."""
     from safetensors.torch import save
 
     tensors = {key: tensor.contiguous() for key, tensor in state.items()}
-    write_atomically(Path(path), save(tensors, {**metadata, "card": json.dumps(card)}))
+    described = {**metadata, "format_version": str(FORMAT_VERSION), "card": json.dumps(card, sort_keys=True)}
+    write_atomically(Path(path), in_fixed_order(save(tensors, described)))
+
+
+def in_fixed_order(content: bytes) -> bytes:
+    """A safetensors file with the entries of its header sorted, which the library writes in any order.
+
+    The header is JSON behind its length in eight bytes, padded with blanks so that the tensors begin at a
+    multiple of eight.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def by_network(networks: Sequence[Self], which: torch.Tensor, run: Any, *rows: torch.Tensor) -> list[torch.Tensor]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import logging
 import os
 from functools import lru_cache
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lmms_eval_emi.estimators.assignment import SEEN, Assignment
 from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator
+from lmms_eval_emi.estimators.card import check_version, read_card
 from lmms_eval_emi.estimators.club import CLUB
 from lmms_eval_emi.estimators.club_free import FreeCLUB
 from lmms_eval_emi.estimators.cosine import Cosine
@@ -159,6 +159,7 @@ def load_estimator(
     sha256 = file_sha256(path)
     known = next((known for known in registry.values() if known.sha256 == sha256), None)
     state, metadata = _read_state(path)
+    check_version(metadata, str(path))
     kind = trainable().get(metadata.get("kind", "club"))
     if kind is None:
         raise ValueError(
@@ -172,8 +173,8 @@ def load_estimator(
     else:
         estimator = kind.from_state_dict(state, name=name, sha256=sha256)
         estimator.seen = seen
-    estimator.card = json.loads(metadata.get("card", "{}"))
-    trained_with = estimator.card.get("encoders", {})
+    estimator.card = read_card(metadata.get("card", "{}"), str(path))
+    trained_with = estimator.card.get("encoders") or {}
     estimator.vision_encoder = trained_with.get("vision") or (known.vision_encoder if known else None)
     estimator.text_encoder = trained_with.get("text") or (known.text_encoder if known else None)
     if encoders is not None:
@@ -285,8 +286,6 @@ def file_sha256(path: Path) -> str:
 
 def _read_state(path: Path) -> tuple[dict, dict]:
     """Tensors and metadata of a file."""
-    import pickle
-
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -294,16 +293,26 @@ def _read_state(path: Path) -> tuple[dict, dict]:
         try:
             with safe_open(str(path), framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
             raise ValueError(f"estimator {path}: expected a safetensors file: {error}") from error
     if path.suffix not in {".pt", ".pth", ".bin"}:
         raise ValueError(f"estimator {path}: expected a .safetensors or .pt file, got the suffix {path.suffix!r}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever a damaged file makes the unpickler raise
         raise ValueError(
             f"estimator {path}: expected a state dict of plain tensors, which this file is not; it is not loaded otherwise, for a pickle may run code. ({error})"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and type(tensor) is torch.Tensor and tensor.layout == torch.strided
+        for key, tensor in state.items()
+    ):
         raise ValueError(f"estimator {path}: expected a state dict of plain tensors, got {type(state).__name__}.")
+    # A tensor of a few bytes may claim to be of any size by repeating them.
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if claimed > sum(held.values()):
+        raise ValueError(
+            f"estimator {path}: expected plain tensors, got some of {claimed:,} bytes in a file that holds {sum(held.values()):,}. The file is not what training wrote."
+        )
     return state, {}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
+import re
+import unicodedata
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,13 +18,15 @@ from tabulate import tabulate
 from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.report.plots import pictures_of, plot_models
 from lmms_eval_emi.report.reading import JSDS, ReportedResult, published_results
-from lmms_eval_emi.studies.schema import BUILT_IN, StudyError, load_study
+from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = ("html", "md", "csv", "latex", "png")
+# Nothing is fetched and no script but the page's own runs, whatever the results hold.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 HEADERS = [
     "shift",
     "modality",
@@ -86,8 +91,10 @@ def to_text(results: Sequence[ReportedResult], format: str) -> str:
         return buffer.getvalue()
     texts = [0, 1, 2, 3]
     if format == "md":
-        rows = [[cell.replace("|", "\\|") if isinstance(cell, str) else cell for cell in row] for row in rows]
+        rows = [[_markdown(cell) for cell in row] for row in rows]
     style = {"md": "pipe", "latex": "latex_booktabs"}[format]
+    if not rows:
+        return tabulate([[None] * len(headers)], headers=headers, tablefmt=style, missingval="") + "\n"
     return tabulate(rows, headers=headers, tablefmt=style, floatfmt=".4g", missingval="", disable_numparse=texts) + "\n"
 
 
@@ -122,7 +129,10 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True) -> str:
             }
         )
     models = ", ".join(dict.fromkeys(result.model for result in results))
-    return template.render(title=f"Shift report: {models}", studies=studies, version=__version__)
+    text = template.render(title=f"Shift report: {models}", studies=studies, version=__version__, policy=POLICY)
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() if script else ""
+    return text.replace(POLICY, f"{POLICY}; script-src 'sha256-{digest}'", 1)
 
 
 def _is_family(results: Sequence[ReportedResult], study: str) -> bool:
@@ -165,15 +175,26 @@ def _rows(result: ReportedResult, *, with_id: bool = False) -> list[list[Any]]:
 
 
 def _title(study: str) -> str:
-    try:
-        return load_study(study).title
-    except StudyError:
-        return study
+    return load_study(study).title if study in (*BUILT_IN, *BUNDLED) else study
 
 
 def _no_formula(cell: Any) -> Any:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell
+    """A text that no spreadsheet takes for a formula, whatever blanks or wide letters it begins with."""
+    if not isinstance(cell, str):
+        return cell
+    begins = "".join(
+        letter for letter in unicodedata.normalize("NFKC", cell[:50]) if unicodedata.category(letter)[0] not in "ZC"
+    )
+    return f"'{cell}" if begins[:1] in tuple("=+-@") or cell[:1] in tuple("\t\r\n") else cell
+
+
+def _markdown(cell: Any) -> Any:
+    """A text that Markdown shows as it is: in one line, without markup, links, images or HTML."""
+    if not isinstance(cell, str):
+        return cell
+    plain = "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in cell)
+    escaped = re.sub(r"([\\`\[\]|])", r"\\\1", plain)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _render(ax: Axes, format: str) -> bytes:

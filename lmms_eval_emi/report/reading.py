@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from lmms_eval_emi.core.conventions import EXPONENTS
-from lmms_eval_emi.scoring.results import FORMAT_VERSION, StudyResult, Summary
+from lmms_eval_emi.scoring.results import StudyResult, Summary
 from lmms_eval_emi.scoring.row_results import read_rows
-from lmms_eval_emi.studies.schema import BUILT_IN, Shift, StudyError, load_study
+from lmms_eval_emi.scoring.stored import StoredEntry, StoredError, check_entry, is_entry, read_entries
+from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, Shift, StudyError, load_study
 
 log = logging.getLogger("lmms_eval_emi")
 JSDS = tuple(EXPONENTS)
 
 
-NO_ROW = {"id": "", "loss": None, "question": "", "response": "", "reference": "", "image": ""}
+# A picture that is part of the page; anything else might be fetched, or run.
+PICTURE = re.compile(r"data:image/(?:jpeg|png|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 class ReportError(ValueError):
@@ -128,7 +128,7 @@ def from_result(result: StudyResult, rows: Mapping[str, Any], source: str) -> Re
         rows: as :func:`lmms_eval_emi.scoring.row_results.result_to_rows` gives them.
         source: what the report says of where it comes from.
     """
-    return _from_entry(result.to_dict(), rows, source)
+    return _from_entry(check_entry(Path(source), result.to_dict()), rows, source)
 
 
 def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
@@ -176,112 +176,103 @@ def published_results(study: str) -> list[ReportedResult]:
 
 def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        entries = read_entries(path)
+    except StoredError as error:
         if strict:
-            raise ReportError(f"{path}: expected a JSON file of results: {error}") from error
+            raise ReportError(str(error)) from error
         return []
-    entries = (
-        content["results"] if isinstance(content, dict) and isinstance(content.get("results"), list) else [content]
-    )
     results = []
     for entry in entries:
-        try:
-            if isinstance(entry, dict) and {"splits", "id_split", "signature"} <= entry.keys():
-                if not _is_known_version(entry):
-                    raise ReportError(
-                        f"{path}: its format_version is {entry['format_version']!r}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
-                    )
-                results.append(_from_entry(entry, read_rows(path, entry), str(path)))
-                continue
-            if isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
-                results.append(_from_published_script(entry, path))
-                continue
-        except (KeyError, TypeError, AttributeError, ValidationError) as error:
-            raise ReportError(
-                f"{path}: expected results of lmms-eval-emi score, got some that are damaged: {type(error).__name__}: {error}"
-            ) from error
-        if strict:
+        if is_entry(entry):
+            try:
+                results.append(_from_entry(check_entry(path, entry), read_rows(path, entry), str(path)))
+            except StoredError as error:
+                raise ReportError(str(error)) from error
+        elif isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
+            results.append(_from_published_script(entry, path))
+        elif strict:
             raise ReportError(
                 f"{path}: expected results of lmms-eval-emi score, of a harness run (*_emi_*.json) or of the published script, got JSON of another form."
             )
+    if strict and not results:
+        raise ReportError(f"{path}: expected results of lmms-eval-emi score, got an empty list.")
     return results
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _interval(value: Any) -> tuple[float, float] | None:
-    if not isinstance(value, list) or len(value) != 2:
-        return None
-    low, high = map(_number, value)
-    return None if low is None or high is None else (low, high)
-
-
-def _is_known_version(entry: Mapping[str, Any]) -> bool:
-    version = entry.get("format_version", 1)
-    return isinstance(version, int) and 1 <= version <= FORMAT_VERSION
-
-
-def _from_entry(entry: Mapping[str, Any], rows: Mapping[str, Any], source: str) -> ReportedResult:
-    splits = {}
-    for name, scores in entry["splits"].items():
-        if not isinstance(scores["emi"], int | float):
-            raise TypeError(f"emi of {name} is {scores['emi']!r}")
-        shifts = tuple(Shift(**shift) for shift in scores.get("shifts", [])) or _known_shifts(entry["shift"], name)
-        jsds = {key: scores[key] for key in JSDS if key in scores}
-        splits[name] = ReportedSplit(
+def _from_entry(entry: StoredEntry, rows: Mapping[str, Any], source: str) -> ReportedResult:
+    splits = {
+        name: ReportedSplit(
             name,
-            scores.get("modality", "id"),
-            shifts,
-            scores["emi"],
-            scores.get("emid"),
-            scores.get("emid_bound"),
-            scores.get("n"),
-            jsds,
-            scores.get("variant_of"),
-            **{key: _number(scores.get(key)) for key in ("emi_stderr", "emid_stderr", "emid_p_adjusted")},
-            emid_ci95=_interval(scores.get("emid_ci95")),
-            verdict=scores.get("verdict"),
-            images=scores.get("images"),
+            scores.modality,
+            tuple(scores.shifts) or _known_shifts(entry.shift, name),
+            scores.emi,
+            scores.emid,
+            scores.emid_bound,
+            scores.n,
+            {key: value for key in JSDS if (value := getattr(scores, key)) is not None},
+            scores.variant_of,
+            emi_stderr=scores.emi_stderr,
+            emid_stderr=scores.emid_stderr,
+            emid_p_adjusted=scores.emid_p_adjusted,
+            emid_ci95=(scores.emid_ci95[0], scores.emid_ci95[1]) if scores.emid_ci95 else None,
+            verdict=scores.verdict,
+            images=scores.images,
         )
-    fit = entry.get("estimator_fit", {})
-    notes = [
-        f"{name}: {'; '.join(lines)}" for name, lines in {**entry.get("notes", {}), **entry.get("left_out", {})}.items()
-    ]
-    footer = (
-        f"Estimator: {fit.get('verdict', 'unknown')} for these data, in {entry.get('unit', 'nats')}{': far are ' + ', '.join(fit['far_splits'][:5]) if fit.get('far_splits') else ''}.",
-        *notes,
-    )
-    lost = {
-        split: [{**NO_ROW, **row} for row in lost if isinstance(row, dict)]
-        for split, lost in (rows.get("lost") or {}).items()
-        if isinstance(lost, list)
+        for name, scores in entry.splits.items()
     }
-    estimator = entry.get("settings", {}).get("estimator", "")
+    fit = entry.estimator_fit
+    notes = [f"{name}: {'; '.join(lines)}" for name, lines in {**entry.notes, **entry.left_out}.items()]
+    far = f": far are {', '.join(fit.far_splits[:5])}" if fit.far_splits else ""
+    footer = (f"Estimator: {fit.verdict} for these data, in {entry.unit}{far}.", *notes)
+    known = rows.get("lost")
+    lost = {
+        str(split): [_row(row) for row in own if isinstance(row, dict)]
+        for split, own in (known.items() if isinstance(known, dict) else ())
+        if isinstance(own, list)
+    }
+    estimator = str(entry.settings.get("estimator", ""))
     return ReportedResult(
-        entry["model"],
-        entry["shift"],
-        entry["model"],
-        entry["id_split"],
+        entry.model,
+        entry.shift,
+        entry.model,
+        entry.id_split,
         splits,
-        entry["signature"],
+        entry.signature,
         source,
         footer,
         lost,
         estimator,
-        entry.get("title", ""),
+        entry.title,
     )
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that lost, with texts that are texts and a picture that is part of the page, or none."""
+    texts = {key: str(row.get(key, "")) for key in ("id", "question", "response", "reference")}
+    image = row.get("image")
+    loss = row.get("loss")
+    return {
+        **texts,
+        "loss": float(loss) if isinstance(loss, int | float) and abs(loss) < 1e300 else None,
+        "image": image if isinstance(image, str) and PICTURE.fullmatch(image) else "",
+    }
 
 
 def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:
     study = str(entry.get("shift_type", "")).lower()
     if study not in BUILT_IN:
         raise ReportError(f"{path}: expected shift_type NATURAL or SYNTHETIC, got {entry.get('shift_type')!r}.")
+    values: dict[str, dict[str, float]] = {}
+    for key in ("EMI", "EMID", "EMID_UB"):
+        own = entry[key]
+        if not isinstance(own, dict) or not all(_is_number(value) for value in own.values()):
+            raise ReportError(
+                f"{path}: expected finite numbers by split under {key}, got others. Run the script again."
+            )
+        values[key] = own
     scores = {
-        name: {"emi": emi, "emid": entry["EMID"].get(name), "emid_bound": entry["EMID_UB"].get(name)}
-        for name, emi in entry["EMI"].items()
+        name: {"emi": emi, "emid": values["EMID"].get(name), "emid_bound": values["EMID_UB"].get(name)}
+        for name, emi in values["EMI"].items()
     }
     model = str(entry.get("model_name", path.stem))
     return _from_scores(
@@ -292,6 +283,10 @@ def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:
         str(path),
         f"published script: {entry.get('v_embedder_name')}+{entry.get('t_embedder_name')}, {entry.get('mi_ckpt_path')}",
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _from_scores(
@@ -309,8 +304,9 @@ def _from_scores(
 
 
 def _known_shifts(study: str, split: str) -> tuple[Shift, ...]:
+    """The shifts of a split of a study that the package has; a name from a file is never taken for a path."""
     try:
-        return load_study(study).split(split).shifts
+        return load_study(study).split(split).shifts if study in (*BUILT_IN, *BUNDLED) else ()
     except StudyError:
         return ()
 

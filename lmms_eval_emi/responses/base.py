@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lmms_eval_emi.files import parse_json
 from lmms_eval_emi.studies.schema import Study
 
 
@@ -68,7 +68,9 @@ class Format(Protocol):
 
 def id_text(question_id: object) -> str:
     """A question id as text; 3, "3" and 3.0, which pandas makes of it, are one."""
-    return str(int(question_id)) if isinstance(question_id, float) and question_id.is_integer() else str(question_id)
+    if isinstance(question_id, float) and question_id.is_integer():
+        return str(int(question_id))
+    return f"{question_id:d}" if type(question_id) is int and abs(question_id) < 10**1000 else str(question_id)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -87,13 +89,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def first_record(path: Path) -> dict[str, Any]:
-    """The first line of a file that is a JSON object, or an empty one."""
-    for _, line in read_lines(path):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        return record if isinstance(record, dict) else {}
+    """The first line of a file that is a JSON object, or an empty one; also where the file cannot be read."""
+    try:
+        for _, line in read_lines(path):
+            try:
+                record = parse_json(line)
+            except ValueError:
+                continue
+            return record if isinstance(record, dict) else {}
+    except ResponsesError:
+        pass  # whoever reads it says why
     return {}
 
 
@@ -106,7 +111,7 @@ def collect(
     key_of: Callable[[Any], Any] = id_text,
     model_name: str | None = None,
 ) -> tuple[dict[str | None, dict[Any, str]], tuple[str, ...]]:
-    """Responses of a file of JSON lines, by model and key, and the lines that cannot be used.
+    """Responses of a file of JSON lines, by model and key, and the lines that cannot be used; or why the file cannot be.
 
     Args:
         path: of the file.
@@ -120,15 +125,19 @@ def collect(
     seen: dict[Any, dict[str | None, int]] = {}  # line by model by key
     doubled: set[tuple[str | None, Any]] = set()
     problems = []
-    for number, line in read_lines(path):
+    try:
+        lines = read_lines(path)
+    except ResponsesError as error:
+        return {}, (str(error),)
+    for number, line in lines:
         where = f"{path}:{number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             hint = " The file seems to be one JSON array: write one object per line." if line.strip() == "[" else ""
             problems.append(f"{where}: not a line of JSON ({error}). Fix or remove the line.{hint}")
             continue
-        known = isinstance(record, dict) and record.get(key_name) is not None
+        known = isinstance(record, dict) and isinstance(record.get(key_name), str | int | float)
         text = text_of(record.get(text_name)) if known else None
         key = key_of(record[key_name]) if known else None
         if not isinstance(text, str) or key is None:
@@ -137,7 +146,13 @@ def collect(
                 f"{where}: expected an object with {key_name} and {text_name} (a text), got {keys or 'an empty object'}. Fix or remove the line."
             )
             continue
-        model = str(record[model_name]) if model_name and record.get(model_name) else None
+        named = record.get(model_name) if model_name else None
+        if named is not None and not isinstance(named, str | int | float):
+            problems.append(
+                f"{where}: expected a name under {model_name}, got a {type(named).__name__}. Fix or remove the line."
+            )
+            continue
+        model = str(named) if named else None
         earlier = seen.setdefault(key, {})
         # A line that names no model may be of any.
         same = [other for other in earlier if other == model or other is None or model is None]

@@ -26,8 +26,7 @@ def expected_file(study: Study, split: str) -> str:
 def read_file(path: Path) -> dict[str | None, SplitResponses]:
     """Responses of one file by the model that its lines name.
 
-    Raises:
-        ResponsesError: the file cannot be read at all.
+    A file that cannot be read at all has no responses, and its problem says why.
     """
     texts, problems = collect(path, "question_id", "text", model_name="model_id")
     return {model: SplitResponses(path, own, "id", problems) for model, own in (texts or {None: {}}).items()}

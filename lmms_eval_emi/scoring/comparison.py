@@ -6,7 +6,6 @@ results, are all that a paired difference needs.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,12 +20,9 @@ from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine, di
 from lmms_eval_emi.core.multiple import ALPHA, adjust
 from lmms_eval_emi.scoring.results import CHEAP_DRAWS
 from lmms_eval_emi.scoring.row_results import read_rows, to_jackknife
+from lmms_eval_emi.scoring.stored import StoredError, check_entry, is_entry, read_entries
 
 MOST_IMAGES = 10_000_000
-
-
-class StoredError(ValueError):
-    """Results that are on disk cannot be used; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +56,7 @@ def read_stored(paths: Iterable[str | Path]) -> list[StoredResult]:
     """
     found: list[StoredResult] = []
     for path in map(Path, paths):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise StoredError(f"{path}: expected results of lmms-eval-emi score: {error}") from error
-        several = isinstance(content, dict) and isinstance(content.get("results"), list)
-        for entry in content["results"] if several else [content]:
-            found.append(_read_entry(path, entry))
+        found += [_read_entry(path, entry) for entry in read_entries(path)]
     labels = [one.label for one in found]
     return [
         one if labels.count(one.label) == 1 else StoredResult(f"{one.label} ({number})", *list(vars(one).values())[1:])
@@ -75,8 +65,9 @@ def read_stored(paths: Iterable[str | Path]) -> list[StoredResult]:
 
 
 def _read_entry(path: Path, entry: Any) -> StoredResult:
-    if not isinstance(entry, dict) or not {"splits", "model", "shift"} <= entry.keys():
+    if not is_entry(entry):
         raise StoredError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
+    stored = check_entry(path, entry)
     without = read_rows(path, entry).get("without_each_image")
     if not isinstance(without, dict):
         raise StoredError(
@@ -84,14 +75,15 @@ def _read_entry(path: Path, entry: Any) -> StoredResult:
         )
     scores: dict[str, dict[str, Jackknife]] = {"emi": {}, "emid": {}}
     try:
-        for name, split in entry["splits"].items():
+        for name, split in stored.splits.items():
             for metric, known in scores.items():
-                if metric in split and metric in without.get(name, {}):
-                    known[name] = to_jackknife(split[metric], without[name][metric])
+                value = getattr(split, metric)
+                if value is not None and metric in without.get(name, {}):
+                    known[name] = to_jackknife(value, without[name][metric])
     except (TypeError, AttributeError, ValueError) as error:
         raise StoredError(f"{path}: its results are damaged: {error}") from error
-    settings = {str(key): str(value) for key, value in (entry.get("settings") or {}).items()}
-    return StoredResult(str(entry["model"]), str(entry["shift"]), settings, scores["emi"], scores["emid"])
+    settings = {key: str(value) for key, value in stored.settings.items()}
+    return StoredResult(stored.model, stored.shift, settings, scores["emi"], scores["emid"])
 
 
 @dataclass(frozen=True)

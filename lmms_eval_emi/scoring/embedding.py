@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.encoders.base import encode_all
+from lmms_eval_emi.files import threads
 from lmms_eval_emi.images import ImageError, ImageSource, content_key, open_image
 from lmms_eval_emi.samples import Sample, SampleError
 
@@ -171,7 +171,7 @@ def _prepare_all(images: _Images, encoders: Encoders) -> None:
             return number, None, str(error)
 
     with (
-        ThreadPoolExecutor(READERS) as pool,
+        threads(READERS) as pool,
         tqdm(total=len(images.sources), desc="Reading images", unit="", leave=False, dynamic_ncols=True) as bar,
     ):
         for numbers in _chunks(range(len(images.sources)), 64):
@@ -202,7 +202,7 @@ def _encode_images(
         )
     )
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with threads(READERS) as pool:
 
         def prepared(positions: range) -> list[Any]:
             def one(position: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from lmms_eval_emi.studies.schema import BUILT_IN, Study
 
 if TYPE_CHECKING:
     import datasets
+
+log = logging.getLogger("lmms_eval_emi")
 
 SHOWN_PROBLEMS = 10
 RowKey = tuple[str, str]  # see Sample.key
@@ -131,11 +134,35 @@ def join_responses(
         for name in needed:
             if name in model.splits:
                 add_split(entry, name, rows[name], model.splits[name])
+    for (_, model), entry in zip(models, joined, strict=True):
+        for line in _strangers(entry.study, model, rows):
+            log.warning("%s: %s", entry.model, line)
     refuse_unless(allow_missing, joined)
     for entry in joined:
         if not entry.samples:
             raise ResponsesError(f"{entry.model}: none of the responses can be used.")
     return joined
+
+
+def _strangers(study: Study, model: ModelResponses, rows: Mapping[str, datasets.Dataset]) -> list[str]:
+    """Responses to questions that no split of their file has. Splits that share a file have their own part of it each."""
+    lines = []
+    for path in dict.fromkeys(one.path for one in model.splits.values()):
+        sharing = [name for name, one in model.splits.items() if one.path == path]
+        if not set(sharing) <= rows.keys():
+            continue  # what is not loaded may have them
+        known: set[object] = set()
+        for name in sharing:
+            column = study.split(name).dataset.columns.id
+            ids = range(len(rows[name])) if model.splits[name].keyed_by == "row" else map(id_text, rows[name][column])
+            known |= set(ids)
+        strange = [str(key) for name in sharing[:1] for key in model.splits[name].texts if key not in known]
+        if strange:
+            shown = ", ".join(strange[:SHOWN_PROBLEMS]) + (", ..." if len(strange) > SHOWN_PROBLEMS else "")
+            lines.append(
+                f"{path}: {len(strange)} responses are to questions that {' and '.join(sharing[:3])} does not have, and are not used: {shown}."
+            )
+    return lines
 
 
 def add_split(entry: StudySamples, name: str, rows: datasets.Dataset, responses: SplitResponses) -> None:

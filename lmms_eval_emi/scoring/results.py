@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from os import cpu_count
 from pathlib import Path
@@ -31,7 +30,7 @@ from lmms_eval_emi.core.permutation import DivergenceTest
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.estimators.base import Estimator
 from lmms_eval_emi.estimators.fitness import fitness
-from lmms_eval_emi.files import to_json, write_atomically
+from lmms_eval_emi.files import threads, to_json, write_atomically
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.degenerate import KINDS
 from lmms_eval_emi.studies.schema import SHIFT_MODALITIES, Study
@@ -487,7 +486,7 @@ def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: 
     total = len(work) + len(shifted)
     with (
         threadpool_limits(1),  # one thread for each test beats several for each small matrix
-        ThreadPoolExecutor(cpu_count() or 1) as pool,
+        threads(cpu_count() or 1) as pool,
         tqdm(total=total, desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1) as bar,
     ):
         for _ in pool.map(jackknife, shifted):

@@ -11,12 +11,13 @@ import hashlib
 import io
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.files import to_json, write_atomically
+from lmms_eval_emi.files import parse_json, to_json, write_atomically
 from lmms_eval_emi.images import ImageError, open_image, to_rgb
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.pipeline import Scored
@@ -63,11 +64,14 @@ def read_rows(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(described, dict):
         return {}
     try:
-        content = (path.parent / Path(str(described.get("file"))).name).read_bytes()
+        beside = path.parent / Path(str(described.get("file"))).name
+        if not beside.is_file():
+            raise OSError(f"{beside} is not a regular file" if beside.exists() else f"{beside} is not there")
+        content = beside.read_bytes()
         if hashlib.sha256(content).hexdigest() != described.get("sha256"):
             log.warning("%s: not the rows of these results, and left out.", path.parent / str(described.get("file")))
             return {}
-        found = json.loads(content)["results"][described["entry"]]
+        found = parse_json(content.decode("utf-8"))["results"][described["entry"]]
     except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         log.warning("%s: its rows cannot be read, and are left out: %s", path, error)
         return {}
@@ -123,10 +127,13 @@ def to_jackknife(value: float, strata: Any) -> Jackknife:
         ValueError: it is of another form.
     """
     try:
-        return Jackknife(
+        found = Jackknife(
             float(value), tuple({str(key): float(one) for key, one in stratum.items()} for stratum in strata)
         )
-    except (TypeError, ValueError, AttributeError) as error:
+        if not all(math.isfinite(one) for stratum in found.strata for one in stratum.values()):
+            raise ValueError("a score is not finite")
+        return found
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"expected scores without each image, got {type(strata).__name__}: {error}") from error
 
 

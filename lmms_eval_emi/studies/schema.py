@@ -291,9 +291,13 @@ def load_study(name_or_path: str | Path) -> Study:
     path = Path(source).expanduser()
     if source in BUNDLED:
         path = Path(str(resources.files("lmms_eval_emi.tasks"))) / "llavabench_shift" / source / "study.yaml"
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with a zero in it
+        there = False
+    if not there:
         raise StudyError(
-            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))} or the path of a study file, got {source!r}."
+            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))} or the path of a study file, got {source[:200]!r}."
         )
     try:
         text = path.read_text(encoding="utf-8")

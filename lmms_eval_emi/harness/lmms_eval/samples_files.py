@@ -60,8 +60,7 @@ def _together(parts: Sequence[SplitResponses]) -> SplitResponses:
 def read_file(path: Path) -> dict[str | None, SplitResponses]:
     """Read a samples file, whose lines name no model.
 
-    Raises:
-        ResponsesError: the file cannot be read at all.
+    A file that cannot be read at all has no responses, and its problem says why.
     """
     texts, problems = collect(path, "doc_id", "filtered_resps", text_of=_first_response, key_of=_row_number)
     return {None: SplitResponses(path, texts.get(None, {}), "row", problems)}

@@ -1,0 +1,133 @@
+"""Results as they lie in files: one way to read them, which checks them and says what is wrong where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lmms_eval_emi.files import read_json
+from lmms_eval_emi.scoring.results import FORMAT_VERSION
+from lmms_eval_emi.studies.schema import Shift
+
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+SHOWN = 3  # problems that a message lists
+
+
+class StoredError(ValueError):
+    """A file holds no results that can be used; the message says which one, where in it, and what to do."""
+
+
+class _Plain(BaseModel):
+    """Numbers are finite numbers and no texts; keys of later versions are left alone."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
+
+
+class StoredShift(Shift):
+    """A shift as results have it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class StoredSplit(_Plain):
+    """Scores of one split, as far as the file has them."""
+
+    modality: str = "id"
+    shifts: list[StoredShift] = []
+    variant_of: str | None = None
+    n: int | None = Field(None, ge=0)
+    images: int | None = Field(None, ge=0)
+    emi: float
+    emi_stderr: float | None = None
+    emid: float | None = None
+    emid_stderr: float | None = None
+    emid_ci95: Interval | None = None
+    emid_p_adjusted: float | None = None
+    verdict: str | None = None
+    emid_bound: float | None = None
+    jsd_v: float | None = None
+    jsd_t: float | None = None
+    jsd_id_response: float | None = None
+    jsd_ood_response: float | None = None
+
+
+class StoredFit(_Plain):
+    """Whether the estimator is fit for the data."""
+
+    verdict: str = "unknown"
+    far_splits: list[str] = []
+
+
+class StoredEntry(_Plain):
+    """The results of one model in one study.
+
+    Attributes:
+        raw: the entry as the file has it.
+    """
+
+    format_version: int = 1
+    signature: str
+    model: str
+    shift: str
+    title: str = ""
+    id_split: str
+    unit: str = "nats"
+    settings: dict[str, Any] = {}
+    splits: dict[str, StoredSplit]
+    estimator_fit: StoredFit = StoredFit()
+    notes: dict[str, list[str]] = {}
+    left_out: dict[str, list[str]] = {}
+    raw: dict[str, Any] = Field({}, exclude=True)
+
+
+def read_entries(path: Path) -> list[Any]:
+    """The entries of a file of results, unchecked.
+
+    Raises:
+        StoredError: it cannot be read, or is no JSON.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise StoredError(f"{path}: expected a JSON file of results: {error}") from error
+    several = isinstance(content, dict) and isinstance(content.get("results"), list)
+    return content["results"] if several else [content]
+
+
+def is_entry(entry: Any) -> bool:
+    """Whether an entry is meant to be one of ours."""
+    return isinstance(entry, dict) and {"splits", "id_split", "signature"} <= entry.keys()
+
+
+def check_entry(path: Path, entry: Mapping[str, Any]) -> StoredEntry:
+    """An entry of ours, checked.
+
+    Raises:
+        StoredError: it is of a newer version, or damaged; with the places that are.
+    """
+    version = entry.get("format_version", 1)
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
+        raise StoredError(
+            f"{path}: its format_version is {version!r}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
+        )
+    try:
+        return StoredEntry.model_validate({**entry, "raw": dict(entry)})
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {_shown(one['input'])}" for one in error.errors()
+        ]
+        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise StoredError(
+            f"{path}: expected results of lmms-eval-emi score, got some that are damaged: {'; '.join(problems[:SHOWN])}{more}. Score the responses again."
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**20:
+        return "an integer of more than 20 digits"
+    return repr(value)[:60]

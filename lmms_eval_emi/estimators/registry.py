@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import logging
 import os
+import warnings
 from functools import lru_cache
 from importlib import resources
 from importlib.metadata import entry_points
@@ -298,7 +299,9 @@ def _read_state(path: Path) -> tuple[dict, dict]:
     if path.suffix not in {".pt", ".pth", ".bin"}:
         raise ValueError(f"estimator {path}: expected a .safetensors or .pt file, got the suffix {path.suffix!r}.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats that are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         raise ValueError(
             f"estimator {path}: expected a state dict of plain tensors, which this file is not; it is not loaded otherwise, for a pickle may run code. ({error})"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = ("html", "md", "csv", "latex", "png")
+MOST_ROWS = 1000  # of a table in the page
 # Nothing is fetched and no script but the page's own runs, whatever the results hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 HEADERS = [
@@ -145,8 +146,9 @@ def _context(result: ReportedResult) -> dict[str, Any]:
         "label": result.label,
         "pictures": {name.replace("-", " "): _data_uri(ax) for name, ax in pictures_of(result).items()},
         "headers": HEADERS,
-        "rows": sorted(_rows(result), key=lambda row: -row[HEADERS.index("EMID")]),
-        "lost": result.lost_rows,
+        "rows": sorted(_rows(result), key=lambda row: -row[HEADERS.index("EMID")])[:MOST_ROWS],
+        "more": max(0, len(result.shifts) - MOST_ROWS),
+        "lost": dict(list(result.lost_rows.items())[:MOST_ROWS]),
         "footer": result.footer,
         "signature": result.signature,
         "source": result.source,

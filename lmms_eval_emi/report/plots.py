@@ -27,6 +27,18 @@ PARTS = {
 }
 
 
+MOST_SHIFTS = 100  # that a plot with a line for each shows: those that lost most
+MOST_SERIES = 12  # of a plot of severities
+MOST_CELLS = 600  # of a heat map
+
+
+def _most_lost(shifts: Sequence[ReportedSplit]) -> tuple[list[ReportedSplit], str]:
+    """The shifts that a plot shows, least lost first, and what its title adds where these are not all."""
+    ranked = sorted(shifts, key=lambda split: split.emid or 0.0)
+    kept = ranked[-MOST_SHIFTS:]
+    return kept, "" if len(kept) == len(ranked) else f", the {len(kept)} of {len(ranked):,} that lost most"
+
+
 def _text(name: str, most: int = 60) -> str:
     """A name from data as plain text of bearable length: no mathematics, and never hidden from a legend."""
     shown = name if len(name) <= most else f"{name[: most - 3]}..."
@@ -75,7 +87,7 @@ def plot_emid_against_bound(result: ReportedResult, ax: Axes | None = None) -> A
 
 def plot_emid_ranked(result: ReportedResult, ax: Axes | None = None) -> Axes:
     """Shifts ranked by EMID with their intervals of 95 %; those that differ from 0 are filled."""
-    shifts = sorted(result.shifts, key=lambda split: split.emid or 0.0)
+    shifts, part = _most_lost(result.shifts)
     ax = _axes(ax, 7.2, 1.4 + 0.24 * len(shifts))
     for row, split in enumerate(shifts):
         colour, marker = MODALITY.get(split.modality, ("#444444", "o"))
@@ -89,7 +101,7 @@ def plot_emid_ranked(result: ReportedResult, ax: Axes | None = None) -> Axes:
     ax.scatter([], [], marker="o", facecolor="white", edgecolor="#444444", label="not told from 0")
     ax.set_yticks(range(len(shifts)), [_text(split.name) for split in shifts], fontsize=8)
     ax.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    ax.set(xlabel="EMID with its interval of 95 %", title="Shifts ranked by EMID")
+    ax.set(xlabel="EMID with its interval of 95 %", title=f"Shifts ranked by EMID{part}")
     ax.legend(frameon=False, fontsize=9, loc="lower right")
     return ax
 
@@ -99,8 +111,9 @@ def plot_emi_heat_map(result: ReportedResult, ax: Axes | None = None) -> Axes:
     rows = list(dict.fromkeys(split.label("visual") for split in result.splits.values()))
     columns = list(dict.fromkeys(split.label("text") for split in result.splits.values()))
     values = np.full((len(rows), len(columns)), np.nan)
+    row_of, column_of = ({label: place for place, label in enumerate(labels)} for labels in (rows, columns))
     for split in result.splits.values():
-        values[rows.index(split.label("visual")), columns.index(split.label("text"))] = split.emi
+        values[row_of[split.label("visual")], column_of[split.label("text")]] = split.emi
     ax = _axes(ax, 2.6 + 0.95 * len(columns), 1.5 + 0.48 * len(rows))
     image = ax.imshow(values, cmap="cividis", aspect="auto")
     low, high = np.nanmin(values), np.nanmax(values)
@@ -129,7 +142,11 @@ def severity_series(result: ReportedResult) -> dict[str, list[tuple[int, Reporte
 def plot_severity(result: ReportedResult, ax: Axes | None = None) -> Axes:
     """EMID of shifts of one kind over their severity."""
     ax = _axes(ax)
-    for number, (name, points) in enumerate(severity_series(result).items()):
+    series = severity_series(result)
+    steepest = sorted(series, key=lambda name: -abs((series[name][-1][1].emid or 0) - (series[name][0][1].emid or 0)))
+    kept = [name for name in series if name in steepest[:MOST_SERIES]]
+    part = "" if len(kept) == len(series) else f", the {len(kept)} of {len(series):,} series that change most"
+    for number, (name, points) in enumerate((name, series[name]) for name in kept):
         colour = SERIES[number % len(SERIES)]
         ax.plot(
             [severity for severity, _ in points],
@@ -139,21 +156,20 @@ def plot_severity(result: ReportedResult, ax: Axes | None = None) -> Axes:
             label=_text(name.replace("_", " ")),
         )
     ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    ax.set(xlabel="severity", ylabel="EMID", title="EMID over severity")
+    ax.set(xlabel="severity", ylabel="EMID", title=f"EMID over severity{part}")
     ax.legend(frameon=False, fontsize=9)
     return ax
 
 
 def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
     """The four roots that add up to the scaled index of every shift, stacked."""
-    shifts = sorted(
-        (split for split in result.shifts if split.jsds),
-        key=lambda split: sum(split.jsds[key] ** EXPONENTS[key] for key in JSDS),
-    )
+    whole = [split for split in result.shifts if split.jsds.keys() >= set(JSDS)]
+    kept, part = _most_lost(whole)
+    shifts = sorted(kept, key=lambda split: sum(_root(split, key) for key in JSDS))
     ax = _axes(ax, 7.2, 1.4 + 0.24 * len(shifts))
     left = np.zeros(len(shifts))
     for key, (label, colour, hatch) in PARTS.items():
-        width = np.array([split.jsds[key] ** EXPONENTS[key] for split in shifts])
+        width = np.array([_root(split, key) for split in shifts])
         ax.barh(
             [_text(split.name) for split in shifts],
             width,
@@ -166,7 +182,7 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
         )
         left += width
     ax.tick_params(axis="y", labelsize=8)
-    ax.set(xlabel="root of the divergence", title="What moved: the four parts of the shift index")
+    ax.set(xlabel="root of the divergence", title=f"What moved: the four parts of the shift index{part}")
     ax.margins(y=0.01)
     ax.legend(
         frameon=False,
@@ -178,9 +194,17 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def _root(split: ReportedSplit, key: str) -> float:
+    """The part of the index that a divergence is; one below 0, as the published convention may give, is none."""
+    return max(0.0, split.jsds[key]) ** EXPONENTS[key]
+
+
 def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Axes:
     """EMID of every shift, the models side by side."""
-    names = list(dict.fromkeys(split.name for result in results for split in result.shifts))
+    most = {split.name for result in results for split in _most_lost(result.shifts)[0]}
+    names = [
+        name for name in dict.fromkeys(split.name for result in results for split in result.shifts) if name in most
+    ]
     ax = _axes(ax, 7.2, 1.4 + 0.26 * len(names))
     for number, result in enumerate(results):
         known: dict[str, Any] = {split.name: split.emid for split in result.shifts}
@@ -217,10 +241,11 @@ def pictures_of(result: ReportedResult) -> dict[str, Axes]:
         pictures["emid-ranked"] = plot_emid_ranked(result)
     if result.shifts:
         pictures["emid-against-bound"] = plot_emid_against_bound(result)
-    if len(result.splits) > 1:
+    labels = [{split.label(kind) for split in result.splits.values()} for kind in ("visual", "text")]
+    if len(result.splits) > 1 and len(labels[0]) * len(labels[1]) <= MOST_CELLS:
         pictures["emi-heat-map"] = plot_emi_heat_map(result)
     if severity_series(result):
         pictures["severity"] = plot_severity(result)
-    if any(split.jsds for split in result.shifts):
+    if any(split.jsds.keys() >= set(JSDS) for split in result.shifts):
         pictures["divergences"] = plot_divergences(result)
     return pictures

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import html
 import io
 import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import GROUP, lmms_eval, only
@@ -251,6 +253,53 @@ addEventListener("load", () => {
 """
 
 
+def in_chromium(chromium: str, page: Path, folder: Path, *more: str) -> subprocess.CompletedProcess:
+    options = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}", *more),
+    ]
+    command = [chromium, *options, "--virtual-time-budget=10000", "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+HOSTILE = (
+    '<script>document.title = "owned"</script>',
+    '</script><script>document.title = "owned"</script>',
+    "<img src=x onerror=\"document.title='owned'\">",
+    "<svg onload=\"document.title='owned'\"></svg>",
+    '"><iframe srcdoc="<script>parent.document.title=1</script>"></iframe>',
+    '<a href="javascript:document.title=1">x</a><base href="http://evil/">',
+    "\u202e\u2066<\u0000script>document.title=1</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "]]><!--<script>document.title=1//--></script>",
+)
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_hostile_responses_run_nothing_in_a_browser(results, tmp_path, escaped, monkeypatch):
+    """Because everything is escaped; and, were something not, because the page lets no other script run."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("needs Chromium")
+    content = json.loads((results / "natural.json").read_text())
+    rows = json.loads((results / "natural.rows.json").read_text())
+    for number, row in enumerate(rows["results"][0]["lost"]["llava_bench_coco_German"]):
+        row |= dict.fromkeys(("question", "response", "reference", "id"), "".join(HOSTILE[number::3]))
+        row["image"] = "http://127.0.0.1:9/x.png"
+    text = json.dumps(rows)
+    (tmp_path / "r.rows.json").write_text(text)
+    described = {"file": "r.rows.json", "sha256": hashlib.sha256(text.encode()).hexdigest(), "entry": 0}
+    (tmp_path / "r.json").write_text(json.dumps({**content, "model": "".join(HOSTILE), "rows": described}))
+    page = to_html(read_results([tmp_path / "r.json"]))
+    if not escaped:
+        page = page.replace("<h1>", "<h1>" + "".join(HOSTILE), 1)
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    done = in_chromium(chromium, tmp_path / "page.html", tmp_path)
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.S).group(1)
+    assert title.startswith("Shift report") and "49" not in title
+    assert "127.0.0.1" not in page
+
+
 @pytest.mark.parametrize("width", [1200, 600])
 def test_the_page_in_a_browser(results, tmp_path, width):
     """Chromium shows every picture, nothing lies over anything else, and a click sorts a table."""
@@ -258,24 +307,10 @@ def test_the_page_in_a_browser(results, tmp_path, width):
     if not chromium:
         pytest.skip("needs Chromium")
     page = tmp_path / "page.html"
-    page.write_text(
-        to_html(read_results([results / "natural.json", results / "synthetic.json"])) + MEASURE, encoding="utf-8"
-    )
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    done = subprocess.run(
-        [chromium, *options, f"--window-size={width},2000", "--virtual-time-budget=10000", "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-    )
+    text = to_html(read_results([results / "natural.json", results / "synthetic.json"]))
+    # The page lets no other script run, which the next test looks at.
+    page.write_text(re.sub(r"<meta http-equiv=[^>]*>", "", text) + MEASURE, encoding="utf-8")
+    done = in_chromium(chromium, page, tmp_path, f"--window-size={width},2000")
     measured = json.loads(html.unescape(re.search(r'<pre id="measured">(.*?)</pre>', done.stdout, re.S).group(1)))
     assert measured["overlaps"] == [] and measured["broken"] == 0 and not measured["wide"]
     assert measured["images"] >= 9 and measured["rows"] == 27 and measured["sorted"]

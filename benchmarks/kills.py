@@ -252,14 +252,18 @@ def broken_files(out: Path) -> list[str]:
     return found
 
 
-def phase_of(out: Path) -> str:
-    """What a run was doing last."""
-    planned = any("plan" in line[:60] for line in _journal_text(out).split("\n"))
-    if list(out.rglob("*_emi_natural.json")):
-        return "reporting"
-    if list(out.rglob("*_emi_responses")):
-        return "scoring"
-    return "generating" if planned else "loading"
+def traces(out: Path) -> tuple[int, int, int]:
+    """How much there is of what a run writes: records, saved responses, results."""
+    patterns = ("*_emi_responses", "*_emi_natural.json")
+    return _journal_text(out).count("\n"), *(len(list(out.rglob(one))) for one in patterns)
+
+
+def phase_of(out: Path, before: tuple[int, int, int]) -> str:
+    """What a run was doing last, by what is there more than before its start."""
+    records, saved, written = (now - then for now, then in zip(traces(out), before, strict=True))
+    if written or saved:
+        return "reporting" if written else "scoring"
+    return "generating" if records else "loading, or generating nothing new"
 
 
 def _journal_text(out: Path) -> str:
@@ -283,7 +287,7 @@ def kill_runs(folder: Path, ranks: int, kills: int, seed: int, *, show: bool = F
         before: dict[tuple, Any] = {}
         ended = False
         while not ended:
-            noted = len(notes(out))
+            noted, known_before = len(notes(out)), traces(out)
             processes = start(out, ranks)
             enough = sum(found.kills.values()) >= kills
             # Loading takes half of the time, and a kill there costs nothing.
@@ -295,7 +299,7 @@ def kill_runs(folder: Path, ranks: int, kills: int, seed: int, *, show: bool = F
                 for pid in chosen:
                     if status[pid] is None:
                         os.kill(pid, signal.SIGKILL)
-                found.kills[phase_of(out)] += 1
+                found.kills[phase_of(out, known_before)] += 1
                 killed = time.monotonic()
                 rest = wait([pid for pid in processes if status[pid] is None], PATIENCE)
                 found.slowest_end = max(found.slowest_end, time.monotonic() - killed)

@@ -21,6 +21,7 @@ from lmms_eval_emi.cli import (
     prefetch,
     recover,
     report,
+    reproduce,
     run,
     score,
     shift,
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
-        *(demo, run, status, recover, score, report, compare, power, audit),
+        *(demo, run, status, recover, score, report, compare, power, audit, reproduce),
         *(shift, train_estimator, tasks, prefetch),
     ):
         command.add_parser(commands)

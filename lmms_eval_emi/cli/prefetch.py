@@ -20,6 +20,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--shift", action="append", choices=BUILT_IN, help="only this family; may be repeated (default: both)"
     )
+    parser.add_argument(
+        "--reproduce", action="store_true", help="also the published responses, which lmms-eval-emi reproduce needs"
+    )
     parser.add_argument("--check", action="store_true", help="fetch nothing, and list what is missing")
     parser.set_defaults(run=run)
 
@@ -66,6 +69,14 @@ def run(args: argparse.Namespace) -> int:
         f"text encoder {settings.text_encoder}": lambda: encoder(load_text_encoder, settings.text_encoder),
         f"estimator {settings.estimator}": estimator,
     }
+    if args.reproduce:
+        from lmms_eval_emi.report.reproduction import fetch_responses
+
+        def responses() -> tuple[str, int]:
+            folder = fetch_responses()
+            return f"{len(list(folder.glob('*.jsonl')))} files in {folder}", _size(folder.glob("*"))
+
+        wanted["published responses"] = responses
     rows: list[list[str]] = []
     missing: dict[str, Exception] = {}
     for what, fetch in wanted.items():

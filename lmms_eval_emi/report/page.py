@@ -18,6 +18,7 @@ from tabulate import tabulate
 from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.report.plots import pictures_of, plot_models
 from lmms_eval_emi.report.reading import JSDS, ReportedResult, published_results
+from lmms_eval_emi.scoring.stored import StoredAudit, StoredFinding
 from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.version import __version__
 
@@ -48,7 +49,12 @@ HEADERS = [
 
 
 def write_report(
-    results: Sequence[ReportedResult], output: Path, *, format: str = "html", compare: bool = True
+    results: Sequence[ReportedResult],
+    output: Path,
+    *,
+    format: str = "html",
+    compare: bool = True,
+    audits: Sequence[StoredAudit] = (),
 ) -> list[Path]:
     """Write a report.
 
@@ -57,6 +63,7 @@ def write_report(
         output: file to write; for ``png`` a folder, with one file per plot.
         format: one of :data:`FORMATS`.
         compare: show the published results of the built-in families beside the results.
+        audits: what estimators notice, for the page.
 
     Returns:
         The files that were written.
@@ -65,7 +72,7 @@ def write_report(
         ValueError: an unknown format.
     """
     if format == "html":
-        return [write_atomically(output, to_html(results, compare=compare))]
+        return [write_atomically(output, to_html(results, compare=compare, audits=audits))]
     if format == "png":
         return _write_pictures(results, output)
     if format not in FORMATS:
@@ -99,7 +106,7 @@ def to_text(results: Sequence[ReportedResult], format: str) -> str:
     return tabulate(rows, headers=headers, tablefmt=style, floatfmt=".4g", missingval="", disable_numparse=texts) + "\n"
 
 
-def to_html(results: Sequence[ReportedResult], *, compare: bool = True) -> str:
+def to_html(results: Sequence[ReportedResult], *, compare: bool = True, audits: Sequence[StoredAudit] = ()) -> str:
     """One self-contained page: everything inline, everything from data escaped."""
     import jinja2
 
@@ -130,7 +137,13 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True) -> str:
             }
         )
     models = ", ".join(dict.fromkeys(result.model for result in results))
-    text = template.render(title=f"Shift report: {models}", studies=studies, version=__version__, policy=POLICY)
+    text = template.render(
+        title=f"Shift report: {models}" if results else "What estimators notice",
+        studies=studies,
+        audits=[_audit_context(audit) for audit in audits],
+        version=__version__,
+        policy=POLICY,
+    )
     script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() if script else ""
     return text.replace(POLICY, f"{POLICY}; script-src 'sha256-{digest}'", 1)
@@ -153,6 +166,41 @@ def _context(result: ReportedResult) -> dict[str, Any]:
         "signature": result.signature,
         "source": result.source,
     }
+
+
+def _audit_context(audit: StoredAudit) -> dict[str, Any]:
+    """A table of responders by estimator, and what each estimator does not notice in a sentence."""
+    names = list(dict.fromkeys(name for one in audit.findings for name in one.responders))
+    encoders = list(dict.fromkeys(one.encoders for one in audit.findings))
+    headers = ["responder"]
+    sentences = []
+    for one in audit.findings:
+        label = one.estimator + (f", encoders {encoders.index(one.encoders) + 1}" if len(encoders) > 1 else "")
+        headers.append(f"EMI ± SE, {label}")
+        missed = f"does not notice {_listed(one.not_noticed)}" if one.not_noticed else "notices all of them"
+        preferred = f", and prefers {_listed(one.preferred)} to the references" if one.preferred else ""
+        sentences.append(f"{label} ({one.unit}) {missed}{preferred}.")
+    rows = [[name, *(_audit_cell(one, name) for one in audit.findings)] for name in names]
+    return {
+        "title": f"{_title(audit.study)}, split {audit.split}",
+        "headers": headers,
+        "rows": rows,
+        "sentences": sentences,
+        "encoders": encoders,
+    }
+
+
+def _audit_cell(finding: StoredFinding, name: str) -> str:
+    one = finding.responders.get(name)
+    if one is None:
+        return "–"
+    error = "" if one.emi_stderr is None else f" ± {one.emi_stderr:.2g}"
+    return f"{one.emi:.3f}{error}{'*' if one.told_from_references else ''}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    quoted = [f"“{name}”" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
 def _rows(result: ReportedResult, *, with_id: bool = False) -> list[list[Any]]:

@@ -16,7 +16,16 @@ import yaml
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.scoring.results import StudyResult, Summary
 from lmms_eval_emi.scoring.row_results import read_rows
-from lmms_eval_emi.scoring.stored import StoredEntry, StoredError, check_entry, is_entry, read_entries
+from lmms_eval_emi.scoring.stored import (
+    StoredAudit,
+    StoredEntry,
+    StoredError,
+    check_audit,
+    check_entry,
+    is_audit,
+    is_entry,
+    read_entries,
+)
 from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, Shift, StudyError, load_study
 
 log = logging.getLogger("lmms_eval_emi")
@@ -154,6 +163,26 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
         else:
             results += _read_file(path, strict=True)
     return _told_apart(results)
+
+
+def read_audits(paths: Iterable[str | Path]) -> tuple[list[StoredAudit], list[Path]]:
+    """The audits among some files, and the paths that are none.
+
+    Raises:
+        ReportError: an audit is damaged.
+    """
+    audits, others = [], []
+    for path in map(Path, paths):
+        try:
+            entries = read_entries(path) if path.is_file() else []
+            if len(entries) == 1 and is_audit(entries[0]):
+                audits.append(check_audit(path, entries[0]))
+                continue
+        except StoredError as error:
+            if path.is_file() and "damaged" in str(error):
+                raise ReportError(str(error)) from error
+        others.append(path)
+    return audits, others
 
 
 def published_results(study: str) -> list[ReportedResult]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -83,6 +83,48 @@ class StoredEntry(_Plain):
     raw: dict[str, Any] = Field({}, exclude=True)
 
 
+class StoredResponder(_Plain):
+    """What an audit found of one responder."""
+
+    emi: float
+    emi_stderr: float | None = None
+    told_from_references: bool | None = None
+
+
+class StoredFinding(_Plain):
+    """What an audit found of one estimator with one pair of encoders."""
+
+    encoders: str
+    estimator: str
+    unit: str = "nats"
+    responders: dict[str, StoredResponder]
+    not_noticed: list[str] = []
+    preferred: list[str] = []
+
+
+class StoredAudit(_Plain):
+    """What ``lmms-eval-emi audit`` wrote."""
+
+    format_version: int = 1
+    study: str
+    split: str
+    findings: list[StoredFinding]
+
+
+def is_audit(entry: Any) -> bool:
+    """Whether JSON is meant to be an audit."""
+    return isinstance(entry, dict) and {"findings", "split", "study"} <= entry.keys()
+
+
+def check_audit(path: Path, entry: Mapping[str, Any]) -> StoredAudit:
+    """An audit, checked.
+
+    Raises:
+        StoredError: it is of a newer version, or damaged; with the places that are.
+    """
+    return _checked(StoredAudit, path, entry, entry, "lmms-eval-emi audit")
+
+
 def read_entries(path: Path) -> list[Any]:
     """The entries of a file of results, unchecked.
 
@@ -108,20 +150,29 @@ def check_entry(path: Path, entry: Mapping[str, Any]) -> StoredEntry:
     Raises:
         StoredError: it is of a newer version, or damaged; with the places that are.
     """
+    return _checked(StoredEntry, path, entry, {**entry, "raw": dict(entry)}, "lmms-eval-emi score")
+
+
+Model = TypeVar("Model", bound=_Plain)
+
+
+def _checked(
+    model: type[Model], path: Path, entry: Mapping[str, Any], content: Mapping[str, Any], command: str
+) -> Model:
     version = entry.get("format_version", 1)
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
         raise StoredError(
             f"{path}: its format_version is {version!r}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
         )
     try:
-        return StoredEntry.model_validate({**entry, "raw": dict(entry)})
+        return model.model_validate(content)
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {_shown(one['input'])}" for one in error.errors()
         ]
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise StoredError(
-            f"{path}: expected results of lmms-eval-emi score, got some that are damaged: {'; '.join(problems[:SHOWN])}{more}. Score the responses again."
+            f"{path}: expected results of {command}, got some that are damaged: {'; '.join(problems[:SHOWN])}{more}. Make them again."
         ) from error
 
 

@@ -49,16 +49,17 @@ def test_the_demo_runs_the_harness_and_says_how(done) -> None:
     assert "demo@" in done.stdout and "dcor give EMID another sign in" in done.stdout
     page = (done.folder / "report.html").read_text()
     assert "defocus_blur" in page and "data:image" in page
-    assert len(list(done.folder.rglob("*_samples_llavabench_shift_demo_*.jsonl"))) == 12
+    assert len(list(done.folder.rglob("*_samples_llavabench_shift_demo_*.jsonl"))) == 13
 
 
 @needs_decord
 def test_the_demo_shows_the_science(done) -> None:
-    splits = figures(done.folder)["splits"]
+    content = figures(done.folder)
+    splits = content["splits"]
     strongest = ["defocus_blur_5", "fog_5", "defocus_blur_5_keyboard_7", "fog_5_synonym_7"]
     assert np.mean([splits[name]["emi"] for name in strongest]) < splits["clean"]["emi"]
-    blurs = [splits[f"defocus_blur_{level}"] for level in (1, 3, 5)]
-    assert blurs[0]["emid"] < blurs[1]["emid"] < blurs[2]["emid"]
+    for name in ("defocus_blur_5", "fog_1", "fog_5", "keyboard_3", "keyboard_7", "synonym_7"):
+        assert splits[name]["verdict"] == "lost"
     for names in (
         ("defocus_blur_1", "defocus_blur_3", "defocus_blur_5"),
         ("fog_1", "fog_5"),
@@ -66,8 +67,25 @@ def test_the_demo_shows_the_science(done) -> None:
     ):
         bounds = [splits[name]["emid_bound"] for name in names]
         assert bounds == sorted(bounds)
-    shifts = [figures for name, figures in splits.items() if name != "clean"]
+    shifts = [one for one in splits.values() if one["modality"] not in ("id", "control")]
+    assert len(shifts) == 11 == content["summary"]["n_shifts"]
     assert np.corrcoef([one["emid"] for one in shifts], [one["emid_bound"] for one in shifts])[0, 1] > 0
+
+
+@needs_decord
+def test_the_controls_are_what_they_should_be(done) -> None:
+    """Other clean scenes cost nothing, and responses to other scenes cost most of what there is."""
+    fresh = figures(done.folder)["splits"]["fresh"]
+    assert fresh["modality"] == "control" and not fresh["emid_paired"]
+    assert fresh["emid_ci95"][0] < 0 < fresh["emid_ci95"][1] and fresh["verdict"] == "undecided"
+    rows = {
+        line.rsplit("  ", 1)[0].partition("  ")[0].strip(): line
+        for line in done.stdout.splitlines()
+        if line.startswith("control: ")
+    }
+    assert set(rows) == {"control: fresh clean scenes", "control: clean, responses shuffled"}
+    shuffled = rows["control: clean, responses shuffled"].replace("±", " ").split()
+    assert float(shuffled[-8]) > 0.2, shuffled  # by the demo's own estimator
 
 
 @needs_decord
@@ -78,7 +96,7 @@ def test_the_model_looks_at_the_picture(done) -> None:
         for line in done.stdout.splitlines()
         if len(words := line.split()) > 2 and words[1].endswith("%") and words[2].endswith("%")
     }
-    assert set(table) == set(load_study("demo").splits)
+    assert set(table) >= {name for name, one in load_study("demo").splits.items() if one.modality != "control"}
     assert (
         table["clean"] >= 80
         and table["defocus_blur_5"] <= table["clean"] - 15
@@ -138,21 +156,24 @@ def test_bad_options_are_named(tmp_path: Path, capsys) -> None:
 
 def test_training_scenes_are_none_of_the_benchmarks() -> None:
     """The seeds of every stage of the build, each with as many scenes as a test has time for."""
-    held_out = {scene.key for scene in scenes.benchmark_scenes()}
-    assert len(held_out) == scenes.BENCHMARK_SCENES == 30
+    sets = (scenes.DEVELOPMENT_SEED, scenes.TEST_SEED, scenes.CONTROL_SEED)
+    held_out = {scene.key for seed in sets for scene in scenes.scenes_of(seed)}
+    assert len(held_out) == 3 * scenes.SCENES == 90
     for seed in (3, 13, 22, 25, 32):
         assert not held_out & {scene.key for scene in scenes.training_scenes(3000, seed=seed)}
-    rng = random.Random(scenes.BENCHMARK_SEED)  # the same seed would draw them, if they were not held out
-    assert {scenes.scene(rng).key for _ in range(30)} == held_out
-    assert not held_out & {scene.key for scene in scenes.training_scenes(100, seed=scenes.BENCHMARK_SEED)}
+    for seed in sets:  # the same seed would draw them, if they were not held out
+        rng = random.Random(seed)
+        assert {scenes.scene(rng).key for _ in range(30)} <= held_out
+        assert not held_out & {scene.key for scene in scenes.training_scenes(100, seed=seed)}
 
 
-def test_the_benchmark_is_what_the_generator_makes() -> None:
-    from demo.build import benchmark_questions
+@pytest.mark.parametrize(("split", "seed"), [("clean", scenes.TEST_SEED), ("fresh", scenes.CONTROL_SEED)])
+def test_the_benchmark_is_what_the_generator_makes(split: str, seed: int) -> None:
+    from demo.build import questions_of
 
     study = load_study("demo")
-    rows = load_splits(study, ["clean"])["clean"]
-    made = benchmark_questions()
+    rows = load_splits(study, [split])[split]
+    made = questions_of(seed)
     assert len(rows) == len(made) == 90 and len(set(rows["question_id"])) == 90
     for row, (scene, question) in zip(rows, made, strict=True):
         assert (row["question"], row["reference_answer"], row["asked"]) == (

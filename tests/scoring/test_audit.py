@@ -109,6 +109,17 @@ def test_the_audit_of_the_demo(demo_responses, tmp_path, capsys, monkeypatch):
         assert scores["reference of another image"]["emi"] < scores["model half"]["emi"]
         assert not scores["references"]["told_from_references"]
     assert any(line.startswith("rewritten") for line in written["left_out"])
+    page = tmp_path / "audit.html"
+    assert main(["report", str(output), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert (
+        "What estimators notice" in text
+        and "cosine (cosine) notices all of them" in text
+        and "I don&#39;t know" in text
+    )
+    assert main(["report", str(output), "--format", "md"]) == 1
+    capsys.readouterr()
+    assert main([*common, "--estimator", "demo", "--estimator", "cosine", "--encoders", *encoders]) == 0
     printed = capsys.readouterr().out
     assert "told from the references" in printed and "cosine, in cosine, notices" in printed
     assert main([*common, "--estimator", "demo"]) == 1  # not its encoders, or none to be had

@@ -16,7 +16,7 @@ from lmms_eval_emi.harness.lmms_eval.task_files import (
     tasks_folder,
     write_task_files,
 )
-from lmms_eval_emi.studies.schema import BUILT_IN, StudyError, load_study
+from lmms_eval_emi.studies.schema import BUILT_IN, StudyError, load_study, parse_study
 
 FAMILIES = {
     "natural": {"id": 1, "visual": 3, "text": 6, "joint": 18},
@@ -256,3 +256,23 @@ def test_what_means_average_is_said_and_true():
     wild = [name for name in natural.shifts() if "in_the_wild" in name]
     assert f"{len(wild)} of the {len(natural.shifts())} shifts" in natural.means
     assert f"{len(synthetic.shifts('joint'))} of the {len(synthetic.shifts())} shifts are joint" in synthetic.means
+
+
+def test_a_control_is_no_shift_and_no_second_id_split():
+    text = """
+name: mine
+id_split: clean
+dataset: {path: rows.parquet}
+splits:
+  clean: {}
+  foggy: {shifts: [{modality: visual, name: fog}]}
+  fresh: {modality: control, dataset: {path: other.parquet}}
+"""
+    study = parse_study(text, "mine.yaml")
+    assert (study.shifts(), study.controls()) == (["foggy"], ["fresh"])
+    with pytest.raises(StudyError, match="make its modality 'visual', not 'control'"):
+        parse_study(
+            text.replace("modality: control", "modality: control, shifts: [{modality: visual, name: fog}]"), "x"
+        )
+    with pytest.raises(StudyError, match="expected the one split without shifts"):
+        parse_study(text.replace("modality: control", "modality: id"), "x")

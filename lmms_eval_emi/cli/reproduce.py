@@ -1,0 +1,94 @@
+"""``lmms-eval-emi reproduce``: the published results, computed again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lmms_eval_emi.cli.options import add_overwrite, add_settings, settings_of
+from lmms_eval_emi.studies.schema import BUILT_IN
+
+MODELS = ("llava-v1.5-13b", "llava-v1.6-vicuna-13b")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "reproduce",
+        help="compute the published results again from the published responses, and compare",
+        description="Fetch the published responses, datasets, encoders and estimator, score both families as the paper did, and print how far EMI, EMID, index and r are from the published ones. Exits with 0 where all are within the stated tolerances, and with 1 otherwise.",
+    )
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="whose results (default: %(default)s)")
+    parser.add_argument(
+        "--shift", action="append", choices=BUILT_IN, help="only this family; may be repeated (default: both)"
+    )
+    parser.add_argument(
+        "--responses",
+        type=Path,
+        metavar="DIR",
+        help="folder of the published responses (default: fetched once into the cache)",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="compare with this JSON of the published script, as from a run of your own; may be repeated",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the deviations as JSON")
+    add_overwrite(parser)
+    add_settings(parser, "device", "batch_size")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, compare, print."""
+    from tabulate import tabulate
+
+    from lmms_eval_emi.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.report import reproduction
+    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.scoring.pipeline import score_samples
+
+    settings = reproduction.settings_of_the_paper(settings_of(args))
+    if args.output:
+        check_output(args.output, args.against, overwrite=args.overwrite, example="reproduction.json")
+    studies = reproduction.families(args.shift or BUILT_IN)
+    published = [reproduction.published_of(args.model, study.name, args.against) for study in studies]
+    folder = args.responses or reproduction.fetch_responses()
+    pinned = [reproduction.is_published(folder, study, args.model) for study in studies]
+    entries = [entry for study in studies for entry in collect_samples(study, [folder], models=[args.model])]
+    scored = score_samples(entries, settings)
+    found = [
+        reproduction.compare(one.result, known, pinned=sure)
+        for one, known, sure in zip(scored, published, pinned, strict=True)
+    ]
+    if args.output:
+        write_atomically(args.output, to_json({"format_version": 1, "reproductions": [one.to_dict() for one in found]}))
+    rows = [
+        [
+            family.study,
+            one.score,
+            one.count,
+            f"{one.worst:.2g}",
+            f"{one.mean:.2g}",
+            f"{reproduction.TOLERANCES[one.score]:g}",
+            "pass" if one.passes else "FAIL",
+            f"{one.published:.4g} and {one.ours:.4g}" + (f" ({one.where})" if one.where else ""),
+        ]
+        for family in found
+        for one in family.deviations
+    ]
+    headers = ["family", "score", "n", "worst", "mean", "tolerance", "", "published and ours, where it is worst"]
+    print(
+        f"{args.model}, {'published results' if not args.against else 'results of ' + ', '.join(map(str, args.against))}\n"
+    )
+    print(tabulate(rows, headers=headers, disable_numparse=True))
+    for family in found:
+        if family.missing:
+            print(f"{family.study}: not scored: {', '.join(family.missing)}")
+    print("signatures\n  " + "\n  ".join(str(one.result.signature) for one in scored))
+    good = all(family.passes for family in found)
+    print("PASS" if good else "FAIL")
+    return 0 if good else 1

@@ -128,7 +128,7 @@ def test_a_journal_of_a_newer_version_is_refused(tmp_path):
 
 
 def test_a_journal_of_the_first_version_is_read(tmp_path):
-    """As version 0.2 of this package wrote it, byte for byte."""
+    """As version 0.1 of this package wrote it, byte for byte."""
     folder = tmp_path / "journal"
     folder.mkdir()
     (folder / "rank-00000.jsonl").write_bytes(

@@ -109,7 +109,7 @@ class SplitSpec(_Strict):
     def _modality_is_that_of_the_shifts(self) -> SplitSpec:
         modalities = {shift.modality for shift in self.shifts}
         expected = "id" if not modalities else "joint" if len(modalities) > 1 else modalities.pop()
-        if self.modality != expected and not (self.modality == "control" and not modalities):
+        if self.modality != expected and not (self.modality == "control" and not self.shifts):
             raise ValueError(f"the shifts of {self.name} make its modality {expected!r}, not {self.modality!r}")
         return self
 

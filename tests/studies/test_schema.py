@@ -83,7 +83,12 @@ def test_writing_replaces_what_is_no_longer_there(tmp_path, studies):
 
 def _is_data(path):
     """The demo's study and its rows, which lie among the tasks and are not generated from a catalogue."""
-    return path.parent.name == "demo" and path.name in {"study.yaml", "synonyms.yaml", "benchmark.parquet"}
+    return path.parent.name == "demo" and path.name in {
+        "study.yaml",
+        "synonyms.yaml",
+        "benchmark.parquet",
+        "control.parquet",
+    }
 
 
 def test_the_harness_finds_all_tasks_and_groups(studies):

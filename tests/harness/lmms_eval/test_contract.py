@@ -197,6 +197,86 @@ def test_a_standard_error_is_made_of_scores_and_clusters():
     assert output.agg_metrics["emi_stderr_clustered,none"] == pytest.approx(expected)
 
 
+def test_a_model_is_made_where_it_can_be_wrapped():
+    """compat.models_through: a resumable run wraps the model where simple_evaluate makes it."""
+    import lmms_eval.models
+    from lmms_eval import evaluator
+
+    assert "models.get_model(model, force_simple).create_from_arg_string(" in inspect.getsource(
+        evaluator.simple_evaluate
+    ), "simple_evaluate makes models in another way: lmms-eval-emi run writes no journal"
+    earlier = lmms_eval.models.get_model
+    with compat.models_through(lambda kind, load: (kind, load)):
+        made = lmms_eval.models.get_model("llava_hf", True)
+        assert made.is_simple and made.create_from_arg_string("")[0].__name__ == "LlavaHf"
+    assert lmms_eval.models.get_model is earlier
+
+
+def test_requests_are_handed_to_a_model_at_once_and_in_order():
+    """compat.MODEL_METHODS, is_padding, is_call_of_one_round: what evaluate() does with a model's methods."""
+    from lmms_eval import evaluator
+
+    source = inspect.getsource(evaluator.evaluate)
+    assert "getattr(lm, reqtype)(cloned_reqs)" in source and "cloned_reqs.extend([req] * req.repeats)" in source
+    padding = evaluator._clone_padding_request(SimpleNamespace(metadata=None, resps=[1], token_counts=[]))
+    assert compat.is_padding(padding) and not compat.is_padding(SimpleNamespace(metadata={}))
+    assert "lm.generate_until([single_req])" in inspect.getsource(evaluator._run_generate_until_agentic)
+
+
+def test_requests_of_a_task_can_be_left_out():
+    """compat.requests_through: a recovered run has the documents alone that are answered."""
+    from lmms_eval import evaluator
+    from lmms_eval.api.task import Task
+
+    assert "self._instances" in inspect.getsource(Task.build_all_requests)
+    assert "if not requests:" in inspect.getsource(evaluator.evaluate), "documents without requests are not skipped"
+    earlier = Task.build_all_requests
+    with compat.requests_through(lambda found: found[:1]):
+        assert Task.build_all_requests is not earlier
+    assert Task.build_all_requests is earlier
+
+
+def test_what_the_command_swallows_is_raised(monkeypatch):
+    """compat.run_command_line: the command prints exceptions and would end with 0."""
+    import lmms_eval.__main__ as command
+
+    assert "results, samples = cli_evaluate_single(args)" in inspect.getsource(command.cli_evaluate)
+    assert list(inspect.signature(command.cli_evaluate_single).parameters) == ["args"]
+    seen = []
+
+    def fail(args):
+        raise KeyError("inside")
+
+    monkeypatch.setattr(command, "cli_evaluate_single", fail)
+    with pytest.raises(KeyError, match="inside"):
+        compat.run_command_line(["--model", "m", "--tasks", "t", "--limit", "2"], seen.append)
+    assert compat.model_parts(seen[0]) == ("m", "", "1", False) and seen[0].limit == 2
+    assert command.cli_evaluate_single is fail
+
+
+def test_a_task_that_only_generates_is_known():
+    """compat.only_generates: such a run lacks no score."""
+    from lmms_eval.api.task import ConfigurableTask
+
+    task = ConfigurableTask.__new__(ConfigurableTask)
+    task._config = SimpleNamespace(process_results=None)
+    assert not compat.only_generates(task)
+    task._metric_fn_list, task._aggregation_list, task._metric_fn_kwargs, task._higher_is_better = {}, {}, {}, {}
+    task.override_metric("bypass")
+    assert compat.only_generates(task)
+
+
+def test_responses_of_the_harnesss_own_type_have_their_counts():
+    from lmms_eval.api.instance import GenerationResult, TokenCounts
+
+    assert {field.name for field in dataclasses.fields(GenerationResult)} == {"text", "token_counts"}
+    assert {field.name for field in dataclasses.fields(TokenCounts)} == {
+        "input_tokens",
+        "output_tokens",
+        "reasoning_tokens",
+    }
+
+
 def test_nothing_else_knows_lmms_eval():
     """Every import of lmms-eval stands in compat, so that a release upstream is one file of work."""
     package = Path(compat.__file__).parents[2]

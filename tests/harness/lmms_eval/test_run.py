@@ -7,7 +7,7 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
-from conftest import GERMAN, GROUP, ID, ROWS, lmms_eval, numbers, only, strict_json
+from conftest import GERMAN, GROUP, ID, MODEL, ROWS, lmms_eval, numbers, only, strict_json
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.harness.lmms_eval import compat, finish
@@ -128,7 +128,7 @@ def test_if_scoring_fails_responses_and_other_scores_are_safe(run, tinyhub, tmp_
         LMMS_EVAL_EMI_ESTIMATOR="gone.safetensors",
         LMMS_EVAL_EMI_PREFLIGHT="0",
     )
-    assert done.returncode == 0
+    assert done.returncode == 1 and "scores of 7 task(s) are missing" in done.stderr
     results = strict_json(only(tmp_path, "*_results.json"))
     assert results["results"]["mme"] == run.results["results"]["mme"]
     assert set(task_scores(results, "llavabench_shift_natural_coco_german").values()) == {"N/A"}
@@ -425,6 +425,93 @@ def test_responses_that_cannot_be_joined_with_their_rows_are_saved_by_row(
     assert [json.loads(line)["filtered_resps"] for line in saved.read_text().splitlines()] == [
         f"a response {row}" for row in range(ROWS)
     ]
+
+
+def test_responses_are_on_the_disk_as_they_come_in_and_can_be_scored(
+    fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path
+):
+    """Whatever ends the run before our aggregation is called, such as another task that fails."""
+    monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path))
+    hooks, (id_docs, german_docs) = load_split(ID, GERMAN)
+    values = answer_all(hooks, id_docs), answer_all(hooks, german_docs, "german")
+    folder = only(tmp_path / "runs", "*.emi_parts")
+    output = tmp_path / "r.json"
+    command = ["score", "--shift", "natural", "--responses", str(folder), "--allow-missing", "--output", str(output)]
+    assert main(command) == 0
+    recovered = strict_json(output)["splits"]
+    emid = hooks.emid([value["emid"] for value in values[1]], run_arguments(tmp_path / "out"))
+    assert emid == pytest.approx(recovered[GERMAN]["emid"], abs=1e-12)
+    assert not folder.exists(), "the run has saved them itself"
+
+
+def test_the_parts_of_several_ranks_are_one_run(in_tinyhub, tmp_path):
+    folder = tmp_path / "ranks.emi_parts"
+    folder.mkdir()
+    for task in (ID_TASK, GERMAN_TASK):
+        for rank in range(2):
+            lines = [{"doc_id": row, "filtered_resps": f"a {row}"} for row in range(rank, ROWS, 2)]
+            path = folder / compat.samples_name(f"rank-{rank:05d}", task)
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = tmp_path / "r.json"
+    command = ["score", "--shift", "natural", "--split", GERMAN, "--responses", str(tmp_path), "--output", str(output)]
+    assert main(command) == 0
+    assert [one["n"] for one in strict_json(output)["splits"].values()] == [ROWS, ROWS]
+
+
+def test_parts_that_cannot_be_written_cost_no_run(fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path):
+    from lmms_eval_emi.harness.lmms_eval import parts
+
+    monkeypatch.setattr(parts, "writable_folder", lambda args: 1 / 0)
+    hooks, (docs,) = load_split(ID)
+    assert isinstance(hooks.emi([value["emi"] for value in answer_all(hooks, docs)], run_arguments(tmp_path)), float)
+
+
+def test_a_run_knows_which_scores_it_lacks(fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path):
+    hooks, (id_docs, german_docs) = load_split(ID, GERMAN)
+    assert run_module_.lacking_scores() == [ID_TASK, GERMAN_TASK]
+    values = answer_all(hooks, id_docs), answer_all(hooks, german_docs)
+    monkeypatch.setenv("RANK", "1")
+    assert run_module_.lacking_scores() == [], "rank 0 has the scores"
+    monkeypatch.delenv("RANK")
+    hooks.emi([value["emi"] for value in values[0]], run_arguments(tmp_path))
+    assert run_module_.lacking_scores() == []
+    find_run(ID_TASK).unwritten.add("natural")
+    assert run_module_.lacking_scores() == [ID_TASK, GERMAN_TASK]
+    for task in find_run(ID_TASK).tasks.values():
+        task.task = SimpleNamespace(_metric_fn_list={"bypass": None})
+    assert run_module_.lacking_scores() == [], "only responses were asked for"
+
+
+def test_a_rank_that_dies_without_a_launcher_that_notices_is_an_exit_status(tinyhub, tmp_path):
+    """Two ranks of the harness's own command, started by hand; rank 0 ended with 0 and no file."""
+    import os
+    import socket
+    import subprocess
+    import sys
+    import time
+
+    pytest.importorskip("decord", reason="lmms-eval's llava_hf needs decord")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    arguments = ["--tasks", GROUP, *MODEL, "--output_path", str(tmp_path / "out")]
+    ranks = []
+    for rank in ("0", "1"):
+        variables = {
+            **os.environ,
+            **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            **{"ACCELERATE_USE_CPU": "true", "LMMS_EVAL_EMI_ESTIMATOR": str(tinyhub / "tiny.safetensors")},
+        }
+        with (tmp_path / f"{rank}.log").open("w") as log:
+            command = [sys.executable, "-m", "lmms_eval", *arguments]
+            ranks.append(subprocess.Popen(command, cwd=tinyhub, env=variables, stdout=log, stderr=log))
+    end = time.monotonic() + 300
+    while "Running generate_until" not in (tmp_path / "1.log").read_text() and time.monotonic() < end:
+        time.sleep(0.05)
+    ranks[1].kill()
+    assert ranks[0].wait(120) == 1
+    assert "scores of 7 task(s) are missing" in (tmp_path / "0.log").read_text()
+    assert not list((tmp_path / "out").rglob("*_emi_natural.json"))
 
 
 def test_without_an_output_path_the_files_are_kept_in_the_cache(

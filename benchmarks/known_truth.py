@@ -318,6 +318,40 @@ def page(results: Sequence[Result]) -> str:
     return "\n\n".join(parts)
 
 
+def picture(results: Sequence[Result], path: Path) -> None:
+    """EMID of every estimator against the truth, a panel for each family and estimator; bars from the lowest to the highest repetition."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    families = list(dict.fromkeys(one.family for one in results))
+    names = {family: list(next(one for one in results if one.family == family).outcomes) for family in families}
+    columns = max(map(len, names.values()))
+    figure = Figure(figsize=(1.9 * columns, 2.2 * len(families)), layout="constrained")
+    axes = figure.subplots(len(families), columns, squeeze=False)
+    for row, family in enumerate(families):
+        own = [one for one in results if one.family == family]
+        for column in range(columns):
+            ax = axes[row][column]
+            if column >= len(names[family]):
+                ax.set_axis_off()
+                continue
+            name = names[family][column]
+            for one in own:
+                values = [outcome.value for outcome in one.outcomes[name]]
+                sure = np.mean([_excludes(outcome, 0.0) for outcome in one.outcomes[name]]) > 0.5
+                ax.plot([one.truth] * 2, [min(values), max(values)], color="#0072B2", linewidth=0.8)
+                ax.scatter(one.truth, np.mean(values), s=14, facecolor="#0072B2" if sure else "white", edgecolor="#0072B2", zorder=3)  # fmt: skip
+            ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+            ax.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+            ax.set_title(f"{family}\n{name}" if column == 0 else f"\n{name}", fontsize=8, loc="left")
+            ax.tick_params(labelsize=6)
+        axes[row][0].set_ylabel("EMID", fontsize=8)
+    figure.supxlabel("true EMID in nats", fontsize=8)
+    options = {"svg.fonttype": "none", "svg.hashsalt": "lmms_eval_emi", "font.family": ["DejaVu Sans", "sans-serif"]}
+    with mpl.rc_context(options):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
+
+
 def _work(task: tuple, repetitions: int, training_rows: int) -> list[Result]:
     if task == ("scenes",):
         return scenes(repetitions, training_rows)
@@ -333,6 +367,9 @@ def _start() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the tables as Markdown")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="where to draw EMID against the truth (.svg or .png)"
+    )
     parser.add_argument("--repetitions", type=int, default=4, help="of every scenario (default: %(default)s)")
     parser.add_argument("--training-rows", type=int, default=1500, help="of every cell (default: %(default)s)")
     arguments = parser.parse_args()
@@ -345,6 +382,8 @@ def main() -> None:
     text = page(results)
     print(text)
     print(f"\n{len(results)} scenarios, {arguments.repetitions} repetitions each, {time.monotonic() - began:.0f} s")
+    if arguments.picture:
+        picture(results, arguments.picture)
     if arguments.output:
         arguments.output.write_text(text + "\n", encoding="utf-8")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.harness.lmms_eval import compat
-from lmms_eval_emi.samples import Sample
 
 if TYPE_CHECKING:
+    from lmms_eval_emi.samples import Sample
     from lmms_eval_emi.scoring.results import StudyResult
 
 ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"

@@ -22,6 +22,11 @@ from typing import Any, NamedTuple
 import filelock
 import xxhash
 
+try:
+    import fcntl
+except ImportError:  # where there are no such locks
+    fcntl = None  # type: ignore[assignment]
+
 from lmms_eval_emi.files import check_folder_writable, encodable, to_json, write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
@@ -104,14 +109,28 @@ class Contents:
                     found.add(Request(*request), response)
         return found
 
-    def plan(self, run: str) -> dict[Request, bool]:
-        """Every request that any rank of a run has planned, in order, and whether its response may be shared."""
-        planned: dict[Request, bool] = {}
-        for record in self.records:
-            if record["kind"] == "plan" and record["run"] == run:
-                for *request, shared in record["requests"]:
-                    planned[Request(*request)] = bool(shared)
-        return planned
+    def plan(self, command: str) -> dict[Request, bool]:
+        """Every request that any rank has planned for a command, in order, and whether its response may be shared.
+
+        Where a later start asked something else in the same place, the later one counts.
+        """
+        places: dict[tuple[str, int, int], tuple[Request, bool]] = {}
+        plans = [one for one in self.records if one["kind"] == "plan" and one.get("command", one["run"]) == command]
+        for record in sorted(plans, key=_start_of):
+            for *fields, shared in record["requests"]:
+                request = Request(*fields)
+                places[request[:3]] = (request, bool(shared))
+        return dict(places.values())
+
+    @property
+    def starts(self) -> int:
+        """How often the runs of the folder were started, as far as they planned something."""
+        return max((_start_of(one) for one in self.records if one["kind"] == "plan"), default=0)
+
+
+def _start_of(record: Mapping[str, Any]) -> int:
+    start = record.get("start", 0)
+    return start if type(start) is int else 0
 
 
 class Journal:
@@ -135,7 +154,7 @@ class Journal:
             raise JournalError(f"{self.folder} cannot be written: {error}. Choose another --output_path.") from error
         self._lock = filelock.FileLock(self.path.with_suffix(".lock"))
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=1, poll_interval=0.1)  # somebody may be asking for the status
         except filelock.Timeout as error:
             raise JournalError(
                 f"{folder}: another run is writing there. Wait for it, stop it, or choose another --output_path."
@@ -287,14 +306,14 @@ def read_journal(folder: Path) -> Contents:
 # The manifest: which runs a folder has
 
 
-def write_manifest(folder: Path, run: str, described: Mapping[str, Any]) -> None:
-    """Describe a run in the folder's manifest, as its latest.
+def write_manifest(folder: Path, command: str, described: Mapping[str, Any]) -> None:
+    """Describe a run in the folder's manifest, by the identity of its command, as its latest.
 
     Raises:
         JournalError: the manifest is damaged or of a newer version, or cannot be written.
     """
-    runs = {name: one for name, one in read_manifest(folder).items() if name != run}
-    content = {"format_version": FORMAT_VERSION, "runs": {**runs, run: dict(described)}}
+    runs = {name: one for name, one in read_manifest(folder).items() if name != command}
+    content = {"format_version": FORMAT_VERSION, "runs": {**runs, command: dict(described)}}
     try:
         write_atomically(folder / FOLDER / MANIFEST, encodable(to_json(content)))
     except OSError as error:
@@ -302,7 +321,7 @@ def write_manifest(folder: Path, run: str, described: Mapping[str, Any]) -> None
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The runs of a folder by their identity, the latest last; none where there is no journal.
+    """The runs of a folder by the identity of their command, the latest last; none where there is no journal.
 
     Raises:
         JournalError: the manifest is damaged, or of a newer version.
@@ -330,14 +349,22 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process has the journal of a folder open. Asking leaves everything as it is."""
+    """Whether a process has the journal of a folder open. Asking leaves everything as it is, and keeps nobody out."""
+    if fcntl is None:
+        return False
     for path in (folder / FOLDER).glob("rank-*.lock"):
-        lock = filelock.FileLock(path)
         try:
-            lock.acquire(timeout=0)
-        except (filelock.Timeout, OSError):
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:  # of somebody else's
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
-        lock.release()
+        except OSError:
+            continue
+        finally:
+            os.close(handle)
     return False
 
 

@@ -457,6 +457,12 @@ def test_ctrl_c_ends_scoring_soon(in_tinyhub, answers, tmp_path):
         ("--hf-token hf_abcdefghijklmnopqrstuvwxyz", "--hf-token ***"),
         ("https://user:secret@host/x", "https://***@host/x"),
         ("max_new_tokens=5,token_type=3", "max_new_tokens=5,token_type=3"),
+        ("{'api_key': 'abcd', \"token\": \"x y\"}", "{'api_key': ***, \"token\": ***}"),
+        ("Authorization: Bearer abcdefghijkl", "Authorization: Bearer ***"),
+        ("password='abc def',model=x", "password=***,model=x"),
+        ("http://me:pass/word@host", "http://***@host"),
+        ("Unexpected token < in JSON", "Unexpected token < in JSON"),
+        ("pad token id 0 is set; use a secret code", "pad token id 0 is set; use a secret code"),
     ],
 )
 def test_secrets_are_hidden(text, shown):

@@ -73,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if not _stdout_is_closed():  # the pipe of something else
+            print(f"error: {redact(str(error))}", file=sys.stderr)
+            return 1
         sys.stderr.close()
         return 141
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
@@ -85,6 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads what is printed any more, as behind ``| head``."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    return sys.stdout.closed
 
 
 def write_log(error: BaseException) -> str:

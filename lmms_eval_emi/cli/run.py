@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
 
     options = RunOptions(args.output_path, tuple(harness_arguments(args)), args.save_every, not args.no_share)
     if args.dry_run:
-        print(states_table(dry_run(options)))
+        found = dry_run(options)
+        if os.environ.get("RANK", "0") == "0":
+            print(states_table(found))
         return 0
     try:
         run_resumable(options)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 INTERVAL = 1.0  # seconds between two signs of life
+STALL = 10.0  # seconds between two looks, after which nobody's silence counts
 SILENCE = 45.0  # seconds without one from another machine, after which a rank counts as dead
 LENGTH = 1024  # bytes of a sign
 RUNNING, DONE, FAILED = "running", "done", "failed"
@@ -56,6 +57,8 @@ class Ranks:
     def finish(self, failure: str = "") -> None:
         """Leave the last sign: that this rank is done, or why it failed."""
         self._stop.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(self.silence)  # so that no sign of life comes after the last one
         if self.ranks > 1:
             self._sign(FAILED if failure else DONE, failure)
 
@@ -64,7 +67,7 @@ class Ranks:
 
     def _sign(self, state: str, message: str = "") -> None:
         self._beat += 1
-        sign = {"host": socket.gethostname(), "pid": os.getpid(), "beat": self._beat, "state": state}
+        sign = {"host": HOST, "launch": _launch(), "pid": os.getpid(), "beat": self._beat, "state": state}
         sign["message"] = message.encode("ascii", "replace").decode()[: LENGTH // 2]
         # In place, for readers on a network file system see a changed file sooner than a new one of its name.
         text = json.dumps(sign).encode("ascii")[:LENGTH].ljust(LENGTH)
@@ -85,8 +88,13 @@ class Ranks:
         return sign if isinstance(sign, dict) else {}
 
     def _watch(self) -> None:
+        latest = time.monotonic()
         while not self._stop.wait(INTERVAL):
             self._sign(RUNNING)
+            if time.monotonic() - latest > STALL:  # the file system or the machine stood still, for the others too
+                for peer in self._peers.values():
+                    peer.changed = None if peer.changed is None else time.monotonic()
+            latest = time.monotonic()
             for other, peer in self._peers.items():
                 reason = self._judge(peer, self._read(other))
                 if reason and not self._stop.is_set():
@@ -99,15 +107,37 @@ class Ranks:
         now = time.monotonic()
         if sign and sign != peer.sign:
             peer.sign, peer.changed = sign, now
+        if peer.changed is None and peer.sign and peer.sign.get("launch") == _launch() != "":
+            peer.changed = now  # of this very launch, though it was there before we looked
         if peer.changed is None or peer.sign.get("state") == DONE:  # not seen yet, or what an earlier run left
             return None
         if peer.sign.get("state") == FAILED:
             return f"failed: {peer.sign.get('message') or 'see its own messages'}"
-        if peer.sign.get("host") == socket.gethostname() and not _lives(peer.sign.get("pid")):
-            return "has died"
+        if peer.sign.get("host") == HOST:
+            return None if _lives(peer.sign.get("pid")) else "has died"
         if now - peer.changed > self.silence:
             return f"has given no sign of life for {self.silence:g} seconds"
         return None
+
+
+def _host() -> str:
+    """Names this machine as far as process numbers mean the same: its boot and its space of processes are part of it."""
+    parts = [socket.gethostname()]
+    for path, read in (("/proc/sys/kernel/random/boot_id", Path.read_text), ("/proc/self/ns/pid", os.readlink)):
+        try:
+            parts.append(str(read(Path(path))).strip())
+        except OSError:
+            continue
+    return " ".join(parts)
+
+
+HOST = _host()
+
+
+def _launch() -> str:
+    """Tells one launch of the ranks from another where a scheduler does; empty where nobody does."""
+    job, step = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_STEP_ID", "")
+    return f"{job}.{step}" if job and step else ""
 
 
 def _lives(pid: Any) -> bool:

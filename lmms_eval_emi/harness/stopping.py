@@ -74,10 +74,20 @@ def stop_signals(last_words: Callable[[str], str], deadline: float = DEADLINE) -
 
     earlier = {number: signal.signal(number, handle) for number in SIGNALS}
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    active = [os.getpid()]
+
+    def forget() -> None:  # a forked child shares the socket, and a signal to it is none to this process
+        if active and active[0] != os.getpid():
+            signal.set_wakeup_fd(-1)
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+
+    os.register_at_fork(after_in_child=forget)
     threading.Thread(target=watch, name="lmms_eval_emi-signals", daemon=True).start()
     try:
         yield
     finally:
+        active.clear()
         signal.set_wakeup_fd(wakeup)
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -175,13 +175,15 @@ def read_audits(paths: Iterable[str | Path]) -> tuple[list[StoredAudit], list[Pa
     for path in map(Path, paths):
         try:
             entries = read_entries(path) if path.is_file() else []
-            if len(entries) == 1 and is_audit(entries[0]):
-                audits.append(check_audit(path, entries[0]))
-                continue
+        except StoredError:
+            entries = []  # whoever reads it as results says why
+        if len(entries) != 1 or not is_audit(entries[0]):
+            others.append(path)
+            continue
+        try:
+            audits.append(check_audit(path, entries[0]))
         except StoredError as error:
-            if path.is_file() and "damaged" in str(error):
-                raise ReportError(str(error)) from error
-        others.append(path)
+            raise ReportError(str(error)) from error
     return audits, others
 
 

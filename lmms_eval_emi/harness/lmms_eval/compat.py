@@ -210,6 +210,14 @@ def arguments_of(task: Any) -> Any:
     return getattr(task, "args", None)
 
 
+def arguments_of_evaluation() -> Any:
+    """The command line's namespace of the evaluation that calls this. Relies on: ``simple_evaluate`` has ``cli_args``."""
+    for frame in _callers():
+        if frame.f_code.co_name == "simple_evaluate":
+            return frame.f_locals.get("cli_args")
+    return None
+
+
 def is_harness_command() -> bool:
     """Whether this process is a command of lmms-eval, and not a program that calls it.
 
@@ -259,11 +267,19 @@ def is_main_process() -> bool:
 
 # The command line and the models of a run
 
+# Attributes of models that put one model on several ranks.
+PARALLEL_SIZES = (
+    "tensor_parallel_size",
+    "_tp_world_size",
+    "tp_size",
+    "model_parallel_world_size",
+    "pipeline_parallel_size",
+)
 # Relies on: evaluate() calls these once on every rank, with all requests of the rank, and takes their responses in order.
-MODEL_METHODS = ("generate_until", "loglikelihood", "generate_until_multi_round")
+MODEL_METHODS = ("generate_until", "loglikelihood", "generate_until_multi_round", "generate_visual_cot")
 
 
-def run_command_line(arguments: Sequence[str], prepare: Callable[[Any], None]) -> None:
+def run_command_line(arguments: Sequence[str], prepare: Callable[[Any], object]) -> None:
     """Run lmms-eval's own evaluation command in this process.
 
     Relies on: ``lmms_eval.__main__.cli_evaluate`` parses ``sys.argv`` and calls the module's ``cli_evaluate_single``
@@ -304,15 +320,15 @@ class _Failed(BaseException):
         self.error = error
 
 
-def without_option(arguments: Sequence[str], option: str) -> list[str]:
-    """The arguments of a command without an option that takes a value."""
+def without_options(arguments: Sequence[str], options: dict[str, bool]) -> list[str]:
+    """The arguments of a command without some options, of which it is known whether they take a value."""
     kept, skip = [], False
     for argument in arguments:
         if skip:
             skip = False
-        elif argument == option:
-            skip = True
-        elif not argument.startswith(f"{option}="):
+        elif argument in options:
+            skip = options[argument]
+        elif argument.partition("=")[0] not in options:
             kept.append(argument)
     return kept
 
@@ -321,6 +337,30 @@ def model_parts(args: Any) -> tuple[str, str, str, bool]:
     """Model, its arguments, batch size and ``--force_simple`` of a command line. Relies on: the names of its options."""
     values = (getattr(args, name, None) for name in ("model", "model_args", "batch_size"))
     return *(str(value or "") for value in values), bool(getattr(args, "force_simple", False))  # type: ignore[return-value]
+
+
+# What decides the requests of a command, by the harness's names.
+DECISIVE = (
+    *("tasks", "include_path", "limit", "offset", "num_fewshot", "gen_kwargs", "seed", "repeats", "force_simple"),
+    *("system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
+)
+# Options of a run that send its results somewhere, and whether they take a value.
+SENDING = {"--wandb_args": True, "--swanlab_args": True, "--hf_hub_log_args": True, "--wandb_log_samples": False, "--swanlab_log_samples": False}  # fmt: skip
+
+
+def decisive_arguments(args: Any) -> dict[str, str]:
+    """What decides the requests of a command. Relies on: the names of its options."""
+    return {name: str(getattr(args, name, "")) for name in DECISIVE}
+
+
+def without_cache_of_responses(args: Any) -> bool:
+    """Turn ``--use_cache`` off, which a journal replaces; returns whether it was on.
+
+    Relies on: the harness's cache calls a model on some ranks and not on others.
+    """
+    given = getattr(args, "use_cache", None) is not None
+    args.use_cache = None
+    return given
 
 
 @contextmanager
@@ -376,7 +416,15 @@ def stand_in(simple: bool, respond: Callable[[str, Sequence[Any]], list[Any]]) -
         def generate_until_multi_round(self, requests: Any) -> list[Any]:
             return respond("generate_until_multi_round", requests)
 
-    return StandIn()
+        def generate_visual_cot(self, requests: Any) -> list[Any]:
+            return respond("generate_visual_cot", requests)
+
+    model = StandIn()
+    if ranks() > 1:
+        from accelerate import Accelerator
+
+        model.device = Accelerator().device  # whose tensors the ranks can gather
+    return model
 
 
 @contextmanager
@@ -401,6 +449,20 @@ def requests_through(change: Callable[[list[Any]], list[Any]]) -> Iterator[None]
         Task.build_all_requests = build
 
 
+def is_budget_exceeded() -> bool:
+    """Whether ``--max_tokens`` is used up, after which models return placeholders. Relies on: the harness's count of tokens."""
+    try:
+        from lmms_eval.models.model_utils.usage_metrics import is_budget_exceeded as exceeded
+    except ImportError:
+        return False
+    return bool(exceeded())
+
+
+def answers_by_place(lm: Any) -> bool:
+    """Whether a model's response depends on which document it is, as that of one that reads a log does."""
+    return type(lm).__module__.rpartition(".")[2] == "from_log"
+
+
 def repeats(instance: Any) -> int:
     """How often a request is asked. Relies on: evaluate() hands it on so many times in a row."""
     return max(1, int(instance.repeats or 1))
@@ -422,10 +484,15 @@ def is_padding(instance: Any) -> bool:
 def ranks_step_together(lm: Any) -> bool:
     """Whether ranks share the parts of one model, so that each must make every forward pass.
 
-    Relies on: accelerate's ``distributed_type`` of the model.
+    Relies on: accelerate's ``distributed_type`` of the model, and what models with ranks of their own call their number.
     """
+    if ranks() == 1:
+        return False
     kind = str(getattr(getattr(lm, "accelerator", None), "distributed_type", ""))
-    return ranks() > 1 and any(name in kind for name in ("FSDP", "DEEPSPEED", "MEGATRON"))
+    counts = (getattr(lm, name, 1) for name in PARALLEL_SIZES)
+    return any(name in kind for name in ("FSDP", "DEEPSPEED", "MEGATRON")) or any(
+        isinstance(count, int) and count > 1 for count in counts
+    )
 
 
 def rank() -> int:
@@ -514,6 +581,11 @@ def harness_version() -> str:
 def samples_name(time: str, task: str) -> str:
     """What the samples file of a task is called. Relies on: ``EvaluationTracker.save_results_samples``."""
     return f"{time}_samples_{task}.jsonl"
+
+
+def is_file_of_a_run(name: str) -> bool:
+    """Whether a file is named as the harness names results and samples: with a time stamp first."""
+    return re.fullmatch(r"\d{8}_\d{6}_(results\.json|samples_.+\.jsonl)", name) is not None
 
 
 def parse_samples_name(name: str) -> str | None:

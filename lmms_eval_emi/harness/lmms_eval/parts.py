@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -39,14 +40,33 @@ def not_needed() -> Iterator[None]:
 
 
 class Parts:
-    """The files of one run in this process."""
+    """The files of one run in this process.
 
-    def __init__(self) -> None:
+    Args:
+        args: the command line's namespace, as far as it is known when the run begins.
+    """
+
+    def __init__(self, args: object = None) -> None:
         self.folder: Path | None = None
         self._files: dict[str, IO[str]] = {}
         self._lock = threading.Lock()
         self._stamp = time.strftime("%Y%m%d_%H%M%S")
         self._failed = False
+        if args is not None and compat.ranks() > 1 and compat.is_main_process():
+            self._set_aside(args)
+
+    def _set_aside(self, args: object) -> None:
+        """Rename what an earlier run of this name has left, before the other ranks begin."""
+        output = compat.output_path(args)
+        folder = output / f"{self._name()}{PARTS}" if output else None
+        try:
+            if folder is not None and folder.is_dir():
+                folder.rename(folder.with_name(f"{self._stamp}-{os.getpid()}-earlier{PARTS}"))
+        except OSError as error:
+            self._failed = True
+            logger.warning(
+                f"{folder} of an earlier run cannot be set aside: {error}. Responses are saved at the end of the run."
+            )
 
     def write(self, task: str, row: int, response: str) -> None:
         """Add a response. Never raises: what cannot be written costs no run."""
@@ -75,12 +95,12 @@ class Parts:
         return self._files[task]
 
     def _name(self) -> str:
-        """One name on all ranks, which share the address of their launcher."""
+        """One name on all ranks, which share the address of their launcher and the number of their job."""
         if compat.ranks() == 1:
             return f"{self._stamp}-{os.getpid()}"
-        return (
-            f"ranks-{os.environ.get('TORCHELASTIC_RUN_ID', 'none')}-{os.environ.get('MASTER_PORT', '0')}-{os.getppid()}"
-        )
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+        known = [value for name in names if (value := os.environ.get(name))]
+        return "-".join(["ranks", *(re.sub(r"[^\w.]+", "_", value) for value in known)])
 
     def remove(self) -> None:
         """All responses of the run are saved elsewhere."""

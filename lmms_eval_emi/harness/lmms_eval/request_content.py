@@ -18,6 +18,7 @@ from PIL import Image
 
 from lmms_eval_emi.journal import Request
 
+SAMPLED = 65_536  # bytes of a file's beginning and end
 LONGEST_PATH = 4096  # a longer text is no path
 
 
@@ -40,12 +41,22 @@ class Contents:
     Args:
         documents: gives the row of a task, split and document number, as the model will see it.
         method: of the model, such as ``generate_until``.
+        seed: of what is drawn, which is part of the content of a request whose response is.
+        seen: how many requests of each document there were before; kept up to date.
     """
 
-    def __init__(self, documents: Callable[[str, str, int], Any], method: str) -> None:
+    def __init__(
+        self,
+        documents: Callable[[str, str, int], Any],
+        method: str,
+        seed: str = "",
+        seen: dict[tuple[str, int], int] | None = None,
+    ) -> None:
         self.documents = documents
         self.method = method
-        self._seen: dict[tuple[str, int], int] = {}  # requests of a document so far
+        self.seed = seed
+        self._seen = {} if seen is None else seen  # requests of a document so far
+        self._asked: set[tuple[str, int, str]] = set()
         self._given: tuple[Any, dict[str, str | None]] = (None, {})  # what the latest document's functions gave
 
     def describe(self, instance: Any) -> Described:
@@ -54,7 +65,10 @@ class Contents:
         number = self._seen.get((task, document), 0)
         self._seen[task, document] = number + 1
         content, whole = self._content(instance, task, document)
-        shared = whole and not draws(instance.args)
+        # Repeats of one document are there to see how far its responses differ.
+        again = (task, document, content) in self._asked
+        self._asked.add((task, document, content))
+        shared = whole and not again and (self.method == "loglikelihood" or is_greedy(instance.args))
         return Described(Request(task, document, number, content), shared)
 
     def _content(self, instance: Any, task: str, document: int) -> tuple[str, bool]:
@@ -70,6 +84,8 @@ class Contents:
             )
             whole = whole and found is not None
             digest.update(f"\0{place}:{found}".encode())
+        if self.seed and self.method != "loglikelihood" and not is_greedy(arguments):
+            digest.update(f"\0seed {self.seed}".encode())
         if not whole:  # something that cannot be told apart by its content is told apart by its place
             digest.update(f"\0{task}\0{split}\0{document}".encode())
         return digest.hexdigest(), whole
@@ -89,13 +105,13 @@ class Contents:
         return known[name]
 
 
-def draws(arguments: Sequence[Any]) -> bool:
-    """Whether the response depends on chance, as far as the generation arguments say."""
+def is_greedy(arguments: Sequence[Any]) -> bool:
+    """Whether the generation arguments say that nothing is drawn. A model may draw where they say nothing."""
     options = next((one for one in arguments if isinstance(one, Mapping)), {})
-    if options.get("do_sample") is False:
-        return False
     temperature = options.get("temperature")
-    return bool(options.get("do_sample")) or (isinstance(temperature, int | float) and temperature > 0)
+    return options.get("do_sample") is False or (
+        temperature is not None and not options.get("do_sample") and temperature == 0
+    )
 
 
 def content_hash(value: Any) -> str | None:
@@ -130,11 +146,21 @@ def _feed(digest: Any, value: Any) -> bool:
 
 
 def _state_of_file(text: str) -> bytes:
-    """Size and time of the file that a text names, such as a video's; nothing for other texts."""
+    """Size, beginning and end of the file that a text names, such as a video's; nothing for other texts."""
     if not 0 < len(text) < LONGEST_PATH or "\n" in text or "\0" in text or "/" not in text:
         return b""
     try:
-        state = Path(text).stat()
+        path = Path(text)
+        return f"file:{sample_of_file(path)}".encode() if path.is_file() else b""
     except (OSError, ValueError):
         return b""
-    return f"file:{state.st_size}:{state.st_mtime_ns}".encode()
+
+
+def sample_of_file(path: Path) -> tuple[int, str]:
+    """Size of a file and a hash of its beginning and end, which tell it from others wherever it lies."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = xxhash.xxh3_64(file.read(SAMPLED))
+        file.seek(max(0, size - SAMPLED))
+        digest.update(file.read(SAMPLED))
+    return size, digest.hexdigest()

@@ -6,6 +6,7 @@ A run's folder is its ``--output_path``. Its ``journal/`` has a manifest with th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ from lmms_eval_emi.journal import (
     read_manifest,
     write_manifest,
 )
-from lmms_eval_emi.redaction import redact, redact_arguments
+from lmms_eval_emi.redaction import HIDDEN, redact, redact_arguments
 from lmms_eval_emi.settings import PREFIX
 from lmms_eval_emi.version import __version__
 
@@ -68,9 +69,16 @@ class RunOptions:
     @property
     def command(self) -> str:
         """The command that goes on with the run."""
-        count = compat.ranks()
+        count, here = compat.ranks(), int(os.environ.get("LOCAL_WORLD_SIZE", compat.ranks()))
         launcher = [PROGRAM] if count == 1 else f"accelerate launch --num_processes {count} -m lmms_eval_emi".split()
-        return shlex.join([*launcher, "run", *self.own_arguments])
+        if here != count or (
+            "SLURM_STEP_ID" in os.environ and count > 1
+        ):  # on several machines, or by another launcher
+            launcher = "<your launcher> python -m lmms_eval_emi".split()
+        command = " ".join(
+            part if part.startswith("<") or part.endswith(">") else shlex.quote(part) for part in launcher
+        )
+        return f"{command} run {shlex.join(self.own_arguments)}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def run(options: RunOptions) -> None:
     """
     journal = Journal(options.folder, compat.rank())
     if compat.rank() == 0:
-        remove_torn_files(options.folder)
+        set_torn_files_aside(options.folder)
     runs: dict[str, Blocks] = {}
     described: dict[str, Any] = {}
 
@@ -118,18 +126,22 @@ def run(options: RunOptions) -> None:
 
     def prepare(args: Any) -> None:
         model, model_args, batch, _ = compat.model_parts(args)
-        name = identity(model, model_args)
-        if name not in runs:
-            runs[name] = Blocks(journal, name, block_size(options.save_every, batch), options.share)
+        if compat.without_cache_of_responses(args):
+            log.warning("--use_cache is not used: the journal does its work, also where a run is killed.")
+        name, command = identity(model, model_args), command_identity(args)
+        if command not in runs:
+            size = block_size(options.save_every, batch)
+            seed = compat.decisive_arguments(args)["seed"]
+            runs[command] = Blocks(journal, name, size, options.share, seed, command)
         described.clear()
-        described.update(_describe(options, model, model_args), run=name)
+        described.update(_describe(options, model, model_args), run=name, identity=command)
 
     def make(kind: type, load: Callable[[], Any]) -> Any:
         lm = load()
         described["simple"] = bool(getattr(lm, "is_simple", True))
         if compat.rank() == 0:
-            write_manifest(options.folder, described["run"], described)
-        return runs[described["run"]].wrap(lm)
+            write_manifest(options.folder, described["identity"], described)
+        return runs[described["identity"]].wrap(lm)
 
     before = _harness_results(options.folder)
     ranks = Ranks(journal.folder, compat.rank(), compat.ranks(), lost)
@@ -151,12 +163,19 @@ def run(options: RunOptions) -> None:
     except Stopped as stopped:
         print(last_words(str(stopped)), file=sys.stderr, flush=True)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         failure = f"{type(error).__name__}: {error}"
         raise
     finally:
         ranks.finish(redact(failure))
         journal.close()
+
+
+def command_identity(args: Any) -> str:
+    """What tells the plans of two commands in one folder apart: the model, and whatever decides their requests."""
+    model, model_args, _, _ = compat.model_parts(args)
+    content = [identity(model, model_args), compat.decisive_arguments(args)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def block_size(save_every: int, batch_size: str) -> int:
@@ -176,7 +195,8 @@ def stopped_message(options: RunOptions, runs: Mapping[str, Blocks], signal: str
 
 
 def _go_on(options: RunOptions) -> str:
-    return f"To go on:\n  {options.command}"
+    hidden = "\n(with your keys in the place of ***)" if HIDDEN in options.command else ""
+    return f"To go on:\n  {options.command}{hidden}"
 
 
 def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any]:
@@ -198,34 +218,42 @@ def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any
 
 def _harness_results(folder: Path) -> set[Path]:
     """The files of results of lmms-eval that are whole."""
-    return {path for path in folder.rglob("*_results.json") if FOLDER not in path.parts and _is_whole(path)}
+    return {path for path in folder.rglob("*_results.json") if _is_whole(path)}
 
 
-def remove_torn_files(folder: Path) -> list[Path]:
-    """Remove what lmms-eval was writing when an earlier run was killed, which is made again; returns the files."""
-    torn = [
-        path
-        for pattern in ("*_results.json", "*_samples_*.jsonl")
-        for path in folder.rglob(pattern)
-        if path.is_file() and FOLDER not in path.relative_to(folder).parts and not _is_whole(path)
-    ]
-    for path in torn:
-        path.unlink()
-        log.warning("%s was not written to the end by an earlier run, and is removed.", path)
-    return torn
+def set_torn_files_aside(folder: Path) -> list[Path]:
+    """Rename what lmms-eval was writing when an earlier run was killed, and what is made again; returns the new names.
+
+    Only files that are named as the harness names its own, in the folder of a model, and nothing that cannot be read.
+    """
+    renamed = []
+    for path in sorted(folder.glob("*.json*")) + sorted(folder.glob("*/*.json*")):
+        if (
+            compat.is_file_of_a_run(path.name)
+            and path.parent.name != FOLDER
+            and path.is_file()
+            and _is_whole(path) is False
+        ):
+            target = path.with_name(f"{path.name}.torn")
+            path.replace(target)
+            renamed.append(target)
+            log.warning("%s was not written to the end by an earlier run, and is %s now.", path, target.name)
+    return renamed
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: Path) -> bool | None:
+    """Whether a file was written to the end; ``None`` where it cannot be read."""
     try:
         if path.suffix == ".json":
             json.loads(path.read_bytes())
-        else:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - 1))
-                return file.read() in (b"", b"\n")
-    except (OSError, ValueError, RecursionError):
+            return True
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 1))
+            return file.read() in (b"", b"\n")
+    except OSError:
+        return None
+    except (ValueError, RecursionError):
         return False
-    return True
 
 
 # Looking
@@ -255,7 +283,7 @@ def dry_run(options: RunOptions) -> list[TaskState]:
         Exception: whatever the harness raises for its arguments and tasks.
     """
     contents = read_journal(options.folder)
-    names: list[str] = []
+    names: list[tuple[str, str]] = []
     instances: list[Any] = []
     plan: dict[Request, bool] = {}
 
@@ -266,7 +294,7 @@ def dry_run(options: RunOptions) -> list[TaskState]:
     def make(kind: type, _: Callable[[], Any]) -> Any:
         def respond(method: str, requests: Sequence[Any]) -> list[Any]:
             for each in compat.MODEL_METHODS:
-                described = Contents(lambda task, split, row: lm.task_dict[task][split][row], each)
+                described = Contents(lambda task, split, row: lm.task_dict[task][split][row], each, names[-1][1])
                 for instance in instances:
                     if instance.request_type in (each, f"{each}_agentic"):
                         for _ in range(compat.repeats(instance)):
@@ -279,14 +307,14 @@ def dry_run(options: RunOptions) -> list[TaskState]:
 
     def prepare(args: Any) -> None:
         model, model_args, _, _ = compat.model_parts(args)
-        names.append(identity(model, model_args))
+        names.append((identity(model, model_args), compat.decisive_arguments(args)["seed"]))
 
     with contextlib.suppress(_Enough), compat.models_through(make), compat.requests_through(collect):
         compat.run_command_line(options.arguments, prepare)
     everywhere: dict[Request, bool] = {}
     for own in compat.gather(plan):
         everywhere |= own
-    return states(everywhere, contents.answers(names[-1]) if names else Answers(), options.share)
+    return states(everywhere, contents.answers(names[-1][0]) if names else Answers(), options.share)
 
 
 class _Enough(BaseException):
@@ -326,7 +354,13 @@ def status(folder: Path) -> list[RunState]:
     return [
         RunState(
             described,
-            tuple(states(contents.plan(name), contents.answers(name), bool(described.get("share", True)))),
+            tuple(
+                states(
+                    contents.plan(name),
+                    contents.answers(str(described.get("run", name))),
+                    bool(described.get("share", True)),
+                )
+            ),
             running,
             contents.damaged,
         )
@@ -361,7 +395,7 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
         raise JournalError(f"{folder}: its manifest names no arguments. Run the original command again instead.")
     contents = read_journal(folder)
-    answers, plan = contents.answers(name), contents.plan(name)
+    answers, plan = contents.answers(str(described.get("run", name))), contents.plan(name)
     share = bool(described.get("share", True))
     known = {
         (request.task, request.document, request.number): answers.of(request, shared=share and shared)
@@ -372,12 +406,17 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
         raise JournalError(f"{folder}: its journal holds no response yet. Go on with: {described.get('command', '')}")
 
     def keep(instances: list[Any]) -> list[Any]:
-        """The requests of the documents of which every request is answered."""
+        """The requests of the documents of which every request is answered.
+
+        How many rounds a document takes is not known before its last one, so those of several rounds are left out.
+        """
         seen: dict[int, int] = {}
         lacking = set()
         for instance in instances:
             number = seen.get(instance.doc_id, 0)
             seen[instance.doc_id] = number + compat.repeats(instance)
+            if instance.request_type not in compat.MODEL_METHODS:
+                lacking.add(instance.doc_id)
             for each in range(number, seen[instance.doc_id]):
                 if (str(instance.task_name), int(instance.doc_id), each) not in known:
                     lacking.add(instance.doc_id)
@@ -404,7 +443,9 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
         compat.models_through(make),
         compat.requests_through(keep),
     ):
-        compat.run_command_line(
-            [*compat.without_option(arguments, "--output_path"), "--output_path", str(output)], lambda _: None
-        )
+        before = _harness_results(output)
+        own = compat.without_options(arguments, {"--output_path": True, **compat.SENDING})
+        compat.run_command_line([*own, "--output_path", str(output)], compat.without_cache_of_responses)
+        if _harness_results(output) <= before:
+            raise JournalError(f"lmms-eval could not write its results below {output}; the reason is above.")
     return states(plan, answers, share)

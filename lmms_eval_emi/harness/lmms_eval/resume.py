@@ -13,13 +13,15 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from lmms_eval_emi.harness.lmms_eval import compat
-from lmms_eval_emi.harness.lmms_eval.request_content import Contents, Described
+from lmms_eval_emi.harness.lmms_eval.request_content import Contents, Described, sample_of_file
 from lmms_eval_emi.journal import Answers, Journal, Request, blocks_of
+from lmms_eval_emi.redaction import redact
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -29,12 +31,26 @@ class ResumeError(RuntimeError):
 
 
 def identity(model: str, model_args: Any) -> str:
-    """What tells the journals of two models in one folder apart: the model and its arguments, in any order."""
+    """What tells the journals of two models in one folder apart: the model and its arguments, in any order.
+
+    Keys and tokens are no part of it. The files of a local checkpoint are, so that one that was trained on is another.
+    """
     if isinstance(model_args, Mapping):
-        parts = sorted(f"{key}={value}" for key, value in model_args.items())
+        pairs = sorted(f"{key}={value}" for key, value in model_args.items())
     else:
-        parts = sorted(part.strip() for part in str(model_args or "").split(",") if part.strip())
-    return hashlib.sha256(json.dumps([str(model), parts]).encode()).hexdigest()[:32]
+        pairs = sorted(part.strip() for part in str(model_args or "").split(",") if part.strip())
+    places = [Path(pair.partition("=")[2]) for pair in pairs if pair.partition("=")[2]]
+    content = [str(model), [redact(pair) for pair in pairs], [_checkpoint(place) for place in places]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _checkpoint(place: Path) -> list[list[Any]]:
+    """Names, sizes, beginnings and ends of the files of a local checkpoint; nothing for other values."""
+    try:
+        files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else []
+        return [[path.name, *sample_of_file(path)] for path in files]
+    except OSError:
+        return []
 
 
 @dataclass
@@ -54,6 +70,8 @@ class Blocks:
         run: identity of the model with its arguments.
         size: requests of a block.
         share: whether requests of one content are asked once, where nothing is drawn.
+        seed: of what is drawn.
+        command: identity of the command, whose plan the requests are.
         answers: what the journal knows of this run.
         progress: how far this rank is.
     """
@@ -62,13 +80,17 @@ class Blocks:
     run: str
     size: int = 32
     share: bool = True
+    seed: str = ""
+    command: str = ""
     answers: Answers = field(init=False)
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         self.answers = self.journal.contents.answers(self.run)
-        self._planned = self.journal.contents.plan(self.run)
+        self._planned = set(self.journal.contents.plan(self.command).items())
+        self._start = self.journal.contents.starts + 1
         self._inside = False
+        self._rounds: dict[tuple[str, int], int] = {}  # of documents that take several calls
 
     def wrap(self, lm: Any) -> Any:
         """Let a model's methods go through here; the model stays the object that it is."""
@@ -90,9 +112,9 @@ class Blocks:
 
     def _answer(self, lm: Any, method: str, original: Callable, requests: Sequence[Any]) -> list[Any]:
         alone = compat.is_call_of_one_round()  # such calls are not made by every rank
-        described = self._describe(lm, method, requests)
+        described = self._describe(lm, method, requests, self._rounds if alone else {})
         together = not alone and compat.ranks_step_together(lm)
-        share = self.share and not together
+        share = self.share and not together and not compat.answers_by_place(lm)
         padding = [compat.is_padding(one) for one in requests]
         plan = {one.request: share and one.shared for one, pad in zip(described, padding, strict=True) if not pad}
         across = share and not alone and compat.ranks() > 1
@@ -133,15 +155,25 @@ class Blocks:
                 self._keep(method, described, positions, found, padding, bar, share)
         if across:
             self._exchange(plan, owners)
-        return [self._response(one, share or pad) for one, pad in zip(described, padding, strict=True)]
+        return [
+            self._padding(one, method) if pad else self._response(one, share)
+            for one, pad in zip(described, padding, strict=True)
+        ]
 
-    def _describe(self, lm: Any, method: str, requests: Sequence[Any]) -> list[Described]:
-        contents = Contents(lambda task, split, document: lm.task_dict[task][split][document], method)
+    def _describe(
+        self, lm: Any, method: str, requests: Sequence[Any], seen: dict[tuple[str, int], int]
+    ) -> list[Described]:
+        contents = Contents(lambda task, split, document: lm.task_dict[task][split][document], method, self.seed, seen)
         quiet = compat.rank() != 0 or len(requests) < 2
         with tqdm(
             requests, desc="Reading requests", unit="", leave=False, dynamic_ncols=True, delay=1, disable=quiet
         ) as bar:
             return [contents.describe(one) for one in bar]
+
+    def _padding(self, one: Described, method: str) -> Any:
+        """Whatever is known; nobody looks at it."""
+        known = self.answers.by_content.get(one.request.content)
+        return ((0.0, False) if method == "loglikelihood" else "") if known is None else from_plain(known)
 
     def _known(self, one: Described, share: bool) -> bool:
         return self.answers.has(one.request, shared=share and one.shared)
@@ -154,6 +186,10 @@ class Blocks:
         if len(responses) != len(requests):
             raise ResumeError(
                 f"the model returned {len(responses)} responses to {len(requests)} requests of {method}, so they cannot be told apart."
+            )
+        if compat.is_budget_exceeded():
+            raise ResumeError(
+                "the token budget of --max_tokens is used up, and the model returns placeholders, which are not kept. Start again with a larger one, or make results of what is there: lmms-eval-emi recover DIR"
             )
         return [to_plain(one) for one in responses]
 
@@ -188,12 +224,18 @@ class Blocks:
         bar.update(len(new))
 
     def _write_plan(self, plan: Mapping[Request, bool]) -> None:
-        new = {request: shared for request, shared in plan.items() if self._planned.get(request) != shared}
+        new = {request: shared for request, shared in plan.items() if (request, shared) not in self._planned}
         if new:
             self.journal.append(
-                {"kind": "plan", "run": self.run, "requests": [[*request, shared] for request, shared in new.items()]}
+                {
+                    "kind": "plan",
+                    "run": self.run,
+                    "command": self.command,
+                    "start": self._start,
+                    "requests": [[*request, shared] for request, shared in new.items()],
+                }
             )
-            self._planned |= new
+            self._planned |= set(new.items())
 
     def _owners(self, plan: Mapping[Request, bool]) -> dict[str, int]:
         """The rank that asks for each content that several may share: the first that has it."""

@@ -122,7 +122,7 @@ class Run:
         self.results: dict[str, StudyResult] | None = None  # by study, once scored
         self.influence: dict[tuple[str, str], dict[int, float]] = {}  # psi by row, of every study and split
         self.lock = threading.RLock()
-        self.parts = Parts()
+        self.parts = Parts(compat.arguments_of_evaluation())
         self.unwritten: set[str] = set()  # studies whose results could not be written
 
     def open_task(self, name: str, study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
@@ -266,7 +266,9 @@ def find_run(task: str | None = None) -> Run | None:
 
 def lacking_scores() -> list[str]:
     """Tasks of this process of which a score is missing, now that everything is over."""
-    return [name for run in _runs for name in run.lacking()] if compat.is_main_process() else []
+    if not compat.is_main_process():
+        return []
+    return [name for run in _runs if run.evaluation for name in run.lacking()]  # others were loaded to be looked at
 
 
 def forget_runs() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.harness.lmms_eval import compat
-from lmms_eval_emi.harness.lmms_eval.request_content import Contents, content_hash, draws
+from lmms_eval_emi.harness.lmms_eval.request_content import Contents, content_hash, is_greedy
 from lmms_eval_emi.harness.lmms_eval.resumable import block_size
 from lmms_eval_emi.harness.lmms_eval.resume import Blocks, ResumeError, from_plain, identity, to_plain
 from lmms_eval_emi.harness.ranks import Ranks
@@ -128,8 +128,10 @@ def test_what_is_drawn_is_asked_for_each_time(answer):
     requests = [instance(options=sampled), instance(options=sampled), instance("u", options=sampled)]
     assert sum(map(len, answer(requests)[1])) == 3
     assert answer(requests)[1] == []  # and yet is not asked again
-    assert [draws([one]) for one in (GREEDY, sampled, {"temperature": 0}, {"temperature": 1}, {})] == [
-        *(False, True, False, True, False)
+    unsaid = [instance(options={"max_new_tokens": 5}), instance("u", options={"max_new_tokens": 5})]
+    assert sum(map(len, answer(unsaid, run="x")[1])) == 2, "a model may draw where nothing says that it does not"
+    assert [is_greedy([one]) for one in (GREEDY, sampled, {"temperature": 0}, {"temperature": 1}, {})] == [
+        *(True, False, True, False, False)
     ]
 
 
@@ -168,9 +170,70 @@ def test_chat_models_are_told_apart_by_their_messages(answer):
 
 
 def test_repeats_of_one_document_are_requests_of_their_own(answer):
-    one = instance(options={"do_sample": True})
-    _, calls = answer([one, one, one])
-    assert sum(map(len, calls)) == 3
+    for run, options in (("a", {"do_sample": True}), ("b", GREEDY)):
+        one = instance(options=options)
+        _, calls = answer([one, one, one], run=run)
+        assert sum(map(len, calls)) == 3
+
+
+def test_another_seed_draws_again(answer, tmp_path):
+    sampled = [instance(options={"do_sample": True})]
+    for seed, asked in (("1", 1), ("1", 0), ("2", 1)):
+        journal, model = Journal(tmp_path), Model()
+        Blocks(journal, "r", 4, True, seed).wrap(model)
+        model.generate_until(sampled)
+        journal.close()
+        assert len(model.calls) == asked
+
+
+def test_a_later_command_has_a_plan_of_its_own(tmp_path):
+    """Other generation arguments in the same folder: what is recovered and counted is of one command."""
+    for command, limit in (("first", 5), ("second", 9)):
+        journal, model = Journal(tmp_path), Model()
+        Blocks(journal, "r", 4, command=command).wrap(model)
+        model.generate_until([instance(row=row, prompt=f"Q{row}", options={**GREEDY, "max_new_tokens": limit}) for row in range(4)])  # fmt: skip
+        journal.close()
+    contents = read_journal(tmp_path)
+    first, second = (set(contents.plan(command)) for command in ("first", "second"))
+    assert len(first) == len(second) == 4 and not first & second
+
+
+def test_a_document_that_is_asked_something_else_has_its_latest_plan(tmp_path):
+    for prompt in ("old", "new"):
+        journal = Journal(tmp_path)
+        Blocks(journal, "r", 4, command="c").wrap(model := Model())
+        model.generate_until([instance(row=row, prompt=f"{prompt} {row}") for row in range(3)])
+        journal.close()
+    contents = read_journal(tmp_path)
+    answers = contents.answers("r")
+    assert [answers.of(request, shared=False) for request in contents.plan("c")] == [
+        f"new {row} {row}" for row in range(3)
+    ]
+
+
+def test_placeholders_of_a_budget_that_is_used_up_are_not_kept(answer, tmp_path, monkeypatch):
+    monkeypatch.setattr(compat, "is_budget_exceeded", lambda: True)
+    with pytest.raises(ResumeError, match="--max_tokens is used up"):
+        answer(different(3))
+    assert not read_journal(tmp_path).answers("r").by_request
+
+
+def test_rounds_of_a_document_are_told_apart_and_replayed(tmp_path, monkeypatch):
+    """A document of several rounds asks the model anew in each, with the same prompt at times."""
+    monkeypatch.setattr(compat, "is_call_of_one_round", lambda: True)
+    sampled = {"do_sample": True}
+
+    class Rounds(Model):
+        def generate_until(self, requests):
+            self.calls.append([])
+            return [f"round {len(self.calls)}" for _ in requests]
+
+    for expected in (3, 0):
+        journal, model = Journal(tmp_path), Rounds()
+        Blocks(journal, "r", 4).wrap(model)
+        replies = [model.generate_until([instance(options=sampled)])[0] for _ in range(3)]
+        journal.close()
+        assert replies == ["round 1", "round 2", "round 3"] and len(model.calls) == expected
 
 
 def test_padding_gets_the_response_of_what_it_repeats(answer):
@@ -178,6 +241,9 @@ def test_padding_gets_the_response_of_what_it_repeats(answer):
     requests.append(instance(row=2, prompt="Q2", metadata={"__padding_only__": True}))
     responses, calls = answer(requests)
     assert responses[3] == responses[2] and sum(map(len, calls)) == 3
+    alone = [instance("u", row=2, prompt="of no document of this rank", metadata={"__padding_only__": True})]
+    assert answer(alone) == ([""], [])
+    assert answer(alone, "loglikelihood") == ([(0.0, False)], [])
 
 
 def test_a_model_that_returns_too_few_responses_loses_nothing(answer, tmp_path):
@@ -232,6 +298,7 @@ def test_a_file_that_a_prompt_names_is_part_of_it(tmp_path):
 
 
 def test_the_order_of_model_arguments_does_not_matter():
+    assert identity("m", "a=1,api_key=one") == identity("m", "a=1,api_key=two")
     assert identity("m", "a=1,b=2") == identity("m", "b=2, a=1") == identity("m", {"a": 1, "b": 2})
     assert len({identity("m", "a=1"), identity("m", "a=2"), identity("n", "a=1")}) == 3
 
@@ -275,6 +342,54 @@ def test_a_silent_rank_of_another_machine_counts_as_dead_and_a_finished_one_does
     (tmp_path / "rank-00001.alive").write_text(json.dumps(sign))
     assert told.wait(10) and lost == ["rank 1 of 3 has given no sign of life for 2 seconds"]
     watching.finish()
+
+
+def test_a_local_checkpoint_that_was_trained_on_is_another_model(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 200_000)
+    before = identity("m", f"pretrained={tmp_path}")
+    (tmp_path / "model.safetensors").touch()
+    assert identity("m", f"pretrained={tmp_path}") == before
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 199_999 + b"1")
+    assert identity("m", f"pretrained={tmp_path}") != before
+
+
+def test_a_torn_file_is_set_aside_and_nothing_else_is_touched(tmp_path):
+    from lmms_eval_emi.harness.lmms_eval.resumable import set_torn_files_aside
+
+    own = tmp_path / "model"
+    parts = tmp_path / "x.emi_parts"
+    for folder in (own, parts):
+        folder.mkdir()
+    torn = [own / "20260101_000000_results.json", own / "20260101_000000_samples_mme.jsonl"]
+    kept = [own / "mine_samples_x.jsonl", own / "x_results.json", parts / "rank-00000_samples_t.jsonl", own / "20260101_000001_results.json"]  # fmt: skip
+    for path in torn + kept[:3]:
+        path.write_text('{"a": ')
+    kept[3].write_text("{}")
+    assert set_torn_files_aside(tmp_path) == [path.with_name(f"{path.name}.torn") for path in torn]
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in torn)
+
+
+def test_signals_to_forked_children_do_not_end_a_run():
+    """A pool that is left terminates its processes, which share the socket that wakes this one."""
+    code = """
+import multiprocessing, time
+from lmms_eval_emi.harness.stopping import stop_signals
+with stop_signals(lambda name: f"LAST WORDS {name}", deadline=1):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(abs, range(10))
+    time.sleep(2)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
+def test_the_last_sign_of_a_rank_is_its_last(tmp_path):
+    """A rank that is done and gone must not look as one that died."""
+    for _ in range(20):
+        ranks = Ranks(tmp_path, 0, 2, lambda _: None)
+        ranks.finish()
+        assert json.loads((tmp_path / "rank-00000.alive").read_text())["state"] == "done"
 
 
 # As a user has it
@@ -323,9 +438,8 @@ def test_a_part_of_a_journal_gives_results_of_a_part(finished, tinyhub, tmp_path
     (journal / "rank-00000.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:40])
     done = command(tinyhub, "recover", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
-    known = len(
-        read_journal(tmp_path).answers(next(iter(json.loads((journal / "run.json").read_text())["runs"]))).by_request
-    )
+    (described,) = json.loads((journal / "run.json").read_text())["runs"].values()
+    known = len(read_journal(tmp_path).answers(described["run"]).by_request)
     assert f"results of {known} of 43 requests: they are results of a part" in done.stderr
     scores = strict_json(only(tmp_path / "recovered", "*_emi_natural.json"))["splits"]
     whole = strict_json(only(finished.folder, "*_emi_natural.json"))["splits"]

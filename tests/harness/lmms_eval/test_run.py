@@ -468,6 +468,8 @@ def test_parts_that_cannot_be_written_cost_no_run(fresh_run, load_split, in_tiny
 
 def test_a_run_knows_which_scores_it_lacks(fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path):
     hooks, (id_docs, german_docs) = load_split(ID, GERMAN)
+    assert run_module_.lacking_scores() == [], "tasks that were loaded to be looked at"
+    find_run(ID_TASK).evaluation = 1
     assert run_module_.lacking_scores() == [ID_TASK, GERMAN_TASK]
     values = answer_all(hooks, id_docs), answer_all(hooks, german_docs)
     monkeypatch.setenv("RANK", "1")

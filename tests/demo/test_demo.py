@@ -154,6 +154,26 @@ def test_bad_options_are_named(tmp_path: Path, capsys) -> None:
         assert message in capsys.readouterr().err
 
 
+def test_the_index_bounds_nothing() -> None:
+    """References as responses, and under the shift those of other scenes: no divergence, and all relevance lost."""
+    from dataclasses import replace
+
+    from lmms_eval_emi import Sample, embed_splits, emid, emid_bound, load_encoders, load_estimator
+
+    rows = load_splits(load_study("demo"), ["clean"])["clean"]
+    clean = [
+        Sample(row["image"], row["question"], row["reference_answer"], row["reference_answer"], row["question_id"])
+        for row in rows
+    ]
+    others = [replace(one, response=other.response) for one, other in zip(clean, demo.shuffled(clean), strict=True)]
+    encoders = load_encoders(str(demo.ASSETS / "vision_encoder"), str(demo.ASSETS / "text_encoder"), "cpu")
+    splits = embed_splits({"id": clean, "shift": others}, encoders)
+    lost = emid(splits["id"], splits["shift"], load_estimator("demo"))
+    assert lost.value == pytest.approx(0.433, abs=0.01) and lost.ci95[0] > 0.3
+    for entropy in (None, 5.0):
+        assert emid_bound(splits["id"], splits["shift"], entropy=entropy).value == pytest.approx(0, abs=1e-6)
+
+
 def test_training_scenes_are_none_of_the_benchmarks() -> None:
     """The seeds of every stage of the build, each with as many scenes as a test has time for."""
     sets = (scenes.DEVELOPMENT_SEED, scenes.TEST_SEED, scenes.CONTROL_SEED)

@@ -291,7 +291,7 @@ def kill_runs(folder: Path, ranks: int, kills: int, seed: int, *, show: bool = F
             processes = start(out, ranks)
             enough = sum(found.kills.values()) >= kills
             # Loading takes half of the time, and a kill there costs nothing.
-            moment = 600 if enough else duration * draw.triangular(0.1, 1.1, 0.7)
+            moment = 600 if enough else duration * draw.triangular(0.2, 1.1, 0.8)
             status = wait(processes, moment)
             ended = set(status.values()) == {0}
             if not ended:
@@ -387,9 +387,10 @@ MORE = {
 }
 
 
-def _signal(out: Path, number: int) -> str:
+def _signal(out: Path, number: int, later: float = 0.0) -> str:
     (pid,) = start(out, 1, *MORE[out.parent.name])
     until_generating(out)
+    time.sleep(later)
     begin = time.monotonic()
     os.kill(pid, number)
     status = wait([pid], 30)[pid]
@@ -414,7 +415,7 @@ def interrupted(out: Path) -> str:
 
 def terminated_in_a_long_computation(out: Path) -> str:
     """The main thread is outside of Python and does not come to the signal."""
-    return _signal(out, signal.SIGTERM)
+    return _signal(out, signal.SIGTERM, later=3.0)
 
 
 def a_second_run_in_the_same_folder(out: Path) -> str:

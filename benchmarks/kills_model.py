@@ -10,7 +10,7 @@ from pathlib import Path
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-SECONDS = 0.02  # that a response takes
+SECONDS = 0.1  # that a response takes
 
 
 class Noted(lmms):

@@ -204,7 +204,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _rows(result: ReportedResult, *, with_id: bool = False) -> list[list[Any]]:
-    splits = result.splits.values() if with_id else result.shifts
+    splits = list(result.splits.values()) if with_id else [*result.shifts, *result.controls]
     return [
         [
             split.name,

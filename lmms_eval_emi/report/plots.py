@@ -108,11 +108,12 @@ def plot_emid_ranked(result: ReportedResult, ax: Axes | None = None) -> Axes:
 
 def plot_emi_heat_map(result: ReportedResult, ax: Axes | None = None) -> Axes:
     """EMI of every split by its visual (rows) and textual (columns) shift."""
-    rows = list(dict.fromkeys(split.label("visual") for split in result.splits.values()))
-    columns = list(dict.fromkeys(split.label("text") for split in result.splits.values()))
+    splits = [one for one in result.splits.values() if one.variant_of is None and one.modality != "control"]
+    rows = list(dict.fromkeys(split.label("visual") for split in splits))
+    columns = list(dict.fromkeys(split.label("text") for split in splits))
     values = np.full((len(rows), len(columns)), np.nan)
     row_of, column_of = ({label: place for place, label in enumerate(labels)} for labels in (rows, columns))
-    for split in result.splits.values():
+    for split in splits:
         values[row_of[split.label("visual")], column_of[split.label("text")]] = split.emi
     ax = _axes(ax, 2.6 + 0.95 * len(columns), 1.5 + 0.48 * len(rows))
     image = ax.imshow(values, cmap="cividis", aspect="auto")

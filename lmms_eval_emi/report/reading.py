@@ -115,6 +115,11 @@ class ReportedResult:
             and split.modality != "control"
         ]
 
+    @property
+    def controls(self) -> list[ReportedSplit]:
+        """Splits of other rows in distribution, whose EMID should be within its error."""
+        return [split for split in self.splits.values() if split.modality == "control" and split.emid is not None]
+
     def summary(self) -> dict[str, float | int | None]:
         """Means over the shifts, and Pearson's r of EMID and index."""
         summary = Summary.of((split.emi, split.emid or 0.0, split.bound or 0.0) for split in self.shifts)
@@ -123,7 +128,7 @@ class ReportedResult:
             "EMI (ID)": id_split.emi if id_split else None,
             "mean EMI": summary.mean_emi,
             "mean EMID": summary.mean_emid,
-            "mean bound": summary.mean_bound,
+            "mean index": summary.mean_bound,
             "Pearson r": summary.pearson_r,
             "shifts": summary.n_shifts,
         }

@@ -359,3 +359,15 @@ def test_wandb_gets_the_scores_of_a_run_that_logs_there(monkeypatch):
     assert logged["emi/natural/figures"]["data"][0][:3] == ["a", 3, 0.5]
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=None))
     log_result(result)
+
+
+def test_a_control_is_shown_and_is_in_no_mean(results, tmp_path):
+    """Nor in the cell of the ID split, whose shifts it shares: none."""
+    content = json.loads((results / "natural.json").read_text())
+    german = content["splits"]["llava_bench_coco_German"]
+    control = {**german, "modality": "control", "shifts": [], "emi": 99.0, "emid": -99.0}
+    (tmp_path / "r.json").write_text(json.dumps({**content, "splits": {**content["splits"], "fresh": control}}))
+    (read,) = read_results([tmp_path / "r.json"])
+    (before,) = read_results([results / "natural.json"])
+    assert read.summary() == before.summary() and [one.name for one in read.controls] == ["fresh"]
+    assert "fresh" in to_html([read]) and pictures_of(read)["emi-heat-map"].images[0].get_array().max() < 99

@@ -27,7 +27,7 @@ try:
 except ImportError:  # where there are no such locks
     fcntl = None  # type: ignore[assignment]
 
-from lmms_eval_emi.files import check_folder_writable, encodable, to_json, write_atomically
+from lmms_eval_emi.files import check_folder_writable, encodable, flush_folder, to_json, write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -167,6 +167,7 @@ class Journal:
             self._cut_torn_end()
             if self._end == 0:
                 self.append({"kind": "journal", "format_version": FORMAT_VERSION})
+                flush_folder(self.folder)
         except OSError as error:
             self._lock.release()
             raise JournalError(f"{self.path} cannot be written: {error}") from error

@@ -43,6 +43,7 @@ class StudySamples:
         left_out: what could not be used, by split, with the reasons.
         lost: keys of the rows that a split should have and lacks, by split; where splits are compared
             row by row, their partners are left out too.
+        notes: what a reader should know of a split, such as that only a part of its rows was asked.
     """
 
     study: Study
@@ -50,6 +51,7 @@ class StudySamples:
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     lost: dict[str, set[RowKey]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, split: str, reason: str) -> None:
         """Note why a row or the whole of a split is not used."""

@@ -105,6 +105,8 @@ def score_samples(
     scored = []
     for (entry, embeddings), kinds in zip(embedded, degenerate, strict=True):
         notes = notes_on_samples(entry.samples)
+        for name, lines in entry.notes.items():
+            notes.setdefault(name, []).extend(lines)
         for estimator in instruments.estimators:
             result = score_study(
                 entry.study,
@@ -154,6 +156,7 @@ def embed_samples(
             entry.model,
             left_out={name: list(reasons) for name, reasons in entry.left_out.items()},
             lost={name: set(keys) for name, keys in entry.lost.items()},
+            notes=entry.notes,
         )
         embeddings = {}
         for name, samples in entry.samples.items():

@@ -91,6 +91,9 @@ def save_responses(run: Run, args: object, model: str) -> tuple[Path, list[Study
             # With --limit the other rows were never asked, so they are not missing.
             add_rows(entry, task.row_name, task.dataset, task.responses, asked=task.responses)
             samples = entry.samples.get(task.row_name, [])
+            if len(task.responses) < len(task.dataset):
+                note = f"{len(task.responses)} of its {len(task.dataset)} rows have a response: the others were not asked, or not yet"
+                entry.notes.setdefault(task.row_name, []).append(note)
             rows = ((sample.id, sample.question, sample.response) for sample in samples)
             write_response_file(folder / name / f"{task.row_name}.jsonl", rows, model)
             if len(samples) < len(task.responses):

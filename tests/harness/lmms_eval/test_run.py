@@ -530,7 +530,8 @@ def test_part_of_the_rows_is_enough(fresh_run, load_split, in_tinyhub, tmp_path)
     values = [hooks.process_results(docs[row], [f"a response {row}"]) for row in (3, 1, 2)]
     args = run_arguments(tmp_path, model_args="pretrained=a/b")
     assert isinstance(hooks.emi([value["emi"] for value in values], args), float)
-    assert strict_json(only(tmp_path, "*_emi_natural.json"))["splits"][ID]["n"] == 3
+    written = strict_json(only(tmp_path, "*_emi_natural.json"))
+    assert written["splits"][ID]["n"] == 3 and written["notes"][ID][0].startswith("3 of its 5 rows have a response")
     assert [json.loads(line)["question_id"] for line in only(tmp_path, f"{ID}.jsonl").read_text().splitlines()] == [
         1,
         2,

@@ -509,3 +509,46 @@ def test_kills_and_accidents_in_short():
 def test_kills_and_accidents():
     done = kills("--kills", "100", "--accidents")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_api_backend_is_asked_once_and_its_key_is_in_no_file(tinyhub, tmp_path):
+    """The harness's own model of OpenAI-compatible endpoints, against a local server."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Endpoint(BaseHTTPRequestHandler):
+        asked = 0
+
+        def do_POST(self):
+            Endpoint.asked += 1
+            size = len(self.rfile.read(int(self.headers["content-length"])))
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": f"reply {size}"}}
+            usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+            reply = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+            content = json.dumps({**reply, "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    results = []
+    for key in ("sk-abcdefghijklmnopqrstuv", "sk-zyxwvutsrqponmlkjihgfe"):  # a new key is no new model
+        model = f"model_version=x,base_url=http://127.0.0.1:{server.server_port}/v1,api_key={key}"
+        done = run_module(
+            *("lmms_eval_emi", "run", "--model", "openai", "--model_args", model, "--tasks", "mme"),
+            *("--batch_size", "2", "--save-every", "4", "--output_path", str(tmp_path)),
+            cwd=tinyhub,
+            OPENAI_API_KEY=key,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert key not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+        results.append(strict_json(sorted(tmp_path.rglob("*_results.json"))[-1])["results"])
+    server.shutdown()
+    assert Endpoint.asked == 8 and results[0] == results[1]

@@ -34,13 +34,14 @@ assert Path(sys.prefix).resolve() in home.parents, f"imported from {home}, not f
 studies = [load_study(name) for name in (*BUILT_IN, *BUNDLED)]
 names = {study.task_name(split) for study in studies for split in study.splits}
 index = TaskManager().task_index
-assert len(names) == 63 + 12 and all(home in Path(index[name]["yaml_path"]).resolve().parents for name in names)
+assert len(names) == 63 + 13 and all(home in Path(index[name]["yaml_path"]).resolve().parents for name in names)
 missing = [path for path in package_task_files() if not (tasks_folder() / "llavabench_shift" / path).is_file()]
 assert not missing, missing
 assert "club-global" in registered_estimators()
 encoders = load_encoders(str(ASSETS / "vision_encoder"), str(ASSETS / "text_encoder"), "cpu")
 assert load_estimator("demo", encoders) and (ASSETS / "model" / "model.safetensors").is_file()
 assert len(load_splits(load_study("demo"), ["clean", "fog_5_synonym_7"])["fog_5_synonym_7"]) == 90
+assert len(load_splits(load_study("demo"), ["fresh"])["fresh"]) == 90
 assert len(formats()) == 2
 assert len(operators("visual")) == 16 and len(operators("text")) == 16
 print(f"the wheel has {len(names)} tasks and the estimators {', '.join(registered_estimators())}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
+import select
 import sys
 import tempfile
 import time
@@ -69,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.others = others
     try:
         load_settings()  # whatever the command, a mistyped variable is an error
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()  # while a pipe that nobody reads can still be told
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -77,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _stdout_is_closed():  # the pipe of something else
             print(f"error: {redact(str(error))}", file=sys.stderr)
             return 1
-        sys.stderr.close()
+        # What is left to be written goes nowhere, so that the interpreter says nothing of it at its end.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         print(f"error: {redact(str(error)) or type(error).__name__}", file=sys.stderr)
@@ -93,10 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _stdout_is_closed() -> bool:
     """Whether nobody reads what is printed any more, as behind ``| head``."""
     try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(state & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, state in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no such call, or no such file
         return True
-    return sys.stdout.closed
 
 
 def write_log(error: BaseException) -> str:

@@ -440,6 +440,7 @@ def test_ids_of_any_type_and_texts_of_any_character(in_tinyhub, answers, tmp_pat
 
 def test_results_are_written_before_they_are_printed(in_tinyhub, answers, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(BrokenPipeError))
+    monkeypatch.setattr("lmms_eval_emi.cli._stdout_is_closed", lambda: True)
     output = tmp_path / "results.json"
     monkeypatch.setattr("sys.stderr.close", lambda: None, raising=False)
     assert score(answers, output, "--split", GERMAN) == 141
@@ -503,3 +504,24 @@ def test_help_does_not_import_torch():
 
     code = "import sys; from lmms_eval_emi.cli import build_parser; build_parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_pipe_that_nobody_reads_any_more_is_no_error(reads):
+    """As behind ``| head``; and a broken pipe of something else is one."""
+    import subprocess
+    import sys
+
+    code = "import sys; from lmms_eval_emi import cli; sys.exit(cli.main(['tasks']))"
+    if reads:
+        code = code.replace(
+            "sys.exit",
+            "cli.tasks.run = lambda args: (_ for _ in ()).throw(BrokenPipeError('a worker is gone')); sys.exit",
+        )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not reads:
+        process.stdout.close()
+    error = process.stderr.read()
+    status = process.wait(60)
+    assert "Traceback" not in error
+    assert (status, error) == (1, "error: a worker is gone\n") if reads else status == 141

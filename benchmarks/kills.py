@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -106,7 +107,9 @@ def prepare(folder: Path) -> None:
         "LMMS_EVAL_EMI_RESAMPLES": "0",
     }
     import tinyhub
+    from tqdm import tqdm
 
+    tqdm.monitor_interval = 0  # no thread beside the one that forks
     (folder / "hub").mkdir()
     tinyhub.build(folder / "hub")
     os.chdir(folder / "hub")
@@ -156,8 +159,12 @@ def start(out: Path, ranks: int, *more: str, before: Callable[[], Any] = lambda:
                     **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
                 }
             os.environ["NOTES"] = str(out.with_suffix(".notes"))
+            from tqdm import tqdm
+
             from lmms_eval_emi.cli import main as command
 
+            # The lock of its bars is shared by forks, and one that is killed would keep it for all later ones.
+            tqdm.set_lock(threading.RLock())
             before()
             status = command(command_line(out, *more))
         except SystemExit as ended:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
 class OutputError(ValueError):
@@ -119,6 +121,17 @@ def _encodable_data(value: Any) -> Any:
     if isinstance(value, dict):
         return {encodable(key): _encodable_data(one) for key, one in value.items()}
     return [_encodable_data(one) for one in value] if isinstance(value, list) else value
+
+
+def newer_version(file: object, version: object, newest: int) -> str:
+    """What to say of a file whose ``format_version`` is above the newest that this package reads."""
+    return f"{file}: its format_version is {version!r}, and this version of lmms_eval_emi reads up to {newest}. Update it: pip install --upgrade lmms_eval_emi"
+
+
+def blocks_of(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive items, ``size`` at a time, as slices of what they are in."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def read_json(path: Path) -> Any:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,15 @@ try:
 except ImportError:  # where there are no such locks
     fcntl = None  # type: ignore[assignment]
 
-from lmms_eval_emi.files import check_folder_writable, encodable, flush_folder, to_json, write_atomically
+from lmms_eval_emi.files import (
+    check_folder_writable,
+    encodable,
+    flush_folder,
+    newer_version,
+    read_json,
+    to_json,
+    write_atomically,
+)
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -89,16 +97,18 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Contents:
+class JournalContents:
     """What the files of a journal hold.
 
     Attributes:
         records: in the order of each rank's file, rank by rank.
         damaged: lines that do not fit their checksum, of which a kill leaves at most one at the end of a file.
+        intact: bytes up to the end of the last record, by the name of a file.
     """
 
     records: tuple[Mapping[str, Any], ...]
     damaged: int = 0
+    intact: Mapping[str, int] = field(default_factory=dict)
 
     def answers(self, run: str) -> Answers:
         """The responses of the blocks of a run."""
@@ -176,7 +186,7 @@ class Journal:
             raise
 
     def _cut_torn_end(self) -> None:
-        end = _intact_length(self.path)
+        end = self.contents.intact.get(self.path.name, 0)
         if end < os.fstat(self._handle).st_size:
             log.warning("%s: its last record was not written to the end, and is cut off.", self.path)
             os.ftruncate(self._handle, end)
@@ -257,24 +267,7 @@ def _is_record(record: Mapping[str, Any]) -> bool:
     )
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:
-    """The lines of a file without their newlines, and whether each is complete."""
-    with path.open("rb") as file:
-        for line in file:
-            yield line.rstrip(b"\n"), line.endswith(b"\n")
-
-
-def _intact_length(path: Path) -> int:
-    """Bytes up to the end of the last line that is complete and fits its checksum."""
-    position = intact = 0
-    for line, complete in _lines(path):
-        position += len(line) + complete
-        if complete and from_line(line) is not None:
-            intact = position
-    return intact
-
-
-def read_journal(folder: Path) -> Contents:
+def read_journal(folder: Path) -> JournalContents:
     """What the journal of a folder holds, whichever ranks have written it; nothing where there is none.
 
     Raises:
@@ -282,26 +275,29 @@ def read_journal(folder: Path) -> Contents:
     """
     records: list[Mapping[str, Any]] = []
     damaged = 0
+    intact: dict[str, int] = {}
     for path in sorted((folder / FOLDER).glob("rank-*.jsonl")):
         if not path.is_file():
             raise JournalError(f"{path}: expected a regular file. Remove it.")
+        position = 0
         try:
-            for line, complete in _lines(path):
-                record = from_line(line) if complete else None
-                if record is None:
-                    damaged += 1
-                    continue
-                version = (
-                    record.get("format_version", FORMAT_VERSION) if record["kind"] == "journal" else FORMAT_VERSION
-                )
-                if not isinstance(version, int) or version > FORMAT_VERSION:
-                    raise JournalError(
-                        f"{path}: its format_version is {version!r}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
+            with path.open("rb") as file:
+                for line in file:
+                    position += len(line)
+                    record = from_line(line[:-1]) if line.endswith(b"\n") else None
+                    if record is None:
+                        damaged += 1
+                        continue
+                    version = (
+                        record.get("format_version", FORMAT_VERSION) if record["kind"] == "journal" else FORMAT_VERSION
                     )
-                records.append(record)
+                    if not isinstance(version, int) or version > FORMAT_VERSION:
+                        raise JournalError(newer_version(path, version, FORMAT_VERSION))
+                    records.append(record)
+                    intact[path.name] = position
         except OSError as error:
             raise JournalError(f"{path} cannot be read: {error}") from error
-    return Contents(tuple(records), damaged)
+    return JournalContents(tuple(records), damaged, intact)
 
 
 # The manifest: which runs a folder has
@@ -331,20 +327,18 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise JournalError(
-            f"{path}: expected JSON: {error}. Remove it to start a run anew; responses are kept."
+            f"{path}: expected JSON: {error}. Remove it and start the run again; responses are kept."
         ) from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise JournalError(
-            f"{path}: its format_version is {version}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
-        )
+        raise JournalError(newer_version(path, version, FORMAT_VERSION))
     runs = content.get("runs") if isinstance(content, dict) else None
     if not isinstance(runs, dict) or not all(isinstance(one, dict) for one in runs.values()):
         raise JournalError(
-            f"{path}: expected a description of runs. Remove it to start a run anew; responses are kept."
+            f"{path}: expected a description of runs. Remove it and start the run again; responses are kept."
         )
     return runs
 
@@ -367,9 +361,3 @@ def is_running(folder: Path) -> bool:
         finally:
             os.close(handle)
     return False
-
-
-def blocks_of(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive items, ``size`` at a time."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -133,6 +133,11 @@ def override_settings(given: Mapping[str, Any]) -> Settings:
         ) from error
 
 
+def is_offline() -> bool:
+    """Whether nothing may be fetched, as ``HF_HUB_OFFLINE`` says to all of the Hugging Face stack."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
 def cache_folder() -> Path:
     """Folder of what is fetched once, which may not exist yet."""
     return load_settings().cache.expanduser()

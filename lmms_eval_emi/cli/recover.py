@@ -25,14 +25,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Recover, and say of how many responses."""
-    from lmms_eval_emi.files import check_folder_writable
     from lmms_eval_emi.harness.lmms_eval.resumable import recover
-    from lmms_eval_emi.journal import read_manifest
 
     folder = args.folder.resolve()
     output = args.output.resolve() if args.output else folder / "recovered"
-    if read_manifest(folder):
-        check_folder_writable(output)
     tasks = recover(folder, output)
     left = sum(task.left + task.shared for task in tasks)
     total = sum(task.requests for task in tasks)

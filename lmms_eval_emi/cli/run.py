@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED
 
 GROUPS = {**{name: f"llavabench_shift_{name}" for name in (*BUILT_IN, *BUNDLED)}, "all": "llavabench_shift"}
-# Options that lmms-eval takes too, and that are handed on.
-HANDED_ON = ("tasks", "output_path")
 
 
 class RunError(ValueError):
@@ -71,6 +68,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, or show what there is to do."""
+    from lmms_eval_emi.harness.lmms_eval import compat
     from lmms_eval_emi.harness.lmms_eval.resumable import RunOptions, dry_run
     from lmms_eval_emi.harness.lmms_eval.resumable import run as run_resumable
     from lmms_eval_emi.harness.stopping import Stopped
@@ -78,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     options = RunOptions(args.output_path, tuple(harness_arguments(args)), args.save_every, not args.no_share)
     if args.dry_run:
         found = dry_run(options)
-        if os.environ.get("RANK", "0") == "0":
+        if compat.is_main_process():
             print(states_table(found))
         return 0
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmms_eval_emi.files import parse_json
+from lmms_eval_emi.files import newer_version, parse_json
 
 FORMAT_VERSION = 1  # of an estimator's file; files without one are of the first
 Positive = Annotated[float, Field(gt=0)]
@@ -98,6 +98,4 @@ def check_version(metadata: Mapping[str, str], source: str) -> None:
     """Raise ``ValueError`` for a file of a newer version than this package reads."""
     version = metadata.get("format_version", "1")
     if not (version.isascii() and version.isdigit() and 1 <= int(version[:9]) <= FORMAT_VERSION):
-        raise ValueError(
-            f"estimator {source}: its format_version is {version[:20]!r}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
-        )
+        raise ValueError(newer_version(f"estimator {source}", version[:20], FORMAT_VERSION))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import os
 import warnings
 from functools import lru_cache
 from importlib import resources
@@ -32,7 +31,7 @@ from lmms_eval_emi.estimators.crossfit import CrossFitted
 from lmms_eval_emi.estimators.dependence import HSIC, DistanceCorrelation
 from lmms_eval_emi.estimators.infonce import InfoNCE
 from lmms_eval_emi.estimators.ksg import KSG
-from lmms_eval_emi.settings import cache_folder
+from lmms_eval_emi.settings import cache_folder, is_offline
 
 if TYPE_CHECKING:
     from lmms_eval_emi.encoders import Encoders
@@ -256,7 +255,7 @@ def _fetch(entry: EstimatorEntry, target: Path) -> Path:
             f"  export LMMS_EVAL_EMI_ESTIMATOR=/path/to/{entry.file_name}"
         )
 
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if is_offline():
         raise unavailable("HF_HUB_OFFLINE is set.")
     import pooch
     from filelock import FileLock

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.report.reading import ReportedResult, published_results, read_results
 from lmms_eval_emi.responses import find_responses
 from lmms_eval_emi.scoring.results import StudyResult
-from lmms_eval_emi.settings import Settings, cache_folder
+from lmms_eval_emi.settings import Settings, cache_folder, is_offline
 from lmms_eval_emi.studies.schema import Study, load_study
 
 log = logging.getLogger("lmms_eval_emi")
@@ -226,7 +225,7 @@ def fetch_responses() -> Path:
         f"  url    {ARCHIVE}\n  place  {target}\n"
         "Fetch that archive on a machine with a connection (lmms-eval-emi prefetch --reproduce does), then copy the place above, or unpack it anywhere and pass --responses DIR."
     )
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if is_offline():
         raise ReproductionError(
             f"The published responses are not on this machine, and HF_HUB_OFFLINE is set.\n{unavailable}"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.encoders.base import encode_all
-from lmms_eval_emi.files import threads
+from lmms_eval_emi.files import blocks_of, threads
 from lmms_eval_emi.images import ImageError, ImageSource, content_key, open_image
 from lmms_eval_emi.samples import Sample, SampleError
 
@@ -174,7 +174,7 @@ def _prepare_all(images: _Images, encoders: Encoders) -> None:
         threads(READERS) as pool,
         tqdm(total=len(images.sources), desc="Reading images", unit="", leave=False, dynamic_ncols=True) as bar,
     ):
-        for numbers in _chunks(range(len(images.sources)), 64):
+        for numbers in blocks_of(range(len(images.sources)), 64):
             for number, prepared, reason in pool.map(prepare, numbers):
                 if reason:
                     images.bad[number] = reason
@@ -240,8 +240,3 @@ def _listed(bad: Sequence[BadRow], splits: Mapping[str, Sequence[Sample]], most:
         f"{len(bad)} of {total} rows cannot be embedded:\n{shown}{more}\n"
         "Fix their images, or pass --allow-missing to score the rest."
     )
-
-
-def _chunks(numbers: range, size: int) -> Iterator[range]:
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]

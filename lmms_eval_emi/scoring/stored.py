@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmms_eval_emi.files import read_json
+from lmms_eval_emi.files import newer_version, read_json
 from lmms_eval_emi.scoring.results import FORMAT_VERSION
 from lmms_eval_emi.studies.schema import Shift
 
@@ -161,9 +161,7 @@ def _checked(
 ) -> Model:
     version = entry.get("format_version", 1)
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
-        raise StoredError(
-            f"{path}: its format_version is {version!r}, and this version of lmms_eval_emi reads up to {FORMAT_VERSION}. Update it: pip install --upgrade lmms_eval_emi"
-        )
+        raise StoredError(newer_version(path, version, FORMAT_VERSION))
     try:
         return model.model_validate(content)
     except ValidationError as error:

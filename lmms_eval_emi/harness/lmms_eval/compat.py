@@ -237,6 +237,12 @@ def lacking_scores() -> list[str]:
     return run.lacking_scores() if run is not None else []
 
 
+def say_lacking(tasks: Sequence[str]) -> str:
+    """A sentence about tasks of which a score is missing."""
+    shown = ", ".join(tasks[:3]) + (f" and {len(tasks) - 3} more" if len(tasks) > 3 else "")
+    return f"scores of {len(tasks)} task(s) are missing ({shown}); the reason is above."
+
+
 def exit_status_of_missing_scores() -> None:
     """At the end of a command of lmms-eval, make its exit status 1 where a score of ours is missing.
 
@@ -246,11 +252,7 @@ def exit_status_of_missing_scores() -> None:
     lacking = lacking_scores() if is_harness_command() else []
     if not lacking:
         return
-    shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-    print(
-        f"lmms_eval_emi: scores of {len(lacking)} task(s) are missing ({shown}); the reason is above. Exit status 1.",
-        file=sys.stderr,
-    )
+    print(f"lmms_eval_emi: {say_lacking(lacking)} Exit status 1.", file=sys.stderr)
     with suppress(Exception):
         logging.shutdown()
         importlib.import_module("multiprocessing.util")._exit_function()

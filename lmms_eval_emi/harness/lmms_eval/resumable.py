@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lmms_eval_emi.files import check_folder_writable
 from lmms_eval_emi.harness.lmms_eval import compat, parts
 from lmms_eval_emi.harness.lmms_eval.request_content import Contents
 from lmms_eval_emi.harness.lmms_eval.resume import Blocks, from_plain, identity
@@ -25,6 +26,7 @@ from lmms_eval_emi.harness.ranks import Ranks
 from lmms_eval_emi.harness.stopping import Stopped, stop_signals
 from lmms_eval_emi.journal import (
     FOLDER,
+    MANIFEST,
     Answers,
     Journal,
     JournalError,
@@ -70,15 +72,10 @@ class RunOptions:
     def command(self) -> str:
         """The command that goes on with the run."""
         count, here = compat.ranks(), int(os.environ.get("LOCAL_WORLD_SIZE", compat.ranks()))
-        launcher = [PROGRAM] if count == 1 else f"accelerate launch --num_processes {count} -m lmms_eval_emi".split()
-        if here != count or (
-            "SLURM_STEP_ID" in os.environ and count > 1
-        ):  # on several machines, or by another launcher
-            launcher = "<your launcher> python -m lmms_eval_emi".split()
-        command = " ".join(
-            part if part.startswith("<") or part.endswith(">") else shlex.quote(part) for part in launcher
-        )
-        return f"{command} run {shlex.join(self.own_arguments)}"
+        launcher = PROGRAM if count == 1 else f"accelerate launch --num_processes {count} -m lmms_eval_emi"
+        if here != count or (count > 1 and "SLURM_STEP_ID" in os.environ):  # several machines, or another launcher
+            launcher = "<your launcher> python -m lmms_eval_emi"
+        return f"{launcher} run {shlex.join(self.own_arguments)}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def run(options: RunOptions) -> None:
         Exception: whatever the harness or the model raises.
     """
     journal = Journal(options.folder, compat.rank())
-    if compat.rank() == 0:
+    if compat.is_main_process():
         set_torn_files_aside(options.folder)
     runs: dict[str, Blocks] = {}
     described: dict[str, Any] = {}
@@ -139,7 +136,7 @@ def run(options: RunOptions) -> None:
     def make(kind: type, load: Callable[[], Any]) -> Any:
         lm = load()
         described["simple"] = bool(getattr(lm, "is_simple", True))
-        if compat.rank() == 0:
+        if compat.is_main_process():
             write_manifest(options.folder, described["identity"], described)
         return runs[described["identity"]].wrap(lm)
 
@@ -150,14 +147,13 @@ def run(options: RunOptions) -> None:
         with stop_signals(last_words), compat.models_through(make), parts.not_needed():
             compat.run_command_line(options.arguments, prepare)
         lacking = compat.lacking_scores()
-        if compat.rank() == 0 and not lacking and _harness_results(options.folder) <= before:
+        if compat.is_main_process() and not lacking and _harness_results(options.folder) <= before:
             raise JournalError(
                 f"lmms-eval could not write its results below {options.folder}; the reason is above. Once this is fixed, nothing is generated again:\n  {options.command}"
             )
         if lacking:
-            shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
             raise JournalError(
-                f"scores of {len(lacking)} task(s) are missing ({shown}); the reason is above. Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
+                f"{compat.say_lacking(lacking)} Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
             )
         failure = ""
     except Stopped as stopped:
@@ -191,7 +187,7 @@ def stopped_message(options: RunOptions, runs: Mapping[str, Blocks], signal: str
     )
     whose = "" if compat.ranks() == 1 else f" of rank {compat.rank()}"
     known = f"{answered} of {planned} responses{whose} are in" if planned else "What was generated is in"
-    return f"\nstopped by {signal}. {known} {options.folder / 'journal'}. {_go_on(options)}"
+    return f"\nstopped by {signal}. {known} {options.folder / FOLDER}. {_go_on(options)}"
 
 
 def _go_on(options: RunOptions) -> str:
@@ -257,6 +253,20 @@ def _is_whole(path: Path) -> bool | None:
 
 
 # Looking
+
+
+def _runs_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The runs of a folder, of which there is at least one.
+
+    Raises:
+        JournalError: it has none, or a manifest that cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if not manifest:
+        raise JournalError(
+            f"{folder}: expected the --output_path of lmms-eval-emi run, found no {Path(FOLDER) / MANIFEST} there."
+        )
+    return manifest
 
 
 def states(plan: Mapping[Request, bool], answers: Answers, share: bool = True) -> list[TaskState]:
@@ -344,11 +354,7 @@ def status(folder: Path) -> list[RunState]:
     Raises:
         JournalError: it has no journal, or one that cannot be read.
     """
-    manifest = read_manifest(folder)
-    if not manifest:
-        raise JournalError(
-            f"{folder}: expected the --output_path of lmms-eval-emi run, found no {Path('journal') / 'run.json'} there."
-        )
+    manifest = _runs_of(folder)
     contents = read_journal(folder)
     running = is_running(folder)
     return [
@@ -385,12 +391,11 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
 
     Raises:
         JournalError: there is no journal, or nothing in it.
+        OSError: results cannot be written to ``output``.
         Exception: whatever the harness raises.
     """
-    manifest = read_manifest(folder)
-    if not manifest:
-        raise JournalError(f"{folder}: expected the --output_path of lmms-eval-emi run, found no journal there.")
-    name, described = list(manifest.items())[-1]
+    name, described = list(_runs_of(folder).items())[-1]
+    check_folder_writable(output)
     arguments = described.get("arguments")
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
         raise JournalError(f"{folder}: its manifest names no arguments. Run the original command again instead.")

@@ -18,9 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lmms_eval_emi.files import blocks_of
 from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.harness.lmms_eval.request_content import Contents, Described, sample_of_file
-from lmms_eval_emi.journal import Answers, Journal, Request, blocks_of
+from lmms_eval_emi.journal import Answers, Journal, Request
 from lmms_eval_emi.redaction import redact
 
 log = logging.getLogger("lmms_eval_emi")
@@ -142,7 +143,7 @@ class Blocks:
                 unit="",
                 dynamic_ncols=True,
                 smoothing=0.05,
-                disable=alone or compat.rank() != 0,
+                disable=alone or not compat.is_main_process(),
             ) as bar,
         ):
             for block in blocks_of(owned, self.size):
@@ -164,7 +165,7 @@ class Blocks:
         self, lm: Any, method: str, requests: Sequence[Any], seen: dict[tuple[str, int], int]
     ) -> list[Described]:
         contents = Contents(lambda task, split, document: lm.task_dict[task][split][document], method, self.seed, seen)
-        quiet = compat.rank() != 0 or len(requests) < 2
+        quiet = not compat.is_main_process() or len(requests) < 2
         with tqdm(
             requests, desc="Reading requests", unit="", leave=False, dynamic_ncols=True, delay=1, disable=quiet
         ) as bar:

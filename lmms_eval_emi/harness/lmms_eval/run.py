@@ -147,22 +147,19 @@ class Run:
 
     def lacking(self) -> list[str]:
         """Tasks of which a score is missing, once the run is over."""
-        return [
-            name
-            for name, own in self.tasks.items()
-            if own.wants_scores()
-            and not (
-                own.study.name not in self.unwritten
-                and self.results
-                and (result := self.results.get(own.study.name))
-                and (scores := result.splits.get(own.row_name))
-                and (
-                    scores.emid is not None
-                    or own.row_name == own.study.id_split
-                    or not self.has_split(own.study.name, own.study.id_split)
-                )
-            )
-        ]
+        return [name for name, own in self.tasks.items() if own.wants_scores() and not self._is_complete(own)]
+
+    def _is_complete(self, own: TaskOfRun) -> bool:
+        """Whether a task has the scores that this run can give it, in a file."""
+        scores = self._scores_of(own)
+        if scores is None or own.study.name in self.unwritten:
+            return False
+        wants_emid = own.row_name != own.study.id_split and self.has_split(own.study.name, own.study.id_split)
+        return scores.emid is not None or not wants_emid
+
+    def _scores_of(self, own: TaskOfRun) -> SplitScores | None:
+        result = (self.results or {}).get(own.study.name)
+        return result.splits.get(own.row_name) if result else None
 
     def has_split(self, study: str, split: str) -> bool:
         """Whether the task of a split itself, not only a variant of it, is part of the run."""
@@ -216,8 +213,7 @@ class Run:
                     logger.opt(exception=error).debug("EMI could not be computed")
                     logger.error(f"EMI could not be computed: {error}")
         own = self.tasks.get(task)
-        result = self.results.get(own.study.name) if own else None
-        return result.splits.get(own.row_name) if result and own else None
+        return self._scores_of(own) if own else None
 
 
 # Runs are found by their task objects, or else by the thread that loaded them.

@@ -219,7 +219,7 @@ def test_placeholders_of_a_budget_that_is_used_up_are_not_kept(answer, tmp_path,
 
 
 def test_rounds_of_a_document_are_told_apart_and_replayed(tmp_path, monkeypatch):
-    """A document of several rounds asks the model anew in each, with the same prompt at times."""
+    """A document of several rounds asks the model again in each, with the same prompt at times."""
     monkeypatch.setattr(compat, "is_call_of_one_round", lambda: True)
     sampled = {"do_sample": True}
 

@@ -18,7 +18,7 @@ import torch
 from demo.build import ASSETS, answer_training_scenes, make_encoders, train_on, write_answers
 from tabulate import tabulate
 
-from lmms_eval_emi.cli.demo import STUDY, UNTRAINED, accuracy_of, score_with_controls
+from lmms_eval_emi.cli.demo import STUDY, UNTRAINED, accuracy_of, collect_with_controls, score_demo
 from lmms_eval_emi.core.correlation import spearman
 from lmms_eval_emi.files import to_json, write_atomically
 from lmms_eval_emi.studies.schema import load_study
@@ -69,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def scores(responses: Path, encoders: Path, estimator: str) -> dict[str, Any]:
     """EMI, EMID and rank correlation with the loss of accuracy of every estimator, with one pair of encoders."""
-    accuracy = accuracy_of(responses)
-    results = score_with_controls(responses, encoders, [estimator, *UNTRAINED])
+    entry = collect_with_controls(responses)
+    accuracy = accuracy_of(entry)
+    results = score_demo(entry, encoders, [estimator, *UNTRAINED])
     described: dict[str, Any] = {}
     for label, result in zip(("club", *UNTRAINED), results, strict=True):
         shifts = [name for name in result.study.shifts() if name in result.splits]

@@ -17,6 +17,7 @@ from lmms_eval_emi.harness.lmms_eval import compat
 
 if TYPE_CHECKING:
     from lmms_eval_emi.samples import Sample
+    from lmms_eval_emi.scoring.joining import StudySamples
     from lmms_eval_emi.scoring.results import StudyResult
 
 ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"
@@ -125,8 +126,9 @@ def side_by_side(responses: Path) -> str:
     from lmms_eval_emi.studies.schema import load_study
 
     study = load_study(STUDY)
-    accuracy = accuracy_of(responses)
-    results = score_with_controls(responses, ASSETS, [STUDY, *UNTRAINED])
+    entry = collect_with_controls(responses)
+    accuracy = accuracy_of(entry)
+    results = score_demo(entry, ASSETS, [STUDY, *UNTRAINED])
     first = results[0]
     table = []
     for name, scores in first.splits.items():
@@ -154,38 +156,13 @@ def side_by_side(responses: Path) -> str:
     return "\n".join((shown, "", *disagreements_to_lines(results)))
 
 
-def accuracy_of(responses: Path) -> dict[str, float]:
-    """Share of rows that name every object asked about, by split of the demo and for the shuffled responses."""
-    from lmms_eval_emi.rows import load_splits
-    from lmms_eval_emi.scoring.joining import collect_samples
-    from lmms_eval_emi.studies.schema import load_study
-
-    study = load_study(STUDY)
-    asked = {
-        (row["question_id"], row["reference_answer"]): row["asked"]
-        for name in (study.id_split, *study.controls())
-        for row in load_splits(study, [name])[name].remove_columns("image")
-    }
-    (entry,) = collect_samples(study, [responses], models=["all"], allow_missing=True)
-    samples = {**entry.samples, SHUFFLED: shuffled(entry.samples.get(study.id_split, []))}
-    shares = {}
-    for name, rows in samples.items():
-        right = [all(thing in row.response for thing in asked[row.key]) for row in rows]
-        shares[name] = sum(right) / max(1, len(right))
-    return shares
-
-
-def score_with_controls(responses: Path, encoders: Path, estimators: Sequence[str]) -> list[StudyResult]:
-    """Results of the demo's responses by several estimators, with the positive control beside the study's own.
+def collect_with_controls(responses: Path) -> StudySamples:
+    """Samples of every split of the demo, with the shuffled responses beside the study's own control.
 
     Args:
         responses: the folder of the run's response files.
-        encoders: folder of ``vision_encoder`` and ``text_encoder``.
-        estimators: names or paths.
     """
     from lmms_eval_emi.scoring.joining import collect_samples
-    from lmms_eval_emi.scoring.pipeline import score_samples
-    from lmms_eval_emi.settings import override_settings
     from lmms_eval_emi.studies.schema import load_study
 
     study = load_study(STUDY)
@@ -194,6 +171,38 @@ def score_with_controls(responses: Path, encoders: Path, estimators: Sequence[st
     if clean:
         entry.study = study.with_variant(SHUFFLED, study.id_split)
         entry.samples[SHUFFLED] = shuffled(clean)
+    return entry
+
+
+def accuracy_of(entry: StudySamples) -> dict[str, float]:
+    """Share of rows that name every object asked about, by split of :func:`collect_with_controls`."""
+    from lmms_eval_emi.rows import load_splits
+    from lmms_eval_emi.studies.schema import load_study
+
+    study = load_study(STUDY)
+    asked = {
+        (row["question_id"], row["reference_answer"]): row["asked"]
+        for name in (study.id_split, *study.controls())
+        for row in load_splits(study, [name])[name].remove_columns("image")
+    }
+    shares = {}
+    for name, rows in entry.samples.items():
+        right = [all(thing in row.response for thing in asked[row.key]) for row in rows]
+        shares[name] = sum(right) / max(1, len(right))
+    return shares
+
+
+def score_demo(entry: StudySamples, encoders: Path, estimators: Sequence[str]) -> list[StudyResult]:
+    """Results of the demo's samples, one for each estimator.
+
+    Args:
+        entry: as :func:`collect_with_controls` gives it.
+        encoders: folder of ``vision_encoder`` and ``text_encoder``.
+        estimators: names or paths.
+    """
+    from lmms_eval_emi.scoring.pipeline import score_samples
+    from lmms_eval_emi.settings import override_settings
+
     settings = override_settings(
         {
             "resamples": 0,

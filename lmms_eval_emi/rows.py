@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -153,7 +155,7 @@ def image_roots(study: Study, spec: DatasetSpec) -> tuple[Path, ...]:
 
 
 def _roots(folders: Iterable[Path | None], *, from_hub: bool) -> tuple[Path, ...]:
-    allowed = load_settings().images
+    allowed = _allowed_images(tuple(sorted(os.environ.items())))
     found = [folder for folder in folders if folder is not None]
     if from_hub:
         import datasets
@@ -163,6 +165,12 @@ def _roots(folders: Iterable[Path | None], *, from_hub: bool) -> tuple[Path, ...
         found += [Path(cache) for cache in caches]
     found += [allowed.expanduser()] if allowed else []
     return tuple(dict.fromkeys(folder.resolve() for folder in found))
+
+
+@lru_cache(maxsize=4)
+def _allowed_images(environment: tuple[tuple[str, str], ...]) -> Path | None:
+    """The further folder of images in some environment, for reading the settings takes milliseconds for each split."""
+    return load_settings().images
 
 
 def _load(
@@ -277,19 +285,21 @@ def to_samples(
         SampleError: a question or reference is not a text.
     """
     images = dataset_images(split, columns.image, roots) if columns.image else [None] * len(split)
-    texts = split.select_columns(list(dict.fromkeys((columns.id, columns.question, columns.reference))))
+    ids, questions, references = (
+        column_values(split, name) for name in (columns.id, columns.question, columns.reference)
+    )
     samples = []
-    for row, fields in enumerate(texts):
+    for row in range(len(split)):
         if row not in responses:
             continue
         try:
             samples.append(
                 Sample(
                     image=images[row],
-                    question=fields[columns.question],
+                    question=questions[row],
                     response=responses[row],
-                    reference=fields[columns.reference],
-                    id=fields[columns.id],
+                    reference=references[row],
+                    id=ids[row],
                     row=row,
                 )
             )
@@ -302,13 +312,29 @@ def to_samples(
 
 def dataset_images(split: datasets.Dataset, column: str, roots: tuple[Path, ...]) -> list[DatasetImage | None]:
     """The images of all rows, still in the dataset and encoded; ``None`` where a row has none."""
-    encoded = undecoded(split, column).select_columns([column])
-    missing = (
-        encoded.data.column(column).is_null().to_pylist()
-        if encoded._indices is None
-        else [image is None for image in encoded[column]]
-    )
-    return [None if absent else DatasetImage(encoded, row, column, roots) for row, absent in enumerate(missing)]
+    if split._indices is None:
+        cells: Any = _Cells(split.data.column(column), column)
+        missing = cells.values.is_null().to_pylist()
+    else:
+        cells = undecoded(split, column).select_columns([column])
+        missing = [image is None for image in cells[column]]
+    return [None if absent else DatasetImage(cells, row, column, roots) for row, absent in enumerate(missing)]
+
+
+def column_values(split: datasets.Dataset, column: str) -> list[Any]:
+    """The values of a column that needs no decoding."""
+    return split.data.column(column).to_pylist() if split._indices is None else list(split[column])
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A column of a dataset as it is stored, of which a cell is read in microseconds."""
+
+    values: Any
+    name: str
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {self.name: self.values[row].as_py()}
 
 
 def undecoded(split: datasets.Dataset, column: str) -> datasets.Dataset:

@@ -70,7 +70,13 @@ class Settings(BaseSettings):
     )
     cache: Path = Field(
         Path(platformdirs.user_cache_dir("lmms_eval_emi")),
-        description="Folder for fetched estimators and, without --output_path, the files of a run.",
+        description="Folder for fetched estimators, embeddings of earlier runs and, without --output_path, the files of a run.",
+    )
+    cache_limit: float = Field(
+        4.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Gigabytes of embeddings that the cache keeps for later runs. 0 keeps none.",
     )
     allow_other_encoders: bool = Field(
         False, description="Use an estimator although other encoders made the embeddings that it was trained on."

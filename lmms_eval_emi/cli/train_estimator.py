@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.estimators import TEXT_ONLY
     from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
     from lmms_eval_emi.samples import without_images
+    from lmms_eval_emi.scoring.embedding import cache_of_embeddings
     from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.scoring.pipeline import embed_samples
     from lmms_eval_emi.scoring.preflight import load_encoders_only
@@ -119,7 +120,13 @@ def run(args: argparse.Namespace) -> int:
     ]
     text_only = all(without_images(entry.samples) for entry in entries)
     instruments = load_encoders_only(settings, text_only=text_only)
-    embedded = embed_samples(entries, instruments, batch_size=settings.batch_size, allow_missing=args.allow_missing)
+    embedded = embed_samples(
+        entries,
+        instruments,
+        batch_size=settings.batch_size,
+        allow_missing=args.allow_missing,
+        cache=cache_of_embeddings(settings),
+    )
     checkpoint = args.output.with_suffix(".checkpoint")
     prefix = len(studies) > 1
     splits = {

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from lmms_eval_emi.core.jackknife import LEVEL, Jackknife
 
@@ -43,6 +43,8 @@ def pearson(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rank correlation, or ``None`` as for :func:`pearson`."""
+    from scipy import stats
+
     return pearson(stats.rankdata(a).tolist(), stats.rankdata(b).tolist())
 
 
@@ -50,6 +52,8 @@ def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Kendall's tau-b, or ``None`` as for :func:`pearson`."""
     if pearson(a, b) is None:
         return None
+    from scipy import stats
+
     return float(stats.kendalltau(a, b).statistic)
 
 
@@ -86,7 +90,7 @@ def correlate(
     df = min(one.clusters for one in (*a, *known)) - 1
     drawn = _drawn([*a, *known], draws, seed, df)
     fisher = _fisher(_ROWWISE[measure](drawn[:, : len(a)], drawn[:, len(a) :]))
-    reach = float(stats.t.ppf(0.5 + LEVEL / 2, df) * fisher.std())
+    reach = float(special.stdtrit(df, 0.5 + LEVEL / 2) * fisher.std())
     centre = float(_fisher(np.array(value)))
     return Correlation(value, (math.tanh(centre - reach), math.tanh(centre + reach)))
 
@@ -120,6 +124,8 @@ def _pearson_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    from scipy import stats
+
     return _pearson_rows(stats.rankdata(a, axis=1), stats.rankdata(b, axis=1))
 
 

@@ -393,9 +393,12 @@ def _jsd(left: Embeddings, left_name: str, right: Embeddings, right_name: str, c
 
 def _kernel(embeddings: Embeddings, name: str) -> Kernel:
     key = ("kernel", name)
-    if key not in embeddings.cache:
-        embeddings.cache[key] = embeddings_to_kernel(getattr(embeddings, name))
-    return embeddings.cache[key]
+    if key in embeddings.cache:
+        return embeddings.cache[key]
+    kernel = embeddings_to_kernel(getattr(embeddings, name))
+    if kernel.covariance is not None:  # rows are as quickly had again, and take more room than all that follows
+        embeddings.cache[key] = kernel
+    return kernel
 
 
 def _entropy(embeddings: Embeddings, name: str) -> float:

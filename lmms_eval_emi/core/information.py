@@ -29,7 +29,8 @@ class MutualInformationEstimator(Protocol):
     """What :func:`emi` asks of an estimator. It may have beside it:
 
     - ``analyse(x, y, clusters, count)``, which gives :class:`Information` faster than recomputing the
-      estimate without each cluster;
+      estimate without each cluster, and ``analyse_all(x, targets, clusters, count)``, the same of several targets
+      of the same inputs;
     - ``bind(embeddings)``, which gives the estimator for the rows of a split, where it treats rows that it
       was trained on in a way of their own;
     - ``against = "reference"``, where it compares responses with references and not with inputs;
@@ -297,7 +298,11 @@ def _analyse(
         distinct = sorted(set(keys), key=str)
     number = {key: position for position, key in enumerate(distinct)}
     clusters = torch.tensor([number[key] for key in keys], device=x.device)
-    response, reference = (information(estimator, x, targets, clusters, len(distinct)) for targets in (y_hat, y))
+    analyse_all = getattr(estimator, "analyse_all", None)
+    if analyse_all is not None:
+        response, reference = analyse_all(x, (y_hat, y), clusters, len(distinct))
+    else:
+        response, reference = (information(estimator, x, targets, clusters, len(distinct)) for targets in (y_hat, y))
 
     def jackknife(value: float, deleted: torch.Tensor) -> Jackknife:
         known = {key: value for key, value in zip(distinct, deleted.tolist(), strict=True) if value == value}

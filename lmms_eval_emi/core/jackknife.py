@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import special
 
 FEWEST_CLUSTERS = 8  # below this an interval would say little, and cover less than it says
 LEVEL = 0.95
@@ -90,7 +90,7 @@ class Jackknife:
         if error is None:
             return None
         centre = self.corrected if corrected else self.value
-        reach = float(stats.t.ppf(0.5 + level / 2, self.df)) * error
+        reach = float(special.stdtrit(self.df, 0.5 + level / 2)) * error
         return centre - reach, centre + reach
 
     @property
@@ -106,7 +106,7 @@ class Jackknife:
             return None
         if error == 0:
             return 1.0 if self.corrected == 0 else 0.0
-        return float(2 * stats.t.sf(abs(self.corrected) / error, self.df))
+        return float(2 * special.stdtr(self.df, -abs(self.corrected) / error))
 
     def deviations(self) -> dict[Hashable, float]:
         """What each cluster adds to the statistic's error: centred pseudo-values divided by G, by cluster.

@@ -6,7 +6,6 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy import stats
 
 from lmms_eval_emi.core.conventions import Adjustment
 from lmms_eval_emi.core.jackknife import Jackknife
@@ -34,6 +33,8 @@ def adjust(
     elif method == "holm":
         adjusted = holm(p)
     elif method == "bh":
+        from scipy import stats
+
         adjusted = stats.false_discovery_control(p, method="bh")
     elif method == "maxt":
         adjusted = _maxt([family[position] for position in known], draws, seed)

@@ -2,8 +2,17 @@
 
 The null of a paired design (shifted twins, translations, responses against references) is exchange
 within the pair; that of an unpaired one is relabelling. Either moves whole images, for rows that
-share one are not independent. Tests are sequential (Besag & Clifford 1991): they stop once enough
-draws reach the observed value.
+share one are not independent.
+
+The tests' statistic is the divergence to second order around the kernel of all rows together, which no draw
+changes. With P and Q the kernels of both sides and p the eigenvalues of that kernel, all normalised, it is
+
+    1/8  sum_ij c_ij (P - Q)_ij^2,    c_ij = (log p_i - log p_j) / (p_i - p_j),  c_ii = 1 / p_i
+
+in the eigenbasis of the latter (the Hessian of the von Neumann entropy; Lesniewski & Ruskai 1999). P - Q is a sum
+over images, so one Gram matrix of their parts gives the statistic of a draw in O(G^2), where the divergence itself
+takes two decompositions. A permutation test is exact for any statistic; that this one has the divergence's power is
+measured by ``benchmarks/permutation_power.py``.
 
 All of it rests on one Gram matrix of the distinct rows of both sets: a set is a vector of counts.
 """
@@ -14,6 +23,7 @@ import hashlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,8 +33,9 @@ from lmms_eval_emi.core.jackknife import Jackknife
 
 NOISE_FLOOR = 1e-12  # a smaller divergence is rounding of the eigenvalues in float64; its fourth root would not be
 MOST_ROWS = 768  # of a set; beyond, one entropy takes longer than a whole test of a small set
+MEASURED = 50  # draws of a test whose divergence itself is computed, for its mean
 BATCH = 25  # kernels that are decomposed in one call, which lets other threads work
-ENOUGH = 20  # draws that reach the observed value, after which a test stops
+TIE = 1e-9  # share of the observed value within which a draw counts as one that reaches it
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,9 @@ class DivergenceTest:
 
     Attributes:
         value: the divergence, in nats.
-        floor: mean of the divergences of the null, at these sizes.
-        p_value: share of the null that reaches the value, itself included.
+        floor: mean of the divergences of the null, at these sizes: that of some draws, corrected by how far their
+            mean of the statistic is from that of all draws (a control variate).
+        p_value: share of the null whose statistic reaches the observed one, itself included.
         draws: how many were drawn.
         design: ``exchange`` within pairs, or ``relabel``.
     """
@@ -73,18 +85,21 @@ class TwoSets:
         y_clusters: Sequence[Hashable],
         convention: Convention | str = "published",
     ) -> None:
-        rows = torch.cat([x, y]).double().cpu().numpy()
-        # Sorted by cluster, so that the order of rows changes no draw.
+        rows = torch.cat([x, y]).double().cpu().numpy() + 0.0  # no negative zeros, whose bytes differ
+        # Sorted, so that the order of rows changes no draw.
         self.clusters = sorted({*x_clusters, *y_clusters}, key=str)
         number = {cluster: position for position, cluster in enumerate(self.clusters)}
         codes = np.array([number[cluster] for cluster in (*x_clusters, *y_clusters)])
-        distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
+        content = [row.tobytes() for row in rows]
+        position = {key: place for place, key in enumerate(sorted(set(content)))}
+        own = np.array([position[key] for key in content])
+        distinct = np.empty((len(position), rows.shape[1]))
+        distinct[own] = rows
         self.gram = distinct @ distinct.T
         self.convention = str(convention)
-        shape = (2, len(self.clusters), len(distinct))
-        self.counts = np.zeros(shape)  # of every distinct row, by set and cluster
-        sets = np.repeat([0, 1], [len(x), len(y)])
-        np.add.at(self.counts, (sets, codes, inverse.reshape(-1)), 1)
+        self.counts = np.zeros((2, len(self.clusters), len(distinct)))  # of every distinct row, by set and cluster
+        np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, own), 1)
+        self._second_orders: dict[bytes, np.ndarray] = {}
         self.identical = bool((self.counts.sum(axis=1)[0] == self.counts.sum(axis=1)[1]).all())
 
     def digest(self) -> str:
@@ -129,7 +144,7 @@ class TwoSets:
         p /= p.sum(axis=1, keepdims=True)
         return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1)
 
-    @property
+    @cached_property
     def value(self) -> float:
         """Divergence of the two sets."""
         x, y = self.counts.sum(axis=1)
@@ -177,44 +192,66 @@ class TwoSets:
     def _interactions(self) -> np.ndarray:
         """(G, G) what each pair of clusters adds to the divergence beyond what either does.
 
-        With P and Q the normalised kernels, mixed with weights a and b to M of eigenvalues p, the divergence is to
-        second order
+        With P and Q mixed with weights a and b to M, the divergence is to second order
 
-            (a^2 + b^2) / 4  sum_ij c_ij (P - Q)_ij^2,    c_ij = (log p_i - log p_j) / (p_i - p_j),  c_ii = 1 / p_i
+            (a^2 + b^2) / 4  sum_ij c_ij (P - Q)_ij^2
 
-        in the eigenbasis of M. P - Q is a sum over clusters, each of which is centred: their mean is the shift, and
-        what the shift adds is linear in them.
+        with c of M; see :meth:`second_order`. P - Q is a sum over clusters, each of which is centred: their mean is
+        the shift, and what the shift adds is linear in them.
         """
         x, y = self.counts.sum(axis=1)
         a = 0.5 if self.convention == "equal_weight" else x.sum() / (x.sum() + y.sum())
         masses = [side @ np.diag(self.gram) for side in (x, y)]
-        weights = a * x / masses[0] + (1 - a) * y / masses[1]
-        used = np.flatnonzero(weights)
-        roots = np.sqrt(weights[used])
-        p, vectors = np.linalg.eigh(self.gram[np.ix_(used, used)] * roots[:, None] * roots)
-        kept = p > NOISE_FLOOR
-        p = p[kept]
-        rows = vectors[:, kept] * np.sqrt(p) / roots[:, None]  # of the data, in the eigenbasis
-        logs = np.log(p)
-        gaps, close = p[:, None] - p, np.abs(p[:, None] - p) < 1e-9 * (p[:, None] + p)
-        slopes = np.where(close, 2 / (p[:, None] + p), (logs[:, None] - logs) / np.where(close, 1, gaps))
-        sides = [
-            [(cluster, rows[own > 0], own[own > 0] / mass) for cluster, own in enumerate(side[:, used]) if own.any()]
-            for side, mass in zip(self.counts, masses, strict=True)
-        ]
-        found = np.zeros((len(self.clusters), len(self.clusters)))
-        # As many rows of the (r, r) matrices at a time as fit into 64 MB.
-        step = max(1, 2**23 // (len(found) * len(p)))
-        for first in range(0, len(p), step):
-            block = slice(first, first + step)
-            changes = np.zeros((len(found), *slopes[block].shape))
-            for sign, side in zip((1, -1), sides, strict=True):
-                own = np.stack([(z[:, block] * w[:, None]).T @ z for _, z, w in side])
-                changes[[cluster for cluster, _, _ in side]] += sign * (own - own.mean(axis=0))
-            changes *= np.sqrt(slopes[block])
-            flat = changes.reshape(len(found), -1)
+        parts = self.second_order(a * x / masses[0] + (1 - a) * y / masses[1])
+        count = len(self.clusters)
+        changes = np.zeros((count, 2 * count))
+        for sign, side, mass in zip((1, -1), (0, 1), masses, strict=True):
+            own = np.flatnonzero(self.counts[side].any(axis=1))
+            centred = np.eye(len(own)) - 1 / len(own)
+            changes[np.ix_(own, side * count + own)] += sign * centred / mass
+        return (a**2 + (1 - a) ** 2) / 2 * changes @ parts @ changes.T
+
+    def second_order(self, weights: np.ndarray) -> np.ndarray:
+        """(2 G, 2 G) inner products of what each cluster of each set adds to a kernel, in the metric of a divergence.
+
+        Of two matrices A and B it is sum_ij c_ij A_ij B_ij, with c as in the module's text, in the eigenbasis of the
+        kernel of the distinct rows with (U,) ``weights``.
+        """
+        weights = weights / (weights @ np.diag(self.gram))
+        key = np.round(weights, 12).tobytes()
+        if key not in self._second_orders:
+            used = np.flatnonzero(weights)
+            roots = np.sqrt(weights[used])
+            p, vectors = np.linalg.eigh(self.gram[np.ix_(used, used)] * roots[:, None] * roots)
+            kept = p > NOISE_FLOOR
+            p = p[kept]
+            z = np.zeros((len(weights), len(p)))  # the rows, in the eigenbasis
+            z[used] = vectors[:, kept] * np.sqrt(p) / roots[:, None]
+            self._second_orders[key] = self._inner_products(z, _slope_ratios(p))
+        return self._second_orders[key]
+
+    def _inner_products(self, z: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+        flat_counts = self.counts.reshape(-1, len(z))
+        members = [(number, rows) for number, own in enumerate(flat_counts) if len(rows := np.flatnonzero(own))]
+        width = z.shape[1]
+        numbers = [number for number, _ in members]
+        found = np.zeros((len(numbers), len(numbers)))
+        # As many rows of the (r, r) matrices at a time as fit into 8 MB. They are symmetric: what is right of the
+        # block on the diagonal counts twice.
+        step = max(1, 2**20 // (len(numbers) * width))
+        for first in range(0, width, step):
+            block = slice(first, min(first + step, width))
+            scale = np.sqrt(ratios[block, first:])
+            scale[:, block.stop - first :] *= math.sqrt(2)
+            flat = np.empty((len(numbers), scale.size))
+            for place, (number, rows) in enumerate(members):
+                own = z[rows]
+                part = (own[:, block] * flat_counts[number, rows, None]).T @ own[:, first:]
+                np.multiply(part, scale, out=flat[place].reshape(scale.shape))
             found += flat @ flat.T
-        return (a**2 + (1 - a) ** 2) / 2 * found
+        whole = np.zeros((len(flat_counts), len(flat_counts)))
+        whole[np.ix_(numbers, numbers)] = found
+        return whole
 
     def _slopes(self, counts: np.ndarray) -> np.ndarray:
         """(U,) derivative of the entropy of (U,) counts or weights by each of them; 0 where there is none."""
@@ -231,10 +268,10 @@ class TwoSets:
         return slopes
 
     def test(self, resamples: int, seed: int, paired: bool) -> DivergenceTest:
-        """Permutation test of no shift.
+        """Permutation test of no shift; see the module's text.
 
         Args:
-            resamples: most draws.
+            resamples: number of draws.
             seed: of the draws, which depend on the content of the sets beside it.
             paired: exchange the two sides of random clusters; otherwise relabel whole clusters.
         """
@@ -242,35 +279,50 @@ class TwoSets:
         x, y = self.counts.sum(axis=1)
         observed = float(self.divergences(x[None], y[None], None, convention)[0])
         random = np.random.default_rng([seed, int(self.digest()[:15], 16)])
+        clusters = len(self.clusters)
+        if paired:
+            first = (random.random((resamples, clusters)) < 0.5).astype(float)
+            shares = np.concatenate([first, 1 - first], axis=1)  # of every cluster of x and of y, in the first side
+        else:
+            of_x = int((self.counts[0].sum(axis=1) > 0).sum())
+            order = np.argsort(random.random((resamples, clusters)), axis=1)
+            first = np.zeros((resamples, clusters))
+            np.put_along_axis(first, order[:, :of_x], 1, axis=1)
+            shares = np.concatenate([first, first], axis=1)
+        parts = self.second_order(x + y)
+        flat_counts = self.counts.reshape(2 * clusters, -1)
+        masses = flat_counts @ np.diag(self.gram)
+
+        def statistic(shares: np.ndarray) -> np.ndarray:
+            changes = shares / (shares @ masses)[:, None] - (1 - shares) / ((1 - shares) @ masses)[:, None]
+            return ((changes @ parts) * changes).sum(axis=1) / 8
+
+        own = np.repeat([1.0, 0.0], clusters)[None]
+        goal, drawn = float(statistic(own)[0]), statistic(shares)
+        reached = int((drawn >= goal * (1 - TIE)).sum())
         # Both sides of a pair have as many rows, so the mixture is the same in every draw.
         mixed = float(self.entropies((x + y)[None])[0]) if paired else None
-        clusters = len(self.clusters)
-        of_x = int((self.counts[0].sum(axis=1) > 0).sum())
-        drawn: list[float] = []
-        reached = 0
-        while len(drawn) < resamples and reached < ENOUGH:
-            batch = min(BATCH, resamples - len(drawn))
-            if paired:
-                first = random.random((batch, clusters)) < 0.5
-                shares = np.stack([first, ~first])
-                sides = (
-                    np.einsum("sbc,scu->bu", shares, self.counts),
-                    np.einsum("sbc,scu->bu", shares[::-1], self.counts),
-                )
-            else:
-                order = np.argsort(random.random((batch, clusters)), axis=1)
-                chosen = np.zeros((batch, clusters))
-                np.put_along_axis(chosen, order[:, :of_x], 1, axis=1)
-                both = self.counts.sum(axis=0)
-                sides = chosen @ both, (1 - chosen) @ both
-            for value in self.divergences(*sides, mixed, convention):
-                drawn.append(float(value))
-                reached += value >= observed - NOISE_FLOOR
-                if reached >= ENOUGH:
-                    break
-        draws = len(drawn)
-        p_value = reached / draws if reached >= ENOUGH else (reached + 1) / (draws + 1)
-        return DivergenceTest(observed, sum(drawn) / draws, float(p_value), draws, "exchange" if paired else "relabel")
+        some = shares[:MEASURED]
+        measured = np.concatenate(
+            [
+                self.divergences(part @ flat_counts, (1 - part) @ flat_counts, mixed, convention)
+                for part in np.split(some, range(BATCH, len(some), BATCH))
+            ]
+        )
+        spread = float(drawn[: len(some)].var())
+        slope = float(np.cov(measured, drawn[: len(some)], bias=True)[0, 1]) / spread if spread > 0 else 0.0
+        floor = max(0.0, float(measured.mean() + slope * (drawn.mean() - drawn[: len(some)].mean())))
+        return DivergenceTest(
+            observed, floor, (reached + 1) / (resamples + 1), resamples, "exchange" if paired else "relabel"
+        )
+
+
+def _slope_ratios(p: np.ndarray) -> np.ndarray:
+    """(r, r) divided differences of the logarithm: (log p_i - log p_j) / (p_i - p_j), and 1 / p_i where they are equal."""
+    logs = np.log(p)
+    gaps, sums = p[:, None] - p, p[:, None] + p
+    close = np.abs(gaps) < 1e-9 * sums
+    return np.where(close, 2 / sums, (logs[:, None] - logs) / np.where(close, 1, gaps))
 
 
 def _shrunk(deleted: dict[Hashable, float], quadratic: Mapping[Hashable, float]) -> dict[Hashable, float]:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from lmms_eval_emi.encoders.base import Encoder, EncoderUnavailable, resolve_device, unavailable
+from lmms_eval_emi.encoders.checkpoint import read_config
 
 __all__ = ["Encoder", "EncoderUnavailable", "Encoders", "load_encoders", "load_text_encoder", "load_vision_encoder"]
 
@@ -102,10 +103,7 @@ def _load(registry: dict[str, str], name: str, device: str, what: str, variable:
 
 def _model_type(name: str, what: str, variable: str) -> str:
     """What a checkpoint's own file says that it is."""
-    from transformers import PretrainedConfig
-
     try:
-        config, _ = PretrainedConfig.get_config_dict(name)
+        return str(read_config(name).get("model_type", "unknown"))
     except (OSError, ValueError) as error:
         raise unavailable(name, what, variable, error) from error
-    return str(config.get("model_type", "unknown"))

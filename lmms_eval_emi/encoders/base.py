@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 import xxhash
 from tqdm import tqdm
 
+from lmms_eval_emi.files import read_json, write_atomically
+from lmms_eval_emi.settings import cache_folder
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.encoders.checkpoint import Checkpoint
+
+Self = TypeVar("Self", bound="CheckpointEncoder")
+
 log = logging.getLogger("lmms_eval_emi")
+CACHE_REVISION = 1  # goes up when rows of the same weights change
 
 
 class EncoderUnavailable(RuntimeError):
@@ -24,11 +35,20 @@ class Encoder(Protocol):
 
     name: str
     device: torch.device
-    dimension: int
+
+    @property
+    def dimension(self) -> int:
+        """D, the width of a row."""
+        ...
 
     @property
     def signature(self) -> str:
         """Name, fingerprint of the weights, and pooling, as they stand in signatures."""
+        ...
+
+    @property
+    def cache_key(self) -> str:
+        """What rows depend on beside their items."""
         ...
 
     def to(self, device: torch.device) -> Any:
@@ -42,6 +62,100 @@ class Encoder(Protocol):
     def encode(self, prepared: Sequence[Any]) -> torch.Tensor:
         """(M, D) float32 L2-normalised rows of M prepared items, on the CPU. A row depends on its item alone."""
         ...
+
+
+class CheckpointEncoder:
+    """An encoder whose model is loaded when something has to be encoded.
+
+    Its signature needs the fingerprint of the weights. That of files which have not changed is remembered in the
+    cache folder, so a run whose embeddings are all known reads no weights.
+
+    Args:
+        name: hub name or folder of a checkpoint.
+        device: where to run.
+
+    Raises:
+        EncoderUnavailable: the checkpoint is not here and cannot be fetched, or lacks weights.
+    """
+
+    pooling: ClassVar[str]
+    what: ClassVar[str]
+    variable: ClassVar[str]
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from lmms_eval_emi.encoders.checkpoint import Checkpoint
+
+        self.name, self.device = name, device
+        try:
+            self.checkpoint: Checkpoint = Checkpoint(name)
+        except (OSError, ValueError) as error:
+            raise unavailable(name, self.what, self.variable, error) from error
+        self.check()
+        self._fingerprint = self._remembered_fingerprint()
+
+    @property
+    def signature(self) -> str:
+        """Name, fingerprint of the weights, and pooling."""
+        return f"{self.name}#{self._fingerprint}/{self.pooling}"
+
+    @property
+    def dimension(self) -> int:
+        """Width of a row."""
+        raise NotImplementedError
+
+    @property
+    def cache_key(self) -> str:
+        """What rows depend on beside their items, as the cache of embeddings tells encoders apart."""
+        return f"{type(self).__name__}#{self._fingerprint}/{self.pooling}/float32/{self.device.type}/{CACHE_REVISION}"
+
+    def check(self) -> None:
+        """Make sure of whatever else the encoder needs; it is called before weights are read."""
+
+    def load(self) -> torch.nn.Module:
+        """The model, on the CPU."""
+        raise NotImplementedError
+
+    def identify(self) -> str:
+        """Eight hexadecimal digits of the weights that rows depend on, the same wherever they were read from."""
+        raise NotImplementedError
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The model; loaded when first used."""
+        return self.load()
+
+    def place_model(self) -> torch.device:
+        """Put the model on the encoder's device, or on the CPU where that has no room; returns where it is."""
+        self.device = place(self.model, self.name, self.device)
+        return self.device
+
+    def to(self: Self, device: torch.device) -> Self:
+        """Move to a device."""
+        self.device = device
+        return self
+
+    def release(self) -> None:
+        """Drop the model from memory, until something has to be encoded."""
+        self.__dict__.pop("model", None)
+
+    def _remembered_fingerprint(self) -> str:
+        from lmms_eval_emi.version import __version__
+
+        identity = [__version__, type(self).__qualname__, self.pooling, *self.checkpoint.identity]
+        key = xxhash.xxh3_128_hexdigest(repr(identity).encode())
+        path = cache_folder() / "fingerprints" / f"{key}.json"
+        try:
+            known = read_json(path)
+            if known["identity"] == identity and len(str(known["fingerprint"])) == 8:
+                return str(known["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        found = self.identify()
+        try:
+            write_atomically(path, json.dumps({"identity": identity, "fingerprint": found}) + "\n", durable=False)
+        except (OSError, RuntimeError) as error:
+            log.debug("%s: its fingerprint is not remembered: %s", self.name, error)
+        return found
 
 
 def resolve_device(name: str) -> torch.device:
@@ -63,9 +177,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def encode_all(
-    encoder: Encoder, count: int, prepared: Callable[[range], Sequence[Any]], *, batch_size: int, label: str
+    encoder: Encoder, count: int, prepared: Callable[[range], Sequence[Any]], *, batch_size: int, label: str = ""
 ) -> torch.Tensor:
-    """Encode items in batches, under a progress bar.
+    """Encode items in batches, under a progress bar if it has a label.
 
     Where the device has no room left, the batch is made smaller, and then the CPU takes over.
 
@@ -82,7 +196,8 @@ def encode_all(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
     rows: list[torch.Tensor] = []
-    with tqdm(total=count, desc=label, unit="", leave=False, dynamic_ncols=True) as bar:
+    batch_size = min(batch_size, getattr(encoder, "most_items", batch_size))
+    with tqdm(total=count, desc=label, unit="", leave=False, dynamic_ncols=True, disable=not label) as bar:
         start = 0
         while start < count:
             positions = range(start, min(start + batch_size, count))
@@ -91,6 +206,7 @@ def encode_all(
                     rows.append(encoder.encode(prepared(positions)))
             except torch.OutOfMemoryError:
                 batch_size = make_room(encoder, len(positions))
+                encoder.most_items = batch_size  # type: ignore[attr-defined]
                 continue
             start = positions.stop
             bar.update(len(positions))

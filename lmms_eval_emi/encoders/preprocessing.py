@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from lmms_eval_emi.encoders.base import EncoderUnavailable, unavailable
+from lmms_eval_emi.encoders.checkpoint import checkpoint_file
+from lmms_eval_emi.files import read_json
 from lmms_eval_emi.images import to_rgb
 
 LONGEST_RESIZED_EDGE = 8192
@@ -34,10 +36,8 @@ class Preprocessing:
     """
 
     def __init__(self, name: str) -> None:
-        from transformers.image_processing_base import ImageProcessingMixin
-
         try:
-            config, _ = ImageProcessingMixin.get_image_processor_dict(name)
+            config = _read_config(name)
         except (OSError, ValueError) as error:
             raise unavailable(
                 name, "image preprocessing of the vision encoder", "LMMS_EVAL_EMI_VISION_ENCODER", error
@@ -59,6 +59,11 @@ class Preprocessing:
         normalise = config.get("do_normalize", True)
         self.mean = np.asarray(config.get("image_mean", CLIP_MEAN) if normalise else (0, 0, 0), dtype=np.float32)
         self.std = np.asarray(config.get("image_std", CLIP_STD) if normalise else (1, 1, 1), dtype=np.float32)
+
+    @property
+    def description(self) -> str:
+        """Its steps, such that two with the same give the same pixels."""
+        return repr((self.resized, self.resample, self.crop, self.scale, self.mean.tolist(), self.std.tolist()))
 
     def _refused(self, what: str) -> EncoderUnavailable:
         return EncoderUnavailable(
@@ -86,7 +91,11 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """(3, H, W) float32 pixels of one image of any mode and size."""
-        pixels: np.ndarray = self.resize_and_crop(to_rgb(image)).astype(np.float32)
+        return self.to_float(self.resize_and_crop(to_rgb(image)))
+
+    def to_float(self, pixels: np.ndarray) -> np.ndarray:
+        """(3, H, W) float32 pixels as the tower takes them of the (H, W, 3) 8-bit ones, scaled and normalised."""
+        pixels = pixels.astype(np.float32)
         pixels = pixels / 255 if abs(self.scale - 1 / 255) < 1e-12 else pixels * np.float32(self.scale)
         return ((pixels - self.mean) / self.std).transpose(2, 0, 1)
 
@@ -117,6 +126,20 @@ class Preprocessing:
         pixels = torch.nn.functional.pad(pixels, padding)
         top, left = max(0, top), max(0, left)
         return pixels[0, :, top : top + self.crop[1], left : left + self.crop[0]].permute(1, 2, 0).numpy()
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    """What the checkpoint's file says; newer ones have it as a part of ``processor_config.json``."""
+    try:
+        found = read_json(checkpoint_file(name, "preprocessor_config.json"))
+    except (OSError, ValueError) as error:
+        try:
+            found = read_json(checkpoint_file(name, "processor_config.json"))["image_processor"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise error from None
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object in preprocessor_config.json, got {type(found).__name__}")
+    return found
 
 
 def middle_of_strip(image: Image.Image) -> Image.Image:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from lmms_eval_emi.encoders.base import (
+    CheckpointEncoder,
     check_loaded,
     fingerprint,
-    place,
     pool_and_normalise,
     quiet_transformers,
     unavailable,
 )
 from lmms_eval_emi.encoders.preprocessing import Preprocessing
+from lmms_eval_emi.images import to_rgb
 
-Self = TypeVar("Self", bound="VisionEncoder")
+VARIABLE = "LMMS_EVAL_EMI_VISION_ENCODER"
 
 
-class VisionEncoder:
+class VisionEncoder(CheckpointEncoder):
     """Embeds images: the mean of the patch states that a vision tower gives, L2-normalised.
 
-    A subclass names the tower's class in transformers, how many leading tokens are no patches, what the
-    pooling is called in signatures, and which weights the states do not depend on.
+    A subclass says what the tower is, either by the name of its class in transformers, how many leading tokens are
+    no patches, and which weights the states do not depend on; or by :meth:`load`, :meth:`states` and
+    :meth:`identify` of its own.
 
     Args:
         name: hub name or folder of a checkpoint.
@@ -42,38 +44,62 @@ class VisionEncoder:
     pooling: ClassVar[str] = "patch-mean"
     optional_weights: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[dict[str, Any]] = {}
+    what, variable = "vision encoder", VARIABLE
 
     def __init__(self, name: str, device: torch.device) -> None:
+        self.preprocessing = Preprocessing(name)
+        super().__init__(name, device)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """(H, W, 3) 8-bit pixels as the tower sees them: a quarter of the memory of the floats that it takes."""
+        return self.preprocessing.resize_and_crop(to_rgb(image))
+
+    @property
+    def cache_key(self) -> str:
+        """With the preprocessing."""
+        return f"{super().cache_key}/{self.preprocessing.description}"
+
+    @property
+    def dimension(self) -> int:
+        """Width of a row."""
+        return int(self.config["hidden_size"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Configuration of the tower: a part of the checkpoint's, or all of it."""
+        return self.checkpoint.config.get("vision_config") or self.checkpoint.config
+
+    def load(self) -> torch.nn.Module:
+        """The tower as transformers has it."""
         import transformers
 
-        self.name = name
-        self.prepare = Preprocessing(name)
         try:
             with quiet_transformers():
                 model, info = getattr(transformers, self.tower).from_pretrained(
-                    name, dtype=torch.float32, output_loading_info=True, **self.options
+                    self.name, dtype=torch.float32, output_loading_info=True, **self.options
                 )
         except (OSError, ValueError) as error:
-            raise unavailable(name, "vision encoder", "LMMS_EVAL_EMI_VISION_ENCODER", error) from error
-        check_loaded(name, info["missing_keys"], optional=self.optional_weights)
-        self.model = model.eval()
-        self.dimension = int(model.config.hidden_size)
-        self._fingerprint = fingerprint(model)
-        self.device = place(model, name, device)
+            raise unavailable(self.name, self.what, self.variable, error) from error
+        check_loaded(self.name, info["missing_keys"], optional=self.optional_weights)
+        return model.eval()
 
-    @property
-    def signature(self) -> str:
-        """Name, fingerprint of the weights, and pooling."""
-        return f"{self.name}#{self._fingerprint}/{self.pooling}"
+    def identify(self) -> str:
+        """Fingerprint of the tower's weights."""
+        return fingerprint(self.model)
 
-    def to(self: Self, device: torch.device) -> Self:
-        """Move to a device."""
-        self.device = place(self.model, self.name, device)
-        return self
+    def states(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(M, L, D) states of (M, 3, H, W) pixels, leading tokens among them."""
+        return self.model(pixel_values=pixels).last_hidden_state
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
         """(M, D) float32 L2-normalised rows of M images or prepared images, on the CPU."""
-        pixels = np.stack([self.prepare(one) if isinstance(one, Image.Image) else one for one in prepared])
-        states = self.model(pixel_values=torch.from_numpy(pixels).to(self.device)).last_hidden_state
-        return pool_and_normalise(states[:, self.leading_tokens :], None, self.device)
+        pixels = np.stack(
+            [
+                self.preprocessing.to_float(self.prepare(one) if isinstance(one, Image.Image) else one)
+                for one in prepared
+            ]
+        )
+        device = self.place_model()
+        states = self.states(torch.from_numpy(pixels).to(device))
+        return pool_and_normalise(states[:, self.leading_tokens :], None, device)

@@ -221,17 +221,17 @@ class TrainedEstimator(nn.Module, Estimator):
         networks: Sequence[Self],
         which: torch.Tensor,
         x: torch.Tensor,
-        y: torch.Tensor,
+        targets: Sequence[torch.Tensor],
         clusters: torch.Tensor,
         count: int,
-    ) -> Information:
-        """The estimate with and without each cluster, every row's inputs seen by a network of its own.
+    ) -> list[Information]:
+        """The estimates with and without each cluster, every row's inputs seen by a network of its own.
 
         Args:
             networks: in float64, on the device of the rows.
             which: (N,) number of every row's network.
             x: (N, D) inputs.
-            y: (N, D') targets.
+            targets: (N, D') each; one estimate is of the inputs with one of them.
             clusters: (N,) number of every row's cluster, below ``count``.
             count: G, the number of clusters.
         """
@@ -250,9 +250,17 @@ class TrainedEstimator(nn.Module, Estimator):
         Raises:
             ValueError: as :meth:`contributions`.
         """
-        self.check_shapes(x, y)
+        return self.analyse_all(x, (y,), clusters, count)[0]
+
+    @torch.no_grad()
+    def analyse_all(
+        self, x: torch.Tensor, targets: Sequence[torch.Tensor], clusters: torch.Tensor, count: int
+    ) -> list[Information]:
+        """As :meth:`analyse`, of several targets of the same inputs."""
+        for y in targets:
+            self.check_shapes(x, y)
         which = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        return self.analyse_by([self.in_float64(x.device)], which, x, y, clusters, count)
+        return self.analyse_by([self.in_float64(x.device)], which, x, targets, clusters, count)
 
     def trained_on(self, embeddings: Embeddings) -> int:
         """How many rows of a split it was trained on; 0 if that is not known."""
@@ -280,14 +288,19 @@ class TrainedEstimator(nn.Module, Estimator):
         self.check_rows(x, y)
 
     def in_float64(self: Self, device: torch.device) -> Self:
-        """A copy of the network in float64 on a device."""
+        """A copy of the network in float64 on a device, made once as long as its weights stay what they are."""
+        key = (device, [(tensor.data_ptr(), tensor._version) for tensor in self.state_dict().values()])
+        known = self.__dict__.get("_exact")
+        if known is not None and known[0] == key:
+            return known[1]
         with torch.device("meta"):  # without initial weights, which would take longer than the copy
             copy = type(self)(
                 self.input_dimension, self.output_dimension, self.hidden, name=self.name, sha256=self.sha256
             )
         exact = {key: tensor.detach().to(device, torch.float64) for key, tensor in self.state_dict().items()}
         copy.load_state_dict(exact, assign=True)
-        return copy.eval()
+        self.__dict__["_exact"] = (key, copy.eval())  # past the module's own attributes, of which it is no part
+        return copy
 
 
 def undivided(estimator: Any, x: torch.Tensor, y: torch.Tensor) -> Information:

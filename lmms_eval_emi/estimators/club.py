@@ -6,13 +6,13 @@ Source: Cheng et al., *CLUB*, ICML 2020; the architecture is that of Oh et al., 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from lmms_eval_emi.core.club import ClusterSums, embeddings_to_moments, moments_to_contributions
+from lmms_eval_emi.core.club import ClusterSums, Moments, embeddings_to_moments, moments_to_contributions
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS
 from lmms_eval_emi.core.information import Information
 from lmms_eval_emi.estimators.base import TrainedEstimator, by_network, undivided
@@ -91,25 +91,37 @@ class CLUB(TrainedEstimator):
         networks: Sequence[Self],
         which: torch.Tensor,
         x: torch.Tensor,
-        y: torch.Tensor,
+        targets: Sequence[torch.Tensor],
         clusters: torch.Tensor,
         count: int,
-    ) -> Information:
-        """The estimate with and without each cluster of rows, and every row's influence, in O(N D)."""
+    ) -> list[Information]:
+        """The estimates with and without each cluster of rows, and every row's influence, in O(N D)."""
         # Networks that are used together share the space of their targets.
         into = networks[0].targets
-        moments = embeddings_to_moments(y, into)
-        sums = ClusterSums.empty(count, len(moments.mean), x.device)
-        parts = []
-        for xs, ys, own, cs in zip(
-            x.split(CHUNK_ROWS), y.split(CHUNK_ROWS), which.split(CHUNK_ROWS), clusters.split(CHUNK_ROWS), strict=True
-        ):
-            ys = into(ys.double())
-            mu, logvar = by_network(networks, own, lambda network, rows: network(rows), xs.double())
-            parts.append(moments_to_contributions(mu, logvar, ys, moments))
-            sums.add(mu, logvar, ys, moments.mean, cs)
-        contributions = torch.cat(parts)
-        a, precision = sums.a.sum(dim=0) / len(x), sums.precision.sum(dim=0) / len(x)
+        moments = [embeddings_to_moments(y, into) for y in targets]
+        sums = [ClusterSums.empty(count, len(one.mean), x.device) for one in moments]
+        parts: list[list[torch.Tensor]] = [[] for _ in targets]
+        for rows in torch.arange(len(x), device=x.device).split(CHUNK_ROWS):
+            block = slice(int(rows[0]), int(rows[-1]) + 1)
+            mu, logvar = by_network(networks, which[block], lambda network, own: network(own), x[block].double())
+            for number, y in enumerate(targets):
+                ys = into(y[block].double())
+                parts[number].append(moments_to_contributions(mu, logvar, ys, moments[number]))
+                sums[number].add(mu, logvar, ys, moments[number].mean, clusters[block])
+        return [
+            cls._information(torch.cat(parts[number]), sums[number], y, into, moments[number])
+            for number, y in enumerate(targets)
+        ]
+
+    @staticmethod
+    def _information(
+        contributions: torch.Tensor,
+        sums: ClusterSums,
+        y: torch.Tensor,
+        into: Callable[[torch.Tensor], torch.Tensor],
+        moments: Moments,
+    ) -> Information:
+        a, precision = sums.a.sum(dim=0) / len(y), sums.precision.sum(dim=0) / len(y)
         typical = torch.cat(
             [
                 (rows * a - rows**2 * precision / 2).sum(dim=1)

@@ -185,15 +185,26 @@ class BoundEstimator:
     @torch.no_grad()
     def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
         """The mean over the networks' estimates, with and without each cluster; see :class:`TrainedEstimator`."""
+        return self.analyse_all(x, (y,), clusters, count)[0]
+
+    @torch.no_grad()
+    def analyse_all(
+        self, x: torch.Tensor, targets: Sequence[torch.Tensor], clusters: torch.Tensor, count: int
+    ) -> list[Information]:
+        """As :meth:`analyse`, of several targets of the same inputs."""
         first = self.estimator.first
-        first.check_shapes(x, y)
+        for y in targets:
+            first.check_shapes(x, y)
         found = self._over_networks(
-            lambda networks, which: type(first).analyse_by(networks, which, x, y, clusters, count), x.device
+            lambda networks, which: type(first).analyse_by(networks, which, x, targets, clusters, count), x.device
         )
-        means = [_mean(own) for own in found]
-        whole = _mean(means)
-        by_seed = tuple(one.value for one in means) if len(means) > 1 else ()
-        return Information(whole.contributions, whole.influence, whole.deleted, by_seed)
+        informations = []
+        for number in range(len(targets)):
+            means = [_mean([one[number] for one in own]) for own in found]
+            whole = _mean(means)
+            by_seed = tuple(one.value for one in means) if len(means) > 1 else ()
+            informations.append(Information(whole.contributions, whole.influence, whole.deleted, by_seed))
+        return informations
 
     @torch.no_grad()
     def scores(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -81,11 +81,22 @@ class InfoNCE(TrainedEstimator):
         networks: Sequence[Self],
         which: torch.Tensor,
         x: torch.Tensor,
+        targets: Sequence[torch.Tensor],
+        clusters: torch.Tensor,
+        count: int,
+    ) -> list[Information]:
+        """The bounds with and without each cluster of rows, and every row's influence: O(N^2) time, O(N G) memory."""
+        return [cls._analyse_one(networks, which, x, y, clusters, count) for y in targets]
+
+    @staticmethod
+    def _analyse_one(
+        networks: Sequence[Any],
+        which: torch.Tensor,
+        x: torch.Tensor,
         y: torch.Tensor,
         clusters: torch.Tensor,
         count: int,
     ) -> Information:
-        """The bound with and without each cluster of rows, and every row's influence: O(N^2) time, O(N G) memory."""
         inputs, targets = x.double(), y.double()
         answers = [network.h(targets) for network in networks]
         n = len(x)

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
+from scipy import special
 
 from lmms_eval_emi.core.conventions import Adjustment
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine, difference
@@ -215,7 +215,7 @@ def power(result: StoredResult, effect: float, chance: float = 0.8) -> list[Powe
 
         def reach(count: int, shape: float = shape) -> float:
             df = max(1.0, shape * count)
-            return float(stats.t.ppf(1 - ALPHA / 2, df) + stats.t.ppf(chance, df))
+            return float(special.stdtrit(df, 1 - ALPHA / 2) + special.stdtrit(df, chance))
 
         needed, above = 2, 2
         while above < MOST_IMAGES and reach(above) * error * math.sqrt(images / above) > effect:

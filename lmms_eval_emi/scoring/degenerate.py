@@ -7,7 +7,6 @@ of an EMID, so they are counted beside it, and it can be had without them.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -24,9 +23,10 @@ KINDS = {
     "question": "copies of the question",
     "language": "in another language than the reference",
 }
-# Something is said four times or more in a row.
-LOOP = re.compile(r"(.{2,160}?)\1{3,}", re.DOTALL)
+TIMES = 4  # something is said as often or more in a row
+LONGEST_UNIT = 160  # characters of what is said again
 LOOP_LENGTH = 16  # characters of such a loop at least
+GRAM = 8  # characters by which a loop is found; one that is long enough has the same ones a unit apart
 LOOKED_AT = 4000  # characters of a text that are looked at, at its start and at its end
 FEWEST_WORDS = 20  # of a text whose pairs of words are counted
 DISTINCT = 0.5  # share of distinct ones among its pairs of neighbouring words, below which a text goes round
@@ -40,6 +40,7 @@ REFUSAL = regex.compile(
 )
 COPY = 0.9  # likeness of two texts from which one is a copy
 FEWEST_LETTERS = 40  # of a text whose language is guessed
+TOLD_BY = 400  # characters by which it is guessed
 SURE = 0.99  # probability of a language
 SCRIPTS = {
     **{name: rf"\p{{Script={name}}}" for name in ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Thai", "Hangul")},
@@ -74,11 +75,36 @@ def _loops(text: str) -> bool:
     """Whether something is said again and again in a row, or the text goes round in circles."""
     if len(text) > 2 * LOOKED_AT:
         return _loops(text[:LOOKED_AT]) or _loops(text[-LOOKED_AT:])
-    if any(len(match[0]) >= LOOP_LENGTH and regex.search(r"\p{L}", match[1]) for match in LOOP.finditer(text)):
+    if _repeats(text):
         return True
     words = regex.findall(r"\p{L}+", text.casefold())
     pairs = list(pairwise(words))
     return len(words) >= FEWEST_WORDS and len(set(pairs)) < DISTINCT * len(pairs)
+
+
+def _repeats(text: str) -> bool:
+    """Whether something with a letter in it, of up to 160 characters, is said four times or more in a row."""
+    grams = [text[start : start + GRAM] for start in range(len(text) - GRAM + 1)]
+    if len(set(grams)) > len(grams) - (LOOP_LENGTH - GRAM) // 2:
+        return False
+    places: dict[str, list[int]] = {}
+    measured: dict[int, int] = {}  # by distance, where the last stretch that repeats itself at it ends
+    for place, gram in enumerate(grams):
+        earlier = places.setdefault(gram, [])
+        for before in reversed(earlier):
+            distance = place - before
+            if distance > LONGEST_UNIT:
+                break
+            if measured.get(distance, 0) > place:
+                continue
+            end = place + GRAM
+            while end < len(text) and text[end] == text[end - distance]:
+                end += 1
+            measured[distance] = end
+            if end - before >= max(TIMES * distance, LOOP_LENGTH) and any(map(str.isalpha, text[before:place])):
+                return True
+        earlier.append(place)
+    return False
 
 
 def _is_copy(response: str, question: str) -> bool:
@@ -91,11 +117,18 @@ def _is_copy(response: str, question: str) -> bool:
     return matcher.real_quick_ratio() >= COPY and matcher.quick_ratio() >= COPY and matcher.ratio() >= COPY
 
 
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text)) if text.isascii() else len(regex.findall(r"\p{L}", text))
+
+
+@lru_cache(maxsize=4096)
 def _script(text: str) -> str | None:
     """The script of four fifths of the letters, or ``None``."""
-    letters = len(regex.findall(r"\p{L}", text))
+    letters = _letters(text)
     if letters < FEWEST_LETTERS / 2:
         return None
+    if text.isascii():
+        return "Latin"
     counts = {name: len(regex.findall(pattern, text)) for name, pattern in SCRIPTS.items()}
     most = max(counts, key=lambda name: counts[name])
     return most if counts[most] >= 0.8 * letters else None
@@ -103,9 +136,9 @@ def _script(text: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _language(text: str) -> str | None:
-    if len(regex.findall(r"\p{L}", text)) < FEWEST_LETTERS:
+    if _letters(text) < FEWEST_LETTERS:
         return None
-    language, probability = _identifier().classify(text[:LOOKED_AT])
+    language, probability = _identifier().classify(text[:TOLD_BY])
     return str(language) if probability >= SURE else None
 
 

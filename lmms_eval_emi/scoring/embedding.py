@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.encoders.base import encode_all
-from lmms_eval_emi.files import blocks_of, threads
-from lmms_eval_emi.images import ImageError, ImageSource, content_key, open_image
+from lmms_eval_emi.encoders.base import Encoder, encode_all
+from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
+from lmms_eval_emi.files import threads
+from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image
 from lmms_eval_emi.samples import Sample, SampleError
+from lmms_eval_emi.settings import Settings
 
 if TYPE_CHECKING:
     from lmms_eval_emi.encoders import Encoders
 
-READERS = 4  # threads that decode images
-# Prepared images that are kept from the check, so that an image is decoded once: about 150 MB of CLIP's.
-KEPT_IMAGES = 1024
+Item = TypeVar("Item")
+CacheOf = Callable[[Encoder], EmbeddingCache]
+
+READERS = 2  # threads that decode images
+AHEAD = 512  # decoded images that wait to be encoded: 77 MB of CLIP's
+KEPT_BYTES = 2**26  # of encoded images that are kept from hashing to decoding, so that each is read once
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,14 @@ class _Images:
     keys: list[str] = field(default_factory=list)
     numbers: dict[str, list[int | None]] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)  # reason by number of an image
-    prepared: dict[int, Any] = field(default_factory=dict)
+
+
+def cache_of_embeddings(settings: Settings) -> CacheOf | None:
+    """Where the embeddings of earlier runs are, by encoder; ``None`` where none are kept."""
+    if not settings.cache_limit:
+        return None
+    folder, limit = settings.cache.expanduser() / "embeddings", int(settings.cache_limit * 1e9)
+    return lambda encoder: EmbeddingCache(folder, encoder.cache_key, limit)
 
 
 def embed_splits(
@@ -79,6 +93,7 @@ def embed_good_rows(
     *,
     batch_size: int = 64,
     strict: bool = False,
+    cache: CacheOf | None = None,
 ) -> tuple[dict[str, Embeddings], list[BadRow]]:
     """As :func:`embed_splits`, with the rows that cannot be embedded returned beside the others.
 
@@ -86,7 +101,8 @@ def embed_good_rows(
         splits: samples by split.
         encoders: of images and texts.
         batch_size: items per forward pass.
-        strict: raise before anything is encoded if there is a bad row.
+        strict: raise if there is a bad row, as soon as it is met, with all of them.
+        cache: gives the rows of an encoder that are known; default: everything is encoded.
 
     Returns:
         Embeddings by split, of the good rows in their order, and the bad rows. A split without a good
@@ -99,8 +115,10 @@ def embed_good_rows(
             raise ValueError(f"split {name}: expected at least one sample, got none.")
     with_images = any(sample.image is not None for samples in splits.values() for sample in samples)
     images, bad = _distinct_images(splits) if with_images else (_Images(), [])
+    if bad and strict and len(bad) == sum(map(len, splits.values())):
+        raise SampleError(_listed(bad, splits))
+    vision = _encode_images(images, encoders, batch_size, cache, stop_at_bad=strict) if with_images else None
     if with_images:
-        _prepare_all(images, encoders)
         bad += _rows_of_bad_images(splits, images)
         order = {name: position for position, name in enumerate(splits)}
         bad.sort(key=lambda one: (order[one.split], one.row))
@@ -113,7 +131,6 @@ def embed_good_rows(
     kept = {name: rows for name, rows in kept.items() if rows}
     if not kept:
         return {}, bad
-    vision = _encode_images(images, kept, encoders, batch_size) if with_images else None
     texts = {
         name: [
             text
@@ -122,7 +139,7 @@ def embed_good_rows(
         ]
         for name, rows in kept.items()
     }
-    text_rows = _encode_texts(texts, encoders, batch_size)
+    text_rows = _encode_texts(texts, encoders, batch_size, cache)
     embedded = {}
     for name, rows in kept.items():
         question, response, reference = text_rows[name].view(len(rows), 3, -1).unbind(dim=1)
@@ -143,44 +160,28 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
     """The distinct images of all splits, and the rows that have none or whose file cannot be read at all."""
     images, bad = _Images(), []
     number_of: dict[str, int] = {}
+    kept_bytes = 0
     for name, samples in splits.items():
         numbers = images.numbers[name] = [None] * len(samples)
         for row, sample in enumerate(samples):
             try:
                 if sample.image is None:
                     raise ImageError("it has no image")
-                key = content_key(sample.image)
+                source = sample.image
+                if isinstance(source, DatasetImage):
+                    source = source.encoded()
+                key = content_key(source)
             except ImageError as error:
                 bad.append(BadRow(name, row, sample.id, str(error)))
                 continue
             if key not in number_of:
                 number_of[key] = len(images.sources)
-                images.sources.append(sample.image)
+                if isinstance(source, bytes) and not isinstance(sample.image, bytes):
+                    kept_bytes += len(source)
+                images.sources.append(source if kept_bytes <= KEPT_BYTES else sample.image)
                 images.keys.append(key)
             numbers[row] = number_of[key]
     return images, bad
-
-
-def _prepare_all(images: _Images, encoders: Encoders) -> None:
-    """Decode every image once, so that one that cannot be read is known before anything is encoded."""
-
-    def prepare(number: int) -> tuple[int, Any, str]:
-        try:
-            return number, encoders.vision.prepare(open_image(images.sources[number])), ""
-        except ImageError as error:
-            return number, None, str(error)
-
-    with (
-        threads(READERS) as pool,
-        tqdm(total=len(images.sources), desc="Reading images", unit="", leave=False, dynamic_ncols=True) as bar,
-    ):
-        for numbers in blocks_of(range(len(images.sources)), 64):
-            for number, prepared, reason in pool.map(prepare, numbers):
-                if reason:
-                    images.bad[number] = reason
-                elif len(images.prepared) < KEPT_IMAGES:
-                    images.prepared[number] = prepared
-            bar.update(len(numbers))
 
 
 def _rows_of_bad_images(splits: Mapping[str, Sequence[Sample]], images: _Images) -> list[BadRow]:
@@ -193,43 +194,107 @@ def _rows_of_bad_images(splits: Mapping[str, Sequence[Sample]], images: _Images)
 
 
 def _encode_images(
-    images: _Images, kept: Mapping[str, Sequence[int]], encoders: Encoders, batch_size: int
+    images: _Images, encoders: Encoders, batch_size: int, cache: CacheOf | None, *, stop_at_bad: bool
 ) -> torch.Tensor:
-    """(number of images, D) rows; those of images that no kept row has are zero."""
-    used = list(
-        dict.fromkeys(
-            number for name, rows in kept.items() for row in rows if (number := images.numbers[name][row]) is not None
-        )
-    )
+    """(number of images, D) rows; those of images that cannot be read are zero.
 
-    with threads(READERS) as pool:
+    Images are decoded by threads while others are encoded, each once. If one cannot be read and that is to stop
+    the run, nothing more is encoded, and the others are looked at for the message.
+    """
+    encoder = encoders.vision
+    digests = [content_digest(key) for key in images.keys]
+    known = cache(encoder).find(digests, encoder.dimension) if cache else {}
+    rows = torch.zeros(len(digests), encoder.dimension)
+    for number, digest in enumerate(digests):
+        if digest in known:
+            rows[number] = torch.from_numpy(known[digest])
+    missing = [number for number, digest in enumerate(digests) if digest not in known]
 
-        def prepared(positions: range) -> list[Any]:
-            def one(position: int) -> Any:
-                number = used[position]
-                ready = images.prepared.get(number)
-                return ready if ready is not None else encoders.vision.prepare(open_image(images.sources[number]))
+    def prepare(number: int) -> Any:
+        try:
+            return encoder.prepare(open_image(images.sources[number]))
+        except ImageError as error:
+            images.bad[number] = str(error)
+            return None
 
-            return list(pool.map(one, positions))
-
-        encoded = encode_all(encoders.vision, len(used), prepared, batch_size=batch_size, label="Encoding images")
-    rows = torch.zeros(len(images.sources), encoded.shape[1])
-    rows[torch.tensor(used)] = encoded
+    with (
+        threads(READERS) as pool,
+        tqdm(total=len(missing), desc="Encoding images", unit="", leave=False, dynamic_ncols=True) as bar,
+    ):
+        ready = _in_order(pool, prepare, missing)
+        waiting: list[tuple[int, Any]] = []
+        encoded: list[int] = []
+        try:
+            for last, (number, prepared) in _with_last(zip(missing, ready, strict=True)):
+                if prepared is not None:
+                    waiting.append((number, prepared))
+                if images.bad and stop_at_bad:
+                    continue
+                if waiting and (len(waiting) == batch_size or last):
+                    own = [number for number, _ in waiting]
+                    batch = [one for _, one in waiting]
+                    found = encode_all(
+                        encoder,
+                        len(own),
+                        lambda positions, batch=batch: [batch[position] for position in positions],  # type: ignore[misc]
+                        batch_size=batch_size,
+                    )
+                    rows[torch.tensor(own)] = found
+                    encoded += own
+                    bar.update(len(own))
+                    waiting = []
+        finally:  # what was encoded is kept, whatever ends the run
+            if cache and encoded:
+                cache(encoder).add({digests[number]: rows[number].numpy() for number in encoded})
     return rows
 
 
-def _encode_texts(texts: Mapping[str, Sequence[str]], encoders: Encoders, batch_size: int) -> dict[str, torch.Tensor]:
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
+    """Results in order, of which a limited number waits to be taken."""
+    running: deque[Future[Any]] = deque()
+    for number in numbers:
+        running.append(pool.submit(work, number))
+        if len(running) >= AHEAD:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _with_last(items: Iterable[Item]) -> Iterator[tuple[bool, Item]]:
+    """Every item, and whether it is the last."""
+    iterator = iter(items)
+    for item in iterator:
+        for following in iterator:
+            yield False, item
+            item = following
+        yield True, item
+
+
+def _encode_texts(
+    texts: Mapping[str, Sequence[str]], encoders: Encoders, batch_size: int, cache: CacheOf | None
+) -> dict[str, torch.Tensor]:
     """Rows of the texts of every split. Batches hold texts of like length."""
+    encoder = encoders.text
     distinct = sorted({text for own in texts.values() for text in own}, key=lambda text: (len(text), text))
+    digests = [content_digest(text) for text in distinct]
+    known = cache(encoder).find(digests, encoder.dimension) if cache else {}
+    rows = torch.zeros(len(distinct), encoder.dimension)
+    for number, digest in enumerate(digests):
+        if digest in known:
+            rows[number] = torch.from_numpy(known[digest])
+    missing = [number for number, digest in enumerate(digests) if digest not in known]
+    if missing:
+        rows[torch.tensor(missing)] = encode_all(
+            encoder,
+            len(missing),
+            lambda positions: [encoder.prepare(distinct[missing[position]]) for position in positions],
+            batch_size=batch_size,
+            label="Encoding texts",
+        )
+        if cache:
+            cache(encoder).add({digests[number]: rows[number].numpy() for number in missing})
     position = {text: number for number, text in enumerate(distinct)}
-    encoded = encode_all(
-        encoders.text,
-        len(distinct),
-        lambda positions: [encoders.text.prepare(distinct[number]) for number in positions],
-        batch_size=batch_size,
-        label="Encoding texts",
-    )
-    return {name: encoded[torch.tensor([position[text] for text in own])] for name, own in texts.items()}
+    return {name: rows[torch.tensor([position[text] for text in own])] for name, own in texts.items()}
 
 
 def _listed(bad: Sequence[BadRow], splits: Mapping[str, Sequence[Sample]], most: int = 10) -> str:

@@ -19,7 +19,7 @@ from lmms_eval_emi.responses import (
     responses_of_study,
 )
 from lmms_eval_emi.responses.base import id_text
-from lmms_eval_emi.rows import image_roots, load_splits, to_samples
+from lmms_eval_emi.rows import column_values, image_roots, load_splits, to_samples
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.studies.schema import BUILT_IN, Study
 
@@ -169,7 +169,7 @@ def _strangers(study: Study, model: ModelResponses, rows: Mapping[str, datasets.
 
 def add_split(entry: StudySamples, name: str, rows: datasets.Dataset, responses: SplitResponses) -> None:
     """Add the samples of a split to an entry, and note what is missing."""
-    ids = list(rows[entry.study.split(name).dataset.columns.id])
+    ids = column_values(rows, entry.study.split(name).dataset.columns.id)
     for problem in responses.problems:
         entry.leave_out(name, problem)
     doubled = [key for key, count in Counter(map(id_text, ids)).items() if count > 1]
@@ -215,8 +215,8 @@ def add_rows(
         entry.samples[name] = samples
     lacking = [row for row in (range(len(rows)) if asked is None else asked) if row not in by_row or row in problems]
     if lacking:
-        columns = rows.select_columns(list({spec.columns.id, spec.columns.reference}))
-        keys = {(str(columns[row][spec.columns.id]), str(columns[row][spec.columns.reference])) for row in lacking}
+        ids, references = (column_values(rows, one) for one in (spec.columns.id, spec.columns.reference))
+        keys = {(str(ids[row]), str(references[row])) for row in lacking}
         entry.lost.setdefault(name, set()).update(keys)
 
 

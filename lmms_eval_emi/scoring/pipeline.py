@@ -12,7 +12,7 @@ from typing import Any
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.samples import SampleError, without_images
 from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of
-from lmms_eval_emi.scoring.embedding import embed_good_rows
+from lmms_eval_emi.scoring.embedding import CacheOf, cache_of_embeddings, embed_good_rows
 from lmms_eval_emi.scoring.joining import StudySamples, collect_samples
 from lmms_eval_emi.scoring.preflight import Instruments, load_instruments
 from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_study
@@ -101,7 +101,13 @@ def score_samples(
     if settings.without_degenerate:
         entries = [_without(entry, kinds) for entry, kinds in zip(entries, degenerate, strict=True)]
     instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
-    embedded = embed_samples(entries, instruments, batch_size=settings.batch_size, allow_missing=allow_missing)
+    embedded = embed_samples(
+        entries,
+        instruments,
+        batch_size=settings.batch_size,
+        allow_missing=allow_missing,
+        cache=cache_of_embeddings(settings),
+    )
     scored = []
     for (entry, embeddings), kinds in zip(embedded, degenerate, strict=True):
         notes = notes_on_samples(entry.samples)
@@ -127,7 +133,12 @@ def score_samples(
 
 
 def embed_samples(
-    entries: Sequence[StudySamples], instruments: Instruments, *, batch_size: int = 64, allow_missing: bool = False
+    entries: Sequence[StudySamples],
+    instruments: Instruments,
+    *,
+    batch_size: int = 64,
+    allow_missing: bool = False,
+    cache: CacheOf | None = None,
 ) -> list[tuple[StudySamples, dict[str, Embeddings]]]:
     """Embed the samples of some models and studies together.
 
@@ -145,7 +156,9 @@ def embed_samples(
     }
     if not together:
         raise SampleError("expected rows to embed, got none.")
-    embedded, bad = embed_good_rows(together, instruments.encoders, batch_size=batch_size, strict=not allow_missing)
+    embedded, bad = embed_good_rows(
+        together, instruments.encoders, batch_size=batch_size, strict=not allow_missing, cache=cache
+    )
     bad_rows: dict[str, list[Any]] = {}
     for one in bad:
         bad_rows.setdefault(one.split, []).append(one)

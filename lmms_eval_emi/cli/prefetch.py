@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lmms_eval_emi.studies.schema import BUILT_IN
 
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.check:  # before the libraries that read them are imported
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    from PIL import Image
     from tabulate import tabulate
 
     from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder
@@ -50,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
         rows = sum(map(len, splits.values()))
         return f"{len(splits)} splits, {rows} rows in {_common(files)}", _size(files)
 
-    def encoder(load: Callable, name: str) -> tuple[str, int]:
+    def encoder(load: Callable, name: str, item: Any) -> tuple[str, int]:
         loaded = load(name, "cpu")
+        loaded.encode([item])  # reads all that it needs
         folder = Path(name) if Path(name).is_dir() else _snapshot(name)
         return f"weights {loaded.signature.split('#')[1].split('/')[0]} in {folder}", _size(folder.rglob("*"))
 
@@ -65,8 +68,10 @@ def run(args: argparse.Namespace) -> int:
 
     wanted: dict[str, Callable[[], tuple[str, int]]] = {
         **{f"dataset {name}": partial(dataset, name) for name in args.shift or BUILT_IN},
-        f"vision encoder {settings.vision_encoder}": lambda: encoder(load_vision_encoder, settings.vision_encoder),
-        f"text encoder {settings.text_encoder}": lambda: encoder(load_text_encoder, settings.text_encoder),
+        f"vision encoder {settings.vision_encoder}": lambda: encoder(
+            load_vision_encoder, settings.vision_encoder, Image.new("RGB", (8, 8))
+        ),
+        f"text encoder {settings.text_encoder}": lambda: encoder(load_text_encoder, settings.text_encoder, "a"),
         f"estimator {settings.estimator}": estimator,
     }
     if args.reproduce:

@@ -37,7 +37,7 @@ from lmms_eval_emi.core.conventions import CONVENTIONS, EXPONENTS
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, ArrayLike, Embeddings, as_matrix, shared_encoders
 from lmms_eval_emi.core.information import clusters_of, shared_clusters
 from lmms_eval_emi.core.jackknife import Jackknife, combine
-from lmms_eval_emi.core.permutation import MOST_ROWS, NOISE_FLOOR, DivergenceTest, TwoSets
+from lmms_eval_emi.core.permutation import MOST_ROWS, NOISE_FLOOR, DivergenceTest, TwoSets, test_name
 from lmms_eval_emi.core.signature import Signature
 
 
@@ -248,13 +248,27 @@ class EMIDBound:
         sets = self._sets(name)
         if sets is None or sets.identical or not resamples:
             return None
-        paired = name.endswith("response") or shared_clusters(self.id, self.ood) is not None
+        paired = self._is_paired(name)
         owner = {"jsd_id_response": self.id, "jsd_ood_response": self.ood}.get(name)
-        key = ("test", sets.digest(), resamples, seed, paired)
+        key = ("test", sets.digest, resamples, seed, paired)
         cache = (owner or self.id).cache
         if key not in cache:
             cache[key] = sets.test(resamples, seed, paired)
         return cache[key]
+
+    def results_to_keep(self, resamples: int, seed: int) -> list[tuple[TwoSets, str, int]]:
+        """What takes time to compute: sets, the name of a result in their ``known``, and its length."""
+        found = []
+        for name in EXPONENTS:
+            sets = self._sets(name)
+            if sets is not None:
+                found.append((sets, "jackknife", len(sets.clusters)))
+                if resamples and not sets.identical:
+                    found.append((sets, test_name(resamples, seed, self._is_paired(name)), 3))
+        return found
+
+    def _is_paired(self, name: str) -> bool:
+        return name.endswith("response") or shared_clusters(self.id, self.ood) is not None
 
     def is_identical(self, name: str) -> bool:
         """Whether the two sets of a divergence are the same, so that there is no shift of them at all."""
@@ -278,9 +292,10 @@ class EMIDBound:
             ood_clusters = partners or [("ood", cluster) for cluster in clusters_of(self.ood)]
             known = {"id": id_clusters, "ood": ood_clusters}
             which = {"jsd_id_response": ("id", "id"), "jsd_ood_response": ("ood", "ood")}.get(name, ("id", "ood"))
-            own[name, self.convention] = TwoSets(
-                getattr(*sides[0]), getattr(*sides[1]), known[which[0]], known[which[1]], self.convention
-            )
+            x, y = getattr(*sides[0]), getattr(*sides[1])
+            # Of sets of one size both conventions are one.
+            convention = "equal_weight" if len(x) == len(y) else self.convention
+            own[name, self.convention] = TwoSets(x, y, known[which[0]], known[which[1]], convention)
         return own[name, self.convention]
 
     def __str__(self) -> str:
@@ -291,7 +306,7 @@ class EMIDBound:
 
 def _jackknife(sets: TwoSets, owner: Embeddings) -> Jackknife:
     """Jackknife of a divergence; shifts that share it (one image shift under several questions) compute it once."""
-    key = ("jackknife", sets.digest(), str(sets.clusters))
+    key = ("jackknife", sets.digest, str(sets.clusters))
     if key not in owner.cache:
         owner.cache[key] = sets.jackknife()
     return owner.cache[key]

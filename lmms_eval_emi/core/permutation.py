@@ -33,7 +33,7 @@ from lmms_eval_emi.core.jackknife import Jackknife
 
 NOISE_FLOOR = 1e-12  # a smaller divergence is rounding of the eigenvalues in float64; its fourth root would not be
 MOST_ROWS = 768  # of a set; beyond, one entropy takes longer than a whole test of a small set
-MEASURED = 50  # draws of a test whose divergence itself is computed, for its mean
+MEASURED = 15  # draws of a test whose divergence itself is computed, for its mean
 BATCH = 25  # kernels that are decomposed in one call, which lets other threads work
 TIE = 1e-9  # share of the observed value within which a draw counts as one that reaches it
 
@@ -100,8 +100,10 @@ class TwoSets:
         self.counts = np.zeros((2, len(self.clusters), len(distinct)))  # of every distinct row, by set and cluster
         np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, own), 1)
         self._second_orders: dict[bytes, np.ndarray] = {}
+        self.known: dict[str, np.ndarray] = {}  # results as vectors, by name; a caller may keep them and give them back
         self.identical = bool((self.counts.sum(axis=1)[0] == self.counts.sum(axis=1)[1]).all())
 
+    @cached_property
     def digest(self) -> str:
         """A key of the content: equal for equal sets with equal clusters."""
         digest = hashlib.blake2b(self.convention.encode(), digest_size=16)
@@ -159,17 +161,29 @@ class TwoSets:
         twice (Efron & Stein 1981). That part is estimated by :meth:`_interactions`, and the values without each
         cluster are drawn towards their mean until it is counted once.
         """
+        members = self.counts.sum(axis=2) > 0
+        if "jackknife" not in self.known:
+            shrunk = self._deleted()
+            self.known["jackknife"] = np.array([shrunk.get(cluster, math.nan) for cluster in self.clusters])
+        values = {c: v for c, v in zip(self.clusters, self.known["jackknife"].tolist(), strict=True) if v == v}
+        if (members[0] & members[1]).any():
+            return Jackknife(self.value, (values,))
+        # A cluster of one set alone is of an independent sample.
+        own = dict(zip(self.clusters, members[0], strict=True))
+        sides = [{key: value for key, value in values.items() if own[key] == side} for side in (True, False)]
+        return Jackknife(self.value, tuple(side for side in sides if side))
+
+    def _deleted(self) -> dict[Hashable, float]:
         deleted = self.without_each()
         interactions = self._interactions() ** 2
         np.fill_diagonal(interactions, 0)
         quadratic = dict(zip(self.clusters, interactions.sum(axis=1) / 2, strict=True))
         members = self.counts.sum(axis=2) > 0
         if (members[0] & members[1]).any():
-            return Jackknife(self.value, (_shrunk(deleted, quadratic),))
-        # A cluster of one set alone is of an independent sample.
+            return _shrunk(deleted, quadratic)
         own = dict(zip(self.clusters, members[0], strict=True))
         sides = [{key: value for key, value in deleted.items() if own[key] == side} for side in (True, False)]
-        return Jackknife(self.value, tuple(_shrunk(side, quadratic) for side in sides if side))
+        return {key: value for side in sides for key, value in _shrunk(side, quadratic).items()}
 
     def without_each(self) -> dict[Hashable, float]:
         """The divergence without each cluster, to first order."""
@@ -275,10 +289,18 @@ class TwoSets:
             seed: of the draws, which depend on the content of the sets beside it.
             paired: exchange the two sides of random clusters; otherwise relabel whole clusters.
         """
+        name, design = test_name(resamples, seed, paired), "exchange" if paired else "relabel"
+        if name not in self.known:
+            found = self._test(resamples, seed, paired)
+            self.known[name] = np.array([found.value, found.floor, found.p_value])
+        value, floor, p_value = self.known[name].tolist()
+        return DivergenceTest(value, floor, p_value, resamples, design)
+
+    def _test(self, resamples: int, seed: int, paired: bool) -> DivergenceTest:
         convention = self.convention if paired else "equal_weight"
         x, y = self.counts.sum(axis=1)
         observed = float(self.divergences(x[None], y[None], None, convention)[0])
-        random = np.random.default_rng([seed, int(self.digest()[:15], 16)])
+        random = np.random.default_rng([seed, int(self.digest[:15], 16)])
         clusters = len(self.clusters)
         if paired:
             first = (random.random((resamples, clusters)) < 0.5).astype(float)
@@ -315,6 +337,11 @@ class TwoSets:
         return DivergenceTest(
             observed, floor, (reached + 1) / (resamples + 1), resamples, "exchange" if paired else "relabel"
         )
+
+
+def test_name(resamples: int, seed: int, paired: bool) -> str:
+    """What :attr:`TwoSets.known` calls the result of a test."""
+    return f"test,{resamples},{seed},{'paired' if paired else 'unpaired'}"
 
 
 def _slope_ratios(p: np.ndarray) -> np.ndarray:

@@ -8,26 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import xxhash
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from lmms_eval_emi.encoders.checkpoint import Checkpoint, EncoderUnavailable
 from lmms_eval_emi.files import read_json, write_atomically
 from lmms_eval_emi.settings import cache_folder
-
-if TYPE_CHECKING:
-    from lmms_eval_emi.encoders.checkpoint import Checkpoint
 
 Self = TypeVar("Self", bound="CheckpointEncoder")
 
 log = logging.getLogger("lmms_eval_emi")
 CACHE_REVISION = 1  # goes up when rows of the same weights change
-
-
-class EncoderUnavailable(RuntimeError):
-    """An encoder's weights or its preprocessing are not on this machine and could not be fetched."""
 
 
 class Encoder(Protocol):
@@ -83,11 +78,9 @@ class CheckpointEncoder:
     variable: ClassVar[str]
 
     def __init__(self, name: str, device: torch.device) -> None:
-        from lmms_eval_emi.encoders.checkpoint import Checkpoint
-
         self.name, self.device = name, device
         try:
-            self.checkpoint: Checkpoint = Checkpoint(name)
+            self.checkpoint = Checkpoint(name)
         except (OSError, ValueError) as error:
             raise unavailable(name, self.what, self.variable, error) from error
         self.check()
@@ -211,6 +204,14 @@ def encode_all(
             start = positions.stop
             bar.update(len(positions))
     return torch.cat(rows)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let this Python thread's products run in one thread, where others of the process may use all."""
+    torch.get_num_threads()  # which sets the number that holds for a new thread, and would do so later
+    with threadpool_limits(1, user_api="openmp"):
+        yield
 
 
 @contextmanager

@@ -18,12 +18,15 @@ import numpy as np
 import torch
 import xxhash
 
-from lmms_eval_emi.encoders.base import EncoderUnavailable
 from lmms_eval_emi.files import read_json
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 BLOCK = 2**24  # bytes that are hashed at a time
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
+
+
+class EncoderUnavailable(RuntimeError):
+    """An encoder's weights or its preprocessing are not on this machine and could not be fetched."""
 
 
 class Checkpoint:

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 
-from lmms_eval_emi.encoders.base import EncoderUnavailable
-from lmms_eval_emi.encoders.checkpoint import tensors_below
+from lmms_eval_emi.encoders.checkpoint import EncoderUnavailable, tensors_below
 from lmms_eval_emi.encoders.vision import VisionEncoder
 
 AT_ONCE = 8  # images in a layer on the CPU

@@ -16,8 +16,10 @@ from lmms_eval_emi.encoders.base import (
     quiet_transformers,
     unavailable,
 )
+from lmms_eval_emi.encoders.checkpoint import checkpoint_file
 
 MAX_TOKENS = 512
+TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
 class TextEncoder(CheckpointEncoder):
@@ -65,8 +67,14 @@ class TextEncoder(CheckpointEncoder):
         return text
 
     def check(self) -> None:
-        """Make sure that the tokenizer is there."""
-        _ = self.tokenizer
+        """Make sure that the tokenizer is there, which is read when something has to be encoded."""
+        for file in TOKENIZERS:
+            try:
+                checkpoint_file(self.name, file)
+                return
+            except OSError:
+                continue
+        _ = self.tokenizer  # by another file; or with an error that says what is missing
 
     def load(self) -> torch.nn.Module:
         """The model as transformers has it."""

@@ -12,7 +12,7 @@ from torch.nn.functional import layer_norm, normalize
 from lmms_eval_emi.encoders.checkpoint import tensors_below
 from lmms_eval_emi.encoders.text import TextEncoder
 
-AT_ONCE = 4096  # tokens, or those of one text more: 40 MB
+AT_ONCE = 256  # tokens, or those of one text more: 3 MB, which stay in the processor's caches
 WORDS = "embeddings.word_embeddings.weight"
 NAMES = (
     WORDS,
@@ -86,4 +86,4 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
         )
         owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
         sums = torch.zeros(len(lengths), states.shape[1], dtype=torch.float64).index_add_(0, owner, states.double())
-        return normalize(sums / torch.from_numpy(lengths)[:, None], dim=1).float()
+        return normalize(sums / torch.from_numpy(np.maximum(lengths, 1))[:, None], dim=1).float()

@@ -7,15 +7,22 @@ of an EMID, so they are counted beside it, and it can be had without them.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import regex
 
+from lmms_eval_emi.encoders.cache import content_digest
 from lmms_eval_emi.samples import Sample
 
+if TYPE_CHECKING:
+    from lmms_eval_emi.scoring.memo import Memo
+
+MEMO = "degenerate responses"
 KINDS = {
     "empty": "empty",
     "repetition": "repetition loops",
@@ -149,9 +156,31 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def kinds_of(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[str | None]]:
-    """The kind of every response that is degenerate, by split, in the order of the rows."""
-    return {name: [degenerate_kind(row) for row in rows] for name, rows in samples.items()}
+def kinds_of(samples: Mapping[str, Sequence[Sample]], memo: Memo | None = None) -> dict[str, list[str | None]]:
+    """The kind of every response that is degenerate, by split, in the order of the rows.
+
+    Args:
+        samples: by split.
+        memo: has the kinds of earlier runs.
+    """
+    digests = {name: [_digest(row) for row in rows] for name, rows in samples.items()}
+    known = memo.find(MEMO, 1, [one for own in digests.values() for one in own]) if memo else {}
+    names = [None, *KINDS]
+    new: dict[bytes, np.ndarray] = {}
+    found: dict[str, list[str | None]] = {}
+    for name, rows in samples.items():
+        kinds = found[name] = []
+        for digest, row in zip(digests[name], rows, strict=True):
+            if digest not in known:
+                known[digest] = new[digest] = np.array([float(names.index(degenerate_kind(row)))])
+            kinds.append(names[int(known[digest][0])])
+    if memo:
+        memo.keep(MEMO, 1, new)
+    return found
+
+
+def _digest(row: Sample) -> bytes:
+    return content_digest(json.dumps([row.question, row.response, row.reference]))
 
 
 def counts_by_kind(kinds: Mapping[str, Sequence[str | None]]) -> dict[str, dict[str, int]]:

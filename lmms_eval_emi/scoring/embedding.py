@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.encoders.base import Encoder, encode_all
+from lmms_eval_emi.encoders.base import Encoder, encode_all, one_thread
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
 from lmms_eval_emi.files import threads
 from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image
@@ -117,7 +117,14 @@ def embed_good_rows(
     images, bad = _distinct_images(splits) if with_images else (_Images(), [])
     if bad and strict and len(bad) == sum(map(len, splits.values())):
         raise SampleError(_listed(bad, splits))
-    vision = _encode_images(images, encoders, batch_size, cache, stop_at_bad=strict) if with_images else None
+    texts = {
+        name: [text for sample in samples for text in (sample.question, sample.response, sample.reference)]
+        for name, samples in splits.items()
+    }
+    with threads(1) as beside:  # texts in one thread, beside the images in all
+        encoding = beside.submit(_encode_texts, texts, encoders, batch_size, cache)
+        vision = _encode_images(images, encoders, batch_size, cache, stop_at_bad=strict) if with_images else None
+        text_rows = encoding.result()
     if with_images:
         bad += _rows_of_bad_images(splits, images)
         order = {name: position for position, name in enumerate(splits)}
@@ -129,20 +136,10 @@ def embed_good_rows(
         name: [row for row in range(len(samples)) if (name, row) not in excluded] for name, samples in splits.items()
     }
     kept = {name: rows for name, rows in kept.items() if rows}
-    if not kept:
-        return {}, bad
-    texts = {
-        name: [
-            text
-            for row in rows
-            for text in (splits[name][row].question, splits[name][row].response, splits[name][row].reference)
-        ]
-        for name, rows in kept.items()
-    }
-    text_rows = _encode_texts(texts, encoders, batch_size, cache)
     embedded = {}
     for name, rows in kept.items():
-        question, response, reference = text_rows[name].view(len(rows), 3, -1).unbind(dim=1)
+        own = text_rows[name].view(len(splits[name]), 3, -1)
+        question, response, reference = (own if len(own) == len(rows) else own[torch.tensor(rows)]).unbind(dim=1)
         numbers = [images.numbers[name][row] for row in rows] if with_images else None
         embedded[name] = Embeddings(
             v=vision[torch.tensor(numbers)] if vision is not None else None,
@@ -284,13 +281,14 @@ def _encode_texts(
             rows[number] = torch.from_numpy(known[digest])
     missing = [number for number, digest in enumerate(digests) if digest not in known]
     if missing:
-        rows[torch.tensor(missing)] = encode_all(
-            encoder,
-            len(missing),
-            lambda positions: [encoder.prepare(distinct[missing[position]]) for position in positions],
-            batch_size=batch_size,
-            label="Encoding texts",
-        )
+        with one_thread():
+            rows[torch.tensor(missing)] = encode_all(
+                encoder,
+                len(missing),
+                lambda positions: [encoder.prepare(distinct[missing[position]]) for position in positions],
+                batch_size=batch_size,
+                label="Encoding texts",
+            )
         if cache:
             cache(encoder).add({digests[number]: rows[number].numpy() for number in missing})
     position = {text: number for number, text in enumerate(distinct)}

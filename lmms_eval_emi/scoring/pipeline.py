@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.files import threads
 from lmms_eval_emi.samples import SampleError, without_images
 from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of
 from lmms_eval_emi.scoring.embedding import CacheOf, cache_of_embeddings, embed_good_rows
 from lmms_eval_emi.scoring.joining import StudySamples, collect_samples
+from lmms_eval_emi.scoring.memo import Memo
 from lmms_eval_emi.scoring.preflight import Instruments, load_instruments
 from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_study
 from lmms_eval_emi.settings import Settings, load_settings, override_settings
@@ -97,17 +99,20 @@ def score_samples(
         SampleError, PreflightError: as :func:`score`.
     """
     settings = settings or load_settings()
-    degenerate = [kinds_of(entry.samples) for entry in entries]
-    if settings.without_degenerate:
-        entries = [_without(entry, kinds) for entry, kinds in zip(entries, degenerate, strict=True)]
-    instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
-    embedded = embed_samples(
-        entries,
-        instruments,
-        batch_size=settings.batch_size,
-        allow_missing=allow_missing,
-        cache=cache_of_embeddings(settings),
-    )
+    memo = Memo(settings) if settings.cache_limit else None
+    with threads(1) as beside:  # told from texts alone, while images are encoded
+        told = [beside.submit(kinds_of, entry.samples, memo) for entry in entries]
+        if settings.without_degenerate:
+            entries = [_without(entry, one.result()) for entry, one in zip(entries, told, strict=True)]
+        instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
+        embedded = embed_samples(
+            entries,
+            instruments,
+            batch_size=settings.batch_size,
+            allow_missing=allow_missing,
+            cache=cache_of_embeddings(settings),
+        )
+        degenerate = [one.result() for one in told]
     scored = []
     for (entry, embeddings), kinds in zip(embedded, degenerate, strict=True):
         notes = notes_on_samples(entry.samples)
@@ -127,6 +132,7 @@ def score_samples(
                 degenerate=counts_by_kind(kinds),
                 without_degenerate=settings.without_degenerate,
                 inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
+                memo=memo,
             )
             scored.append(Scored(result, entry))
     return scored

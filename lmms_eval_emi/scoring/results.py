@@ -33,6 +33,7 @@ from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.files import threads, to_json, write_atomically
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.degenerate import KINDS
+from lmms_eval_emi.scoring.memo import KnownDivergences, Memo
 from lmms_eval_emi.studies.schema import SHIFT_MODALITIES, Study
 
 FORMAT_VERSION = 1  # of the JSON; a reader refuses a greater one
@@ -360,6 +361,7 @@ def score_study(
     inference: Inference | None = None,
     degenerate: Mapping[str, Mapping[str, int]] | None = None,
     without_degenerate: bool = False,
+    memo: Memo | None = None,
 ) -> StudyResult:
     """Score the splits of a study that have embeddings.
 
@@ -376,6 +378,7 @@ def score_study(
         inference: how errors and tests are made.
         degenerate: how many responses of every split are degenerate, by kind.
         without_degenerate: whether the embeddings are without those.
+        memo: has the results of earlier runs that depend on the embeddings alone.
 
     Returns:
         :class:`StudyResult`. A split that cannot be scored is left out with the reason, and the
@@ -439,7 +442,7 @@ def score_study(
         errors=inference,
         **({"responses": "not degenerate"} if without_degenerate else {}),
     )
-    scores = _with_inference(study, scores, inference)
+    scores = _with_inference(study, scores, inference, memo)
     for name, one in scores.items():
         if one.emi.stderr is None:
             remarks.setdefault(name, []).append(
@@ -467,9 +470,13 @@ def score_study(
     )
 
 
-def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: Inference) -> dict[str, SplitScores]:
+def _with_inference(
+    study: Study, scores: Mapping[str, SplitScores], inference: Inference, memo: Memo | None
+) -> dict[str, SplitScores]:
     """The scores with tests of their divergences, adjusted p-values and verdicts."""
     shifted = [name for name, one in scores.items() if one.emid and one.bound]
+    bounds = [one.bound for one in scores.values() if one.bound]
+    known = KnownDivergences(memo, bounds, inference.resamples, inference.seed) if memo else None
 
     def test(task: tuple[str, str]) -> tuple[str, str, DivergenceTest | None]:
         name, divergence = task
@@ -495,6 +502,8 @@ def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: 
             if found is not None:
                 tests[name][divergence] = found
             bar.update()
+    if known:
+        known.keep()
     family = [name for name in study.shifts() if name in shifted]
     statistics = [emid.jackknife for name in family if (emid := scores[name].emid)]
     adjusted = dict(zip(family, adjust(statistics, inference.adjust, CHEAP_DRAWS, inference.seed), strict=True))

@@ -26,10 +26,12 @@ with RJSD in it is a plug-in, not a bound on EMID.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
+from typing import Any
 
 import torch
 
@@ -284,24 +286,33 @@ class EMIDBound:
         }[name]
         if max(side.n for side, _ in sides) > MOST_ROWS or getattr(*sides[0]) is None:
             return None
-        own = self.ood.cache.setdefault(("sets of", self.id), {})
-        if (name, self.convention) not in own:
-            id_clusters = clusters_of(self.id)
-            partners = shared_clusters(self.id, self.ood)
+        # Shifts share what they have in common: the ID split's responses, one image shift under several questions.
+        of_one = {"jsd_id_response": self.id, "jsd_ood_response": self.ood}.get(name)
+        clusters = clusters_of(self.id)
+        others = clusters
+        if name != "jsd_id_response":
             # Clusters of unrelated splits are different, whatever their keys.
-            ood_clusters = partners or [("ood", cluster) for cluster in clusters_of(self.ood)]
-            known = {"id": id_clusters, "ood": ood_clusters}
-            which = {"jsd_id_response": ("id", "id"), "jsd_ood_response": ("ood", "ood")}.get(name, ("id", "ood"))
-            x, y = getattr(*sides[0]), getattr(*sides[1])
-            # Of sets of one size both conventions are one.
-            convention = "equal_weight" if len(x) == len(y) else self.convention
-            own[name, self.convention] = TwoSets(x, y, known[which[0]], known[which[1]], convention)
-        return own[name, self.convention]
+            others = shared_clusters(self.id, self.ood) or [("ood", cluster) for cluster in clusters_of(self.ood)]
+        if name == "jsd_ood_response":
+            clusters = others
+        x, y = getattr(*sides[0]), getattr(*sides[1])
+        # Of sets of one size both conventions are one.
+        convention = "equal_weight" if len(x) == len(y) else self.convention
+        key = ("sets", name, convention, tuple(others), "" if of_one else _digest(y))
+        cache = (of_one or self.id).cache
+        if key not in cache:
+            cache[key] = TwoSets(x, y, clusters, others, convention)
+        return cache[key]
 
     def __str__(self) -> str:
         parts = f"JSD images {self.jsd_v:.4g}, questions {self.jsd_t:.4g}, responses ID {self.jsd_id_response:.4g}, OOD {self.jsd_ood_response:.4g}"
         error = f" ± {self.stderr:.2g}" if self.stderr is not None else ""
         return f"shift index ({self.kind}) = {self.value:.4g}{error}, {self.baseline:.4g} without a shift ({parts}, n = {self.n_id} and {self.n_ood})\n{self.signature}"
+
+
+def _digest(rows: torch.Tensor) -> str:
+    content: Any = rows.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _jackknife(sets: TwoSets, owner: Embeddings) -> Jackknife:

@@ -355,11 +355,20 @@ def emid(id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator)
     return emid_from_emi(emi(id, estimator), id, ood, estimator)
 
 
-def emid_from_emi(id_emi: EMI, id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator) -> EMID:
-    """EMID where EMI of the ID split is known already; see :func:`emid`."""
+def emid_from_emi(
+    id_emi: EMI,
+    id: Embeddings,
+    ood: Embeddings,
+    estimator: MutualInformationEstimator,
+    ood_emi: EMI | None = None,
+) -> EMID:
+    """EMID where EMI of the ID split is known already, and perhaps that of the other; see :func:`emid`.
+
+    EMI of the other has to be clustered by :func:`shared_clusters`.
+    """
     encoders = shared_encoders(id, ood)
     groups = shared_clusters(id, ood)
-    ood_emi = emi(ood, estimator, groups=groups)
+    ood_emi = ood_emi or emi(ood, estimator, groups=groups)
     parts = _decompose(id_emi, ood_emi, id, ood, estimator) if groups is not None else None
     own = ood_emi.jackknife
     if groups is None:  # clusters of unrelated splits are different, whatever their keys

@@ -85,7 +85,10 @@ class TwoSets:
         y_clusters: Sequence[Hashable],
         convention: Convention | str = "published",
     ) -> None:
-        rows = torch.cat([x, y]).double().cpu().numpy() + 0.0  # no negative zeros, whose bytes differ
+        both = [side.detach().cpu().contiguous() for side in (x, y)]
+        if both[0].dtype != both[1].dtype or both[0].dtype == torch.bfloat16:  # which numpy does not have
+            both = [side.double() for side in both]
+        rows = np.concatenate([side.numpy() for side in both]) + 0  # no negative zeros, whose bytes differ
         # Sorted, so that the order of rows changes no draw.
         self.clusters = sorted({*x_clusters, *y_clusters}, key=str)
         number = {cluster: position for position, cluster in enumerate(self.clusters)}

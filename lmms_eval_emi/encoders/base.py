@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,7 +13,6 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import xxhash
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lmms_eval_emi.encoders.checkpoint import Checkpoint, EncoderUnavailable
@@ -206,12 +206,12 @@ def encode_all(
     return torch.cat(rows)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let this Python thread's products run in one thread, where others of the process may use all."""
-    torch.get_num_threads()  # which sets the number that holds for a new thread, and would do so later
-    with threadpool_limits(1, user_api="openmp"):
-        yield
+class _FullPrecision:
+    """The settings of CUDA's products, and how many blocks of :func:`full_precision` are open."""
+
+    lock = threading.Lock()
+    open = 0
+    before: ClassVar[list[Any]] = []
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def full_precision() -> Iterator[None]:
     """Keep CUDA from rounding float32 products to TF32 inside the block, whatever the process has set.
 
     TF32 has 10 bits of mantissa; PyTorch allows it for convolutions by default, and some of
-    lmms-eval's models allow it for all products of the process.
+    lmms-eval's models allow it for all products of the process. Several threads may be inside at once.
     """
     matmul: Any = torch.backends.cuda.matmul
     convolution: Any = torch.backends.cudnn
@@ -228,14 +228,21 @@ def full_precision() -> Iterator[None]:
         places = ((matmul, "fp32_precision"), (convolution.conv, "fp32_precision"))
     else:  # PyTorch before 2.9
         places, exact = ((matmul, "allow_tf32"), (convolution, "allow_tf32")), False
-    before = [getattr(place, name) for place, name in places]
+    state = _FullPrecision
+    with state.lock:
+        if state.open == 0:
+            state.before = [getattr(place, name) for place, name in places]
+            for place, name in places:
+                setattr(place, name, exact)
+        state.open += 1
     try:
-        for place, name in places:
-            setattr(place, name, exact)
         yield
     finally:
-        for (place, name), value in zip(places, before, strict=True):
-            setattr(place, name, value)
+        with state.lock:
+            state.open -= 1
+            if state.open == 0:
+                for (place, name), value in zip(places, state.before, strict=True):
+                    setattr(place, name, value)
 
 
 def make_room(encoder: Encoder, batch_size: int) -> int:

@@ -65,25 +65,28 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
                 first, total = last, 0
         return torch.cat(rows)
 
-    def _rows(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        padding = int(self.checkpoint.config.get("pad_token_id", 1))
-        lengths = np.array([len(own) - 1 for own in tokens])
-        numbers = np.concatenate([np.asarray(own[1:], dtype=np.int64) for own in tokens])
-        # Positions are counted from the padding token's number on; the first token's own is left out with it.
-        positions = np.concatenate([np.arange(padding + 2, padding + 2 + length) for length in lengths])
-        distinct, inverse = np.unique(numbers, return_inverse=True)
-        words = torch.from_numpy(self.checkpoint.rows(self._names[WORDS], distinct))
+    @cached_property
+    def _positions(self) -> torch.Tensor:
+        """(P, D) what a position adds to a word: its own row and that of the token type."""
         own = self._tensors
+        return own["embeddings.position_embeddings.weight"] + own["embeddings.token_type_embeddings.weight"][0]
+
+    def _rows(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        # Positions are counted from the padding token's number on; the first token's own is left out with it.
+        first = int(self.checkpoint.config.get("pad_token_id", 1)) + 2
+        lengths = [len(own) - 1 for own in tokens]
+        distinct, inverse = np.unique(np.concatenate([own[1:] for own in tokens]), return_inverse=True)
+        words = torch.from_numpy(self.checkpoint.rows(self._names[WORDS], distinct))
         states = words[torch.from_numpy(inverse.reshape(-1))]
-        states += own["embeddings.token_type_embeddings.weight"][0]
-        states += own["embeddings.position_embeddings.weight"][torch.from_numpy(positions)]
+        parts = states.split(lengths)
+        for part in parts:
+            part += self._positions[first : first + len(part)]
         states = layer_norm(
             states,
             states.shape[-1:],
-            own["embeddings.LayerNorm.weight"],
-            own["embeddings.LayerNorm.bias"],
+            self._tensors["embeddings.LayerNorm.weight"],
+            self._tensors["embeddings.LayerNorm.bias"],
             float(self.checkpoint.config.get("layer_norm_eps", 1e-5)),
         )
-        owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
-        sums = torch.zeros(len(lengths), states.shape[1], dtype=torch.float64).index_add_(0, owner, states.double())
-        return normalize(sums / torch.from_numpy(np.maximum(lengths, 1))[:, None], dim=1).float()
+        sums = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in states.split(lengths)])
+        return normalize(sums / torch.tensor(lengths)[:, None].clamp_min(1), dim=1).float()

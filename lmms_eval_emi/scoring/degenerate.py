@@ -47,7 +47,7 @@ REFUSAL = regex.compile(
 )
 COPY = 0.9  # likeness of two texts from which one is a copy
 FEWEST_LETTERS = 40  # of a text whose language is guessed
-TOLD_BY = 400  # characters by which it is guessed
+TOLD_BY = 200  # characters by which it is guessed
 SURE = 0.99  # probability of a language
 SCRIPTS = {
     **{name: rf"\p{{Script={name}}}" for name in ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Thai", "Hangul")},
@@ -94,23 +94,22 @@ def _repeats(text: str) -> bool:
     grams = [text[start : start + GRAM] for start in range(len(text) - GRAM + 1)]
     if len(set(grams)) > len(grams) - (LOOP_LENGTH - GRAM) // 2:
         return False
-    places: dict[str, list[int]] = {}
+    last: dict[str, int] = {}
     measured: dict[int, int] = {}  # by distance, where the last stretch that repeats itself at it ends
     for place, gram in enumerate(grams):
-        earlier = places.setdefault(gram, [])
-        for before in reversed(earlier):
-            distance = place - before
-            if distance > LONGEST_UNIT:
-                break
-            if measured.get(distance, 0) > place:
-                continue
-            end = place + GRAM
-            while end < len(text) and text[end] == text[end - distance]:
-                end += 1
-            measured[distance] = end
-            if end - before >= max(TIMES * distance, LOOP_LENGTH) and any(map(str.isalpha, text[before:place])):
-                return True
-        earlier.append(place)
+        before = last.get(gram)
+        last[gram] = place
+        if before is None or place - before > LONGEST_UNIT:
+            continue
+        distance = place - before
+        if measured.get(distance, 0) > place:
+            continue
+        end = place + GRAM
+        while end < len(text) and text[end] == text[end - distance]:
+            end += 1
+        measured[distance] = end
+        if end - before >= max(TIMES * distance, LOOP_LENGTH) and any(map(str.isalpha, text[before:place])):
+            return True
     return False
 
 

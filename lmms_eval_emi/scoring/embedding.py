@@ -6,15 +6,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from os import cpu_count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.encoders.base import Encoder, encode_all, one_thread
+from lmms_eval_emi.encoders.base import Encoder, encode_all
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
-from lmms_eval_emi.files import threads
+from lmms_eval_emi.files import threads, workers
 from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image
 from lmms_eval_emi.samples import Sample, SampleError
 from lmms_eval_emi.settings import Settings
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 CacheOf = Callable[[Encoder], EmbeddingCache]
 
+FEWEST_AT_ONCE = 8  # images of a batch
 READERS = 2  # threads that decode images
 AHEAD = 512  # decoded images that wait to be encoded: 77 MB of CLIP's
 KEPT_BYTES = 2**26  # of encoded images that are kept from hashing to decoding, so that each is read once
@@ -121,7 +124,7 @@ def embed_good_rows(
         name: [text for sample in samples for text in (sample.question, sample.response, sample.reference)]
         for name, samples in splits.items()
     }
-    with threads(1) as beside:  # texts in one thread, beside the images in all
+    with workers(1) as beside:  # texts in one thread, beside the images in all
         encoding = beside.submit(_encode_texts, texts, encoders, batch_size, cache)
         vision = _encode_images(images, encoders, batch_size, cache, stop_at_bad=strict) if with_images else None
         text_rows = encoding.result()
@@ -139,7 +142,8 @@ def embed_good_rows(
     embedded = {}
     for name, rows in kept.items():
         own = text_rows[name].view(len(splits[name]), 3, -1)
-        question, response, reference = (own if len(own) == len(rows) else own[torch.tensor(rows)]).unbind(dim=1)
+        own = own if len(own) == len(rows) else own[torch.tensor(rows)]
+        question, response, reference = (one.contiguous() for one in own.unbind(dim=1))
         numbers = [images.numbers[name][row] for row in rows] if with_images else None
         embedded[name] = Embeddings(
             v=vision[torch.tensor(numbers)] if vision is not None else None,
@@ -214,36 +218,47 @@ def _encode_images(
             images.bad[number] = str(error)
             return None
 
+    # On the CPU several batches at once, in one thread each, keep its cores busier than one batch in several.
+    beside = cpu_count() or 1 if encoder.device.type == "cpu" else 1
+    size = min(batch_size, max(FEWEST_AT_ONCE, -(-len(missing) // (4 * beside)))) if beside > 1 else batch_size
+    encoded: list[int] = []
+    running: deque[tuple[list[int], Future[torch.Tensor]]] = deque()
+
+    def take() -> None:
+        own, future = running.popleft()
+        rows[torch.tensor(own)] = future.result()
+        encoded.extend(own)
+        bar.update(len(own))
+
     with (
-        threads(READERS) as pool,
+        threads(READERS) as readers,
+        (workers if beside > 1 else threads)(beside) as pool,
         tqdm(total=len(missing), desc="Encoding images", unit="", leave=False, dynamic_ncols=True) as bar,
     ):
-        ready = _in_order(pool, prepare, missing)
         waiting: list[tuple[int, Any]] = []
-        encoded: list[int] = []
         try:
-            for last, (number, prepared) in _with_last(zip(missing, ready, strict=True)):
+            for last, (number, prepared) in _with_last(zip(missing, _in_order(readers, prepare, missing), strict=True)):
                 if prepared is not None:
                     waiting.append((number, prepared))
                 if images.bad and stop_at_bad:
                     continue
-                if waiting and (len(waiting) == batch_size or last):
-                    own = [number for number, _ in waiting]
+                if waiting and (len(waiting) == size or last):
                     batch = [one for _, one in waiting]
-                    found = encode_all(
-                        encoder,
-                        len(own),
-                        lambda positions, batch=batch: [batch[position] for position in positions],  # type: ignore[misc]
-                        batch_size=batch_size,
-                    )
-                    rows[torch.tensor(own)] = found
-                    encoded += own
-                    bar.update(len(own))
+                    run = partial(encode_all, encoder, len(batch), partial(_picked, batch), batch_size=batch_size)
+                    running.append(([number for number, _ in waiting], pool.submit(run)))
                     waiting = []
+                    if len(running) > beside:
+                        take()
+            while running:
+                take()
         finally:  # what was encoded is kept, whatever ends the run
             if cache and encoded:
                 cache(encoder).add({digests[number]: rows[number].numpy() for number in encoded})
     return rows
+
+
+def _picked(items: Sequence[Item], positions: range) -> list[Item]:
+    return [items[position] for position in positions]
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
@@ -281,14 +296,13 @@ def _encode_texts(
             rows[number] = torch.from_numpy(known[digest])
     missing = [number for number, digest in enumerate(digests) if digest not in known]
     if missing:
-        with one_thread():
-            rows[torch.tensor(missing)] = encode_all(
-                encoder,
-                len(missing),
-                lambda positions: [encoder.prepare(distinct[missing[position]]) for position in positions],
-                batch_size=batch_size,
-                label="Encoding texts",
-            )
+        rows[torch.tensor(missing)] = encode_all(
+            encoder,
+            len(missing),
+            lambda positions: [encoder.prepare(distinct[missing[position]]) for position in positions],
+            batch_size=batch_size,
+            label="Encoding texts",
+        )
         if cache:
             cache(encoder).add({digests[number]: rows[number].numpy() for number in missing})
     position = {text: number for number, text in enumerate(distinct)}

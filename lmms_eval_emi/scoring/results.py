@@ -30,7 +30,7 @@ from lmms_eval_emi.core.permutation import DivergenceTest
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.estimators.base import Estimator
 from lmms_eval_emi.estimators.fitness import fitness
-from lmms_eval_emi.files import threads, to_json, write_atomically
+from lmms_eval_emi.files import threads, to_json, workers, write_atomically
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.degenerate import KINDS
 from lmms_eval_emi.scoring.memo import KnownDivergences, Memo
@@ -41,6 +41,7 @@ FORMAT_VERSION = 1  # of the JSON; a reader refuses a greater one
 # of visual and textual shifts (llava-v1.5-13b; docs/statistics.md).
 PUBLISHED_MARGIN = 0.008
 CHEAP_DRAWS = 1999  # of resampling that costs nothing beside one permutation test
+MOST_BESIDE = 4096  # rows of splits that are scored beside each other
 VERDICTS = ("lost", "gained", "held", "undecided")
 
 
@@ -394,41 +395,59 @@ def score_study(
         study.split(name)
     omitted = {name: list(reasons) for name, reasons in (left_out or {}).items()}
     remarks = {name: list(lines) for name, lines in (notes or {}).items()}
-    emis: dict[str, EMI] = {}
-    for name in study.splits:
-        if name in embeddings:
-            try:
-                # The images of shifted twins are other files than those that they were made from.
-                groups = (
-                    shared_clusters(embeddings[study.id_split], embeddings[name])
-                    if name != study.id_split and study.id_split in embeddings
-                    else None
-                )
-                emis[name] = emi(embeddings[name], estimator, groups=groups)
-                if isinstance(estimator, Estimator) and (said := estimator.remarks(embeddings[name])):
-                    remarks.setdefault(name, []).extend(said)
-            except ValueError as error:
-                omitted.setdefault(name, []).append(str(error))
-    scores: dict[str, SplitScores] = {}
-    id_emi, id_embeddings = emis.get(study.id_split), embeddings.get(study.id_split)
+    present = [name for name in study.splits if name in embeddings]
+    id_embeddings = embeddings.get(study.id_split)
     encoders = next((split.encoders for split in embeddings.values()), None)
-    for name, value in emis.items():
-        scores[name] = SplitScores(value)
-        if name == study.id_split or id_emi is None or id_embeddings is None:
-            continue
+
+    def emi_of(name: str) -> EMI | str:
+        # The images of shifted twins are other files than those that they were made from.
+        shifted = name != study.id_split and id_embeddings is not None
+        groups = shared_clusters(id_embeddings, embeddings[name]) if shifted and id_embeddings else None
+        try:
+            return emi(embeddings[name], estimator, groups=groups)
+        except ValueError as error:
+            return str(error)
+
+    def compare(name: str) -> tuple[EMID, EMIDBound, str] | str:
+        assert id_emi is not None
         try:
             first, second = _without_partners(study, name, embeddings, lost or {})
+            own = first is id_embeddings and second is embeddings[name]
             first_emi = id_emi if first is id_embeddings else emi(first, estimator)
-            difference = emid_from_emi(first_emi, first, second, estimator)
-            bound = emid_bound(first, second, convention, entropy)
+            second_emi = emis[name] if second is embeddings[name] else None
+            difference = emid_from_emi(first_emi, first, second, estimator, second_emi)
+            remark = f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out"
+            return difference, emid_bound(first, second, convention, entropy), "" if own else remark
         except ValueError as error:
-            omitted.setdefault(name, []).append(str(error))
+            return str(error)
+
+    # Splits are small, so several at a time in one thread each beat one in several.
+    small = max((one.n for one in embeddings.values()), default=0) <= MOST_BESIDE
+    emis: dict[str, EMI] = {}
+    scores: dict[str, SplitScores] = {}
+    with workers(cpu_count() or 1) if small else threads(1) as pool, threadpool_limits(1 if small else None):
+        for name, value in zip(present, pool.map(emi_of, present), strict=True):
+            if isinstance(value, str):
+                omitted.setdefault(name, []).append(value)
+                continue
+            emis[name] = value
+            scores[name] = SplitScores(value)
+            if isinstance(estimator, Estimator) and (said := estimator.remarks(embeddings[name])):
+                remarks.setdefault(name, []).extend(said)
+        id_emi = emis.get(study.id_split)
+        shifted = [name for name in emis if name != study.id_split] if id_emi else []
+        if shifted and small:
+            compared = [compare(shifted[0])]  # with all that is the ID split's own, which others then share
+            compared += pool.map(compare, shifted[1:])
+        else:
+            compared = [compare(name) for name in shifted]
+    for name, found in zip(shifted, compared, strict=True):
+        if isinstance(found, str):
+            omitted.setdefault(name, []).append(found)
             continue
-        if first is not id_embeddings or second is not embeddings[name]:
-            remarks.setdefault(name, []).append(
-                f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out"
-            )
-        scores[name] = SplitScores(value, difference, bound)
+        if found[2]:
+            remarks.setdefault(name, []).append(found[2])
+        scores[name] = SplitScores(emis[name], found[0], found[1])
     kind = "scaled" if entropy is None else f"theorem(entropy={entropy:g})"
     signature = Signature.of(
         "emi-study",

@@ -13,11 +13,12 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.files import parse_json, to_json, write_atomically
+from lmms_eval_emi.files import parse_json, threads, to_json, write_atomically
 from lmms_eval_emi.images import ImageError, open_image, to_rgb
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.pipeline import Scored
@@ -148,6 +149,7 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
         return {}
     twins = {row.key: value for row, value in zip(samples[result.study.id_split], row_values(id_scores), strict=True)}
     lost: dict[str, list[dict[str, Any]]] = {}
+    chosen: dict[str, list[tuple[Sample, float]]] = {}
     for name in (*result.study.shifts(), *result.study.controls(), *result.study.variants()):
         scores = result.splits.get(name)
         if scores is None:
@@ -157,18 +159,21 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
             for row, value in zip(samples[name], row_values(scores), strict=True)
         ]
         worst = sorted(range(len(losses)), key=lambda row: -losses[row])[:MOST]
-        lost[name] = [
-            {
-                "id": str(row.id),
-                "loss": losses[number],
-                "question": row.question,
-                "response": row.response,
-                "reference": row.reference,
-                "image": _thumbnail(row),
-            }
-            for number in worst
-            for row in (samples[name][number],)
-        ]
+        chosen[name] = [(samples[name][row], losses[row]) for row in worst]
+    with threads(cpu_count() or 1) as pool:
+        images = pool.map(_thumbnail, (row for own in chosen.values() for row, _ in own))
+        for name, own in chosen.items():
+            lost[name] = [
+                {
+                    "id": str(row.id),
+                    "loss": loss,
+                    "question": row.question,
+                    "response": row.response,
+                    "reference": row.reference,
+                    "image": next(images),
+                }
+                for row, loss in own
+            ]
     return lost
 
 
@@ -176,7 +181,7 @@ def _thumbnail(row: Sample) -> str:
     if row.image is None:
         return ""
     try:
-        image = to_rgb(open_image(row.image)).copy()
+        image = to_rgb(open_image(row.image, at_least=2 * THUMBNAIL)).copy()
     except ImageError:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -159,15 +159,18 @@ def operator_interval(cells: dict[tuple[str, str], tuple[float, float]], draws: 
     for (row, column), pair in cells.items():
         grid[:, rows.index(row), columns.index(column)] = pair
     random = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(draws):
-        chosen = random.integers(len(rows), size=len(rows)), random.integers(len(columns), size=len(columns))
-        a, b = grid[:, chosen[0]][:, :, chosen[1]].reshape(2, -1)
-        kept = ~np.isnan(a)
-        r = pearson(a[kept].tolist(), b[kept].tolist()) if kept.sum() >= 3 else None
-        if r is not None:
-            drawn.append(r)
-    if len(drawn) < draws / 2:
+    chosen = (random.integers(len(own), size=(draws, len(own))) for own in (rows, columns))
+    first, second = (next(chosen)[:, :, None], next(chosen)[:, None, :])
+    a, b = (side[first, second].reshape(draws, -1) for side in grid)
+    kept = ~np.isnan(a)
+    count = kept.sum(axis=1)
+    centred = [
+        np.where(kept, one - np.nansum(one, axis=1, keepdims=True) / np.maximum(count, 1)[:, None], 0) for one in (a, b)
+    ]
+    spread = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
+    usable = (count >= 3) & (spread > 0)
+    if usable.sum() < draws / 2:
         return None
+    drawn = (centred[0] * centred[1]).sum(axis=1)[usable] / spread[usable]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 
 from lmms_eval_emi.encoders.checkpoint import EncoderUnavailable, tensors_below
 from lmms_eval_emi.encoders.vision import VisionEncoder
+from lmms_eval_emi.files import blocks_of
 
 AT_ONCE = 8  # images in a layer on the CPU
 ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": gelu}
@@ -60,9 +62,11 @@ class CLIPVisionEncoder(VisionEncoder):
         after = {name: prefix + name for name in ends if prefix + name in self.checkpoint}
         return self.checkpoint.fingerprint({**self._names, **after})
 
-    def states(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(M, L, D) states of (M, 3, H, W) pixels, the class token first."""
-        return self.model(pixels)
+    def states(self, prepared: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+        """(M, L, D) states of M prepared images, the class token first; their pixels are floats a few at a time."""
+        step = AT_ONCE if device.type == "cpu" else len(prepared)
+        parts = [self.model.embed(self.pixels(part).to(device)) for part in blocks_of(prepared, step)]  # type: ignore[operator]
+        return self.model(torch.cat(parts))
 
 
 class CLIPVisionTower(nn.Module):
@@ -101,8 +105,8 @@ class CLIPVisionTower(nn.Module):
         held = getattr(self, _attribute(name), None)
         return self.read(name) if held is None else held
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(M, 1 + P, D) states after the last layer of (M, 3, H, W) pixels."""
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(M, 1 + P, D) states before the first layer of (M, 3, H, W) pixels."""
         patches = conv2d(pixels, self.weight("embeddings.patch_embedding.weight"), stride=self.patch)
         patches = patches.flatten(2).transpose(1, 2)
         leading = self.weight("embeddings.class_embedding").expand(len(patches), 1, -1)
@@ -113,8 +117,13 @@ class CLIPVisionTower(nn.Module):
                 f"pixels: expected images of {len(positions) - 1} patches of {self.patch} pixels, got {x.shape[1] - 1}. The preprocessing does not fit the checkpoint."
             )
         ends = self.weight("pre_layrnorm.weight"), self.weight("pre_layrnorm.bias")
-        x = layer_norm(x + positions, x.shape[-1:], *ends, self.eps)
+        return layer_norm(x + positions, x.shape[-1:], *ends, self.eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(M, 1 + P, D) states after the last layer of those before the first, which are overwritten on the CPU."""
+        weights: dict[str, torch.Tensor] = {}
         for number in range(self.layers):
+            weights.clear()  # before the next are read
             weights = {one: self.weight(f"encoder.layers.{number}.{one}") for one in LAYER}
             if x.device.type == "cpu":
                 for part in x.split(AT_ONCE):

@@ -87,19 +87,17 @@ class VisionEncoder(CheckpointEncoder):
         """Fingerprint of the tower's weights."""
         return fingerprint(self.model)
 
-    def states(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(M, L, D) states of (M, 3, H, W) pixels, leading tokens among them."""
-        return self.model(pixel_values=pixels).last_hidden_state
+    def states(self, prepared: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+        """(M, L, D) states of M prepared images, leading tokens among them."""
+        return self.model(pixel_values=self.pixels(prepared).to(device)).last_hidden_state
+
+    def pixels(self, prepared: Sequence[np.ndarray]) -> torch.Tensor:
+        """(M, 3, H, W) float32 pixels of M prepared images."""
+        return torch.from_numpy(np.stack([self.preprocessing.to_float(one) for one in prepared]))
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
         """(M, D) float32 L2-normalised rows of M images or prepared images, on the CPU."""
-        pixels = np.stack(
-            [
-                self.preprocessing.to_float(self.prepare(one) if isinstance(one, Image.Image) else one)
-                for one in prepared
-            ]
-        )
+        ready = [self.prepare(one) if isinstance(one, Image.Image) else one for one in prepared]
         device = self.place_model()
-        states = self.states(torch.from_numpy(pixels).to(device))
-        return pool_and_normalise(states[:, self.leading_tokens :], None, device)
+        return pool_and_normalise(self.states(ready, device)[:, self.leading_tokens :], None, device)

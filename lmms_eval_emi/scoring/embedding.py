@@ -29,7 +29,7 @@ CacheOf = Callable[[Encoder], EmbeddingCache]
 
 FEWEST_AT_ONCE = 8  # images of a batch
 READERS = 2  # threads that decode images
-AHEAD = 512  # decoded images that wait to be encoded: 77 MB of CLIP's
+AHEAD = 128  # decoded images that wait to be encoded: 19 MB of CLIP's
 KEPT_BYTES = 2**26  # of encoded images that are kept from hashing to decoding, so that each is read once
 
 

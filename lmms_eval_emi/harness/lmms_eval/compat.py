@@ -92,6 +92,62 @@ def with_our_tasks(build_index: Callable) -> Callable:
     return initialize_tasks
 
 
+def share_datasets() -> None:
+    """Let our tasks, most of which are splits of one dataset, load it once and not once each with all of its splits.
+
+    Relies on: ``ConfigurableTask.download`` calls ``datasets.load_dataset`` by keywords, and of what it returns a
+    task uses its ``test_split``. Tasks of others are left as they are: ours are told by their metadata.
+    """
+    from lmms_eval.api.task import ConfigurableTask
+
+    download = ConfigurableTask.download
+    if hasattr(download, "adds_lmms_eval_emi"):
+        return
+
+    @functools.wraps(download)
+    def shared(task: Any, *args: Any, **kwargs: Any) -> Any:
+        config = task.config
+        ours = isinstance(config.metadata, dict) and "emi_study" in config.metadata
+        others = (config.training_split, config.validation_split, config.fewshot_split)
+        if not (ours and config.test_split and not any(others)):
+            return download(task, *args, **kwargs)
+        with _loading_once(config.test_split):
+            return download(task, *args, **kwargs)
+
+    shared.adds_lmms_eval_emi = True  # type: ignore[attr-defined]
+    ConfigurableTask.download = shared
+
+
+@contextmanager
+def _loading_once(split: str) -> Iterator[None]:
+    """Inside the block ``datasets.load_dataset`` gives one split of what it loaded for the same arguments before."""
+    import datasets
+
+    load = datasets.load_dataset
+
+    def load_once(*args: Any, **kwargs: Any) -> Any:
+        key = repr((args, sorted((name, _described(value)) for name, value in kwargs.items())))
+        if key not in _loaded:
+            _loaded[key] = load(*args, **kwargs)
+        found = _loaded[key]
+        whole = isinstance(found, datasets.DatasetDict) and split in found
+        return datasets.DatasetDict({split: found[split]}) if whole else found
+
+    datasets.load_dataset = load_once
+    try:
+        yield
+    finally:
+        datasets.load_dataset = load
+
+
+_loaded: dict[str, Any] = {}
+
+
+def _described(value: Any) -> str:
+    """An argument by its content, where its text names only its place in memory."""
+    return repr(vars(value)) if hasattr(value, "__dict__") else repr(value)
+
+
 def add_group_hook() -> bool:
     """Where lmms-eval has a group hook (upstream pull request 1528), let our groups use it.
 

@@ -93,26 +93,6 @@ def threads(count: int) -> Iterator[ThreadPoolExecutor]:
     pool.shutdown()
 
 
-@contextmanager
-def workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool as :func:`threads`, whose threads compute in one thread each, where others of the process may use all."""
-    from threadpoolctl import threadpool_limits
-
-    def alone() -> None:
-        import torch
-
-        torch.get_num_threads()  # which sets the number that holds for a new thread, and would do so later
-        threadpool_limits(1, user_api="openmp")
-
-    pool = ThreadPoolExecutor(count, initializer=alone)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
 def parse_json(text: str) -> Any:
     """JSON as plain data, read strictly: no key twice in one object, and texts that any file can hold.
 

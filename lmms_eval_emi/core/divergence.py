@@ -26,14 +26,15 @@ with RJSD in it is a plug-in, not a bound on EMID.
 
 from __future__ import annotations
 
-import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any
 
 import torch
+import xxhash
 
 from lmms_eval_emi.core.conventions import CONVENTIONS, EXPONENTS
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, ArrayLike, Embeddings, as_matrix, shared_encoders
@@ -41,6 +42,9 @@ from lmms_eval_emi.core.information import clusters_of, shared_clusters
 from lmms_eval_emi.core.jackknife import Jackknife, combine
 from lmms_eval_emi.core.permutation import MOST_ROWS, NOISE_FLOOR, DivergenceTest, TwoSets, test_name
 from lmms_eval_emi.core.signature import Signature
+from lmms_eval_emi.core.spectral import matrix_to_entropy, rows_to_matrix
+
+TOGETHER = 2**21  # numbers of the matrices that are decomposed in one call: 16 MB
 
 
 def check_convention(convention: str) -> None:
@@ -95,25 +99,17 @@ def embeddings_to_kernel(x: torch.Tensor) -> Kernel:
     return Kernel(n, None, covariance)
 
 
-def kernel_to_spectrum(kernel: Kernel) -> torch.Tensor:
-    """Positive eigenvalues of the kernel divided by their sum, float64, ascending."""
+def kernel_to_matrix(kernel: Kernel) -> torch.Tensor:
+    """The smaller of the matrices that have the kernel's eigenvalues."""
     if kernel.rows is not None:
-        matrix = kernel.rows @ kernel.rows.T
-    else:
-        assert kernel.covariance is not None
-        matrix = kernel.covariance
-    eigenvalues = torch.linalg.eigvalsh(matrix)
-    positive = eigenvalues[eigenvalues > 0]
-    if len(positive) == 0:
-        raise ValueError(
-            "embeddings: expected at least one nonzero row, got zeros only, for which a spectrum is not defined."
-        )
-    return positive / positive.sum()
+        return rows_to_matrix(kernel.rows)
+    assert kernel.covariance is not None
+    return kernel.covariance
 
 
-def spectrum_to_entropy(spectrum: torch.Tensor) -> float:
-    """Von Neumann entropy -sum p ln p of a normalised spectrum, in nats."""
-    return float(-(spectrum * spectrum.log()).sum())
+def kernel_to_entropy(kernel: Kernel) -> float:
+    """Von Neumann entropy of a kernel, in nats."""
+    return float(matrix_to_entropy(kernel_to_matrix(kernel)))
 
 
 def kernels_to_jsd(
@@ -124,10 +120,19 @@ def kernels_to_jsd(
     if _same_rows(a, b):
         return 0.0
     if entropies is None:
-        entropies = (spectrum_to_entropy(kernel_to_spectrum(a)), spectrum_to_entropy(kernel_to_spectrum(b)))
+        entropies = (kernel_to_entropy(a), kernel_to_entropy(b))
+    return _entropies_to_jsd(kernel_to_entropy(mixture(a, b, convention)), entropies, convention)
+
+
+def mixture(a: Kernel, b: Kernel, convention: str) -> Kernel:
+    """Kernel of the mixture of two sets, up to its scale."""
     if convention == "equal_weight":
         a, b = a.scaled(1 / a.n), b.scaled(1 / b.n)
-    jsd = spectrum_to_entropy(kernel_to_spectrum(a.merge(b))) - sum(entropies) / 2
+    return a.merge(b)
+
+
+def _entropies_to_jsd(mixed: float, entropies: tuple[float, float], convention: str) -> float:
+    jsd = mixed - sum(entropies) / 2
     if jsd < NOISE_FLOOR:
         return 0.0
     return min(jsd, math.log(2)) if convention == "equal_weight" else jsd
@@ -298,7 +303,7 @@ class EMIDBound:
         x, y = getattr(*sides[0]), getattr(*sides[1])
         # Of sets of one size both conventions are one.
         convention = "equal_weight" if len(x) == len(y) else self.convention
-        key = ("sets", name, convention, tuple(others), "" if of_one else _digest(y))
+        key = ("sets", name, convention, tuple(others), *_key(self.ood, sides[1][1]))
         cache = (of_one or self.id).cache
         if key not in cache:
             cache[key] = TwoSets(x, y, clusters, others, convention)
@@ -311,8 +316,11 @@ class EMIDBound:
 
 
 def _digest(rows: torch.Tensor) -> str:
-    content: Any = rows.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    digest = xxhash.xxh3_128(f"{rows.dtype} {tuple(rows.shape)}".encode())
+    for chunk in rows.detach().split(CHUNK_ROWS):
+        content: Any = chunk.cpu().contiguous().view(torch.uint8).numpy()
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _jackknife(sets: TwoSets, owner: Embeddings) -> Jackknife:
@@ -377,11 +385,12 @@ def emid_bound(
         expected, got = getattr(id, name).shape[1], getattr(ood, name).shape[1]
         if expected != got:
             raise ValueError(f"ood.{name}: expected dimension {expected}, that of id.{name}, got {got}.")
+    known = id.cache.setdefault("entropies", {})
     jsds = {
-        "jsd_v": _jsd(id, "v", ood, "v", convention) if id.v is not None else 0.0,
-        "jsd_t": _jsd(id, "t", ood, "t", convention),
-        "jsd_id_response": _jsd(id, "y_hat", id, "y", convention),
-        "jsd_ood_response": _jsd(ood, "y_hat", ood, "y", convention),
+        "jsd_v": _jsd(id, "v", ood, "v", convention, known) if id.v is not None else 0.0,
+        "jsd_t": _jsd(id, "t", ood, "t", convention, known),
+        "jsd_id_response": _jsd(id, "y_hat", id, "y", convention, known),
+        "jsd_ood_response": _jsd(ood, "y_hat", ood, "y", convention, known),
     }
     kind = "scaled" if entropy is None else "theorem"
     signature = Signature.of(
@@ -406,15 +415,76 @@ def emid_bound(
     )
 
 
-def _jsd(left: Embeddings, left_name: str, right: Embeddings, right_name: str, convention: str) -> float:
-    """RJSD of two of the matrices; what depends on one split alone is computed once and kept with it."""
-    if left is right:
-        key = ("jsd", left_name, right_name, convention)
-        if key not in left.cache:
-            left.cache[key] = kernels_to_jsd(_kernel(left, left_name), _kernel(left, right_name), convention)
-        return left.cache[key]
-    entropies = (_entropy(left, left_name), _entropy(right, right_name))
-    return kernels_to_jsd(_kernel(left, left_name), _kernel(right, right_name), convention, entropies)
+def decompose_together(id: Embeddings, others: Sequence[Embeddings], convention: str = "published") -> None:
+    """Decompose every kernel that the divergences of some shifts need once, those of one size in one call.
+
+    Args:
+        id: the in-distribution split; its ``cache`` keeps the entropies, by content.
+        others: the shifted splits.
+        convention: of the divergences.
+    """
+    check_convention(convention)
+    wanted: dict[tuple[str, ...], Callable[[], Kernel]] = {}
+    for name in ("v", "t", "y_hat", "y"):
+        for split in (id, *others):
+            if getattr(split, name) is not None:
+                wanted[_key(split, name)] = partial(_kernel, split, name)
+    pairs = [(id, "v", one, "v") for one in others] + [(id, "t", one, "t") for one in others]
+    pairs += [(split, "y_hat", split, "y") for split in (id, *others)]
+    for left, left_name, right, right_name in pairs:
+        first, second = _key(left, left_name), _key(right, right_name)
+        if getattr(left, left_name) is not None and getattr(right, right_name) is not None and first != second:
+            wanted[*first, *second, convention] = partial(_mixture, left, left_name, right, right_name, convention)
+    by_size: dict[int, list[tuple[tuple[str, ...], torch.Tensor]]] = {}
+    known = id.cache.setdefault("entropies", {})
+
+    def flush(size: int) -> None:
+        own = by_size.pop(size, [])
+        if own:
+            found = matrix_to_entropy(torch.stack([matrix for _, matrix in own]))
+            known.update(zip((key for key, _ in own), found.tolist(), strict=True))
+
+    for key, make in wanted.items():
+        if key not in known:
+            matrix = kernel_to_matrix(make())
+            by_size.setdefault(len(matrix), []).append((key, matrix))
+            if len(by_size[len(matrix)]) * matrix.numel() >= TOGETHER:
+                flush(len(matrix))
+    for size in list(by_size):
+        flush(size)
+
+
+def _jsd(
+    left: Embeddings, left_name: str, right: Embeddings, right_name: str, convention: str, known: dict[Any, float]
+) -> float:
+    """RJSD of two of the matrices; entropies are computed once and kept by content."""
+    first, second = _key(left, left_name), _key(right, right_name)
+    if first == second:
+        return 0.0
+
+    def entropy(key: tuple[str, ...], make: Callable[[], Kernel]) -> float:
+        if key not in known:
+            known[key] = kernel_to_entropy(make())
+        return known[key]
+
+    entropies = (
+        entropy(first, lambda: _kernel(left, left_name)),
+        entropy(second, lambda: _kernel(right, right_name)),
+    )
+    mixed = entropy((*first, *second, convention), lambda: _mixture(left, left_name, right, right_name, convention))
+    return _entropies_to_jsd(mixed, entropies, convention)
+
+
+def _mixture(left: Embeddings, left_name: str, right: Embeddings, right_name: str, convention: str) -> Kernel:
+    return mixture(_kernel(left, left_name), _kernel(right, right_name), convention)
+
+
+def _key(embeddings: Embeddings, name: str) -> tuple[str, ...]:
+    """What tells one of the matrices from all others, by its content."""
+    key = ("digest", name)
+    if key not in embeddings.cache:
+        embeddings.cache[key] = _digest(getattr(embeddings, name)) if getattr(embeddings, name) is not None else ""
+    return (embeddings.cache[key],)
 
 
 def _kernel(embeddings: Embeddings, name: str) -> Kernel:
@@ -425,10 +495,3 @@ def _kernel(embeddings: Embeddings, name: str) -> Kernel:
     if kernel.covariance is not None:  # rows are as quickly had again, and take more room than all that follows
         embeddings.cache[key] = kernel
     return kernel
-
-
-def _entropy(embeddings: Embeddings, name: str) -> float:
-    key = ("entropy", name)
-    if key not in embeddings.cache:
-        embeddings.cache[key] = spectrum_to_entropy(kernel_to_spectrum(_kernel(embeddings, name)))
-    return embeddings.cache[key]

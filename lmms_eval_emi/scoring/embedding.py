@@ -14,9 +14,10 @@ import torch
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.core.workers import workers
 from lmms_eval_emi.encoders.base import Encoder, encode_all
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
-from lmms_eval_emi.files import threads, workers
+from lmms_eval_emi.files import threads
 from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image
 from lmms_eval_emi.samples import Sample, SampleError
 from lmms_eval_emi.settings import Settings

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlate, operator_interval, pearson
-from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, emid_bound
+from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, decompose_together, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import (
     EMI,
@@ -28,9 +28,10 @@ from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
 from lmms_eval_emi.core.permutation import DivergenceTest
 from lmms_eval_emi.core.signature import Signature
+from lmms_eval_emi.core.workers import workers
 from lmms_eval_emi.estimators.base import Estimator
 from lmms_eval_emi.estimators.fitness import fitness
-from lmms_eval_emi.files import threads, to_json, workers, write_atomically
+from lmms_eval_emi.files import threads, to_json, write_atomically
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.degenerate import KINDS
 from lmms_eval_emi.scoring.memo import KnownDivergences, Memo
@@ -436,7 +437,8 @@ def score_study(
                 remarks.setdefault(name, []).extend(said)
         id_emi = emis.get(study.id_split)
         shifted = [name for name in emis if name != study.id_split] if id_emi else []
-        if shifted and small:
+        if shifted and small and id_embeddings is not None:
+            decompose_together(id_embeddings, [embeddings[name] for name in shifted], convention)
             compared = [compare(shifted[0])]  # with all that is the ID split's own, which others then share
             compared += pool.map(compare, shifted[1:])
         else:

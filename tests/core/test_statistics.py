@@ -180,10 +180,11 @@ def test_the_error_of_a_divergence_is_its_spread_over_data_sets_at_the_floor_and
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_permutation_tests_reject_at_their_level_without_a_shift_and_always_with_one(paired):
+def test_permutation_tests_reject_at_their_level_without_a_shift_and_mostly_with_one(paired):
     rejected = [sets(seed, paired=paired).test(99, 0, paired).p_value < 0.05 for seed in range(120)]
     assert 0 <= np.mean(rejected) <= 0.11  # 5 % and two and a half of its standard errors at 120 draws
-    assert sets(0, images=12, shift=3.0, paired=paired).test(199, 0, paired).p_value < 0.02
+    shifted = [sets(seed, 20, 3.0, paired).test(99, 0, paired).p_value < 0.05 for seed in range(20)]
+    assert np.mean(shifted) >= 0.8
 
 
 def test_a_divergence_agrees_with_that_of_the_kernels_and_is_above_its_floor_with_a_shift():

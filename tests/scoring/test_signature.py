@@ -57,7 +57,15 @@ CHANGES = {
     "margin": 0.5,
     "without_degenerate": True,
 }
-SAME = {"device": "cpu", "batch_size": 3, "cache": "elsewhere", "report": False, "preflight": False, "images": "."}
+SAME = {
+    "device": "cpu",
+    "batch_size": 3,
+    "cache": "elsewhere",
+    "cache_limit": 0.0,
+    "report": False,
+    "preflight": False,
+    "images": ".",
+}
 OTHERS = {
     "allow_other_encoders",
     "frost",

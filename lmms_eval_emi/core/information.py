@@ -292,9 +292,7 @@ def _analyse(
     most = MOST_CLUSTERS if hasattr(estimator, "analyse") else MOST_RECOMPUTED
     distinct = sorted(set(keys), key=str)
     if len(distinct) > most:
-        keys = [
-            f"block {int(hashlib.blake2b(str(key).encode(), digest_size=8).hexdigest(), 16) % most}" for key in keys
-        ]
+        keys = [f"block {cluster_hash(key) % most}" for key in keys]
         distinct = sorted(set(keys), key=str)
     number = {key: position for position, key in enumerate(distinct)}
     clusters = torch.tensor([number[key] for key in keys], device=x.device)
@@ -314,6 +312,11 @@ def _analyse(
         jackknife(response.value - reference.value, response.deleted - reference.deleted),
         jackknife(reference.value, reference.deleted),
     )
+
+
+def cluster_hash(key: Hashable) -> int:
+    """64 bits of a cluster's key, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "big")
 
 
 def clusters_of(embeddings: Embeddings, groups: Sequence[Hashable] | None = None) -> list[Hashable]:

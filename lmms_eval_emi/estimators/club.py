@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from lmms_eval_emi.core.club import ClusterSums, Moments, embeddings_to_moments, moments_to_contributions
-from lmms_eval_emi.core.embeddings import CHUNK_ROWS
+from lmms_eval_emi.core.embeddings import CHUNK_ROWS, Embeddings
 from lmms_eval_emi.core.information import Information
 from lmms_eval_emi.estimators.base import TrainedEstimator, by_network, undivided
 
+Gaussian = tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
 SATURATED = 0.99  # of a log-variance in (-1, 1)
 Self = TypeVar("Self", bound="CLUB")
 
@@ -59,6 +60,13 @@ class CLUB(TrainedEstimator):
     def targets(self, y: torch.Tensor) -> torch.Tensor:
         """Targets in the space that q is a density of; the same here."""
         return y
+
+    @torch.no_grad()
+    def gaussians(self, embeddings: Embeddings) -> list[list[Gaussian]]:
+        """(N, D') float64 means and log variances of the targets of some rows, and the map of targets."""
+        self.check_shapes(embeddings.x, embeddings.y)
+        network = self.in_float64(embeddings.t.device)
+        return [[(*network(embeddings.x), network.targets)]]
 
     @torch.no_grad()
     def saturation(self, x: torch.Tensor) -> float | None:

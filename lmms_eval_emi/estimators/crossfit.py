@@ -78,6 +78,11 @@ class CrossFitted(Estimator):
         unseen = torch.full((embeddings.n,), -1, device=embeddings.t.device)
         return BoundEstimator(self, unseen if self.seen is None else self.seen.of(embeddings))
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "gaussians" and "networks" in self.__dict__ and hasattr(self.first, name):
+            return lambda embeddings: self.bind(embeddings).gaussians(embeddings)
+        raise AttributeError(name)
+
     def trained_on(self, embeddings: Embeddings) -> int:
         """How many rows would be scored by networks that saw them: none, if there are folds."""
         return self.known_rows(embeddings) if self.folds == 1 else 0
@@ -217,10 +222,23 @@ class BoundEstimator:
         )
         return torch.stack([torch.stack(own).mean(dim=0) for own in found]).mean(dim=0)
 
-    def _over_networks(self, run: Callable[[list, torch.Tensor], Any], device: torch.device) -> list[list[Any]]:
+    @torch.no_grad()
+    def gaussians(self, embeddings: Embeddings) -> list[list[Any]]:
+        """By seed and fold: means and log variances of the targets of some rows, and the map of targets."""
+        x = embeddings.x
+        self.estimator.first.check_shapes(x, embeddings.y)
+
+        def run(networks: list, which: torch.Tensor) -> tuple:
+            return (*by_network(networks, which, lambda network, rows: network(rows), x), networks[0].targets)
+
+        return self._over_networks(run, x.device, every_fold=True)
+
+    def _over_networks(
+        self, run: Callable[[list, torch.Tensor], Any], device: torch.device, *, every_fold: bool = False
+    ) -> list[list[Any]]:
         """What ``run`` gives for every seed, and for every fold that unseen rows may be scored by."""
         unseen = self.which < 0
-        folds = range(self.estimator.folds if bool(unseen.any()) else 1)
+        folds = range(self.estimator.folds if every_fold or bool(unseen.any()) else 1)
         found = []
         for own in self.estimator.networks:
             networks = [network.in_float64(device) for network in own]

@@ -43,11 +43,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return override_settings(given)
 
 
-def add_study_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Options that say which responses of which study, or of which studies."""
+def add_study_arguments(parser: argparse.ArgumentParser, *, several: str = "") -> None:
+    """Options that say which responses of which study; or of which studies, where ``several`` says what is done with them."""
     which = parser.add_mutually_exclusive_group(required=True)
     how: dict[str, Any] = {"nargs": "+"} if several else {}
-    more = "; several are pooled" if several else ""
+    more = f"; {several}" if several else ""
     which.add_argument(
         "--shift", choices=BUILT_IN, help=f"built-in family of splits that the responses belong to{more}", **how
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import (
     add_overwrite,
@@ -12,8 +14,14 @@ from lmms_eval_emi.cli.options import (
     add_study_arguments,
     renamed_models,
     settings_of,
-    study_of,
+    studies_of,
 )
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.core.embeddings import Embeddings
+    from lmms_eval_emi.scoring.pipeline import Scored
+    from lmms_eval_emi.settings import Settings
+    from lmms_eval_emi.studies.schema import Study
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -25,7 +33,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="score existing responses: EMI, EMID and the shift index",
         description="Read responses (LLaVA-style files, or what lmms-eval --log_samples wrote), compute EMI of every split and EMID and the RJSD index of every shift, print a table and write JSON.",
     )
-    add_study_arguments(parser)
+    add_study_arguments(parser, several="several are scored in one run, which encodes what they share once")
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="FILE|DIR",
+        help="score embeddings that exist, in the place of responses: {split}.parquet, {split}.safetensors or {split}/*.npy in a folder, or one file of several splits; read a part at a time",
+    )
+    parser.add_argument(
+        "--save-embeddings",
+        type=Path,
+        metavar="DIR",
+        help="write the embeddings of every split as {split}.parquet, for --embeddings",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the results as JSON")
     add_overwrite(parser)
     parser.add_argument(
@@ -64,50 +84,116 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score, write, print."""
     settings = settings_of(args)
-    from lmms_eval_emi.files import check_output
+    from lmms_eval_emi.files import check_folder_writable, check_output
     from lmms_eval_emi.studies.schema import load_study
 
-    study = load_study(study_of(args))
+    studies = [load_study(name) for name in studies_of(args)]
     renamed = renamed_models(args.model_name)
+    if args.embeddings and args.responses:
+        raise ValueError("--embeddings: expected in the place of --responses, got both. Give one of them.")
     if args.output:
-        inputs = [study.source, *args.estimator, *(study.response_file(name) for name in study.splits)]
-        inputs += [study.local_path(split.dataset) for split in study.splits.values()]
+        inputs: list[Any] = [*args.estimator, args.embeddings]
+        for study in studies:
+            inputs += [study.source, *(study.response_file(name) for name in study.splits)]
+            inputs += [study.local_path(split.dataset) for split in study.splits.values()]
         check_output(args.output, inputs, overwrite=args.overwrite)
+    if args.save_embeddings:
+        if args.save_embeddings.is_dir() and any(args.save_embeddings.iterdir()) and not args.overwrite:
+            raise ValueError(
+                f"--save-embeddings: the folder {args.save_embeddings} is not empty. Name another one, or pass --overwrite."
+            )
+        check_folder_writable(args.save_embeddings)
 
-    from lmms_eval_emi.scoring.joining import collect_samples
-    from lmms_eval_emi.scoring.pipeline import left_out_lines, score_samples
+    from lmms_eval_emi.scoring.pipeline import score_store
+    from lmms_eval_emi.scoring.ranks import process_group, rank
     from lmms_eval_emi.scoring.row_results import write_results
-    from lmms_eval_emi.scoring.table import fit_to_warnings, notes_to_lines, results_to_table
+    from lmms_eval_emi.scoring.stores import open_store
+    from lmms_eval_emi.scoring.table import fit_to_warnings, results_to_table
 
-    entries = collect_samples(
-        study,
-        args.responses,
-        splits=args.split,
-        models=args.model,
-        renamed=renamed,
-        allow_missing=args.allow_missing,
-    )
-    scored = score_samples(entries, settings, estimators=args.estimator, allow_missing=args.allow_missing)
-    if args.output:
-        write_results(args.output, scored)
-        log.info("results written to %s", args.output)
-    print(results_to_table([one.result for one in scored]))
+    with process_group():
+        if args.embeddings:
+            scored = []
+            for study in studies:
+                store = open_store(args.embeddings, study)
+                scored += score_store(
+                    study,
+                    store,
+                    settings,
+                    estimators=args.estimator,
+                    splits=args.split,
+                    allow_missing=args.allow_missing,
+                )
+        else:
+            scored = _score_responses(args, settings, studies, renamed)
+        if rank():
+            return 0
+        if args.save_embeddings:
+            _save_embeddings(args.save_embeddings, scored)
+        if args.output:
+            write_results(args.output, scored)
+            log.info("results written to %s", args.output)
+    for name in dict.fromkeys(one.result.study.name for one in scored):
+        print(results_to_table([one.result for one in scored if one.result.study.name == name]))
     for line in dict.fromkeys(line for one in scored for line in fit_to_warnings(one.result)):
         log.warning("%s", line)
+    _say_what_is_missing(scored)
+    return 0
+
+
+def _score_responses(
+    args: argparse.Namespace, settings: Settings, studies: Sequence[Study], renamed: Mapping[str, str]
+) -> list[Scored]:
+    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.scoring.pipeline import score_samples
+
+    entries = []
+    for study in studies:
+        own = set(study.splits)
+        entries += collect_samples(
+            study,
+            args.responses,
+            splits=[name for name in args.split if len(studies) == 1 or name in own],
+            models=args.model,
+            renamed=renamed,
+            allow_missing=args.allow_missing,
+        )
+    return score_samples(entries, settings, estimators=args.estimator, allow_missing=args.allow_missing)
+
+
+def _save_embeddings(folder: Path, scored: Sequence[Scored]) -> None:
+    """Write the embeddings of every model and study, each in a folder of its own where there are several."""
+    from lmms_eval_emi.scoring.stores import write_store
+
+    by_model: dict[str, dict[str, Embeddings]] = {}
+    for one in scored:
+        by_model.setdefault(one.samples.model, {}).update(one.embeddings)
+    if not any(by_model.values()):
+        raise ValueError("--save-embeddings: expected responses to embed, got embeddings already.")
+    studies = list(dict.fromkeys(one.samples.study.name for one in scored))
+    for model, embeddings in by_model.items():
+        own = folder / model.replace("/", "_") if len(by_model) > 1 else folder
+        write_store(own, embeddings, model=model, studies=studies)
+    log.info("embeddings written to %s", folder)
+
+
+def _say_what_is_missing(scored: Sequence[Scored]) -> None:
+    from lmms_eval_emi.scoring.pipeline import left_out_lines
+    from lmms_eval_emi.scoring.table import notes_to_lines
+
     told = set()
     for one in scored:
-        if one.result.model in told:
+        study, model = one.result.study, one.result.model
+        if (study.name, model) in told:
             continue
-        told.add(one.result.model)
+        told.add((study.name, model))
         for line in left_out_lines(one.result.left_out):
-            log.warning("%s: left out: %s", one.result.model, line)
+            log.warning("%s: left out: %s", model, line)
         for line in notes_to_lines(one.result):
-            log.warning("%s, %s.", one.result.model, line)
+            log.warning("%s, %s.", model, line)
         if study.id_split not in one.result.splits:
             log.warning(
                 "%s: The ID split %s was not scored, so EMID and the index are left out. Add its responses as %s.jsonl.",
-                one.result.model,
+                model,
                 study.id_split,
                 study.id_split,
             )
-    return 0

@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Train on the pairs (input, response) and (input, reference) of all splits, and write a safetensors file with its card. For each of --folds sets of images a network is trained that does not see them, and rows of these data are scored by that one. Optimiser and widths are those of Oh et al. (ICML 2025), who trained one network (--folds 1 --held-out 0 --keep last).",
         formatter_class=_WithDefaults,
     )
-    add_study_arguments(parser, several=True)
+    add_study_arguments(parser, several="several are pooled")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="where to write the estimator, .safetensors"
     )

@@ -164,6 +164,20 @@ class SplitStatistics:
             self.own_partners += other.own_partners
         return self
 
+    def without_estimator(self) -> SplitStatistics:
+        """The sums alone, to be sent to another process."""
+        return self._copy(None)
+
+    def with_estimator(self, estimator: OnePassEstimator) -> SplitStatistics:
+        """The sums with the estimator that they are of."""
+        return self._copy(estimator)
+
+    def _copy(self, estimator: Any) -> SplitStatistics:
+        other = object.__new__(SplitStatistics)
+        other.__dict__ |= {**self.__dict__, "estimator": estimator, "covariances": dict(self.covariances)}
+        other.own_partners = None if self.own_partners is None else list(self.own_partners)
+        return other
+
     def _clusters(self, rows: Embeddings) -> np.ndarray:
         """(N,) hashes of the clusters of rows: those of their partners in the ID split, or else their own."""
         known: dict[Hashable, int] = {}

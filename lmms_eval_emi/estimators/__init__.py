@@ -13,6 +13,7 @@ from lmms_eval_emi.estimators.registry import (
     EstimatorEntry,
     EstimatorUnavailable,
     check_encoders,
+    check_signatures,
     load_estimator,
     registered_estimators,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "InfoNCE",
     "TrainedEstimator",
     "check_encoders",
+    "check_signatures",
     "load_estimator",
     "registered_estimators",
 ]

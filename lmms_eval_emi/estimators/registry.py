@@ -202,15 +202,43 @@ def check_encoders(
     """
     if text_only and estimator.vision_encoder not in (None, TEXT_ONLY):
         log.warning("The estimator %s was trained with images, and these inputs are text alone.", estimator.signature)
-    problems = []
-    for kind, expected, encoder in (
-        ("vision", estimator.vision_encoder, encoders.vision),
-        ("text", estimator.text_encoder, encoders.text),
-    ):
-        if kind == "vision" and text_only:
-            continue
-        if expected and not _is_encoder(expected, encoder.signature):
-            problems.append(f"{kind} encoder {expected}, and this run has {encoder.signature}")
+    vision = None if text_only else encoders.vision.signature
+    _refuse_others(estimator, vision, encoders.text.signature, allow_other)
+
+
+def check_signatures(estimator: Estimator, signature: str | None, *, allow_other: bool = False) -> None:
+    """As :func:`check_encoders`, of embeddings that exist already.
+
+    Args:
+        estimator: to be used.
+        signature: of both encoders, ``vision+text``; ``None`` where it is not known, which passes with a warning.
+        allow_other: warn instead of raising.
+
+    Raises:
+        ValueError: it was trained with others, and ``allow_other`` is not set.
+    """
+    if signature is None:
+        if estimator.vision_encoder or estimator.text_encoder:
+            log.warning(
+                "It is not known which encoders made these embeddings; the estimator %s was trained with %s and %s.",
+                estimator.signature,
+                estimator.vision_encoder,
+                estimator.text_encoder,
+            )
+        return
+    vision, _, text = signature.partition("+")
+    _refuse_others(estimator, None if vision == TEXT_ONLY else vision, text, allow_other)
+
+
+def _refuse_others(estimator: Estimator, vision: str | None, text: str, allow_other: bool) -> None:
+    problems = [
+        f"{kind} encoder {expected}, and this run has {found}"
+        for kind, expected, found in (
+            ("vision", estimator.vision_encoder, vision),
+            ("text", estimator.text_encoder, text),
+        )
+        if found is not None and expected and not _is_encoder(expected, found)
+    ]
     if not problems:
         return
     message = f"The estimator {estimator.signature} was trained with the {'; with the '.join(problems)}."

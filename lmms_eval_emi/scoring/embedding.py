@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from os import cpu_count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
 from lmms_eval_emi.files import threads
 from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image
 from lmms_eval_emi.samples import Sample, SampleError
+from lmms_eval_emi.scoring.ranks import cores, from_first, over_ranks, own_part, ranks
 from lmms_eval_emi.settings import Settings
 
 if TYPE_CHECKING:
@@ -126,7 +126,9 @@ def embed_good_rows(
         for name, samples in splits.items()
     }
     with workers(1) as beside:  # texts in one thread, beside the images in all
-        encoding = beside.submit(_encode_texts, texts, encoders, batch_size, cache)
+        # What ranks say to each other has to be said in one order.
+        run = beside.submit if ranks() == 1 else _at_once
+        encoding = run(_encode_texts, texts, encoders, batch_size, cache)
         vision = _encode_images(images, encoders, batch_size, cache, stop_at_bad=strict) if with_images else None
         text_rows = encoding.result()
     if with_images:
@@ -201,16 +203,44 @@ def _encode_images(
     """(number of images, D) rows; those of images that cannot be read are zero.
 
     Images are decoded by threads while others are encoded, each once. If one cannot be read and that is to stop
-    the run, nothing more is encoded, and the others are looked at for the message.
+    the run, nothing more is encoded, and the others are looked at for the message. Ranks have their part each.
     """
     encoder = encoders.vision
     digests = [content_digest(key) for key in images.keys]
-    known = cache(encoder).find(digests, encoder.dimension) if cache else {}
+    known = _known(encoder, digests, cache)
     rows = torch.zeros(len(digests), encoder.dimension)
     for number, digest in enumerate(digests):
         if digest in known:
             rows[number] = torch.from_numpy(known[digest])
-    missing = [number for number, digest in enumerate(digests) if digest not in known]
+    missing = own_part([number for number, digest in enumerate(digests) if digest not in known])
+
+    def encode() -> tuple[list[int], torch.Tensor, dict[int, str]]:
+        own = _encode_own_images(images, encoder, batch_size, cache, digests, missing, rows, stop_at_bad)
+        return own, rows[torch.tensor(own, dtype=torch.long)], images.bad
+
+    for own, found, bad in over_ranks(encode):
+        rows[torch.tensor(own, dtype=torch.long)] = found
+        images.bad |= bad
+    return rows
+
+
+def _known(encoder: Encoder, digests: Sequence[bytes], cache: CacheOf | None) -> dict[bytes, Any]:
+    """The rows that the cache has, which rank 0 looks into for all."""
+    return from_first(lambda: cache(encoder).find(digests, encoder.dimension)) if cache else {}
+
+
+def _encode_own_images(
+    images: _Images,
+    encoder: Encoder,
+    batch_size: int,
+    cache: CacheOf | None,
+    digests: Sequence[bytes],
+    missing: Sequence[int],
+    rows: torch.Tensor,
+    stop_at_bad: bool,
+) -> list[int]:
+    """Fill in the rows of some images; returns which were encoded."""
+    encoded: list[int] = []
 
     def prepare(number: int) -> Any:
         try:
@@ -220,9 +250,8 @@ def _encode_images(
             return None
 
     # On the CPU several batches at once, in one thread each, keep its cores busier than one batch in several.
-    beside = cpu_count() or 1 if encoder.device.type == "cpu" else 1
+    beside = cores() if encoder.device.type == "cpu" else 1
     size = min(batch_size, max(FEWEST_AT_ONCE, -(-len(missing) // (4 * beside)))) if beside > 1 else batch_size
-    encoded: list[int] = []
     running: deque[tuple[list[int], Future[torch.Tensor]]] = deque()
 
     def take() -> None:
@@ -255,11 +284,17 @@ def _encode_images(
         finally:  # what was encoded is kept, whatever ends the run
             if cache and encoded:
                 cache(encoder).add({digests[number]: rows[number].numpy() for number in encoded})
-    return rows
+    return encoded
 
 
 def _picked(items: Sequence[Item], positions: range) -> list[Item]:
     return [items[position] for position in positions]
+
+
+def _at_once(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    done: Future[Any] = Future()
+    done.set_result(work(*arguments))
+    return done
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
@@ -290,14 +325,17 @@ def _encode_texts(
     encoder = encoders.text
     distinct = sorted({text for own in texts.values() for text in own}, key=lambda text: (len(text), text))
     digests = [content_digest(text) for text in distinct]
-    known = cache(encoder).find(digests, encoder.dimension) if cache else {}
+    known = _known(encoder, digests, cache)
     rows = torch.zeros(len(distinct), encoder.dimension)
     for number, digest in enumerate(digests):
         if digest in known:
             rows[number] = torch.from_numpy(known[digest])
-    missing = [number for number, digest in enumerate(digests) if digest not in known]
-    if missing:
-        rows[torch.tensor(missing)] = encode_all(
+    missing = own_part([number for number, digest in enumerate(digests) if digest not in known])
+
+    def encode() -> tuple[list[int], torch.Tensor]:
+        if not missing:
+            return [], rows[:0]
+        found = encode_all(
             encoder,
             len(missing),
             lambda positions: [encoder.prepare(distinct[missing[position]]) for position in positions],
@@ -305,7 +343,11 @@ def _encode_texts(
             label="Encoding texts",
         )
         if cache:
-            cache(encoder).add({digests[number]: rows[number].numpy() for number in missing})
+            cache(encoder).add({digests[number]: row.numpy() for number, row in zip(missing, found, strict=True)})
+        return missing, found
+
+    for own, found in over_ranks(encode):
+        rows[torch.tensor(own, dtype=torch.long)] = found
     position = {text: number for number, text in enumerate(distinct)}
     return {name: rows[torch.tensor([position[text] for text in own])] for name, own in texts.items()}
 

@@ -5,31 +5,45 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.core.streaming import SplitStatistics
+from lmms_eval_emi.estimators import Estimator
 from lmms_eval_emi.files import threads
 from lmms_eval_emi.samples import SampleError, without_images
 from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of
 from lmms_eval_emi.scoring.embedding import CacheOf, cache_of_embeddings, embed_good_rows
-from lmms_eval_emi.scoring.joining import StudySamples, collect_samples
+from lmms_eval_emi.scoring.joining import StudySamples, chosen_splits, collect_samples
 from lmms_eval_emi.scoring.memo import Memo
-from lmms_eval_emi.scoring.preflight import Instruments, load_instruments
-from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_study
+from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
+from lmms_eval_emi.scoring.ranks import merged_over_ranks, part_of_rank, rank
+from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_statistics, score_study
+from lmms_eval_emi.scoring.stores import SplitStore, Store, StoreError
 from lmms_eval_emi.settings import Settings, load_settings, override_settings
 from lmms_eval_emi.studies.schema import Study, load_study
 
 log = logging.getLogger("lmms_eval_emi")
+MOST_IN_MEMORY = 20_000  # rows of a split that is scored as a whole
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A result with the samples that it was made of, whose rows are in the order of the embeddings."""
+    """A result with the samples that it was made of, whose rows are in the order of the embeddings.
+
+    Attributes:
+        result: of one model and estimator.
+        samples: none where embeddings were given.
+        embeddings: of the samples, by split.
+    """
 
     result: StudyResult
     samples: StudySamples
+    embeddings: Mapping[str, Embeddings] = field(default_factory=dict, repr=False)
 
 
 def score(
@@ -113,7 +127,9 @@ def score_samples(
             cache=cache_of_embeddings(settings),
         )
         degenerate = [one.result() for one in told]
-    scored = []
+    scored: list[Scored] = []
+    if rank():  # the first has all embeddings and scores them
+        return scored
     for (entry, embeddings), kinds in zip(embedded, degenerate, strict=True):
         notes = notes_on_samples(entry.samples)
         for name, lines in entry.notes.items():
@@ -134,8 +150,109 @@ def score_samples(
                 inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
                 memo=memo,
             )
-            scored.append(Scored(result, entry))
+            scored.append(Scored(result, entry, embeddings))
     return scored
+
+
+def score_store(
+    study: Study,
+    store: Store,
+    settings: Settings | None = None,
+    *,
+    estimators: Sequence[str] = (),
+    splits: Sequence[str] = (),
+    allow_missing: bool = False,
+) -> list[Scored]:
+    """Score embeddings that exist already.
+
+    Splits of up to 20,000 rows are scored like any others. Larger ones are read once, a part at a time; see
+    :mod:`lmms_eval_emi.core.streaming` for what they lack.
+
+    Args:
+        study: that the splits are of.
+        store: with their embeddings.
+        settings: default: those of the environment.
+        estimators: names or paths; default: that of the settings.
+        splits: to score, beside the ID split; default: all.
+        allow_missing: score the splits that are there.
+
+    Returns:
+        One result for every estimator.
+
+    Raises:
+        StoreError: a split is missing or cannot be read.
+        PreflightError: an estimator is missing, or was trained with other encoders.
+    """
+    settings = settings or load_settings()
+    names = chosen_splits(study, splits)
+    missing = [name for name in names if name not in store.splits]
+    if missing and not allow_missing:
+        raise StoreError(
+            f"{store.path}: expected the embeddings of {', '.join(names[:3])} and so on; missing are {', '.join(missing[:10])}. Add them, or pass --allow-missing to score the rest."
+        )
+    left_out = {name: [f"split {name}: no embeddings in {store.path}"] for name in missing}
+    chosen = {name: store.splits[name] for name in names if name in store.splits}
+    loaded = load_estimators(settings, estimators, store.encoders)
+    inference = Inference(settings.resamples, settings.seed, settings.adjust, settings.margin)
+    memo = Memo(settings) if settings.cache_limit else None
+    try:
+        if max(one.n for one in chosen.values()) <= MOST_IN_MEMORY:
+            embeddings = {name: one.load() for name, one in chosen.items()}
+            results = [
+                score_study(
+                    study,
+                    embeddings,
+                    estimator,
+                    model=store.model,
+                    convention=settings.convention,
+                    entropy=settings.entropy,
+                    left_out=left_out,
+                    inference=inference,
+                    memo=memo,
+                )
+                for estimator in loaded
+            ]
+        else:
+            results = [
+                score_statistics(
+                    study,
+                    accumulate(study, chosen, estimator),
+                    estimator,
+                    model=store.model,
+                    convention=settings.convention,
+                    entropy=settings.entropy,
+                    left_out=left_out,
+                    inference=inference,
+                )
+                for estimator in loaded
+            ]
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{store.path}: {error}") from error
+    return [Scored(result, StudySamples(study, store.model)) for result in results]
+
+
+def accumulate(study: Study, splits: Mapping[str, SplitStore], estimator: Estimator) -> dict[str, SplitStatistics]:
+    """Statistics of splits, each read once; the ID split first, whose clusters its shifts share.
+
+    In a process group every rank reads its part of each split, and all get the sums of all.
+    """
+    order = sorted(splits, key=lambda name: name != study.id_split)
+    found: dict[str, SplitStatistics] = {}
+    total = sum(split.n for split in splits.values())
+    with tqdm(total=total, desc="Reading embeddings", unit="", leave=False, dynamic_ncols=True) as bar:
+        for name in order:
+            id = found.get(study.id_split)
+            statistics = SplitStatistics(
+                estimator,  # type: ignore[arg-type]
+                partners=id.as_partners() if id else None,
+                keep_partners=name == study.id_split,
+            )
+            start, stop = part_of_rank(splits[name].n)
+            for rows in splits[name].parts(start, stop):
+                statistics.add(rows)
+                bar.update(rows.n)
+            found[name] = merged_over_ranks(statistics)
+    return found
 
 
 def embed_samples(

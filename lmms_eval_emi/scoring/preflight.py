@@ -89,6 +89,32 @@ def load_instruments(
     raise PreflightError("\n\n".join(dict.fromkeys(problems)))
 
 
+def load_estimators(settings: Settings, estimators: Sequence[str] = (), encoders: str | None = None) -> list[Estimator]:
+    """Load the estimators for embeddings that exist already.
+
+    Args:
+        settings: of the run.
+        estimators: names or paths; default: the one of the settings.
+        encoders: signature of what made the embeddings; ``None`` where that is not known.
+
+    Raises:
+        PreflightError: one is missing, or was trained with other encoders.
+    """
+    from lmms_eval_emi.estimators import check_signatures, load_estimator
+
+    problems, loaded = [], []
+    for source in list(estimators) or [settings.estimator]:
+        try:
+            estimator = load_estimator(source)
+            check_signatures(estimator, encoders, allow_other=settings.allow_other_encoders)
+            loaded.append(estimator)
+        except (RuntimeError, ValueError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise PreflightError("\n\n".join(dict.fromkeys(problems)))
+    return loaded
+
+
 def load_encoders_only(settings: Settings, *, text_only: bool = False) -> Instruments:
     """The encoders of a run that has no estimator yet.
 

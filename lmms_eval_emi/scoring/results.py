@@ -28,6 +28,7 @@ from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
 from lmms_eval_emi.core.permutation import DivergenceTest
 from lmms_eval_emi.core.signature import Signature
+from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
 from lmms_eval_emi.core.workers import workers
 from lmms_eval_emi.estimators.base import Estimator
 from lmms_eval_emi.estimators.fitness import fitness
@@ -398,7 +399,6 @@ def score_study(
     remarks = {name: list(lines) for name, lines in (notes or {}).items()}
     present = [name for name in study.splits if name in embeddings]
     id_embeddings = embeddings.get(study.id_split)
-    encoders = next((split.encoders for split in embeddings.values()), None)
 
     def emi_of(name: str) -> EMI | str:
         # The images of shifted twins are other files than those that they were made from.
@@ -450,6 +450,95 @@ def score_study(
         if found[2]:
             remarks.setdefault(name, []).append(found[2])
         scores[name] = SplitScores(emis[name], found[0], found[1])
+    return _to_result(
+        study,
+        model,
+        scores,
+        estimator,
+        {name: embeddings[name] for name in scores},
+        omitted,
+        remarks,
+        convention=convention,
+        entropy=entropy,
+        inference=inference,
+        degenerate=degenerate,
+        without_degenerate=without_degenerate,
+        memo=memo,
+    )
+
+
+def score_statistics(
+    study: Study,
+    statistics: Mapping[str, SplitStatistics],
+    estimator: MutualInformationEstimator,
+    *,
+    model: str,
+    convention: str = "published",
+    entropy: float | None = None,
+    left_out: Mapping[str, list[str]] | None = None,
+    inference: Inference | None = None,
+) -> StudyResult:
+    """Score the splits of a study that were read once; see :mod:`lmms_eval_emi.core.streaming`.
+
+    Args:
+        study, estimator, model, convention, entropy, left_out, inference: as in :func:`score_study`.
+        statistics: by split; those of shifts with the ID split's partners.
+
+    Returns:
+        As :func:`score_study`, without what belongs to single rows, without errors of the index and tests of
+        divergences.
+
+    Raises:
+        ValueError: as :func:`score_study`.
+    """
+    check_convention(convention)
+    check_entropy(entropy)
+    for name in statistics:
+        study.split(name)
+    omitted = {name: list(reasons) for name, reasons in (left_out or {}).items()}
+    id = statistics.get(study.id_split)
+    scores = {name: SplitScores(statistics[name].emi) for name in study.splits if name in statistics}
+    for name, one in scores.items():
+        if id is not None and name != study.id_split:
+            try:
+                difference = emid_of(id, statistics[name], scores[study.id_split].emi)
+                scores[name] = SplitScores(one.emi, difference, bound_of(id, statistics[name], convention, entropy))
+            except ValueError as error:
+                omitted.setdefault(name, []).append(str(error))
+    samples = {name: one.sample for name, one in statistics.items() if one.sample is not None}
+    return _to_result(
+        study,
+        model,
+        scores,
+        estimator,
+        samples,
+        omitted,
+        {},
+        convention=convention,
+        entropy=entropy,
+        inference=inference or Inference(),
+    )
+
+
+def _to_result(
+    study: Study,
+    model: str,
+    scores: dict[str, SplitScores],
+    estimator: MutualInformationEstimator,
+    embeddings: Mapping[str, Embeddings],
+    omitted: dict[str, list[str]],
+    remarks: dict[str, list[str]],
+    *,
+    convention: str,
+    entropy: float | None,
+    inference: Inference,
+    degenerate: Mapping[str, Mapping[str, int]] | None = None,
+    without_degenerate: bool = False,
+    memo: Memo | None = None,
+) -> StudyResult:
+    """The result of a study whose splits are scored: signature, tests, remarks and fitness."""
+    id_emi = scores[study.id_split].emi if study.id_split in scores else None
+    encoders = next((split.encoders for split in embeddings.values()), None)
     kind = "scaled" if entropy is None else f"theorem(entropy={entropy:g})"
     signature = Signature.of(
         "emi-study",
@@ -459,7 +548,7 @@ def score_study(
         convention=convention,
         kind=kind,
         n_id=id_emi.n if id_emi else 0,
-        n=sum(value.n for value in emis.values()),
+        n=sum(one.emi.n for one in scores.values()),
         errors=inference,
         **({"responses": "not degenerate"} if without_degenerate else {}),
     )
@@ -477,7 +566,6 @@ def score_study(
                 f"degenerate responses{', left out' if without_degenerate else ''}: {listed}"
             )
     remarks = {name: lines for name, lines in remarks.items() if name in scores}
-    scored = {name: embeddings[name] for name in scores}
     return StudyResult(
         study,
         model,
@@ -485,7 +573,7 @@ def score_study(
         signature,
         omitted,
         remarks,
-        fitness(estimator, scored, {name: one.emi for name, one in scores.items()}),
+        fitness(estimator, embeddings, {name: one.emi for name, one in scores.items()}),
         inference,
         counted,
     )

@@ -100,6 +100,7 @@ def result_to_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
         "rows": {
             name: {"id": [str(sample.id) for sample in samples[name]], "value": row_values(scores)}
             for name, scores in result.splits.items()
+            if name in samples
         },
         "without_each_image": {
             name: {
@@ -145,14 +146,14 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
     where it has no twin, EMI of the ID split stands in.
     """
     id_scores = result.splits.get(result.study.id_split)
-    if id_scores is None:
+    if id_scores is None or result.study.id_split not in samples:
         return {}
     twins = {row.key: value for row, value in zip(samples[result.study.id_split], row_values(id_scores), strict=True)}
     lost: dict[str, list[dict[str, Any]]] = {}
     chosen: dict[str, list[tuple[Sample, float]]] = {}
     for name in (*result.study.shifts(), *result.study.controls(), *result.study.variants()):
         scores = result.splits.get(name)
-        if scores is None:
+        if scores is None or name not in samples:
             continue
         losses = [
             twins.get(row.key, id_scores.emi.value) - value

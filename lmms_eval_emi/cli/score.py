@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import (
+    add_engine,
     add_overwrite,
     add_settings,
     add_study_arguments,
+    opened_engine,
     renamed_models,
     settings_of,
     studies_of,
@@ -19,8 +21,8 @@ from lmms_eval_emi.cli.options import (
 
 if TYPE_CHECKING:
     from lmms_eval_emi.core.embeddings import Embeddings
+    from lmms_eval_emi.scoring.joining import StudySamples
     from lmms_eval_emi.scoring.pipeline import Scored
-    from lmms_eval_emi.settings import Settings
     from lmms_eval_emi.studies.schema import Study
 
 log = logging.getLogger("lmms_eval_emi")
@@ -46,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="write the embeddings of every split as {split}.parquet, for --embeddings",
     )
+    add_engine(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the results as JSON")
     add_overwrite(parser)
     parser.add_argument(
@@ -97,37 +100,43 @@ def run(args: argparse.Namespace) -> int:
             inputs += [study.source, *(study.response_file(name) for name in study.splits)]
             inputs += [study.local_path(split.dataset) for split in study.splits.values()]
         check_output(args.output, inputs, overwrite=args.overwrite)
+    if args.engine != "local" and not (args.embeddings or args.save_embeddings):
+        raise ValueError(
+            "--engine ray: expected --save-embeddings DIR, a folder that all machines see, for what they encode."
+        )
     if args.save_embeddings:
-        if args.save_embeddings.is_dir() and any(args.save_embeddings.iterdir()) and not args.overwrite:
+        started = args.save_embeddings.is_dir() and any(args.save_embeddings.iterdir())
+        if started and not args.overwrite and args.engine == "local":  # an engine goes on there
             raise ValueError(
                 f"--save-embeddings: the folder {args.save_embeddings} is not empty. Name another one, or pass --overwrite."
             )
         check_folder_writable(args.save_embeddings)
 
-    from lmms_eval_emi.scoring.pipeline import score_store
+    from lmms_eval_emi.scoring.pipeline import score_samples, score_store
     from lmms_eval_emi.scoring.ranks import process_group, rank
     from lmms_eval_emi.scoring.row_results import write_results
     from lmms_eval_emi.scoring.stores import open_store
     from lmms_eval_emi.scoring.table import fit_to_warnings, results_to_table
 
-    with process_group():
+    options: dict[str, Any] = {"estimators": args.estimator, "allow_missing": args.allow_missing}
+    with process_group(), opened_engine(args) as engine:
+        read = engine.accumulate if engine else None
         if args.embeddings:
             scored = []
             for study in studies:
                 store = open_store(args.embeddings, study)
-                scored += score_store(
-                    study,
-                    store,
-                    settings,
-                    estimators=args.estimator,
-                    splits=args.split,
-                    allow_missing=args.allow_missing,
-                )
+                scored += score_store(study, store, settings, splits=args.split, read=read, **options)
+        elif engine:
+            scored = []
+            for entry in _entries(args, studies, renamed):
+                folder = args.save_embeddings / entry.study.name / entry.model.replace("/", "_")
+                store = engine.encode(entry, settings, folder, allow_missing=args.allow_missing)
+                scored += score_store(entry.study, store, settings, splits=list(entry.samples), read=read, **options)
         else:
-            scored = _score_responses(args, settings, studies, renamed)
+            scored = score_samples(_entries(args, studies, renamed), settings, **options)
         if rank():
             return 0
-        if args.save_embeddings:
+        if args.save_embeddings and not engine:
             _save_embeddings(args.save_embeddings, scored)
         if args.output:
             write_results(args.output, scored)
@@ -140,11 +149,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _score_responses(
-    args: argparse.Namespace, settings: Settings, studies: Sequence[Study], renamed: Mapping[str, str]
-) -> list[Scored]:
+def _entries(args: argparse.Namespace, studies: Sequence[Study], renamed: Mapping[str, str]) -> list[StudySamples]:
     from lmms_eval_emi.scoring.joining import collect_samples
-    from lmms_eval_emi.scoring.pipeline import score_samples
 
     entries = []
     for study in studies:
@@ -157,7 +163,7 @@ def _score_responses(
             renamed=renamed,
             allow_missing=args.allow_missing,
         )
-    return score_samples(entries, settings, estimators=args.estimator, allow_missing=args.allow_missing)
+    return entries
 
 
 def _save_embeddings(folder: Path, scored: Sequence[Scored]) -> None:

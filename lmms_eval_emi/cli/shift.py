@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmms_eval_emi.cli.options import add_engine, opened_engine
+
 if TYPE_CHECKING:
     import datasets
 
@@ -103,6 +105,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="default: one per core, %(default)s here",
     )
+    add_engine(how)
     how.add_argument(
         "--overwrite", action="store_true", help="replace the suite that DEST holds, or the sheet that --preview wrote"
     )
@@ -230,7 +233,7 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     roots = tuple(map(str, source_roots(args.source)))
     suite = Suite(name, args.source, tuple(made), columns, args.seed, options, roots)
     group = name.lower()
-    with tqdm(total=len(rows), desc="shifting", unit="row") as bar:
+    with opened_engine(args) as engine, tqdm(total=len(rows), desc="shifting", unit="row") as bar:
         written = write_suite(
             rows,
             suite,
@@ -240,6 +243,7 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
             progress=bar.update,
             write_tasks=lambda study, folder: write_task_files(folder, [study], suite=None),
             run_with=command_line(group, "tasks"),
+            engine=engine.shift_chunks if engine else None,
         )
     kept = f", {written.resumed:,} of them from an earlier run" if written.resumed else ""
     print(f"{written.rows:,} rows under {len(made) - 1} shifts{kept}: {args.dest}")

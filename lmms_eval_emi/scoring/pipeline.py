@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ from lmms_eval_emi.studies.schema import Study, load_study
 
 log = logging.getLogger("lmms_eval_emi")
 MOST_IN_MEMORY = 20_000  # rows of a split that is scored as a whole
+
+
+# Statistics of the splits of a study, each read once.
+ReadOnce = Callable[[Study, Mapping[str, SplitStore], Estimator], dict[str, SplitStatistics]]
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ def score_store(
     estimators: Sequence[str] = (),
     splits: Sequence[str] = (),
     allow_missing: bool = False,
+    read: ReadOnce | None = None,
 ) -> list[Scored]:
     """Score embeddings that exist already.
 
@@ -175,6 +180,7 @@ def score_store(
         estimators: names or paths; default: that of the settings.
         splits: to score, beside the ID split; default: all.
         allow_missing: score the splits that are there.
+        read: reads large splits in the place of :func:`accumulate`, such as that of an engine.
 
     Returns:
         One result for every estimator.
@@ -216,7 +222,7 @@ def score_store(
             results = [
                 score_statistics(
                     study,
-                    accumulate(study, chosen, estimator),
+                    (read or accumulate)(study, chosen, estimator),
                     estimator,
                     model=store.model,
                     convention=settings.convention,

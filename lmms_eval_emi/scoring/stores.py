@@ -46,11 +46,15 @@ class SplitStore:
         name: of the split.
         n: number of rows.
         parts: gives the rows from one to another, a part at a time.
+        files: parquet files that hold these rows and no others; empty for others.
+        encoders: that made them, where that is known.
     """
 
     name: str
     n: int
     parts: Callable[[int, int], Iterator[Embeddings]] = field(repr=False)
+    files: tuple[Path, ...] = ()
+    encoders: str | None = None
 
     def load(self) -> Embeddings:
         """All rows at once."""
@@ -93,9 +97,12 @@ def open_store(path: Path, study: Study) -> Store:
             raise StoreError(f"{beside}: {error}") from error
     encoders = about.get("encoders")
     try:
+        opened = {name: _open(path, name, encoders) for name in study.splits}
         found = {
-            name: SplitStore(name, n, parts) for name in study.splits if (opened := _open(path, name, encoders)) for n, parts in (opened,)
-        }  # fmt: skip
+            name: SplitStore(name, *one, files=_files(path, name), encoders=encoders)
+            for name, one in opened.items()
+            if one
+        }
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{path}: its embeddings cannot be read: {error}") from error
     if not found:
@@ -117,6 +124,11 @@ def write_store(folder: Path, embeddings: Mapping[str, Embeddings], *, model: st
     for name, split in embeddings.items():
         write_atomically(folder / f"{name}.parquet", to_parquet(split), durable=False)
     encoders = next((split.encoders for split in embeddings.values()), None)
+    describe_store(folder, encoders=encoders, model=model, studies=studies)
+
+
+def describe_store(folder: Path, *, encoders: str | None, model: str, studies: Sequence[str]) -> None:
+    """Write beside the embeddings what made them; see :func:`write_store`."""
     about = {"format_version": FORMAT_VERSION, "encoders": encoders, "model": model, "studies": list(studies)}
     write_atomically(folder / DESCRIPTION, to_json(about))
 
@@ -212,6 +224,14 @@ def _open(path: Path, name: str, encoders: str | None) -> Opened | None:
         return _arrays(own, encoders)
     files = sorted(own.rglob("*.parquet"))
     return _parquet(files, encoders) if files else None
+
+
+def _files(path: Path, name: str) -> tuple[Path, ...]:
+    """Parquet files of one split alone."""
+    if path.is_file():
+        return ()
+    single = path / f"{name}.parquet"
+    return (single,) if single.is_file() else tuple(sorted((path / name).rglob("*.parquet")))
 
 
 def _parquet(files: Sequence[Path], encoders: str | None, split: str | None = None) -> Opened | None:

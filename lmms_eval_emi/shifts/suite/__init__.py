@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,10 @@ from lmms_eval_emi.studies.schema import Study
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Suite", "Written", "choose_columns", "plain_rows", "write_suite"]
+# Shifts chunks of the rows of a suite that begin at some rows, and yields the number of rows of each as it is done.
+ShiftChunks = Callable[["datasets.Dataset", Suite, Path, list[int]], Iterator[int]]
+
+__all__ = ["ShiftChunks", "Suite", "Written", "choose_columns", "plain_rows", "write_suite"]
 
 
 def write_suite(
@@ -49,6 +52,7 @@ def write_suite(
     progress: Callable[[int], object] = lambda done: None,
     write_tasks: Callable[[Study, Path], object] = lambda study, folder: None,
     run_with: str = "",
+    engine: ShiftChunks | None = None,
 ) -> Written:
     """Shift all rows and write the suite.
 
@@ -61,6 +65,7 @@ def write_suite(
         progress: called with the number of rows just done.
         write_tasks: writes the tasks of a study into a folder, for a harness.
         run_with: the command that runs them, for the card.
+        engine: shifts the chunks in the place of processes of this machine.
 
     Raises:
         ShiftError: the folder holds something else, or an operator lacks what it needs, or a worker was killed.
@@ -73,7 +78,9 @@ def write_suite(
     try:
         with FileLock(destination / LOCK, timeout=0):
             try:
-                return _write(rows, suite, destination, state, processes, overwrite, progress, write_tasks, run_with)
+                return _write(
+                    rows, suite, destination, state, processes, overwrite, progress, write_tasks, run_with, engine
+                )
             finally:
                 (destination / LOCK).unlink(missing_ok=True)
     except Timeout as error:
@@ -90,6 +97,7 @@ def _write(
     progress: Callable[[int], object],
     write_tasks: Callable[[Study, Path], object],
     run_with: str,
+    engine: ShiftChunks | None,
 ) -> Written:
     prepare(destination, state, overwrite)
     done = json.loads((destination / STATE).read_text(encoding="utf-8"))
@@ -100,7 +108,8 @@ def _write(
     todo = [start for start in range(0, len(rows), CHUNK) if not part_of(destination, start).exists()]
     resumed = len(rows) - sum(min(CHUNK, len(rows) - start) for start in todo)
     progress(resumed)
-    for size in shift_all(rows, suite, destination, todo, processes):
+    chunks = engine(rows, suite, destination, todo) if engine else shift_all(rows, suite, destination, todo, processes)
+    for size in chunks:
         progress(size)
     left = assemble(rows, suite, destination)
     write_tasks(describe(rows, suite, destination, left, run_with), destination / "tasks")

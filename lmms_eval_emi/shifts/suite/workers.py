@@ -35,7 +35,7 @@ def shift_all(
     """Shift the chunks that begin at the given rows; yields the number of rows of each as it is done."""
     if processes <= 1 or len(todo) <= 1:
         for start in todo:
-            yield _shift_chunk(rows, suite, destination, start)
+            yield shift_chunk(rows, suite, destination, start)
         return
     pool = ProcessPoolExecutor(
         min(processes, len(todo)), multiprocessing.get_context("spawn"), _start_worker, (rows, suite, destination)
@@ -86,10 +86,11 @@ def _start_worker(rows: datasets.Dataset, suite: Suite, destination: Path) -> No
 
 def _shift_chunk_of_worker(start: int) -> int:
     assert _WORKER is not None
-    return _shift_chunk(*_WORKER, start)
+    return shift_chunk(*_WORKER, start)
 
 
-def _shift_chunk(rows: datasets.Dataset, suite: Suite, destination: Path, start: int) -> int:
+def shift_chunk(rows: datasets.Dataset, suite: Suite, destination: Path, start: int) -> int:
+    """Shift the chunk that begins at a row, and write it; returns its number of rows."""
     chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
     records = [_shift_row(row, suite, destination) for row in chunk]
     write_atomically(part_of(destination, start), json.dumps(records), durable=False)

@@ -1,6 +1,6 @@
 """EMI, EMID and the index of two splits of up to a million rows: time and memory, beside the naive way.
 
-    python benchmarks/scale.py [--rows 1000 10000 100000 1000000] [--ray] [--folder DIR]
+    python benchmarks/scale.py [--rows 1000 1500 10000 100000 1000000] [--ray] [--folder DIR]
 
 Random embeddings of 768 dimensions, in parquet files (12 kB a row) that this command writes and removes. ``score`` runs
 as a user runs it, in a process of its own, whose peak memory the system measures. The naive side is the published
@@ -115,13 +115,25 @@ def score(folder: Path, *options: str, kill: bool = False) -> tuple[dict[str, fl
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if kill:
         threading.Thread(target=kill_a_worker, daemon=True).start()
-    error = process.stderr.read() if process.stderr else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    peak = [0.0]
+    threading.Thread(target=watch, args=(process.pid, peak), daemon=True).start()
+    _, error = process.communicate()
+    if process.returncode:
         raise SystemExit(error)
     found = json.loads((folder / "results.json").read_text())["splits"]
     scores = {"emi": found["clean"]["emi"], "emid": found["shifted"]["emid"], "index": found["shifted"]["emid_bound"]}
-    return scores, time.perf_counter() - start, usage.ru_maxrss / 1024
+    return scores, time.perf_counter() - start, peak[0]
+
+
+def watch(number: int, peak: list[float]) -> None:
+    """Keep the peak memory of a process in MB, as long as it runs."""
+    try:
+        while True:
+            lines = Path(f"/proc/{number}/status").read_text().splitlines()
+            peak[0] = max(peak[0], *(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+            time.sleep(0.05)
+    except (OSError, ValueError):
+        return
 
 
 def kill_a_worker() -> None:
@@ -147,7 +159,7 @@ def kill_a_worker() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 1500, 10_000, 100_000, 1_000_000])
     parser.add_argument("--ray", action="store_true", help="read the largest size again by Ray Data, and kill a worker")
     parser.add_argument("--folder", type=Path, help="where to write the embeddings (default: a temporary folder)")
     arguments = parser.parse_args()

@@ -289,7 +289,8 @@ class EMIDBound:
             "jsd_id_response": ((self.id, "y_hat"), (self.id, "y")),
             "jsd_ood_response": ((self.ood, "y_hat"), (self.ood, "y")),
         }[name]
-        if max(side.n for side, _ in sides) > MOST_ROWS or getattr(*sides[0]) is None:
+        gone = not isinstance(self.id, Embeddings)  # statistics of rows that were read once
+        if gone or max(side.n for side, _ in sides) > MOST_ROWS or getattr(*sides[0]) is None:
             return None
         # Shifts share what they have in common: the ID split's responses, one image shift under several questions.
         of_one = {"jsd_id_response": self.id, "jsd_ood_response": self.ood}.get(name)

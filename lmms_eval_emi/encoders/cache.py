@@ -62,7 +62,7 @@ class EmbeddingCache:
                 part = _read(path, wanted, dimension)
             except FileNotFoundError:  # another process has cleaned up
                 continue
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except (OSError, ValueError, KeyError, IndexError, TypeError, MemoryError, OverflowError) as error:
                 log.debug("%s cannot be used, and is removed: %s", path, error)
                 with contextlib.suppress(OSError):
                     path.unlink()
@@ -106,7 +106,7 @@ class EmbeddingCache:
             return
         together: dict[bytes, np.ndarray] = {}
         for path in paths:
-            with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError, MemoryError, OverflowError):
                 together |= _read(path, None, None)
         self._write(together)
         for path in paths:

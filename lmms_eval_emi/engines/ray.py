@@ -272,7 +272,7 @@ def _to_embeddings(batch: Any) -> Any:
         column = batch[name]
         if name in ("v", "t", "y_hat", "y"):
             values = column.storage if hasattr(column, "storage") else column
-            columns[name] = np.asarray(values.flatten()).reshape(len(column), -1)
+            columns[name] = np.array(values.flatten()).reshape(len(column), -1)
         else:
             columns[name] = column.to_pylist()
     return from_columns(columns)

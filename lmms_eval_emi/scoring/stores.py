@@ -237,7 +237,7 @@ def _files(path: Path, name: str) -> tuple[Path, ...]:
 def _parquet(files: Sequence[Path], encoders: str | None, split: str | None = None) -> Opened | None:
     import pyarrow.parquet as pq
 
-    opened = [pq.ParquetFile(file) for file in files]
+    opened = [pq.ParquetFile(file, pre_buffer=False) for file in files]  # which would keep all that was read
     if split is None:
         sizes = [one.metadata.num_rows for one in opened]
         total = sum(sizes)
@@ -283,7 +283,7 @@ def _batch_to_columns(batch: Any) -> dict[str, Any]:
             if len(values) % len(column) or column.null_count:
                 raise ValueError(f"{name}: expected lists of one length and no nulls")
             matrix = values.reshape(len(column), -1)
-            columns[name] = matrix if matrix.dtype.kind == "f" else matrix.astype(np.float32)
+            columns[name] = matrix.copy() if matrix.dtype.kind == "f" else matrix.astype(np.float32)
         elif name != "split":
             columns[name] = column.to_pylist()
     return columns

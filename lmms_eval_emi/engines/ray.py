@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,10 @@ def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missi
     with tqdm(total=len(parts), initial=len(parts) - len(todo), desc="Encoding", unit="part", leave=False) as bar:
         if todo:
             done = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
-                _Encoder, batch_size=1, fn_constructor_args=(entry.study, settings, signature), **_workers()
+                _Encoder,
+                batch_size=1,
+                fn_constructor_args=(entry.study, settings, signature, str(Path.cwd())),
+                **_workers(),
             )
             for row in done.iter_rows():
                 bad += pickle.loads(row["bad"])
@@ -168,7 +171,9 @@ def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missi
 class _Encoder:
     """An actor that holds the encoders, and encodes and writes a part at a time."""
 
-    def __init__(self, study: Study, settings: Settings, signature: str) -> None:
+    def __init__(self, study: Study, settings: Settings, signature: str, folder: str) -> None:
+        with suppress(OSError):  # names may be those of folders below the driver's own
+            os.chdir(folder)
         text_only = signature.startswith("text-only")
         self.study, self.settings = study, settings
         self.encoders = load_encoders_only(settings, text_only=text_only).encoders

@@ -118,10 +118,7 @@ def test_statistics_of_blocks_merge_also_where_a_worker_is_lost(in_tinyhub, tmp_
     assert stop.killed, "a worker was killed on the way"
 
 
-def test_a_suite_of_shifts(in_tinyhub, tmp_path, local_ray, monkeypatch):
-    from lmms_eval_emi.shifts.suite import workers
-
-    monkeypatch.setattr(workers, "CHUNK", 2)
+def test_a_suite_of_shifts(in_tinyhub, tmp_path, local_ray):
     source = "changdae/llavabench-shift-natural-v1"
     arguments = ["shift", source, "--split", ID, "--visual", "pixelate:1", "--textual", "char_swap:1"]
     for folder, more in (("one", ["--processes", "1"]), ("ray", ["--engine", "ray"])):

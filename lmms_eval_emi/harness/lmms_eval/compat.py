@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -111,8 +112,12 @@ def share_datasets() -> None:
         others = (config.training_split, config.validation_split, config.fewshot_split)
         if not (ours and config.test_split and not any(others)):
             return download(task, *args, **kwargs)
-        with _loading_once(config.test_split):
-            return download(task, *args, **kwargs)
+        start = time.perf_counter()
+        try:
+            with _loading_once(config.test_split):
+                return download(task, *args, **kwargs)
+        finally:
+            _loading_time.append(time.perf_counter() - start)
 
     shared.adds_lmms_eval_emi = True  # type: ignore[attr-defined]
     ConfigurableTask.download = shared
@@ -140,7 +145,15 @@ def _loading_once(split: str) -> Iterator[None]:
         datasets.load_dataset = load
 
 
+def take_loading_time() -> float:
+    """Seconds that datasets of our tasks took to load since this was asked last."""
+    seconds = sum(_loading_time)
+    _loading_time.clear()
+    return seconds
+
+
 _loaded: dict[str, Any] = {}
+_loading_time: list[float] = []
 
 
 def _described(value: Any) -> str:

@@ -64,7 +64,10 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
     run.parts.remove()
     logger.info(f"Responses saved in {saved}")
     try:
-        return _score(run, entries, folder, stamp, saved)
+        with run.timed("scoring"):
+            results = _score(run, entries, folder, stamp, saved)
+        _footers.append(run.share_line())
+        return results
     except Exception as error:
         commands = "\n".join(f"  {_score_command(entry.study, saved)}" for entry in entries)
         raise RuntimeError(

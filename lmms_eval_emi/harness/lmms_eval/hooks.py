@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from lmms_eval_emi.harness.lmms_eval import finish
+from lmms_eval_emi.harness.lmms_eval import compat, finish
 from lmms_eval_emi.harness.lmms_eval.compat import NO_SCORE, SCORE_KEY
 from lmms_eval_emi.harness.lmms_eval.run import Item, find_run, open_task
 from lmms_eval_emi.images import encoded_image, open_image, to_rgb
@@ -51,12 +52,17 @@ def study_hooks(study_source: str) -> Hooks:
         """The hook that announces a task and numbers its rows; default: the split as the dataset names it."""
 
         def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
+            start = time.perf_counter()
             split = name or _split_of_dataset(study, str(dataset.split))
             dataset = shift_at_load(study, study.split(split), dataset)
             task = open_task(study, split, dataset)
             numbered = dataset.add_column(SPLIT_COLUMN, [split] * len(dataset))
             numbered = numbered.add_column(TASK_COLUMN, [task.name] * len(dataset))
-            return numbered.add_column(ROW_COLUMN, list(range(len(dataset))))
+            numbered = numbered.add_column(ROW_COLUMN, list(range(len(dataset))))
+            run = find_run(task.name)
+            if run:
+                run.seconds["loading"] += time.perf_counter() - start + compat.take_loading_time()
+            return numbered
 
         return process_docs
 
@@ -96,12 +102,14 @@ def study_hooks(study_source: str) -> Hooks:
         if run is None:  # the rows were loaded by a process that is gone
             raise RuntimeError(f"lmms_eval_emi: the task {task} was not loaded in this process.")
         run.begin()
-        item = run.respond(task, row, results[0] if results else "")
-        values: dict[str, Any] = {"emi": item}
-        if run.tasks[task].row_name != study.id_split and run.has_split(study.name, study.id_split):
-            values |= {
-                metric: Item.of(run, task, row, metric, {"row": item["row"]}) for metric in ("emid", "emid_bound")
-            }
+        with run.timed("responses"):
+            item = run.respond(task, row, results[0] if results else "")
+            values: dict[str, Any] = {"emi": item}
+            if run.tasks[task].row_name != study.id_split and run.has_split(study.name, study.id_split):
+                values |= {
+                    metric: Item.of(run, task, row, metric, {"row": item["row"]}) for metric in ("emid", "emid_bound")
+                }
+                run.weigh(values, item["answer"])
         return values
 
     def emi(items: list[Item], args: Any = None) -> float | str:

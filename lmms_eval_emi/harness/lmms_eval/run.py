@@ -8,10 +8,13 @@ runs in one process and any number of threads never share it.
 
 from __future__ import annotations
 
+import pickle
 import re
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +127,8 @@ class Run:
         self.lock = threading.RLock()
         self.parts = Parts(compat.arguments_of_evaluation())
         self.unwritten: set[str] = set()  # studies whose results could not be written
+        self.seconds = dict.fromkeys(("loading", "responses", "scoring"), 0.0)  # that we took of the run, on this rank
+        self.payload = 0  # most bytes that a row gives the harness beyond its response
 
     def open_task(self, name: str, study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
         """Remember a task that was loaded. The first one checks whatever the run will need.
@@ -191,6 +196,26 @@ class Run:
         self.receive(task, row, text)
         self.parts.write(task, row, text)
         return Item.of(self, task, row, "emi", {"row": self.row_key(task, row), "answer": text})
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the time inside the block as ours."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - start
+
+    def weigh(self, values: Mapping[str, Any], response: str) -> None:
+        """Remember what a row's values weigh where they are sent from rank to rank, beyond its response."""
+        if self.payload == 0:  # rows differ by their response alone
+            self.payload = len(pickle.dumps(dict(values))) - len(pickle.dumps(response))
+
+    def share_line(self) -> str:
+        """Our share of the run, as one line."""
+        parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.seconds.items())
+        payload = f"; {self.payload} bytes a row beyond its response" if self.payload else ""
+        return f"time       {sum(self.seconds.values()):.1f} s of this run are lmms_eval_emi's: {parts}{payload}"
 
     def row_key(self, task: str, row: int) -> str:
         """Identifies a row in a samples file. A text, because the harness averages numbers."""

@@ -311,3 +311,27 @@ def test_the_real_command_finds_the_tasks_beside_a_broken_plugin_by_include_path
     done = run_module("probe", cwd=tmp_path, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stderr[-2000:]
     assert sys.executable
+
+
+def test_our_tasks_load_their_dataset_once_and_others_as_ever(monkeypatch):
+    import datasets
+    from lmms_eval.api.task import ConfigurableTask
+
+    calls = []
+    rows = datasets.DatasetDict({name: datasets.Dataset.from_dict({"a": [name]}) for name in ("one", "two")})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: (calls.append(kwargs), rows)[1])
+    compat.share_datasets()
+    monkeypatch.setattr(compat, "_loaded", {})
+
+    def load(split, **metadata):
+        config = SimpleNamespace(
+            metadata=metadata, test_split=split, training_split=None, validation_split=None, fewshot_split=None
+        )
+        task = SimpleNamespace(config=config, _config=config, DATASET_PATH="path", DATASET_NAME=None)
+        ConfigurableTask.download(task, {})
+        return set(task.dataset)
+
+    assert load("one", emi_study="natural") == {"one"} and load("two", emi_study="natural") == {"two"}
+    assert len(calls) == 1
+    assert load("one") == {"one", "two"} and len(calls) == 2
+    assert compat.take_loading_time() > 0 == compat.take_loading_time()

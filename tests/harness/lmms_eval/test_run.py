@@ -98,6 +98,19 @@ def test_what_is_logged_of_a_sample_is_small(run):
     assert sample["input"].endswith("? Please answer in English.")
 
 
+def test_our_share_of_the_run_stands_under_the_table(run):
+    import re
+
+    line = next(line for line in run.stdout.splitlines() if line.startswith("time "))
+    found = re.fullmatch(
+        r"time +([\d.]+) s of this run are lmms_eval_emi's: loading ([\d.]+) s, responses ([\d.]+) s, scoring ([\d.]+) s; (\d+) bytes a row beyond its response",
+        line,
+    )
+    assert found, line
+    total, *parts = map(float, found.groups()[:4])
+    assert total == pytest.approx(sum(parts), abs=0.3) and 0 < int(found[5]) < 4096
+
+
 def test_other_tasks_are_as_they_are_alone(run, tinyhub, tmp_path):
     done = lmms_eval(tinyhub, "mme", "--output_path", str(tmp_path))
     assert done.returncode == 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +20,33 @@ from lmms_eval_emi.estimators.base import TrainedEstimator, by_network, undivide
 Gaussian = tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
 SATURATED = 0.99  # of a log-variance in (-1, 1)
 Self = TypeVar("Self", bound="CLUB")
+
+
+class _GaussianLoss(torch.autograd.Function):
+    """Mean over (B, D') rows of sum_d [ (y - mu)^2 / sigma^2 + log sigma^2 ], with its gradient in closed form.
+
+    Autograd's own gradient of these few elementwise steps passes over the batch twice as often, which is a fifth of
+    the time of an iteration.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mu: torch.Tensor, logvar: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        precision = torch.exp(-logvar)
+        distance = y - mu
+        pull = precision.mul_(distance)
+        square = distance.mul_(pull)
+        ctx.save_for_backward(pull, square)
+        return (square + logvar).sum(dim=1).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        pull, square = ctx.saved_tensors
+        scale = gradients[0] / len(pull)
+        return pull * (-2 * scale), torch.rsub(square, 1).mul_(scale), None
+
+
+def _gaussian_loss(mu: torch.Tensor, logvar: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return _GaussianLoss.apply(mu, logvar, y)
 
 
 class CLUB(TrainedEstimator):
@@ -50,7 +77,7 @@ class CLUB(TrainedEstimator):
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Mean over the batch of sum_d [ (y - mu)^2 / sigma^2 + log sigma^2 ]."""
         mu, logvar = self(x)
-        return ((y - mu) ** 2 * torch.exp(-logvar) + logvar).sum(dim=1).mean()
+        return _gaussian_loss(mu, logvar, y)
 
     def score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """(B,) log-likelihood log q(y|x), in nats."""

@@ -260,7 +260,7 @@ class _Training:
             self.network = kind(pairs.x.shape[1], pairs.y.shape[1], options.hidden, name=name, sha256=None)
         self.network.fit_data(pairs.x, pairs.y)
         learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(learned, lr=options.lr)
+        self.optimizer = torch.optim.AdamW(learned, lr=options.lr, fused=True)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": -float("inf"), "iteration": 0, "state": None}
         self.iteration = 0
@@ -304,20 +304,10 @@ class _Training:
 
     def run(self, bar: tqdm, keep: Callable[[dict[str, Any]], None], label: str) -> None:
         """Train to the last iteration; ``keep`` gets the state now and then."""
-        options, pairs = self.options, self.pairs
-        for iteration in range(self.iteration + 1, options.iterations + 1):
-            size = min(options.batch_size, len(self.train))
-            batch = self.train[torch.randint(len(self.train), (size,), generator=self.generator)]
-            loss = self.network.loss(pairs.x[batch], pairs.y[batch])
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"the training diverged in iteration {iteration}. Use a smaller --lr than {options.lr:g}."
-                )
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.iteration = iteration
-            bar.update()
+        options = self.options
+        while self.iteration < options.iterations:
+            loss = self.advance(1, bar)
+            iteration = self.iteration
             if not options.is_due(iteration):
                 continue
             entry = {"iteration": iteration, "loss": loss.item()}
@@ -334,6 +324,25 @@ class _Training:
                 log.info("%siteration %d of %d: %s", where, iteration, options.iterations, ", ".join(values))
             if iteration % options.every == 0 or iteration == options.iterations:
                 keep(self.state())
+
+    def advance(self, count: int, bar: tqdm) -> torch.Tensor:
+        """Train for some iterations; returns the last one's loss."""
+        options, pairs = self.options, self.pairs
+        size = min(options.batch_size, len(self.train))
+        for _ in range(count):
+            # Pairs are gathered by index from where they lie, and none is touched by Python.
+            batch = self.train[torch.randint(len(self.train), (size,), generator=self.generator)]
+            loss = self.network.loss(pairs.x[batch], pairs.y[batch])
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"the training diverged in iteration {self.iteration + 1}. Use a smaller --lr than {options.lr:g}."
+                )
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.iteration += 1
+            bar.update()
+        return loss
 
     def finish(self) -> TrainedEstimator:
         """The network in the state that is kept."""

@@ -325,7 +325,12 @@ def test_our_tasks_load_their_dataset_once_and_others_as_ever(monkeypatch):
 
     def load(split, **metadata):
         config = SimpleNamespace(
-            metadata=metadata, test_split=split, training_split=None, validation_split=None, fewshot_split=None
+            metadata=metadata,
+            test_split=split,
+            training_split=None,
+            validation_split=None,
+            fewshot_split=None,
+            process_docs=None,
         )
         task = SimpleNamespace(config=config, _config=config, DATASET_PATH="path", DATASET_NAME=None)
         ConfigurableTask.download(task, {})

@@ -101,7 +101,7 @@ def test_what_is_logged_of_a_sample_is_small(run):
 def test_our_share_of_the_run_stands_under_the_table(run):
     import re
 
-    line = next(line for line in run.stdout.splitlines() if line.startswith("time "))
+    line = next(line for line in run.out.splitlines() if line.startswith("time "))
     found = re.fullmatch(
         r"time +([\d.]+) s of this run are lmms_eval_emi's: loading ([\d.]+) s, responses ([\d.]+) s, scoring ([\d.]+) s; (\d+) bytes a row beyond its response",
         line,

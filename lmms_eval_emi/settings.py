@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         description="Entropy scale in nats: gives the plug-in of the theorem instead of the scaled index.",
     )
     resamples: int = Field(
-        499, ge=0, description="Most draws of a permutation test. 0 leaves only errors that have a closed form."
+        499, ge=0, description="Draws of a permutation test. 0 leaves only errors that have a closed form."
     )
     seed: int = Field(0, ge=0, description="Seed of the permutation tests and other draws.")
     adjust: Adjustment = Field("holm", description="Adjustment of the p-values of EMID over the shifts of a study.")

@@ -246,7 +246,7 @@ class EMIDBound:
 
         Args:
             name: such as ``jsd_v``.
-            resamples: most draws.
+            resamples: number of draws.
             seed: of the draws.
 
         Returns:

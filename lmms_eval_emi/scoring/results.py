@@ -52,7 +52,7 @@ class Inference:
     """How errors and tests are made.
 
     Attributes:
-        resamples: most draws of a permutation test; 0 for none.
+        resamples: draws of a permutation test; 0 for none.
         seed: of all draws.
         adjust: of the p-values of EMID over a study.
         margin: EMID within which a shift counts as held; default: the published one, for scores in nats.

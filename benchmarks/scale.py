@@ -157,10 +157,30 @@ def kill_a_worker() -> None:
     print("no worker was killed", flush=True)
 
 
+def draw(table: list[list[object]], path: Path) -> None:
+    """Time against rows, both sides, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    rows = [int(str(row[0]).replace(",", "")) for row in table]
+    axes.loglog(rows, [float(str(row[1])) for row in table], "o-", color="#0072b2", label="score --embeddings")
+    naive_side = [(n, float(str(row[3]))) for n, row in zip(rows, table, strict=True) if row[3] != "-"]
+    if naive_side:
+        axes.loglog(
+            *zip(*naive_side, strict=True), "s--", color="#d55e00", label="published arithmetic, until memory ends"
+        )
+    axes.set(xlabel="rows of each split", ylabel="seconds, two splits")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 1500, 10_000, 100_000, 1_000_000])
     parser.add_argument("--ray", action="store_true", help="read the largest size again by Ray Data, and kill a worker")
+    parser.add_argument("--plot", type=Path, help="draw time against rows to this file")
     parser.add_argument("--folder", type=Path, help="where to write the embeddings (default: a temporary folder)")
     arguments = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="scale-", dir=arguments.folder))
@@ -200,6 +220,8 @@ def main() -> None:
             shutil.rmtree(folder)
     finally:
         shutil.rmtree(base, ignore_errors=True)
+    if arguments.plot:
+        draw(table, arguments.plot)
     sizes = np.array([int(str(row[0]).replace(",", "")) for row in table], dtype=float)
     times = np.array([float(str(row[1])) for row in table])
     if len(sizes) > 1 and sizes[-1] >= 1e5:

@@ -48,6 +48,12 @@ class DatasetImage:
     column: str
     roots: tuple[Path, ...] = ()
 
+    def release(self) -> None:
+        """Let go of what is in memory of the dataset's images, where that can be had again."""
+        release = getattr(self.dataset, "release", None)
+        if release:
+            release()
+
     def encoded(self) -> bytes:
         """Content of the image file."""
         encoded = encoded_image(self.dataset[self.row][self.column], self.roots)

@@ -185,6 +185,9 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
                 images.sources.append(source if kept_bytes <= KEPT_BYTES else sample.image)
                 images.keys.append(key)
             numbers[row] = number_of[key]
+        last = next((sample.image for sample in reversed(samples) if isinstance(sample.image, DatasetImage)), None)
+        if last is not None:  # of the split, all of whose images have been read
+            last.release()
     return images, bad
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,18 +126,25 @@ def embed_good_rows(
         name: [text for sample in samples for text in (sample.question, sample.response, sample.reference)]
         for name, samples in splits.items()
     }
+    encoding: list[Future[dict[str, torch.Tensor]]] = []
     with workers(1) as beside:  # texts in one thread, beside the images in all
-        # What ranks say to each other has to be said in one order.
-        run = beside.submit if ranks() == 1 else _at_once
-        encoding = run(_encode_texts, texts, encoders, batch_size, cache)
-        vision = _encode_images(images, encoders, batch_size, cache, stop_at_bad=strict) if with_images else None
-        text_rows = encoding.result()
-    if with_images:
-        bad += _rows_of_bad_images(splits, images)
-        order = {name: position for position, name in enumerate(splits)}
-        bad.sort(key=lambda one: (order[one.split], one.row))
-    if bad and strict:
-        raise SampleError(_listed(bad, splits))
+
+        def begin() -> None:
+            if not encoding:
+                encoding.append(beside.submit(_encode_texts, texts, encoders, batch_size, cache))
+
+        vision = None
+        if with_images:
+            # What ranks say to each other has to be said in one order, so their texts come after their images.
+            at_once = begin if ranks() == 1 else lambda: None
+            vision = _encode_images(images, encoders, batch_size, cache, at_once, stop_at_bad=strict)
+            bad += _rows_of_bad_images(splits, images)
+            order = {name: position for position, name in enumerate(splits)}
+            bad.sort(key=lambda one: (order[one.split], one.row))
+        if bad and strict:
+            raise SampleError(_listed(bad, splits))
+        begin()
+        text_rows = encoding[0].result()
     excluded = {(one.split, one.row) for one in bad}
     kept = {
         name: [row for row in range(len(samples)) if (name, row) not in excluded] for name, samples in splits.items()
@@ -201,7 +209,13 @@ def _rows_of_bad_images(splits: Mapping[str, Sequence[Sample]], images: _Images)
 
 
 def _encode_images(
-    images: _Images, encoders: Encoders, batch_size: int, cache: CacheOf | None, *, stop_at_bad: bool
+    images: _Images,
+    encoders: Encoders,
+    batch_size: int,
+    cache: CacheOf | None,
+    begin: Callable[[], object],
+    *,
+    stop_at_bad: bool,
 ) -> torch.Tensor:
     """(number of images, D) rows; those of images that cannot be read are zero.
 
@@ -218,7 +232,7 @@ def _encode_images(
     missing = own_part([number for number, digest in enumerate(digests) if digest not in known])
 
     def encode() -> tuple[list[int], torch.Tensor, dict[int, str]]:
-        own = _encode_own_images(images, encoder, batch_size, cache, digests, missing, rows, stop_at_bad)
+        own = _encode_own_images(images, encoder, batch_size, cache, digests, missing, rows, begin, stop_at_bad)
         return own, rows[torch.tensor(own, dtype=torch.long)], images.bad
 
     for own, found, bad in over_ranks(encode):
@@ -240,9 +254,10 @@ def _encode_own_images(
     digests: Sequence[bytes],
     missing: Sequence[int],
     rows: torch.Tensor,
+    begin: Callable[[], object],
     stop_at_bad: bool,
 ) -> list[int]:
-    """Fill in the rows of some images; returns which were encoded."""
+    """Fill in the rows of some images; returns which were encoded. ``begin`` is called when the first batch is on its way."""
     encoded: list[int] = []
 
     def prepare(number: int) -> Any:
@@ -261,13 +276,11 @@ def _encode_own_images(
         own, future = running.popleft()
         rows[torch.tensor(own)] = future.result()
         encoded.extend(own)
-        bar.update(len(own))
+        for bar in bars:
+            bar.update(len(own))
 
-    with (
-        threads(READERS) as readers,
-        (workers if beside > 1 else threads)(beside) as pool,
-        tqdm(total=len(missing), desc="Encoding images", unit="", leave=False, dynamic_ncols=True) as bar,
-    ):
+    bars: list[tqdm] = []  # from the first batch on, for an image that cannot be read may be known before
+    with threads(READERS) as readers, (workers if beside > 1 else threads)(beside) as pool, ExitStack() as shown:
         waiting: list[tuple[int, Any]] = []
         try:
             for last, (number, prepared) in _with_last(zip(missing, _in_order(readers, prepare, missing), strict=True)):
@@ -278,6 +291,10 @@ def _encode_own_images(
                 if waiting and (len(waiting) == size or last):
                     batch = [one for _, one in waiting]
                     run = partial(encode_all, encoder, len(batch), partial(_picked, batch), batch_size=batch_size)
+                    if not bars:
+                        bar = tqdm(total=len(missing), desc="Encoding images", unit="", leave=False, dynamic_ncols=True)
+                        bars.append(shown.enter_context(bar))
+                        begin()
                     running.append(([number for number, _ in waiting], pool.submit(run)))
                     waiting = []
                     if len(running) > beside:
@@ -292,12 +309,6 @@ def _encode_own_images(
 
 def _picked(items: Sequence[Item], positions: range) -> list[Item]:
     return [items[position] for position in positions]
-
-
-def _at_once(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    done: Future[Any] = Future()
-    done.set_result(work(*arguments))
-    return done
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:

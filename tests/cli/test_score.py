@@ -479,6 +479,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(in_tinyhub, answers, tmp_pa
         "--split",
         GERMAN,
         cwd=in_tinyhub,
+        LMMS_EVAL_EMI_CACHE=str(tmp_path / "cache"),  # where nothing is known yet
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("llava-bench under natural shifts") and "signature" in done.stdout.splitlines()[-1]

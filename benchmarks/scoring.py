@@ -34,6 +34,7 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
     import scipy.stats  # noqa: F401
 
     import lmms_eval_emi.cli.score  # noqa: F401
+    from lmms_eval_emi.cli import limit_memory_areas
     from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.scoring.pipeline import score_samples
     from lmms_eval_emi.scoring.row_results import write_results
@@ -41,6 +42,7 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
     from lmms_eval_emi.settings import override_settings
     from lmms_eval_emi.studies.schema import load_study
 
+    limit_memory_areas()
     start, cpu = time.perf_counter(), time.process_time()
     settings = override_settings({"convention": arguments.convention, "estimator": arguments.estimator})
     entries = []

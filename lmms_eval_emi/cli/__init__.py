@@ -61,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 after an error that the message on stderr explains; 2 for wrong usage.
     """
-    with contextlib.suppress(OSError, AttributeError):  # of the C library of Linux
-        # Every thread may have an area of its own that keeps what it frees: 100 MB of a scoring run. Two are enough.
-        ctypes.CDLL(None).mallopt(-8, 2)
+    limit_memory_areas()
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("lmms_eval_emi").setLevel(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -98,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def limit_memory_areas() -> None:
+    """Let threads share two areas of memory, each of which keeps what is freed in it: 100 MB of a scoring run."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than that of Linux
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def _stdout_is_closed() -> bool:

@@ -269,7 +269,7 @@ class EMIDBound:
         for name in EXPONENTS:
             sets = self._sets(name)
             if sets is not None:
-                found.append((sets, "jackknife", len(sets.clusters)))
+                found.append((sets, "jackknife", 1 + len(sets.clusters)))
                 if resamples and not sets.identical:
                     found.append((sets, test_name(resamples, seed, self._is_paired(name)), 3))
         return found

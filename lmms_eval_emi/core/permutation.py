@@ -98,7 +98,7 @@ class TwoSets:
         own = np.array([position[key] for key in content])
         distinct = np.empty((len(position), rows.shape[1]))
         distinct[own] = rows
-        self.gram = distinct @ distinct.T
+        self._rows = distinct
         self.convention = str(convention)
         self.counts = np.zeros((2, len(self.clusters), len(distinct)))  # of every distinct row, by set and cluster
         np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, own), 1)
@@ -107,10 +107,15 @@ class TwoSets:
         self.identical = bool((self.counts.sum(axis=1)[0] == self.counts.sum(axis=1)[1]).all())
 
     @cached_property
+    def gram(self) -> np.ndarray:
+        """(U, U) inner products of the distinct rows."""
+        return self._rows @ self._rows.T
+
+    @cached_property
     def digest(self) -> str:
         """A key of the content: equal for equal sets with equal clusters."""
         digest = hashlib.blake2b(self.convention.encode(), digest_size=16)
-        digest.update(np.round(self.gram, 10).tobytes())
+        digest.update(self._rows.tobytes())
         digest.update(self.counts.tobytes())
         return digest.hexdigest()
 
@@ -167,14 +172,17 @@ class TwoSets:
         members = self.counts.sum(axis=2) > 0
         if "jackknife" not in self.known:
             shrunk = self._deleted()
-            self.known["jackknife"] = np.array([shrunk.get(cluster, math.nan) for cluster in self.clusters])
-        values = {c: v for c, v in zip(self.clusters, self.known["jackknife"].tolist(), strict=True) if v == v}
+            self.known["jackknife"] = np.array(
+                [self.value, *(shrunk.get(cluster, math.nan) for cluster in self.clusters)]
+            )
+        value, *deleted = self.known["jackknife"].tolist()
+        values = {c: v for c, v in zip(self.clusters, deleted, strict=True) if v == v}
         if (members[0] & members[1]).any():
-            return Jackknife(self.value, (values,))
+            return Jackknife(value, (values,))
         # A cluster of one set alone is of an independent sample.
         own = dict(zip(self.clusters, members[0], strict=True))
         sides = [{key: value for key, value in values.items() if own[key] == side} for side in (True, False)]
-        return Jackknife(self.value, tuple(side for side in sides if side))
+        return Jackknife(value, tuple(side for side in sides if side))
 
     def _deleted(self) -> dict[Hashable, float]:
         deleted = self.without_each()

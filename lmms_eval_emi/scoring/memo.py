@@ -53,7 +53,7 @@ class KnownDivergences:
         resamples, seed: of the permutation tests.
     """
 
-    KIND = "divergences"
+    KIND = "divergences, 2"
 
     def __init__(self, memo: Memo, bounds: Iterable[EMIDBound], resamples: int, seed: int) -> None:
         self.memo = memo

@@ -19,7 +19,7 @@ were all trained on is not tested.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -224,7 +224,7 @@ def fitness(
     found: dict[str, Any] = {"unit": estimator.unit, "trained": estimator.trained}
     domain = estimator.card.get("domain") or {}
     known = "samples" in domain  # cards of earlier versions have no limits that are calibrated
-    saturation = estimator.saturation(torch.cat([one.x for one in embeddings.values()]))
+    saturation = _saturation(estimator, list(embeddings.values()))
     if saturation is not None:
         found["saturated"] = saturation
         if saturation >= SATURATED and estimator.unit == "nats":
@@ -273,6 +273,13 @@ def fitness(
         "far_splits": far,
         "doubtful_splits": doubtful,
     }
+
+
+def _saturation(estimator: Estimator, splits: Sequence[Embeddings]) -> float | None:
+    """Share of saturated outputs over the rows of all splits, a split at a time."""
+    shares = [estimator.saturation(split.x) for split in splits]
+    known = [(share, split.n) for share, split in zip(shares, splits, strict=True) if share is not None]
+    return sum(share * n for share, n in known) / sum(n for _, n in known) if known else None
 
 
 def _told_apart(score: EMI) -> dict[str, Any]:

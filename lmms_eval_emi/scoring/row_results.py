@@ -19,7 +19,7 @@ from typing import Any
 
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.files import parse_json, threads, to_json, write_atomically
-from lmms_eval_emi.images import ImageError, open_image, to_rgb
+from lmms_eval_emi.images import ImageError, content_key, open_image, to_rgb
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.pipeline import Scored
 from lmms_eval_emi.scoring.results import FORMAT_VERSION, SplitScores, StudyResult
@@ -161,21 +161,34 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
         ]
         worst = sorted(range(len(losses)), key=lambda row: -losses[row])[:MOST]
         chosen[name] = [(samples[name][row], losses[row]) for row in worst]
-    with threads(cpu_count() or 1) as pool:
-        images = pool.map(_thumbnail, (row for own in chosen.values() for row, _ in own))
-        for name, own in chosen.items():
-            lost[name] = [
-                {
-                    "id": str(row.id),
-                    "loss": loss,
-                    "question": row.question,
-                    "response": row.response,
-                    "reference": row.reference,
-                    "image": next(images),
-                }
-                for row, loss in own
-            ]
+    thumbnails = _thumbnails([row for own in chosen.values() for row, _ in own])
+    for name, own in chosen.items():
+        lost[name] = [
+            {
+                "id": str(row.id),
+                "loss": loss,
+                "question": row.question,
+                "response": row.response,
+                "reference": row.reference,
+                "image": thumbnails[_image_key(row)],
+            }
+            for row, loss in own
+        ]
     return lost
+
+
+def _thumbnails(rows: Sequence[Sample]) -> dict[str, str]:
+    """Small copies of the images of some rows, each image's once, by its content."""
+    distinct = {_image_key(row): row for row in rows}
+    with threads(cpu_count() or 1) as pool:
+        return dict(zip(distinct, pool.map(_thumbnail, distinct.values()), strict=True))
+
+
+def _image_key(row: Sample) -> str:
+    try:
+        return content_key(row.image) if row.image is not None else ""
+    except ImageError:
+        return ""
 
 
 def _thumbnail(row: Sample) -> str:

@@ -131,9 +131,13 @@ def _spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _kendall_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     first, second = np.triu_indices(a.shape[1], 1)
-    signs = [np.sign(one[:, first] - one[:, second]) for one in (a, b)]
-    scale = np.sqrt((signs[0] ** 2).sum(axis=1) * (signs[1] ** 2).sum(axis=1))
-    return (signs[0] * signs[1]).sum(axis=1) / np.where(scale > 0, scale, np.inf)
+    found = []
+    for start in range(0, len(a), 128):  # all pairs of all draws would take 50 MB
+        parts = (one[start : start + 128] for one in (a, b))
+        signs = [np.sign(one[:, first] - one[:, second]) for one in parts]
+        scale = np.sqrt((signs[0] ** 2).sum(axis=1) * (signs[1] ** 2).sum(axis=1))
+        found.append((signs[0] * signs[1]).sum(axis=1) / np.where(scale > 0, scale, np.inf))
+    return np.concatenate(found)
 
 
 # Many correlations at once, of the rows of (draws, shifts) arrays.

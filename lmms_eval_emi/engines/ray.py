@@ -248,7 +248,7 @@ def _aggregation(estimator: Any, partners: Partners | None, keep_partners: bool)
 
         def aggregate_block(self, block: Any) -> bytes:
             own, known = ray.get(shared)
-            statistics = SplitStatistics(own, partners=known, keep_partners=keep_partners)  # own: with gaussians
+            statistics = SplitStatistics(own, partners=known, keep_partners=keep_partners)
             table = BlockAccessor.for_block(block).to_arrow()
             for batch in table.to_batches(PART):
                 for start in range(0, batch.num_rows, PART):

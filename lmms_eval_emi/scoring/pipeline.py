@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
@@ -22,15 +21,8 @@ from lmms_eval_emi.scoring.embedding import CacheOf, cache_of_embeddings, embed_
 from lmms_eval_emi.scoring.joining import StudySamples, chosen_splits, collect_samples
 from lmms_eval_emi.scoring.memo import Memo
 from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
-from lmms_eval_emi.scoring.ranks import cores, merged_over_ranks, part_of_rank, rank
-from lmms_eval_emi.scoring.results import (
-    MOST_BESIDE,
-    Inference,
-    StudyResult,
-    notes_on_samples,
-    score_statistics,
-    score_study,
-)
+from lmms_eval_emi.scoring.ranks import merged_over_ranks, part_of_rank, rank
+from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_statistics, score_study
 from lmms_eval_emi.scoring.stores import SplitStore, Store, StoreError
 from lmms_eval_emi.settings import Settings, load_settings, override_settings
 from lmms_eval_emi.studies.schema import Study, load_study
@@ -139,16 +131,15 @@ def score_samples(
             cache=cache_of_embeddings(settings),
         )
         degenerate = [one.result() for one in told]
+    scored: list[Scored] = []
     if rank():  # the first has all embeddings and scores them
-        return []
-
-    def score_entry(number: int) -> list[Scored]:
-        (entry, embeddings), kinds = embedded[number], degenerate[number]
+        return scored
+    for (entry, embeddings), kinds in zip(embedded, degenerate, strict=True):
         notes = notes_on_samples(entry.samples)
         for name, lines in entry.notes.items():
             notes.setdefault(name, []).extend(lines)
-        results = [
-            score_study(
+        for estimator in instruments.estimators:
+            result = score_study(
                 entry.study,
                 embeddings,
                 estimator,
@@ -163,19 +154,8 @@ def score_samples(
                 inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
                 memo=memo,
             )
-            for estimator in instruments.estimators
-        ]
-        return [Scored(result, entry, embeddings) for result in results]
-
-    # Much of a study is done in one thread, so two at a time keep the cores busier. Products of small matrices are
-    # limited to one thread here, for as long as any of them runs.
-    together = cores() if len(embedded) > 1 and _are_small(embedded) else 1
-    with threadpool_limits(1 if together > 1 else None), threads(together) as pool:
-        return [one for scored in pool.map(score_entry, range(len(embedded))) for one in scored]
-
-
-def _are_small(embedded: Sequence[tuple[StudySamples, Mapping[str, Embeddings]]]) -> bool:
-    return max((one.n for _, own in embedded for one in own.values()), default=0) <= MOST_BESIDE
+            scored.append(Scored(result, entry, embeddings))
+    return scored
 
 
 def score_store(

@@ -4,7 +4,7 @@
 
 HUB is a folder with the datasets under their real names (or any folder, with a connection). Each figure is the smallest of
 three processes: the command's help; lmms-eval's imports with and without our entry point; one task and all of them, as
-they are loaded, and with a dataset read anew for every task.
+they are loaded, and with a dataset read again for every task.
 """
 
 from __future__ import annotations

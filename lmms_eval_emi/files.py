@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,9 +82,14 @@ def to_json(content: Any) -> str:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that drops the work that has not begun when it is left by an error or an interruption."""
-    pool = ThreadPoolExecutor(count)
+def threads(count: int, begin: Callable[[], object] | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that drops the work that has not begun when it is left by an error or an interruption.
+
+    Args:
+        count: of the threads.
+        begin: called in each of them first.
+    """
+    pool = ThreadPoolExecutor(count, initializer=begin)
     try:
         yield pool
     except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -107,6 +107,31 @@ class CheckpointEncoder:
     def load(self) -> torch.nn.Module:
         """The model, on the CPU."""
         raise NotImplementedError
+
+    def load_from_transformers(
+        self, class_name: str, options: Mapping[str, Any], optional_weights: Sequence[str]
+    ) -> torch.nn.Module:
+        """The checkpoint as a model of transformers.
+
+        Args:
+            class_name: of the model.
+            options: of ``from_pretrained``.
+            optional_weights: beginnings of the keys that rows do not depend on.
+
+        Raises:
+            EncoderUnavailable: the checkpoint cannot be read, or lacks weights.
+        """
+        import transformers
+
+        try:
+            with quiet_transformers():
+                model, info = getattr(transformers, class_name).from_pretrained(
+                    self.name, dtype=torch.float32, output_loading_info=True, **options
+                )
+        except (OSError, ValueError) as error:
+            raise unavailable(self.name, self.what, self.variable, error) from error
+        check_loaded(self.name, info["missing_keys"], optional=optional_weights)
+        return model.eval()
 
     def identify(self) -> str:
         """Eight hexadecimal digits of the weights that rows depend on, the same wherever they were read from."""

@@ -75,10 +75,6 @@ class Checkpoint:
             return found.detach()[torch.from_numpy(numbers)].float().numpy()
         return found.rows(numbers)
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return tuple(self._tensors[key].shape)
-
     def fingerprint(self, names: dict[str, str]) -> str:
         """Eight hexadecimal digits of some weights in float32, a block of a file at a time.
 

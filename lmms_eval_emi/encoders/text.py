@@ -10,7 +10,6 @@ import torch
 
 from lmms_eval_emi.encoders.base import (
     CheckpointEncoder,
-    check_loaded,
     fingerprint,
     pool_and_normalise,
     quiet_transformers,
@@ -78,17 +77,7 @@ class TextEncoder(CheckpointEncoder):
 
     def load(self) -> torch.nn.Module:
         """The model as transformers has it."""
-        import transformers
-
-        try:
-            with quiet_transformers():
-                model, info = getattr(transformers, self.model_class).from_pretrained(
-                    self.name, dtype=torch.float32, output_loading_info=True, **self.options
-                )
-        except (OSError, ValueError) as error:
-            raise unavailable(self.name, self.what, self.variable, error) from error
-        check_loaded(self.name, info["missing_keys"], optional=self.optional_weights)
-        return model.eval()
+        return self.load_from_transformers(self.model_class, self.options, self.optional_weights)
 
     def identify(self) -> str:
         """Fingerprint of the model's weights."""

@@ -11,11 +11,8 @@ from PIL import Image
 
 from lmms_eval_emi.encoders.base import (
     CheckpointEncoder,
-    check_loaded,
     fingerprint,
     pool_and_normalise,
-    quiet_transformers,
-    unavailable,
 )
 from lmms_eval_emi.encoders.preprocessing import Preprocessing
 from lmms_eval_emi.images import to_rgb
@@ -71,17 +68,7 @@ class VisionEncoder(CheckpointEncoder):
 
     def load(self) -> torch.nn.Module:
         """The tower as transformers has it."""
-        import transformers
-
-        try:
-            with quiet_transformers():
-                model, info = getattr(transformers, self.tower).from_pretrained(
-                    self.name, dtype=torch.float32, output_loading_info=True, **self.options
-                )
-        except (OSError, ValueError) as error:
-            raise unavailable(self.name, self.what, self.variable, error) from error
-        check_loaded(self.name, info["missing_keys"], optional=self.optional_weights)
-        return model.eval()
+        return self.load_from_transformers(self.tower, self.options, self.optional_weights)
 
     def identify(self) -> str:
         """Fingerprint of the tower's weights."""

@@ -1,1 +1,1 @@
-"""Engines that spread work over machines: a file each, with nothing of the mathematics."""
+"""Engines that spread work over machines, one file each; the mathematics is in ``core/``."""

@@ -224,12 +224,7 @@ def _encode_images(
     """
     encoder = encoders.vision
     digests = [content_digest(key) for key in images.keys]
-    known = _known(encoder, digests, cache)
-    rows = torch.zeros(len(digests), encoder.dimension)
-    for number, digest in enumerate(digests):
-        if digest in known:
-            rows[number] = torch.from_numpy(known[digest])
-    missing = own_part([number for number, digest in enumerate(digests) if digest not in known])
+    rows, missing = _known_rows(encoder, digests, cache)
 
     def encode() -> tuple[list[int], torch.Tensor, dict[int, str]]:
         own = _encode_own_images(images, encoder, batch_size, cache, digests, missing, rows, begin, stop_at_bad)
@@ -241,9 +236,17 @@ def _encode_images(
     return rows
 
 
-def _known(encoder: Encoder, digests: Sequence[bytes], cache: CacheOf | None) -> dict[bytes, Any]:
-    """The rows that the cache has, which rank 0 looks into for all."""
-    return from_first(lambda: cache(encoder).find(digests, encoder.dimension)) if cache else {}
+def _known_rows(encoder: Encoder, digests: Sequence[bytes], cache: CacheOf | None) -> tuple[torch.Tensor, list[int]]:
+    """Rows of all items, those that the cache lacks zero, and the numbers of these that are this rank's.
+
+    Rank 0 looks into the cache for all.
+    """
+    known = from_first(lambda: cache(encoder).find(digests, encoder.dimension)) if cache else {}
+    rows = torch.zeros(len(digests), encoder.dimension)
+    for number, digest in enumerate(digests):
+        if digest in known:
+            rows[number] = torch.from_numpy(known[digest])
+    return rows, own_part([number for number, digest in enumerate(digests) if digest not in known])
 
 
 def _encode_own_images(
@@ -339,12 +342,7 @@ def _encode_texts(
     encoder = encoders.text
     distinct = sorted({text for own in texts.values() for text in own}, key=lambda text: (len(text), text))
     digests = [content_digest(text) for text in distinct]
-    known = _known(encoder, digests, cache)
-    rows = torch.zeros(len(distinct), encoder.dimension)
-    for number, digest in enumerate(digests):
-        if digest in known:
-            rows[number] = torch.from_numpy(known[digest])
-    missing = own_part([number for number, digest in enumerate(digests) if digest not in known])
+    rows, missing = _known_rows(encoder, digests, cache)
 
     def encode() -> tuple[list[int], torch.Tensor]:
         if not missing:

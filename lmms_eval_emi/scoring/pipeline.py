@@ -199,38 +199,22 @@ def score_store(
     left_out = {name: [f"split {name}: no embeddings in {store.path}"] for name in missing}
     chosen = {name: store.splits[name] for name in names if name in store.splits}
     loaded = load_estimators(settings, estimators, store.encoders)
-    inference = Inference(settings.resamples, settings.seed, settings.adjust, settings.margin)
-    memo = Memo(settings) if settings.cache_limit else None
+    common: dict[str, Any] = {
+        "model": store.model,
+        "convention": settings.convention,
+        "entropy": settings.entropy,
+        "left_out": left_out,
+        "inference": Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
+    }
     try:
         if max(one.n for one in chosen.values()) <= MOST_IN_MEMORY:
             embeddings = {name: one.load() for name, one in chosen.items()}
-            results = [
-                score_study(
-                    study,
-                    embeddings,
-                    estimator,
-                    model=store.model,
-                    convention=settings.convention,
-                    entropy=settings.entropy,
-                    left_out=left_out,
-                    inference=inference,
-                    memo=memo,
-                )
-                for estimator in loaded
-            ]
+            memo = Memo(settings) if settings.cache_limit else None
+            results = [score_study(study, embeddings, estimator, memo=memo, **common) for estimator in loaded]
         else:
+            once = read or accumulate
             results = [
-                score_statistics(
-                    study,
-                    (read or accumulate)(study, chosen, estimator),
-                    estimator,
-                    model=store.model,
-                    convention=settings.convention,
-                    entropy=settings.entropy,
-                    left_out=left_out,
-                    inference=inference,
-                )
-                for estimator in loaded
+                score_statistics(study, once(study, chosen, estimator), estimator, **common) for estimator in loaded
             ]
     except (OSError, ValueError) as error:
         raise StoreError(f"{store.path}: {error}") from error

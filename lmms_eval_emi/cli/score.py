@@ -91,6 +91,11 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.studies.schema import load_study
 
     studies = [load_study(name) for name in studies_of(args)]
+    chosen = {study.name: [name for name in args.split if name in study.splits] for study in studies}
+    for name in args.split:
+        if not any(name in own for own in chosen.values()):
+            studies[0].split(name)  # says which there are
+    studies = [study for study in studies if chosen[study.name] or not args.split]
     renamed = renamed_models(args.model_name)
     if args.embeddings and args.responses:
         raise ValueError("--embeddings: expected in the place of --responses, got both. Give one of them.")
@@ -125,15 +130,15 @@ def run(args: argparse.Namespace) -> int:
             scored = []
             for study in studies:
                 store = open_store(args.embeddings, study)
-                scored += score_store(study, store, settings, splits=args.split, read=read, **options)
+                scored += score_store(study, store, settings, splits=chosen[study.name], read=read, **options)
         elif engine:
             scored = []
-            for entry in _entries(args, studies, renamed):
+            for entry in _entries(args, studies, chosen, renamed):
                 folder = args.save_embeddings / entry.study.name / entry.model.replace("/", "_")
                 store = engine.encode(entry, settings, folder, allow_missing=args.allow_missing)
                 scored += score_store(entry.study, store, settings, splits=list(entry.samples), read=read, **options)
         else:
-            scored = score_samples(_entries(args, studies, renamed), settings, **options)
+            scored = score_samples(_entries(args, studies, chosen, renamed), settings, **options)
         if rank():
             return 0
         if args.save_embeddings and not engine:
@@ -149,16 +154,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _entries(args: argparse.Namespace, studies: Sequence[Study], renamed: Mapping[str, str]) -> list[StudySamples]:
+def _entries(
+    args: argparse.Namespace, studies: Sequence[Study], chosen: Mapping[str, Sequence[str]], renamed: Mapping[str, str]
+) -> list[StudySamples]:
     from lmms_eval_emi.scoring.joining import collect_samples
 
     entries = []
     for study in studies:
-        own = set(study.splits)
         entries += collect_samples(
             study,
             args.responses,
-            splits=[name for name in args.split if len(studies) == 1 or name in own],
+            splits=chosen[study.name],
             models=args.model,
             renamed=renamed,
             allow_missing=args.allow_missing,

@@ -217,6 +217,13 @@ def test_both_families_in_one_run(in_tinyhub, tmp_path, capsys):
         35,
     ]
     printed = capsys.readouterr().out
+    chosen = ["--split", GERMAN, "--output", str(tmp_path / "part.json")]
+    base = ["score", "--shift", "natural", "synthetic", "--responses", str(tmp_path / "answers")]
+    assert main([*base, *chosen]) == 0
+    assert list(json.loads((tmp_path / "part.json").read_text())["splits"]) == [ID, GERMAN], (
+        "a study without it is left out"
+    )
+    assert main([*base, "--split", "no_such_split"]) == 1 and "no_such_split" in capsys.readouterr().err
     assert printed.index("emi-study|study:natural") < printed.index("emi-study|study:synthetic")
 
 

@@ -15,7 +15,7 @@ import torch
 import xxhash
 from tqdm import tqdm
 
-from lmms_eval_emi.encoders.checkpoint import Checkpoint, EncoderUnavailable
+from lmms_eval_emi.encoders.checkpoint import Checkpoint, EncoderUnavailable, check_loaded
 from lmms_eval_emi.files import read_json, write_atomically
 from lmms_eval_emi.settings import cache_folder
 
@@ -310,19 +310,6 @@ def fingerprint(module: torch.nn.Module) -> str:
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:8]
-
-
-def check_loaded(name: str, missing: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """Raise unless the checkpoint had every weight that is used, for transformers makes up the others.
-
-    Raises:
-        EncoderUnavailable: weights are missing.
-    """
-    needed = sorted(key for key in missing if not key.startswith(tuple(optional)))
-    if needed:
-        raise EncoderUnavailable(
-            f"{name}: its checkpoint lacks {len(needed)} of the weights that the encoder uses, such as {needed[0]}. Give a checkpoint of the same architecture."
-        )
 
 
 def unavailable(name: str, what: str, variable: str, error: Exception) -> EncoderUnavailable:

@@ -246,6 +246,19 @@ def _pickled(path: Path) -> dict[str, TensorInFile | torch.Tensor]:
     return {key: tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
 
+def check_loaded(name: str, missing: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Raise unless the checkpoint had every weight that is used, for transformers makes up those that it lacks.
+
+    Raises:
+        EncoderUnavailable: weights are missing.
+    """
+    needed = sorted(key for key in missing if not key.startswith(tuple(optional)))
+    if needed:
+        raise EncoderUnavailable(
+            f"{name}: its checkpoint lacks {len(needed)} of the weights that the encoder uses, such as {needed[0]}. Give a checkpoint of the same architecture."
+        )
+
+
 def tensors_below(checkpoint: Checkpoint, prefixes: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """Key of every tensor by its name, behind the prefix that the checkpoint has.
 
@@ -260,9 +273,5 @@ def tensors_below(checkpoint: Checkpoint, prefixes: Sequence[str], names: Sequen
     found = max(
         ({name: prefix + name for name in names if prefix + name in checkpoint} for prefix in prefixes), key=len
     )
-    missing = sorted(set(names) - set(found))
-    if missing:
-        raise EncoderUnavailable(
-            f"{checkpoint.name}: its checkpoint lacks {len(missing)} of the weights that the encoder uses, such as {missing[0]}. Give a checkpoint of the same architecture."
-        )
+    check_loaded(checkpoint.name, list(set(names) - set(found)))
     return found

@@ -33,7 +33,7 @@ from lmms_eval_emi.scoring.stores import (
     Store,
     StoreError,
     describe_store,
-    from_columns,
+    from_batch,
     open_store,
     to_parquet,
 )
@@ -252,7 +252,7 @@ def _aggregation(estimator: Any, partners: Partners | None, keep_partners: bool)
             table = BlockAccessor.for_block(block).to_arrow()
             for batch in table.to_batches(PART):
                 for start in range(0, batch.num_rows, PART):
-                    statistics.add(_to_embeddings(batch.slice(start, PART)))
+                    statistics.add(from_batch(batch.slice(start, PART)))
             return _sums(statistics)
 
         def combine(self, current_accumulator: bytes, new: bytes) -> bytes:
@@ -267,20 +267,6 @@ def _sums(statistics: SplitStatistics) -> bytes:
     bare = statistics.without_estimator()
     bare.partners = None
     return pickle.dumps(bare, protocol=5)
-
-
-def _to_embeddings(batch: Any) -> Any:
-    import numpy as np
-
-    columns = {}
-    for name in batch.schema.names:
-        column = batch[name]
-        if name in ("v", "t", "y_hat", "y"):
-            values = column.storage if hasattr(column, "storage") else column
-            columns[name] = np.array(values.flatten()).reshape(len(column), -1)
-        else:
-            columns[name] = column.to_pylist()
-    return from_columns(columns)
 
 
 # Shifts

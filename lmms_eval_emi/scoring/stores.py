@@ -264,9 +264,18 @@ def _parquet(files: Sequence[Path], encoders: str | None, split: str | None = No
                 first, last = max(start - place, 0), min(stop - place, batch.num_rows)
                 place += batch.num_rows
                 if first < last:
-                    yield from_columns(_batch_to_columns(batch.slice(first, last - first)), encoders)
+                    yield from_batch(batch.slice(first, last - first), encoders)
 
     return total, parts
+
+
+def from_batch(batch: Any, encoders: str | None = None) -> Embeddings:
+    """Embeddings of an Arrow batch with the columns of a store.
+
+    Raises:
+        ValueError: as :func:`from_columns`, or lists of unequal length.
+    """
+    return from_columns(_batch_to_columns(batch), encoders)
 
 
 def _batch_to_columns(batch: Any) -> dict[str, Any]:
@@ -279,7 +288,8 @@ def _batch_to_columns(batch: Any) -> dict[str, Any]:
     for name in batch.schema.names:
         column = batch[name]
         if name in MATRICES:
-            values = column.flatten().to_numpy(zero_copy_only=False)
+            lists = getattr(column, "storage", column)  # of a tensor type, as Ray Data makes of lists
+            values = lists.flatten().to_numpy(zero_copy_only=False)
             if len(values) % len(column) or column.null_count:
                 raise ValueError(f"{name}: expected lists of one length and no nulls")
             matrix = values.reshape(len(column), -1)

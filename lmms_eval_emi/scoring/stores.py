@@ -107,7 +107,7 @@ def open_store(path: Path, study: Study) -> Store:
         raise StoreError(f"{path}: its embeddings cannot be read: {error}") from error
     if not found:
         raise StoreError(
-            f"{path}: expected embeddings of splits of {study.name}, such as {study.id_split}.parquet or a folder {study.id_split}/ with t.npy; found {', '.join(sorted(one.name for one in path.iterdir())[:5]) if path.is_dir() else 'none of them'}."
+            f"{path}: expected embeddings of splits of {study.name}, such as {study.id_split}.parquet or a folder {study.id_split}/ with t.npy; found {(', '.join(sorted(one.name for one in path.iterdir())[:5]) or 'nothing') if path.is_dir() else 'none of them'}."
         )
     return Store(path, found, encoders, str(about.get("model") or path.stem))
 
@@ -237,7 +237,12 @@ def _files(path: Path, name: str) -> tuple[Path, ...]:
 def _parquet(files: Sequence[Path], encoders: str | None, split: str | None = None) -> Opened | None:
     import pyarrow.parquet as pq
 
-    opened = [pq.ParquetFile(file, pre_buffer=False) for file in files]  # which would keep all that was read
+    opened = []
+    for file in files:
+        try:
+            opened.append(pq.ParquetFile(file, pre_buffer=False))  # which would keep all that was read
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file.name}: {error}") from error
     if split is None:
         sizes = [one.metadata.num_rows for one in opened]
         total = sum(sizes)

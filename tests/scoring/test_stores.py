@@ -140,7 +140,7 @@ def test_every_format_has_all_rows_in_order_and_any_part_of_them(write, file, tm
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda folder: (folder / f"{ID}.parquet").write_bytes(b"PAR1"), "cannot be read"),
+        (lambda folder: (folder / f"{ID}.parquet").write_bytes(b"PAR1"), f"cannot be read: {ID}.parquet: "),
         (lambda folder: (folder / "embeddings.json").write_text("[]"), "expected an object of format_version 1"),
         (
             lambda folder: [path.unlink() for path in folder.glob("*.parquet")],
@@ -157,6 +157,8 @@ def test_what_is_wrong_with_a_store(break_it, message, tmp_path):
 
 def test_messages_of_the_command(in_tinyhub, answers, tmp_path, capsys):
     store = tmp_path / "store"
+    (tmp_path / "empty").mkdir()
+    assert score("--embeddings", tmp_path / "empty") == 1 and "found nothing." in capsys.readouterr().err
     assert score("--embeddings", store) == 1 and "expected a file or folder of embeddings" in capsys.readouterr().err
     assert score("--embeddings", store, "--responses", answers) == 1 and "got both" in capsys.readouterr().err
     write_store(store, {ID: splits()[ID]}, model="m", studies=["natural"])

@@ -155,6 +155,11 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
+def release_languages() -> None:
+    """Let go of what tells languages, 70 MB that the next call loads again."""
+    _identifier.cache_clear()
+
+
 def kinds_of(samples: Mapping[str, Sequence[Sample]], memo: Memo | None = None) -> dict[str, list[str | None]]:
     """The kind of every response that is degenerate, by split, in the order of the rows.
 

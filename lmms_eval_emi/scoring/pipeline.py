@@ -16,7 +16,7 @@ from lmms_eval_emi.core.streaming import SplitStatistics
 from lmms_eval_emi.estimators import Estimator
 from lmms_eval_emi.files import threads
 from lmms_eval_emi.samples import SampleError, without_images
-from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of
+from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of, release_languages
 from lmms_eval_emi.scoring.embedding import CacheOf, cache_of_embeddings, embed_good_rows
 from lmms_eval_emi.scoring.joining import StudySamples, chosen_splits, collect_samples
 from lmms_eval_emi.scoring.memo import Memo
@@ -120,6 +120,7 @@ def score_samples(
     memo = Memo(settings) if settings.cache_limit else None
     with threads(1) as beside:  # told from texts alone, while images are encoded
         told = [beside.submit(kinds_of, entry.samples, memo) for entry in entries]
+        beside.submit(release_languages)
         if settings.without_degenerate:
             entries = [_without(entry, one.result()) for entry, one in zip(entries, told, strict=True)]
         instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))

@@ -336,13 +336,98 @@ def test_jpeg_has_the_quality(level: int, quality: int) -> None:
     assert np.abs(shifted(pixels, "jpeg_compression", level) - expected).mean() < 1
 
 
+@pytest.mark.parametrize(("level", "degrees"), list(enumerate([5, 10, 15, 22, 30], start=1)))
+def test_rotation_turns_about_the_centre(level: int, degrees: float) -> None:
+    pixels = photograph(81, 101)
+    expected = Image.fromarray(pixels).rotate(
+        degrees if rng_of("rotation").uniform() < 0.5 else -degrees, Image.Resampling.BILINEAR
+    )
+    inside = np.hypot(*np.ogrid[-40:41, -50:51]) < 36  # what no corner reaches
+    assert np.abs(shifted(pixels, "rotation", level) - np.asarray(expected, dtype=float))[inside].mean() < 1.5
+
+
+@pytest.mark.parametrize(("level", "distortion"), list(enumerate([0.2, 0.3, 0.4, 0.5, 0.6], start=1)))
+def test_perspective_moves_the_corners_inwards(level: int, distortion: float) -> None:
+    pixels = photograph(81, 101)
+    corners = np.array([(0, 0), (100, 0), (100, 80), (0, 80)], dtype=float)
+    signs = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
+    moved = corners + signs * distortion * np.array([101, 81]) / 2 * rng_of("perspective").uniform(size=(4, 2))
+    # PIL's eight numbers map a point of the output to one of the input.
+    rows, known = [], []
+    for (u, v), (x, y) in zip(moved, corners, strict=True):
+        rows += [(u, v, 1, 0, 0, 0, -u * x, -v * x), (0, 0, 0, u, v, 1, -u * y, -v * y)]
+        known += [x, y]
+    numbers = np.linalg.solve(np.array(rows), np.array(known))
+    # PIL looks at the middle of a pixel: shift by half a pixel on both sides.
+    matrix = np.append(numbers, 1).reshape(3, 3)
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    matrix = half @ matrix @ np.linalg.inv(half)
+    flat = (matrix / matrix[2, 2]).ravel()[:8]
+    expected = Image.fromarray(pixels).transform(
+        (101, 81), Image.Transform.PERSPECTIVE, flat, Image.Resampling.BILINEAR
+    )
+    seen = Image.new("L", (101, 81), 255).transform((101, 81), Image.Transform.PERSPECTIVE, flat)
+    inside = scipy.ndimage.binary_erosion(np.asarray(seen) == 255, iterations=2)
+    assert inside.mean() > 0.2
+    difference = np.abs(shifted(pixels, "perspective", level) - np.asarray(expected, dtype=float))[inside]
+    assert difference.mean() < 1.5
+
+
+@pytest.mark.parametrize(("level", "share"), list(enumerate([0.86, 0.79, 0.73, 0.67, 0.61], start=1)))
+def test_crop_shows_a_window_as_large_as_the_whole(level: int, share: float) -> None:
+    rows, columns = np.mgrid[:100, :200]
+    pixels = np.stack([rows * 2, columns, np.full_like(rows, 7)], axis=-1).astype(np.uint8)  # tells where it was
+    out = shifted(pixels, "crop", level)
+    assert out.shape == pixels.shape
+    random = rng_of("crop")
+    top, left = (
+        round((100 - round(100 * share)) * random.uniform()),
+        round((200 - round(200 * share)) * random.uniform()),
+    )
+    middle = out[5:-5, 5:-5]
+    places = np.arange(100) * share + (share - 1) / 2 + top, np.arange(200) * share + (share - 1) / 2 + left
+    assert np.abs(middle[..., 0] - 2 * places[0][5:-5, None]).max() < 2
+    assert np.abs(middle[..., 1] - places[1][None, 5:-5]).max() < 2
+
+
+@pytest.mark.parametrize(("level", "side"), list(enumerate([30, 20, 16, 13, 10], start=1)))
+def test_rescale_keeps_the_waves_that_a_small_copy_can_hold(level: int, side: int) -> None:
+    def amplitude_left(waves: int) -> float:
+        wave = np.cos(2 * np.pi * waves * (np.arange(200) + 0.5) / 200)
+        pixels = np.rint(128 + 60 * wave)[None, :, None].repeat(200, axis=0).repeat(3, axis=2).astype(np.uint8)
+        row = shifted(pixels, "rescale", level)[100, :, 0]
+        return float((row - 128) @ wave / (60 * wave @ wave))
+
+    assert amplitude_left(side // 5) > 0.8
+    assert abs(amplitude_left(2 * side)) < 0.02
+
+
+@pytest.mark.parametrize(("level", "share"), list(enumerate([0.17, 0.26, 0.34, 0.42, 0.5], start=1)))
+def test_occlusion_hides_a_share_of_the_cells(level: int, share: float) -> None:
+    pixels = np.full((80, 160, 3), 9, dtype=np.uint8)
+    out = shifted(pixels, "occlusion", level)
+    cells = out.reshape(8, 10, 8, 20, 3)
+    assert (cells == cells[:, :1, :, :1]).all()  # whole cells
+    hidden = cells[:, 0, :, 0, 0] == 128
+    assert hidden.sum() == round(64 * share)
+    assert (cells[:, 0, :, 0, 0][~hidden] == 9).all()
+    if level > 1:  # a higher level hides what a lower one does
+        lower = shifted(pixels, "occlusion", level - 1).reshape(8, 10, 8, 20, 3)[:, 0, :, 0, 0] == 128
+        assert (hidden | ~lower).all()
+
+
 @pytest.mark.parametrize("name", VISUAL)
 def test_randomness_is_the_seeds_and_the_rows(name: str) -> None:
     image = Image.fromarray(photograph())
     first = shift_image(image, name, 3, seed=1, row_id=5)
     assert shift_image(image, name, 3, seed=1, row_id=5).tobytes() == first.tobytes()
     others = [shift_image(image, name, 3, seed=seed, row_id=row).tobytes() for seed, row in ((1, 6), (2, 5))]
-    random = name not in {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}
+    fixed = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "rescale", "jpeg_compression"}
+    if name == "rotation":  # to one of two sides
+        rows = range(20)
+        assert len({shift_image(image, name, 3, seed=1, row_id=row).tobytes() for row in rows}) == 2
+        return
+    random = name not in fixed
     assert all((other != first.tobytes()) == random for other in others)
     assert np.asarray(image).tobytes() == photograph().tobytes()  # the original is as it was
 

@@ -40,7 +40,7 @@ class Operator:
     Attributes:
         name: as in ``--visual name:1,3``.
         family: of which modality it is.
-        group: noise, blur, weather, digital; character, word, sentence.
+        group: noise, blur, weather, digital, geometry; character, word, sentence.
         levels: the level's parameter by level, in order of severity. Empty: the operator has one form
             only, or takes a word of the user's as its level.
         level_name: what its level is where that is a word of the user's, such as a language.
@@ -127,7 +127,7 @@ def operators(family: Family) -> dict[str, Operator]:
     package = importlib.import_module(PACKAGES[family])
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    groups = ("noise", "blur", "weather", "digital", "character", "word", "sentence")
+    groups = ("noise", "blur", "weather", "digital", "geometry", "character", "word", "sentence")
 
     def order(operator: Operator) -> tuple:
         return (groups.index(operator.group) if operator.group in groups else len(groups), operator.name)

@@ -15,7 +15,11 @@ WEBB = np.array([-math.sqrt(1.5), -1.0, -math.sqrt(0.5), math.sqrt(0.5), 1.0, ma
 
 
 def adjust(
-    family: Sequence[Jackknife], method: Adjustment | str = "holm", draws: int = 1999, seed: int = 0
+    family: Sequence[Jackknife],
+    method: Adjustment | str = "holm",
+    draws: int = 1999,
+    seed: int = 0,
+    p_values: Sequence[float | None] | None = None,
 ) -> list[float | None]:
     """p-values of differing from 0, adjusted over a family.
 
@@ -25,9 +29,11 @@ def adjust(
             (step-down maximum of t under wild weights, which shared clusters have in common), ``none``.
         draws: of ``maxt``.
         seed: of ``maxt``.
+        p_values: of a test of one's own, in the place of the statistics'; ``maxt`` has no use for them.
     """
-    known = [position for position, one in enumerate(family) if one.p_value is not None]
-    p = np.array([family[position].p_value for position in known], dtype=float)
+    own = list(p_values) if p_values is not None else [one.p_value for one in family]
+    known = [position for position, one in enumerate(own) if one is not None]
+    p = np.array([own[position] for position in known], dtype=float)
     if not len(p) or method == "none":
         adjusted = p
     elif method == "holm":

@@ -1,0 +1,203 @@
+"""Statistics of row scores: means, rates, F1 and their like, with errors and tests over clusters.
+
+Each is a function of sums over rows: accuracy of (right, 1), F1 of (true positives, false positives + false negatives), a
+relative score of (model's, reference's). A cluster, such as the rows of one image, is left out by subtracting its
+sums, so the jackknife of any of them is one pass. Pairs are tested by exchanging the two sides of whole clusters:
+for scores of 0 and 1 in clusters of one row, that is McNemar's exact test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from lmms_eval_emi.core.jackknife import Jackknife
+
+Function = Callable[[np.ndarray], np.ndarray]
+MOST_EXACT = 2_000_000  # operations of an exact test of whole numbers
+DRAWS = 9_999
+BLOCK = 2**22  # numbers drawn at a time
+TIE = 1e-9
+
+
+def mean(sums: np.ndarray) -> np.ndarray:
+    """Mean of sums of (value, 1); NaN of nothing."""
+    return ratio(sums)
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """The first sum over the second; NaN where that is 0."""
+    below = sums[..., 1]
+    return np.where(below != 0, sums[..., 0] / np.where(below != 0, below, 1), np.nan)
+
+
+def f1(sums: np.ndarray) -> np.ndarray:
+    """F1 of sums of (true positives, false positives + false negatives); 0 where there is none of either."""
+    below = 2 * sums[..., 0] + sums[..., 1]
+    return np.where(below > 0, 2 * sums[..., 0] / np.where(below > 0, below, 1), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What rows add up to, by cluster.
+
+    Attributes:
+        parts: (G, K) sums of the rows of each cluster.
+        clusters: (G,) the clusters.
+        rows: number of rows.
+    """
+
+    parts: np.ndarray
+    clusters: tuple[Hashable, ...]
+    rows: int
+
+    @classmethod
+    def of(cls, parts: np.ndarray, clusters: Sequence[Hashable]) -> Sums:
+        """Sum rows up.
+
+        Args:
+            parts: (N, K) of every row.
+            clusters: (N,) of every row.
+
+        Raises:
+            ValueError: there are no rows, or as many clusters as rows are not given.
+        """
+        parts = np.asarray(parts, dtype=float)
+        if not len(parts) or len(parts) != len(clusters):
+            raise ValueError(
+                f"clusters: expected one for each of at least one row, got {len(clusters)} for {len(parts)} rows."
+            )
+        distinct = sorted(set(clusters), key=str)
+        number = {cluster: place for place, cluster in enumerate(distinct)}
+        sums = np.zeros((len(distinct), parts.shape[1]))
+        np.add.at(sums, [number[cluster] for cluster in clusters], parts)
+        return cls(sums, tuple(distinct), len(parts))
+
+    @classmethod
+    def of_values(cls, values: Sequence[float], clusters: Sequence[Hashable]) -> Sums:
+        """Values whose :func:`mean` is asked for."""
+        own = np.asarray(values, dtype=float)
+        return cls.of(np.stack([own, np.ones(len(own))], axis=1), clusters)
+
+    @cached_property
+    def total(self) -> np.ndarray:
+        """(K,) sums of all rows."""
+        return self.parts.sum(axis=0)
+
+    def jackknife(self, function: Function = mean) -> Jackknife:
+        """A function of the sums, with and without each cluster."""
+        value = float(function(self.total[None])[0])
+        if len(self.clusters) < 2:
+            return Jackknife(value, ())
+        without = function(self.total - self.parts)
+        deleted = {
+            cluster: float(one) if np.isfinite(one) else value
+            for cluster, one in zip(self.clusters, without, strict=True)
+        }
+        return Jackknife(value, (deleted,))
+
+    def among(self, clusters: Sequence[Hashable]) -> Sums:
+        """The same with these clusters, in this order; one that is not there adds nothing."""
+        number = {cluster: place for place, cluster in enumerate(self.clusters)}
+        parts = np.zeros((len(clusters), self.parts.shape[1]))
+        for place, cluster in enumerate(clusters):
+            if cluster in number:
+                parts[place] = self.parts[number[cluster]]
+        return Sums(parts, tuple(clusters), self.rows)
+
+
+def exchange_test(first: Sums, second: Sums, function: Function = mean, *, draws: int = DRAWS, seed: int = 0) -> float:
+    """Two-sided p of two scorings of the same rows being exchangeable, cluster by cluster.
+
+    Means of whole numbers are tested exactly (of 0 and 1 in clusters of one row: McNemar 1947), everything else by
+    random exchanges (Edgington), the observed one among them.
+
+    Args:
+        first, second: sums over the same rows.
+        function: of the sums, whose difference is tested.
+        draws: of exchanges.
+        seed: of the draws.
+    """
+    clusters = sorted({*first.clusters, *second.clusters}, key=str)
+    a, b = first.among(clusters).parts, second.among(clusters).parts
+    changes = a - b
+    if function is mean and not changes[:, 1].any():
+        exact = _exact_sign_test(changes[:, 0])
+        if exact is not None:
+            return exact
+    total, change = (a + b).sum(axis=0) / 2, changes / 2
+
+    def statistic(signs: np.ndarray) -> np.ndarray:
+        moved = signs @ change
+        return function(total + moved) - function(total - moved)
+
+    observed = abs(float(statistic(np.ones((1, len(change))))[0]))
+    return _share_that_reaches(
+        observed, statistic, lambda random, count: random.choice((-1.0, 1.0), (count, len(change))), draws, seed
+    )
+
+
+def relabel_test(first: Sums, second: Sums, function: Function = mean, *, draws: int = DRAWS, seed: int = 0) -> float:
+    """Two-sided p of two sets of unrelated rows being one sample: clusters are dealt out again at random.
+
+    Args:
+        first, second: sums over different rows; a cluster of both counts as two.
+        function: of the sums, whose difference is tested.
+        draws: of relabellings.
+        seed: of the draws.
+    """
+    parts = np.concatenate([first.parts, second.parts])
+    total, count = parts.sum(axis=0), len(first.clusters)
+
+    def statistic(members: np.ndarray) -> np.ndarray:
+        own = members @ parts
+        return function(own) - function(total - own)
+
+    def deal(random: np.random.Generator, number: int) -> np.ndarray:
+        order = random.random((number, len(parts))).argsort(axis=1)
+        return (order < count).astype(float)
+
+    observed = abs(float(statistic((np.arange(len(parts)) < count)[None].astype(float))[0]))
+    return _share_that_reaches(observed, statistic, deal, draws, seed)
+
+
+def _share_that_reaches(
+    observed: float,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    draw: Callable[[np.random.Generator, int], np.ndarray],
+    draws: int,
+    seed: int,
+) -> float:
+    random = np.random.default_rng(seed)
+    width = draw(random, 1).shape[1]
+    step = max(1, BLOCK // max(1, width))
+    reached = 0
+    for start in range(0, draws, step):
+        values = np.abs(statistic(draw(random, min(step, draws - start))))
+        reached += int((np.nan_to_num(values) >= observed * (1 - TIE) - 1e-12).sum())
+    return (reached + 1) / (draws + 1)
+
+
+def _exact_sign_test(changes: np.ndarray) -> float | None:
+    """Two-sided p of a sum of whole numbers whose signs are random; ``None`` where that would take long, or they are not whole."""
+    sizes = np.abs(changes[changes != 0])
+    if not len(sizes):
+        return 1.0
+    whole = np.rint(sizes)
+    if np.abs(sizes - whole).max() > 1e-9 or len(sizes) * whole.sum() > MOST_EXACT:
+        return None
+    sizes = whole.astype(int)
+    reach = int(sizes.sum())
+    chances = np.zeros(2 * reach + 1)
+    chances[reach] = 1.0
+    for size in sizes:
+        moved = np.zeros_like(chances)
+        moved[size:] += chances[: len(chances) - size] / 2
+        moved[: len(chances) - size] += chances[size:] / 2
+        chances = moved
+    observed = abs(int(np.rint(changes.sum())))
+    places = np.abs(np.arange(-reach, reach + 1))
+    return float(min(1.0, chances[places >= observed].sum()))

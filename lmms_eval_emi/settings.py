@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     synonyms: Path | None = Field(None, description="YAML or JSON file of synonyms by word, used in WordNet's place.")
     endpoint: str | None = Field(
         None,
-        description="Base URL of the OpenAI-compatible endpoint that rewrites sentences; its key is OPENAI_API_KEY.",
+        description="Base URL of the OpenAI-compatible endpoint that rewrites sentences or judges responses, such as http://localhost:8000/v1; its key is OPENAI_API_KEY.",
     )
     endpoint_model: str | None = Field(None, description="Name of the endpoint's model.")
     report: bool = Field(True, description="Write report.html beside the results of a harness run.")

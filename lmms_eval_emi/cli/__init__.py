@@ -20,6 +20,7 @@ from lmms_eval_emi.cli import (
     audit,
     compare,
     demo,
+    judge,
     power,
     prefetch,
     recover,
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
-        *(demo, run, status, recover, score, report, compare, power, audit, reproduce),
+        *(demo, run, status, recover, score, report, compare, power, audit, judge, reproduce),
         *(shift, train_estimator, tasks, prefetch),
     ):
         command.add_parser(commands)

@@ -1,0 +1,259 @@
+"""``lmms-eval-emi judge``: what a judge model says of responses."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmms_eval_emi.cli.options import (
+    add_overwrite,
+    add_settings,
+    add_study_arguments,
+    renamed_models,
+    settings_of,
+    study_of,
+)
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.judge.asking import Asked
+    from lmms_eval_emi.scoring.joining import StudySamples
+
+log = logging.getLogger("lmms_eval_emi")
+
+CONTEXT_COLUMNS = ("caption", "captions", "context")
+CATEGORY_COLUMNS = ("category", "type")
+EXAMPLE = """example:
+  lmms-eval-emi judge --study natural --responses RESPONSES --base-url http://localhost:8000/v1 --judge-model NAME --output judged.jsonl
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "judge",
+        help="ask a judge model for scores of responses beside their references",
+        description="Ask a judge for two scores of 1 to 10, of the reference and of the model's response, as llava-bench does, in both orders. Every verdict is in --output as soon as it is there, and the same command asks only for what is missing. Relative preference and win rate by split go beside it, as *.summary.json.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_study_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="verdicts, as JSON lines")
+    add_overwrite(parser)
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="judge this split and the ID split; may be repeated",
+    )
+    add_settings(parser, endpoint="base_url", endpoint_model="judge_model")
+    parser.add_argument(
+        "--context",
+        metavar="COLUMN",
+        help=f"column that says what the image shows (default: the first there is of {', '.join(CONTEXT_COLUMNS)}); none for no context",
+    )
+    parser.add_argument(
+        "--category",
+        metavar="COLUMN",
+        help=f"column that says what kind of question it is (default: the first there is of {', '.join(CATEGORY_COLUMNS)}); none for no kind",
+    )
+    parser.add_argument("--with-image", action="store_true", help="send the image, to a judge that sees")
+    parser.add_argument(
+        "--orders",
+        choices=("both", "reference_first", "model_first"),
+        default="both",
+        help="whose response comes first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=1, metavar="N", help="verdicts of each row and order (default: %(default)s)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.2, help="of the judge's sampling (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=1024, metavar="N", help="of a reply (default: %(default)s)")
+    parser.add_argument(
+        "--concurrency", type=int, default=8, metavar="N", help="requests under way at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=120, metavar="SECONDS", help="for one request (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--retry-missing", action="store_true", help="ask again for verdicts that are recorded as missing"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say how many requests and tokens it would take, and stop"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, ask, add up, print."""
+    settings = settings_of(args)
+    from lmms_eval_emi.files import OutputError
+    from lmms_eval_emi.judge.asking import Judge, ask, plan
+    from lmms_eval_emi.judge.verdicts import JudgeError
+    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.studies.schema import load_study
+
+    for name, lowest in (("repeats", 1), ("concurrency", 1), ("max_tokens", 1)):
+        if getattr(args, name) < lowest:
+            raise JudgeError(f"--{name.replace('_', '-')}: expected at least {lowest}, got {getattr(args, name)}.")
+    if args.repeats > 1 and args.temperature <= 0:
+        raise JudgeError("--repeats: at a temperature of 0 every repeat is the same. Pass --temperature 0.2, for one.")
+    if not args.dry_run and not (settings.endpoint and settings.endpoint_model):
+        raise JudgeError(
+            "expected --base-url URL and --judge-model NAME of an OpenAI-compatible endpoint, such as http://localhost:8000/v1, and its key in OPENAI_API_KEY if it wants one."
+        )
+    if args.output.is_dir():
+        raise OutputError(f"output: expected a file, got the folder {args.output}.")
+    study = load_study(study_of(args))
+    entries = collect_samples(
+        study,
+        args.responses,
+        splits=args.split,
+        models=args.model,
+        renamed=renamed_models(args.model_name),
+        allow_missing=args.allow_missing,
+    )
+    judge = Judge(
+        settings.endpoint or "", settings.endpoint_model or "", args.temperature, args.max_tokens, args.timeout
+    )
+    wanted = [one for entry in entries for one in _wanted(entry, args)]
+    if args.overwrite and not args.dry_run:
+        args.output.unlink(missing_ok=True)
+    if args.dry_run and not settings.endpoint_model:
+        found = plan(wanted, judge, Path("/dev/null"))
+    else:
+        found = plan(wanted, judge, args.output, retry_missing=args.retry_missing)
+    if args.dry_run:
+        images = f", and {len(found.missing):,} images" if args.with_image else ""
+        print(
+            f"{len(found.wanted):,} verdicts are wanted, {len(found.kept):,} are there; {len(found.missing):,} requests of about {found.tokens():,} tokens in all{images}."
+        )
+        return 0
+    verdicts = ask(found, judge, args.output, concurrency=args.concurrency)
+    _tell(entries, verdicts, args.output, judge.model)
+    return 0
+
+
+def _wanted(entry: StudySamples, args: argparse.Namespace) -> list[Asked]:
+    from lmms_eval_emi.judge.asking import Asked
+    from lmms_eval_emi.judge.prompt import ORDERS, Case
+    from lmms_eval_emi.judge.verdicts import Key
+    from lmms_eval_emi.responses.base import id_text
+    from lmms_eval_emi.rows import column_values, load_splits
+
+    rows = load_splits(entry.study, list(entry.samples))
+    orders = ORDERS if args.orders == "both" else (args.orders,)
+    wanted = []
+    for name, samples in entry.samples.items():
+        split = rows[name]
+        columns = {
+            what: _column(split.column_names, given, usual, what)
+            for what, given, usual in (
+                ("context", args.context, CONTEXT_COLUMNS),
+                ("category", args.category, CATEGORY_COLUMNS),
+            )
+        }
+        values = {what: column_values(split, column) if column else None for what, column in columns.items()}
+        for sample in samples:
+            row = sample.row or 0
+            texts = {what: _text(own[row]) if own else "" for what, own in values.items()}
+            case = Case(
+                sample.question,
+                sample.reference,
+                sample.response,
+                texts["context"],
+                texts["category"],
+                sample.image if args.with_image else None,
+            )
+            wanted += [
+                Asked(Key(entry.model, name, row, order, repeat), id_text(sample.id), case)
+                for order in orders
+                for repeat in range(args.repeats)
+            ]
+    return wanted
+
+
+def _column(present: Sequence[str], given: str | None, usual: Sequence[str], what: str) -> str | None:
+    from lmms_eval_emi.judge.verdicts import JudgeError
+
+    if given is None:
+        return next((name for name in usual if name in present), None)
+    if given == "none":
+        return None
+    if given not in present:
+        raise JudgeError(
+            f"--{what}: expected a column of the study's rows, got {given}; they have {', '.join(present)}."
+        )
+    return given
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return "\n".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge: str) -> None:
+    """Add up, write beside the verdicts, print."""
+    from tabulate import tabulate
+
+    from lmms_eval_emi.files import to_json, write_atomically
+    from lmms_eval_emi.images import ImageError, content_key
+    from lmms_eval_emi.judge.preference import prefer, self_agreement
+    from lmms_eval_emi.judge.verdicts import group_verdicts
+    from lmms_eval_emi.scoring.table import NOTHING, with_error
+
+    by_split = group_verdicts(verdicts)
+    rows, written = [], []
+    for entry in entries:
+        for name, samples in entry.samples.items():
+            own = by_split.get((entry.model, name), [])
+            clusters = {}
+            for sample in samples:
+                try:
+                    clusters[sample.row or 0] = content_key(sample.image) if sample.image is not None else sample.id
+                except ImageError:
+                    clusters[sample.row or 0] = sample.id
+            found = prefer(own, clusters)
+            missing = found.missing if found else len({one.key.row for one in own})
+            rows.append(
+                [
+                    entry.model,
+                    name,
+                    found.rows if found else 0,
+                    with_error(found.relative) if found else NOTHING,
+                    with_error(found.win_rate) if found else NOTHING,
+                    missing,
+                ]
+            )
+            if found:
+                written.append(found.to_dict())
+    agreement = self_agreement(verdicts)
+    summary = path.with_name(path.name.removesuffix(".jsonl") + ".summary.json")
+    content = {
+        "format_version": 1,
+        "kind": "preference",
+        "judge": judge,
+        "study": entries[0].study.name,
+        "splits": written,
+        "self_agreement": agreement.to_dict(),
+    }
+    write_atomically(summary, to_json(content))
+    headers = ["model", "split", "rows", "relative preference ± SE", "win rate ± SE, %", "missing"]
+    print(
+        tabulate(
+            rows,
+            headers=headers,
+            disable_numparse=True,
+            colalign=("left", "left", "right", "right", "right", "right"),
+        )
+    )
+    print(
+        "\nRelative preference: 100 x mean score of the model / mean score of the references. SE: for new images. A row without a verdict is missing and is no score."
+    )
+    for line in agreement.to_lines():
+        print(line)
+    log.info("verdicts written to %s, and what they add up to, to %s", path, summary)

@@ -26,12 +26,14 @@ from lmms_eval_emi.cli import (
     recover,
     report,
     reproduce,
+    robustness,
     run,
     score,
     shift,
     status,
     tasks,
     train_estimator,
+    twins,
 )
 from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.redaction import redact
@@ -49,8 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
-        *(demo, run, status, recover, score, report, compare, power, audit, judge, reproduce),
-        *(shift, train_estimator, tasks, prefetch),
+        *(demo, run, status, recover, score, report, compare, power, audit, judge, robustness, reproduce),
+        *(shift, twins, train_estimator, tasks, prefetch),
     ):
         command.add_parser(commands)
     return parser

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import xxhash
 
 from lmms_eval_emi.core.jackknife import Jackknife
 
 Function = Callable[[np.ndarray], np.ndarray]
+MOST_CLUSTERS = 2000  # more are merged into as many blocks, whose jackknife estimates the same error
 MOST_EXACT = 2_000_000  # operations of an exact test of whole numbers
 DRAWS = 9_999
 BLOCK = 2**22  # numbers drawn at a time
@@ -71,13 +73,16 @@ class Sums:
                 f"clusters: expected one for each of at least one row, got {len(clusters)} for {len(parts)} rows."
             )
         distinct = sorted(set(clusters), key=str)
+        if len(distinct) > MOST_CLUSTERS:
+            clusters = [f"block {xxhash.xxh3_64_intdigest(str(one).encode()) % MOST_CLUSTERS}" for one in clusters]
+            distinct = sorted(set(clusters), key=str)
         number = {cluster: place for place, cluster in enumerate(distinct)}
         sums = np.zeros((len(distinct), parts.shape[1]))
         np.add.at(sums, [number[cluster] for cluster in clusters], parts)
         return cls(sums, tuple(distinct), len(parts))
 
     @classmethod
-    def of_values(cls, values: Sequence[float], clusters: Sequence[Hashable]) -> Sums:
+    def of_values(cls, values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> Sums:
         """Values whose :func:`mean` is asked for."""
         own = np.asarray(values, dtype=float)
         return cls.of(np.stack([own, np.ones(len(own))], axis=1), clusters)

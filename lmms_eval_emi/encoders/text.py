@@ -79,6 +79,11 @@ class TextEncoder(CheckpointEncoder):
         """The model as transformers has it."""
         return self.load_from_transformers(self.model_class, self.options, self.optional_weights)
 
+    def release(self) -> None:
+        """Drop model and tokenizer from memory, until something has to be encoded."""
+        super().release()
+        self.__dict__.pop("tokenizer", None)
+
     def identify(self) -> str:
         """Fingerprint of the model's weights."""
         return fingerprint(self.model)

@@ -6,10 +6,12 @@ Source: Cheng et al., *CLUB*, ICML 2020; the architecture is that of Oh et al., 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+import xxhash
 from torch import nn
 
 from lmms_eval_emi.core.club import ClusterSums, Moments, embeddings_to_moments, moments_to_contributions
@@ -19,6 +21,7 @@ from lmms_eval_emi.estimators.base import TrainedEstimator, by_network, undivide
 
 Gaussian = tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
 SATURATED = 0.99  # of a log-variance in (-1, 1)
+FEW_ROWS, LAST_INPUTS = 256, 6  # whose means and variances are remembered: 19 MB at most of 768 dimensions
 Self = TypeVar("Self", bound="CLUB")
 
 
@@ -73,6 +76,25 @@ class CLUB(TrainedEstimator):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log variance of q(y|x), each (N, D'), for inputs (N, D)."""
         return self.p_mu(x), self.p_logvar(x)
+
+    def known(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`forward`, from memory where some of the last inputs on the CPU come again.
+
+        The inputs of the ID split meet the responses of every shift, and those of a shift the responses of both.
+        """
+        if x.device.type != "cpu" or len(x) > FEW_ROWS or torch.is_grad_enabled():
+            return self(x)
+        last = self.__dict__.setdefault("_last", OrderedDict())  # past the module's own attributes
+        key = xxhash.xxh3_128_digest(x.numpy().tobytes()) + str(x.shape).encode()
+        found = last.pop(key, None)
+        found = found if found is not None else self(x)
+        last[key] = found
+        while len(last) > LAST_INPUTS:
+            try:
+                last.popitem(last=False)
+            except KeyError:  # another thread was there first
+                break
+        return found
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Mean over the batch of sum_d [ (y - mu)^2 / sigma^2 + log sigma^2 ]."""
@@ -138,7 +160,7 @@ class CLUB(TrainedEstimator):
         parts: list[list[torch.Tensor]] = [[] for _ in targets]
         for rows in torch.arange(len(x), device=x.device).split(CHUNK_ROWS):
             block = slice(int(rows[0]), int(rows[-1]) + 1)
-            mu, logvar = by_network(networks, which[block], lambda network, own: network(own), x[block].double())
+            mu, logvar = by_network(networks, which[block], lambda network, own: network.known(own), x[block].double())
             for number, y in enumerate(targets):
                 ys = into(y[block].double())
                 parts[number].append(moments_to_contributions(mu, logvar, ys, moments[number]))

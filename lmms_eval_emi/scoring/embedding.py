@@ -31,7 +31,7 @@ CacheOf = Callable[[Encoder], EmbeddingCache]
 
 FEWEST_AT_ONCE = 8  # images of a batch
 READERS = 2  # threads that decode images
-AHEAD = 128  # decoded images that wait to be encoded: 19 MB of CLIP's
+AHEAD = 64  # decoded images that wait to be encoded: 10 MB of CLIP's
 KEPT_BYTES = 2**26  # of encoded images that are kept from hashing to decoding, so that each is read once
 
 
@@ -265,7 +265,9 @@ def _encode_own_images(
 
     def prepare(number: int) -> Any:
         try:
-            return encoder.prepare(open_image(images.sources[number]))
+            prepared = encoder.prepare(open_image(images.sources[number]))
+            images.sources[number] = b""  # its content is let go of
+            return prepared
         except ImageError as error:
             images.bad[number] = str(error)
             return None

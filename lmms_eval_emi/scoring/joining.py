@@ -155,8 +155,9 @@ def _strangers(study: Study, model: ModelResponses, rows: Mapping[str, datasets.
             continue  # what is not loaded may have them
         known: set[object] = set()
         for name in sharing:
+            keyed_by_row = model.splits[name].keyed_by == "row"
             column = study.split(name).dataset.columns.id
-            ids = range(len(rows[name])) if model.splits[name].keyed_by == "row" else map(id_text, rows[name][column])
+            ids = range(len(rows[name])) if keyed_by_row else map(id_text, column_values(rows[name], column))
             known |= set(ids)
         strange = [str(key) for name in sharing[:1] for key in model.splits[name].texts if key not in known]
         if strange:

@@ -123,6 +123,7 @@ def score_samples(
         beside.submit(release_languages)
         if settings.without_degenerate:
             entries = [_without(entry, one.result()) for entry, one in zip(entries, told, strict=True)]
+        own = instruments is None
         instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
         embedded = embed_samples(
             entries,
@@ -131,6 +132,8 @@ def score_samples(
             allow_missing=allow_missing,
             cache=cache_of_embeddings(settings),
         )
+        if own:
+            instruments.encoders.release()
         degenerate = [one.result() for one in told]
     scored: list[Scored] = []
     if rank():  # the first has all embeddings and scores them

@@ -409,47 +409,54 @@ def score_study(
         except ValueError as error:
             return str(error)
 
-    def compare(name: str) -> tuple[EMID, EMIDBound, str] | str:
-        assert id_emi is not None
+    def compare(name: str, own_emi: EMI) -> tuple[EMID, EMIDBound, str] | str:
+        assert isinstance(id_emi, EMI)
         try:
             first, second = _without_partners(study, name, embeddings, lost or {})
             own = first is id_embeddings and second is embeddings[name]
             first_emi = id_emi if first is id_embeddings else emi(first, estimator)
-            second_emi = emis[name] if second is embeddings[name] else None
+            second_emi = own_emi if second is embeddings[name] else None
             difference = emid_from_emi(first_emi, first, second, estimator, second_emi)
             remark = f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out"
             return difference, emid_bound(first, second, convention, entropy), "" if own else remark
         except ValueError as error:
             return str(error)
 
+    def both(name: str) -> tuple[EMI | str, tuple[EMID, EMIDBound, str] | str | None]:
+        # At once, while the estimator remembers what it made of the inputs.
+        value = emi_of(name)
+        return value, compare(name, value) if isinstance(value, EMI) and isinstance(id_emi, EMI) else None
+
     # Splits are small, so several at a time in one thread each beat one in several.
     small = max((one.n for one in embeddings.values()), default=0) <= MOST_BESIDE
-    emis: dict[str, EMI] = {}
-    scores: dict[str, SplitScores] = {}
+    id_emi: EMI | str | None = None
+    found: dict[str, tuple[EMI | str, tuple[EMID, EMIDBound, str] | str | None]] = {}
     with workers(cpu_count() or 1) if small else threads(1) as pool, threadpool_limits(1 if small else None):
-        for name, value in zip(present, pool.map(emi_of, present), strict=True):
-            if isinstance(value, str):
-                omitted.setdefault(name, []).append(value)
-                continue
-            emis[name] = value
-            scores[name] = SplitScores(value)
-            if isinstance(estimator, Estimator) and (said := estimator.remarks(embeddings[name])):
-                remarks.setdefault(name, []).extend(said)
-        id_emi = emis.get(study.id_split)
-        shifted = [name for name in emis if name != study.id_split] if id_emi else []
-        if shifted and small and id_embeddings is not None:
-            decompose_together(id_embeddings, [embeddings[name] for name in shifted], convention)
-            compared = [compare(shifted[0])]  # with all that is the ID split's own, which others then share
-            compared += pool.map(compare, shifted[1:])
-        else:
-            compared = [compare(name) for name in shifted]
-    for name, found in zip(shifted, compared, strict=True):
-        if isinstance(found, str):
-            omitted.setdefault(name, []).append(found)
+        others = [name for name in present if name != study.id_split]
+        if id_embeddings is not None:
+            id_emi = emi_of(study.id_split)
+            found[study.id_split] = id_emi, None
+        if isinstance(id_emi, EMI) and small and others and id_embeddings is not None:
+            alike = [embeddings[name] for name in others if embeddings[name].dimension == id_embeddings.dimension]
+            decompose_together(id_embeddings, alike, convention)
+            found[others[0]] = both(others[0])  # with all that is the ID split's own, which others then share
+        rest = [name for name in others if name not in found]
+        found |= zip(rest, pool.map(both, rest) if small else map(both, rest), strict=True)
+    scores: dict[str, SplitScores] = {}
+    for name in present:
+        value, compared = found[name]
+        if isinstance(value, str):
+            omitted.setdefault(name, []).append(value)
             continue
-        if found[2]:
-            remarks.setdefault(name, []).append(found[2])
-        scores[name] = SplitScores(emis[name], found[0], found[1])
+        scores[name] = SplitScores(value)
+        if isinstance(estimator, Estimator) and (said := estimator.remarks(embeddings[name])):
+            remarks.setdefault(name, []).extend(said)
+        if isinstance(compared, str):
+            omitted.setdefault(name, []).append(compared)
+        elif compared is not None:
+            if compared[2]:
+                remarks.setdefault(name, []).append(compared[2])
+            scores[name] = SplitScores(value, compared[0], compared[1])
     return _to_result(
         study,
         model,

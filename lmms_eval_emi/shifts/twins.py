@@ -11,10 +11,13 @@ Any name of a split that ``lmms-eval-emi shift`` would write is such a function:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from lmms_eval_emi.shifts.apply import Recipe, Step, default_options, parse_steps
 from lmms_eval_emi.shifts.operators import Family, ShiftError, operators
@@ -32,31 +35,60 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 ROW_COLUMN = "emi_shift_row"
+IMAGE_COLUMN = "emi_shift_image"  # tells the images of rows apart in what a harness logs of a row
+IMAGE_SUFFIX = ".emi.png"  # by which it is known there; harnesses log what looks like the name of an image
+MOST_HASHED = 16 * 2**30  # bytes of images; a dataset of more has no such column
+
+# Where a question ends and its options or its closing instruction begin; both stay as they are.
+OPTIONS = re.compile(
+    r"\s*\n\s*(?:options|choices)\s*:|\s*select from the following choices|\s+\(?A[.):]\s.*\s\(?B[.):]\s",
+    re.IGNORECASE | re.DOTALL,
+)
+INSTRUCTION = re.compile(r"(?<=[?.!:\n])\s*(?:please\s+)?(?:answer|respond|reply)\b[^?]*$", re.IGNORECASE)
+
+Columns = str | Sequence[str] | Callable[["datasets.Dataset"], Sequence[str]] | None
+
+
+def split_question(text: str) -> tuple[str, str]:
+    """A question, and what stands behind it and is to stay: its options, and how it is to be answered.
+
+    >>> split_question("Is it red? Please answer yes or no.")
+    ('Is it red?', ' Please answer yes or no.')
+    >>> split_question("Which is it?\\nA. a cat\\nB. a dog")
+    ('Which is it?', '\\nA. a cat\\nB. a dog')
+    """
+    ends = [found.start() for found in (OPTIONS.search(text), INSTRUCTION.search(text)) if found and found.start()]
+    end = min(ends, default=len(text))
+    return text[:end], text[end:]
 
 
 def twin(
     *specifications: str,
-    question: str | Sequence[str] | None = None,
+    question: Columns = None,
     image: str | Sequence[str] | None = None,
     id: str | None = None,
     seed: int = 0,
     keep: Sequence[str] = (),
     process_docs: Callable[[datasets.Dataset], datasets.Dataset] | None = None,
+    splits: Collection[str] = (),
 ) -> Callable[[datasets.Dataset], datasets.Dataset]:
     """A ``process_docs`` hook that shifts the rows of a task as the harness reads them.
 
-    A row that cannot be shifted is logged and left as it is.
+    A row that cannot be shifted is logged and left as it is. So are, in a question, options that follow it in the
+    same text and a closing instruction such as "Please answer yes or no."; see :func:`split_question`.
 
     Args:
         specifications: ``"defocus_blur:3"``, ``"keyboard:1"``; at most one visual and one textual.
-        question: columns of text to shift; default: the first there is of question, prompt, query,
-            instruction, problem and text.
+        question: columns of text to shift, or a function that finds them; default: the first there is of
+            question, prompt, query, instruction, problem and text.
         image: columns of images to shift; default: all that hold an image or a list of them.
         id: column that seeds a row; default: question_id, id, qid, index or data_id where its values differ from
             row to row, else the row's number.
         seed: of the study.
         keep: words that textual operators leave alone.
         process_docs: the task's own hook, which runs first.
+        splits: of the dataset that are shifted, where it says which it is; default: all. Others, such as that of
+            few-shot examples, stay as they are.
 
     Raises:
         ShiftError: an unknown operator or level, or one that lacks what it needs.
@@ -74,13 +106,18 @@ def twin(
         raise ShiftError("twin: expected an operator, such as 'defocus_blur:3'.")
 
     def shifted_docs(dataset: datasets.Dataset) -> datasets.Dataset:
+        split = str(dataset.split) if dataset.split else ""
         if process_docs:
             dataset = process_docs(dataset)
+        if splits and split and split not in splits:
+            return dataset
         images = _image_columns(dataset, image) if recipe.visual else []
         texts = _question_columns(dataset, question) if recipe.textual else []
         ids = _id_column(dataset, id)
         if ROW_COLUMN not in dataset.column_names:
             dataset = dataset.add_column(ROW_COLUMN, list(range(len(dataset))))
+        if IMAGE_COLUMN not in dataset.column_names and (keys := _image_keys(dataset)):
+            dataset = dataset.add_column(IMAGE_COLUMN, keys)
         options = default_options(keep=tuple(keep))
         return dataset.with_transform(_ShiftedRows(recipe, tuple(images), tuple(texts), ids, seed, options))
 
@@ -115,13 +152,17 @@ class _ShiftedRows:
             return None
         if isinstance(value, list):
             return [self._shift(one, step, f"{row_id}/{place}") for place, one in enumerate(value)]
-        return step.apply_or_keep(
+        rest = ""
+        if isinstance(value, str):
+            value, rest = split_question(value)
+        shifted = step.apply_or_keep(
             value,
             lambda reason: _report(step.name, str(row_id), reason),
             seed=self.seed,
             row_id=row_id,
             options=self.options,
         )
+        return shifted + rest if rest else shifted
 
 
 @lru_cache(maxsize=100_000)
@@ -130,9 +171,35 @@ def _report(step: str, row_id: str, reason: str) -> None:
     logger.warning("%s: row %s is left as it is: %s", step, row_id, reason)
 
 
-def _columns(given: str | Sequence[str] | None, dataset: datasets.Dataset) -> list[str] | None:
+def _image_keys(dataset: datasets.Dataset) -> list[str] | None:
+    """A name for the images of each row that looks like that of a file, the same for the same images."""
+    columns = find_image_columns(dataset, lists=True)
+    if not columns:
+        return None
+    from datasets import Image, List
+
+    if dataset.data.nbytes > MOST_HASHED:
+        return None
+    cells = dataset.select_columns(columns)
+    for name in columns:
+        kept = Image(decode=False)
+        cells = cells.cast_column(name, kept if isinstance(dataset.features[name], Image) else List(kept))
+    keys = []
+    for table in cells.with_format("arrow").iter(batch_size=64):
+        for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True):
+            digest = xxhash.xxh3_64()
+            for cell in row:
+                for one in cell if isinstance(cell, list) else [cell]:
+                    digest.update((one or {}).get("bytes") or str((one or {}).get("path")).encode())
+            keys.append(digest.hexdigest() + IMAGE_SUFFIX)
+    return keys
+
+
+def _columns(given: Columns, dataset: datasets.Dataset) -> list[str] | None:
     if given is None:
         return None
+    if callable(given):
+        return list(given(dataset))
     names = [given] if isinstance(given, str) else list(given)
     missing = [name for name in names if name not in dataset.column_names]
     if missing:
@@ -151,7 +218,7 @@ def _image_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None)
     return found
 
 
-def _question_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None) -> list[str]:
+def _question_columns(dataset: datasets.Dataset, given: Columns) -> list[str]:
     usual = find_question_column(dataset)
     found = _columns(given, dataset) or ([usual] if usual else [])
     if not found:
@@ -171,25 +238,38 @@ def _id_column(dataset: datasets.Dataset, given: str | None) -> str:
     return find_id_column(dataset) or ROW_COLUMN
 
 
+def recipe_of(name: str) -> Recipe | None:
+    """The recipe whose split has a name, such as ``defocus_blur_3_keyboard_1``; those with a word as their level have none."""
+    visual, textual = _named_steps("visual"), _named_steps("text")
+    if name in visual or name in textual:
+        return Recipe(visual.get(name), textual.get(name))
+    for image_part, step in visual.items():
+        text_part = name.removeprefix(f"{image_part}_")
+        if text_part != name and text_part in textual:
+            return Recipe(step, textual[text_part])
+    return None
+
+
 def __getattr__(name: str) -> Callable:
     """The hook of a split's name, so that a task file can name it."""
-    if not name.startswith("_"):
-        visual, textual = _named_steps("visual"), _named_steps("text")
-        if name in visual or name in textual:
-            return twin((visual | textual)[name])
-        for image_part, specification in visual.items():
-            text_part = name.removeprefix(f"{image_part}_")
-            if text_part in textual:
-                return twin(specification, textual[text_part])
-    raise AttributeError(
-        f"{__name__} has no shift {name!r}; expected an operator and a level, such as defocus_blur_3, keyboard_1 or defocus_blur_3_keyboard_1. lmms-eval-emi shift --list shows them."
-    )
+    recipe = recipe_of(name) if not name.startswith("_") else None
+    if recipe is None:
+        raise AttributeError(
+            f"{__name__} has no shift {name!r}; expected an operator and a level, such as defocus_blur_3, keyboard_1 or defocus_blur_3_keyboard_1. lmms-eval-emi shift --list shows them."
+        )
+    return twin(*map(specification_of, recipe.steps))
 
 
-def _named_steps(family: Family) -> dict[str, str]:
-    """Specifications of all steps of a family by name, but those whose level is a word of the user's."""
+def specification_of(step: Step) -> str:
+    """A step as :func:`twin` and the command line take it: ``defocus_blur:3``."""
+    return step.operator.name if step.level is None else f"{step.operator.name}:{step.level}"
+
+
+@lru_cache(maxsize=2)
+def _named_steps(family: Family) -> dict[str, Step]:
+    """All steps of a family by name, but those whose level is a word of the user's."""
     return {
-        step.name: f"{name}:{step.level}" if found.levels else name
+        step.name: step
         for name, found in operators(family).items()
         if not found.level_name
         for step in parse_steps(family, name)

@@ -69,7 +69,7 @@ def task_files(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str,
         files[f"{study.name}/_base_yaml"] = _base_file()
         files[f"{study.name}/utils.py"] = _utils_file(study)
         if study.source not in BUILT_IN and not _is_bundled(study):
-            files[f"{study.name}/study.yaml"] = HEADER + _dump(portable_study(study))
+            files[f"{study.name}/study.yaml"] = HEADER + dump(portable_study(study))
         for name in (study.id_split, *study.shifts(), *study.controls()):
             split = study.split(name)
             files[f"{study.name}/{split.task}.yaml"] = _task_file(study, split)
@@ -104,18 +104,18 @@ def _is_bundled(study: Study) -> bool:
 def _base_file() -> str:
     fields: dict[str, object] = {
         "output_type": "generate_until",
-        **{hook: _Function(f"utils.{hook}") for hook in HOOKS},
+        **{hook: function(f"utils.{hook}") for hook in HOOKS},
         # An explicit stop string, for the harness's default stops at the first blank line.
         "generation_kwargs": {"until": ["ASSISTANT:"], "max_new_tokens": 1024, "do_sample": False, "temperature": 0},
         "metric_list": [
-            {"metric": metric, "aggregation": _Function(f"utils.{metric}"), "higher_is_better": higher}
+            {"metric": metric, "aggregation": function(f"utils.{metric}"), "higher_is_better": higher}
             for metric, higher in METRICS.items()
         ],
         "lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": ""}},
         "score_key": SCORE_KEY,
         "cluster_key": CLUSTER_KEY,
     }
-    return HEADER + _dump(fields)
+    return HEADER + dump(fields)
 
 
 def _task_file(study: Study, split: SplitSpec) -> str:
@@ -133,7 +133,7 @@ def _task_file(study: Study, split: SplitSpec) -> str:
     if "data_files" in arguments:
         fields["dataset_kwargs"] = {"data_files": arguments["data_files"]}
     if split_of_dataset(study, split) != split.name:
-        fields["process_docs"] = _Function(f"utils.{_process_docs(split)}")
+        fields["process_docs"] = function(f"utils.{_process_docs(split)}")
     if split.prompt_suffix:
         fields["lmms_eval_specific_kwargs"] = {"default": {"pre_prompt": "", "post_prompt": split.prompt_suffix}}
     # The harness's cache of replies knows the prompt and the metadata but not the image. Keys of its
@@ -144,7 +144,7 @@ def _task_file(study: Study, split: SplitSpec) -> str:
         "emi_split": split.name,
         "emi_dataset": split.dataset.path,
     }
-    return HEADER + _dump(fields)
+    return HEADER + dump(fields)
 
 
 def _process_docs(split: SplitSpec) -> str:
@@ -159,7 +159,7 @@ def _group_file(name: str, members: list[str], studies: list[str], modality: str
         "aggregate_metric_list": [
             {
                 "metric": f"{metric},",
-                "aggregation": _Function(f"utils.{name}_{metric}"),
+                "aggregation": function(f"utils.{name}_{metric}"),
                 "weight_by_size": False,
                 "filter_list": "none",
             }
@@ -167,7 +167,7 @@ def _group_file(name: str, members: list[str], studies: list[str], modality: str
         ],
         "metadata": {"version": VERSION, OURS: {"studies": studies, "modality": modality}},
     }
-    return HEADER + _dump(fields)
+    return HEADER + dump(fields)
 
 
 def _group_utils_file(means: dict[str, tuple[list[str], str | None]]) -> str:
@@ -198,6 +198,11 @@ class _Function(str):
     """A ``!function`` of lmms-eval's task files."""
 
 
+def function(name: str) -> Any:
+    """A function that a task file names, for :func:`dump`."""
+    return _Function(name)
+
+
 class _Dumper(yaml.SafeDumper):
     pass
 
@@ -205,7 +210,8 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(_Function, lambda dumper, function: dumper.represent_scalar("!function", str(function)))
 
 
-def _dump(fields: dict) -> str:
+def dump(fields: dict) -> str:
+    """Fields as a task file."""
     text = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     return re.sub(r"!function '([\w.]+)'", r"!function \1", text)  # PyYAML quotes the scalars of every custom tag
 

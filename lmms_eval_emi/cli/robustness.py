@@ -1,0 +1,310 @@
+"""``lmms-eval-emi robustness``: what a task's own metrics lose under its shifts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval_emi.cli.options import add_overwrite, add_settings, settings_of
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.robustness.comparison import Consistency, MetricRobustness, ShiftedTask
+    from lmms_eval_emi.settings import Settings
+
+log = logging.getLogger("lmms_eval_emi")
+
+EXAMPLE = """examples:
+  lmms-eval-emi robustness OUT --output robustness.json
+  lmms-eval-emi robustness OUT --task mme --baseline llava-hf__llava-1.5-7b-hf
+  lmms-eval-emi robustness OUT --pair mmstar=mmstar_my_shift --without-consistency
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "robustness",
+        help="what a task's own metrics lose under its shifts",
+        description="Read what lmms-eval --log_samples logged of tasks and of their shifted twins, and compare them by every metric that rows have: the loss with its error, the relative loss (MMI), rows that became wrong and right, a paired test adjusted over the shifts, and how many responses keep their meaning.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="--output_path of lmms-eval --log_samples")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the results as JSON")
+    add_overwrite(parser)
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="clean task to take; may be repeated (default: all that have twins)",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="model to take, as its folder is called; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--pair",
+        action="append",
+        default=[],
+        metavar="CLEAN=SHIFTED",
+        help="two tasks whose rows are the same questions; may be repeated",
+    )
+    parser.add_argument(
+        "--other-rows",
+        action="append",
+        default=[],
+        metavar="CLEAN=SHIFTED",
+        help="two tasks whose rows are different, such as photographs and sketches; may be repeated",
+    )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="model, as its folder is called, whose losses others are compared with"
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="KEY|rows:N|FILE",
+        help="what rows of one image share: a key of the logged values, N rows in a row, or a CSV file with doc_id and cluster (default: the images that twins log)",
+    )
+    parser.add_argument(
+        "--same-from",
+        type=float,
+        default=0.95,
+        metavar="COSINE",
+        help="similarity from which two responses count as one in meaning (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--without-consistency", action="store_true", help="do not compare the responses, which takes the text encoder"
+    )
+    add_settings(parser, "text_encoder", "device", "batch_size", "adjust", "margin", "seed")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, compare, print, write."""
+    settings = settings_of(args)
+    from lmms_eval_emi.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.harness.lmms_eval.logged import find_pairs, read_tasks
+    from lmms_eval_emi.robustness.comparison import RobustnessError, measure_all, relative_to
+
+    if args.output:
+        check_output(args.output, [args.out], overwrite=args.overwrite, example="robustness.json")
+    by_model = read_tasks(args.out, args.cluster)
+    unknown = [name for name in (*args.model, *([args.baseline] if args.baseline else [])) if name not in by_model]
+    if unknown:
+        raise RobustnessError(f"{args.out}: expected the models {', '.join(by_model)}, got {', '.join(unknown)}.")
+    chosen = [name for name in by_model if not args.model or name in (*args.model, args.baseline)]
+    pairs = {
+        model: find_pairs(by_model[model], only=args.task, pairs=args.pair, other_rows=args.other_rows)
+        for model in chosen
+    }
+    same = {} if args.without_consistency else _consistencies(pairs, settings, args.same_from)
+    measured = {
+        model: {
+            task: measure_all(own, method=settings.adjust, margin=settings.margin, seed=settings.seed)
+            for task, own in by_task.items()
+        }
+        for model, by_task in pairs.items()
+    }
+    written: list[dict[str, Any]] = []
+    for model, by_task in measured.items():
+        for task, metrics in by_task.items():
+            base = measured[args.baseline].get(task) if args.baseline and model != args.baseline else None
+            relative = relative_to(metrics, base) if base else []
+            own_same = {pair.shifted.name: same.get((model, pair.shifted.name)) for pair in pairs[model][task]}
+            _print(model, task, pairs[model][task], metrics, own_same, args.baseline, relative)
+            entry: dict[str, Any] = {"model": model, "task": task, "metrics": [one.to_dict() for one in metrics]}
+            entry["consistency"] = {name: _plain(found) for name, found in own_same.items() if found is not None}
+            entry["reported"] = _reported(pairs[model][task])
+            if relative:
+                entry["relative"] = {"baseline": args.baseline, "metrics": [one.to_dict() for one in relative]}
+            written.append(entry)
+    if not args.without_consistency:
+        print(
+            f"same meaning: cosine of both responses' embeddings at least {args.same_from} (text encoder {settings.text_encoder})"
+        )
+    print(
+        "loss > 0: worse. SE: for new images. MMI: loss / clean score. broken, mended: rows that became wrong, right. p: paired test, adjusted over the shifts of a task."
+    )
+    if args.output:
+        content = {
+            "format_version": 1,
+            "kind": "robustness",
+            "adjust": settings.adjust,
+            "text_encoder": None if args.without_consistency else settings.text_encoder,
+            "same_from": None if args.without_consistency else args.same_from,
+            "tasks": written,
+        }
+        write_atomically(args.output, to_json(content))
+        log.info("results written to %s", args.output)
+    return 0
+
+
+def _consistencies(
+    pairs: Mapping[str, Mapping[str, Sequence[ShiftedTask]]], settings: Settings, same_from: float
+) -> dict[tuple[str, str], Consistency | None]:
+    """How many responses stay the same, by model and shifted task; each distinct text is embedded once."""
+    import numpy as np
+
+    from lmms_eval_emi.encoders import EncoderUnavailable, load_text_encoder
+    from lmms_eval_emi.encoders.base import encode_all
+    from lmms_eval_emi.robustness.comparison import RobustnessError, consistency
+
+    try:
+        encoder = load_text_encoder(settings.text_encoder, settings.device)
+    except EncoderUnavailable as error:
+        raise RobustnessError(f"{error}\nOr pass --without-consistency, which needs no encoder.") from error
+    known: dict[str, np.ndarray] = {}
+
+    def embed(texts: Sequence[str]) -> Mapping[str, np.ndarray]:
+        new = [text for text in texts if text not in known]
+        if new:
+            rows = encode_all(
+                encoder,
+                len(new),
+                lambda places: [encoder.prepare(new[place]) for place in places],
+                batch_size=settings.batch_size,
+                label="Encoding responses",
+            )
+            known.update(zip(new, rows.numpy(), strict=True))
+        return known
+
+    return {
+        (model, pair.shifted.name): consistency(pair, embed, same_from)
+        for model, by_task in pairs.items()
+        for own in by_task.values()
+        for pair in own
+    }
+
+
+def _plain(found: Consistency) -> dict[str, Any]:
+    from lmms_eval_emi.robustness.comparison import plain
+
+    return {
+        key: value
+        for name in ("same", "identical", "cosine")
+        for key, value in plain(name, getattr(found, name)).items()
+    }
+
+
+def _reported(pairs: Sequence[ShiftedTask]) -> list[dict[str, Any]]:
+    """What the tasks report by their own aggregation, which has no error."""
+    rows = []
+    for pair in pairs:
+        for metric, (clean, better) in pair.clean.reported.items():
+            if metric in pair.shifted.reported:
+                shifted = pair.shifted.reported[metric][0]
+                loss = clean - shifted if better else shifted - clean
+                rows.append(
+                    {
+                        "task": pair.shifted.name,
+                        "metric": metric,
+                        "clean": clean,
+                        "shifted": shifted,
+                        "loss": loss,
+                        "mmi": loss / clean if clean > 0 else None,
+                    }
+                )
+    return rows
+
+
+def _print(
+    model: str,
+    task: str,
+    pairs: Sequence[ShiftedTask],
+    metrics: Sequence[MetricRobustness],
+    same: Mapping[str, Consistency | None],
+    baseline: str | None,
+    relative: Sequence[Any],
+) -> None:
+    from tabulate import tabulate
+
+    from lmms_eval_emi.scoring.table import MARK, NOTHING, with_error
+
+    def share(value: float | None) -> str:
+        return NOTHING if value is None else f"{value:.1%}"
+
+    print(f"{task}, {model}")
+    for metric in metrics:
+        rows = []
+        for one in metric.losses:
+            stays = same.get(one.pair.shifted.name)
+            rows.append(
+                [
+                    one.pair.shift,
+                    one.rows,
+                    one.loss.clusters or NOTHING,
+                    with_error(one.shifted),
+                    with_error(one.loss, MARK if one.verdict in ("lost", "gained") else ""),
+                    share(one.mmi.value if one.mmi else None),
+                    share(one.broken),
+                    share(one.mended),
+                    NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}",
+                    one.verdict or NOTHING,
+                    *([share(stays.same.value if stays else None)] if any(same.values()) else []),
+                ]
+            )
+        headers = ["shift", "rows", "images", "score ± SE", "loss ± SE", "MMI", "broken", "mended", "p", "verdict"]
+        headers += ["same meaning"] if any(same.values()) else []
+        print(f"\n{metric.metric}, clean {with_error(metric.losses[0].clean)}")
+        print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 8, "left")))
+        if len(metric.losses) > 1:
+            groups = [
+                f"{name} {with_error(loss)}" + (f" (MMI {mmi.value:.1%})" if mmi else "")
+                for name, (loss, mmi) in metric.by_group.items()
+            ]
+            loss, mmi = metric.mean
+            print(f"mean loss over levels: {', '.join(groups)}")
+            print(
+                f"mean loss over operators: {with_error(loss)}"
+                + (f" (MMI {mmi.value:.1%})" if mmi else "")
+                + f"; worst: {metric.worst.pair.shift}, {with_error(metric.worst.loss)}"
+            )
+        for note in metric.notes:
+            print(f"note: {note}")
+    measured = {metric.metric for metric in metrics}
+    others = [row for row in _reported(pairs) if row["metric"] not in measured or any(m.notes for m in metrics)]
+    if others:
+        print("\nAs the tasks report them, without errors:")
+        print(
+            tabulate(
+                [
+                    [
+                        row["task"],
+                        row["metric"],
+                        f"{row['clean']:.4g}",
+                        f"{row['shifted']:.4g}",
+                        f"{row['loss']:.4g}",
+                        share(row["mmi"]),
+                    ]
+                    for row in others
+                ],
+                headers=["task", "metric", "clean", "shifted", "loss", "MMI"],
+                disable_numparse=True,
+            )
+        )
+    if not metrics and not others:
+        log.warning("%s: it logged no metric of rows and reports none.", task)
+    for one in relative:
+        shown = (
+            f"ratio of the losses' sums {with_error(one.ratio)}"
+            if one.ratio
+            else (f"no ratio, for {baseline} loses nothing beyond its error")
+        )
+        print(f"\nbeside {baseline}, {one.metric}: {shown}")
+        print(
+            tabulate(
+                [
+                    [name, with_error(found), NOTHING if found.p_value is None else f"{found.p_value:.2g}"]
+                    for name, found in one.differences.items()
+                ],
+                headers=["shift", "difference of losses ± SE", "p"],
+                disable_numparse=True,
+            )
+        )
+    print()

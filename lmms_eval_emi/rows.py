@@ -78,6 +78,8 @@ def shift_at_load(study: Study, split: SplitSpec, rows: datasets.Dataset) -> dat
     try:
         steps = {}
         for shift in split.shifts:
+            if made.only not in (None, shift.modality):
+                continue
             family: Literal["visual", "text"] = shift.modality
             name, _, level = shift.name.partition(" ")
             steps[shift.modality] = Step(operator(family, name), shift.severity if shift.severity else level or None)

@@ -31,6 +31,7 @@ from lmms_eval_emi.cli import (
     score,
     shift,
     status,
+    suites,
     tasks,
     train_estimator,
     twins,
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
         *(demo, run, status, recover, score, report, compare, power, audit, judge, robustness, reproduce),
-        *(shift, twins, train_estimator, tasks, prefetch),
+        *(shift, twins, suites, train_estimator, tasks, prefetch),
     ):
         command.add_parser(commands)
     return parser

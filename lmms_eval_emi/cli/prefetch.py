@@ -22,6 +22,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--shift", action="append", choices=BUILT_IN, help="only this family; may be repeated (default: both)"
     )
     parser.add_argument(
+        "--suite", action="append", default=[], metavar="NAME", help="also what a suite needs; may be repeated"
+    )
+    parser.add_argument(
         "--reproduce", action="store_true", help="also the published responses, which lmms-eval-emi reproduce needs"
     )
     parser.add_argument("--check", action="store_true", help="fetch nothing, and list what is missing")
@@ -74,6 +77,13 @@ def run(args: argparse.Namespace) -> int:
         f"text encoder {settings.text_encoder}": lambda: encoder(load_text_encoder, settings.text_encoder, "a"),
         f"estimator {settings.estimator}": estimator,
     }
+    described = []
+    for name in args.suite:
+        from lmms_eval_emi.suites import load_suite
+
+        suite = load_suite(name)
+        described.append(f"suite {name} needs {' '.join(suite.needs.split())}")
+        wanted |= _wanted_by(suite)
     if args.reproduce:
         from lmms_eval_emi.report.reproduction import fetch_responses
 
@@ -92,9 +102,39 @@ def run(args: argparse.Namespace) -> int:
             missing[what] = error
             rows.append([what, "missing", "", ""])
     print(tabulate(rows, headers=["what", "state", "size", "where"], disable_numparse=True))
+    print("".join(f"\n{line}" for line in described), end="\n" if described else "")
     for what, reason in missing.items():
         print(f"\nmissing: {what}\n{reason}")
     return 1 if missing else 0
+
+
+def _wanted_by(suite: Any) -> dict[str, Callable[[], tuple[str, int]]]:
+    """What of a suite is on the hub, with what fetches it."""
+    from lmms_eval_emi.rows import load_source, load_splits
+    from lmms_eval_emi.studies.schema import load_study, parse_study
+
+    def sizes(rows: Iterable[Any]) -> tuple[str, int]:
+        loaded = list(rows)
+        files = {Path(file["filename"]) for one in loaded for file in one.cache_files}
+        return f"{sum(map(len, loaded))} rows in {_common(files)}", _size(files)
+
+    if suite.kind == "study" and not suite.prepare:
+        return {f"suite {suite.name}": lambda: sizes(load_splits(load_study(suite.name)).values())}
+    if suite.kind == "study":
+        import yaml
+
+        study = parse_study(yaml.safe_dump(suite.study), suite.name)
+        return {f"suite {suite.name}, the ID split": lambda: sizes(load_splits(study, [study.id_split]).values())}
+    if suite.kind == "domains":
+        if suite.domains.path is None:
+            return {}
+        return {f"suite {suite.name}": lambda: sizes(load_source(suite.domains.path, suite.domains.config).values())}
+    from lmms_eval_emi.harness.lmms_eval.twin_tasks import load_rows, resolve
+
+    def rows_of(name: str) -> tuple[str, int]:
+        return sizes(load_rows(task) for task in resolve([name])[name])
+
+    return {f"suite {suite.name}, task {name}": partial(rows_of, name) for name in suite.tasks}
 
 
 def _snapshot(name: str) -> Path:

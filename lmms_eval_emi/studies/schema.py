@@ -25,6 +25,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lmms_eval_emi.suites import load_suite, suite_names
+
 BUILT_IN = ("natural", "synthetic")
 BUNDLED = ("demo",)  # studies whose rows come with the package, beside their tasks
 Modality = Literal["id", "visual", "text", "joint", "control"]
@@ -57,6 +59,7 @@ class ShiftsAtLoad(_Strict):
     seed: int = 0
     keep: tuple[str, ...] = ()  # words that textual operators leave alone
     synonyms: str | None = None  # a file of synonyms, relative to the study file; default: WordNet
+    only: Literal["visual", "text"] | None = None  # of which modality; what else is shifted, the rows hold already
 
 
 class DatasetSpec(_Strict):
@@ -233,7 +236,7 @@ class Study(_Strict):
     @property
     def folder(self) -> Path:
         """What the study's relative paths are relative to."""
-        return Path(self.source).parent if self.source not in BUILT_IN else Path()
+        return Path(self.source).parent if self.source not in (*BUILT_IN, *suite_names()) else Path()
 
     def local_path(self, spec: DatasetSpec) -> Path | None:
         """The file or folder that a dataset's path means, below the study file's folder or the current one, if it is there."""
@@ -279,15 +282,17 @@ def _slug(name: str) -> str:
 
 
 def load_study(name_or_path: str | Path) -> Study:
-    """Load a built-in or bundled study by name, or a study file.
+    """Load a built-in or bundled study, or a suite that is one, by name, or a study file.
 
     Raises:
-        StudyError: neither a built-in name nor a file, or the file is not a study; with the lines
+        StudyError: neither such a name nor a file, or the file is not a study; with the lines
             that are wrong.
     """
     source = str(name_or_path)
     if source in BUILT_IN:
         return _built_in(source)
+    if source in suite_names() and not Path(source).is_file():
+        return _suite(source)
     path = Path(source).expanduser()
     if source in BUNDLED:
         path = Path(str(resources.files("lmms_eval_emi.tasks"))) / "llavabench_shift" / source / "study.yaml"
@@ -297,7 +302,7 @@ def load_study(name_or_path: str | Path) -> Study:
         there = False
     if not there:
         raise StudyError(
-            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))} or the path of a study file, got {source[:200]!r}."
+            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))}, a suite (lmms-eval-emi suites) or the path of a study file, got {source[:200]!r}."
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -310,6 +315,20 @@ def load_study(name_or_path: str | Path) -> Study:
 def _built_in(name: str) -> Study:
     text = resources.files("lmms_eval_emi.studies").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return parse_study(text, name)
+
+
+@lru_cache(maxsize=8)
+def _suite(name: str) -> Study:
+    suite = load_suite(name)
+    if suite.study is None:
+        raise StudyError(
+            f"study: the suite {name} is none, for it is of the kind {suite.kind}. lmms-eval-emi suites {name} says how it is used."
+        )
+    if suite.prepare:
+        raise StudyError(
+            f"study: the rows of {name} have to be made first: lmms-eval-emi suites {name} --output DIR --data FOLDER, then --study DIR/study.yaml."
+        )
+    return parse_study(yaml.safe_dump(suite.study, sort_keys=False, allow_unicode=True), name)
 
 
 def parse_study(text: str, source: str) -> Study:

@@ -630,7 +630,7 @@ def test_every_operator_at_every_level_through_the_command_the_twin_and_at_load(
     assert shift(*arguments, "--processes", "2") == 0
     loaded = load(dest)
     names = {f"{name}_{level + 1}" for name, one in (visual | textual).items() for level in range(len(one.levels))}
-    assert names | {"clean"} == set(loaded) and len(names) == 16 * 5 + len(textual) * 7
+    assert names | {"clean"} == set(loaded) and len(names) == 21 * 5 + len(textual) * 7
     splits = {
         name: {
             "shifts": [

@@ -249,7 +249,8 @@ def find_pairs(
     for name, one in tasks.items():
         origin, described = _origin(name, one, tasks)
         if origin and name not in taken:
-            found.setdefault(origin, []).append(ShiftedTask(tasks[origin].task, one.task, *described))
+            paired = not one.twin.get("other_rows", False)
+            found.setdefault(origin, []).append(ShiftedTask(tasks[origin].task, one.task, *described, paired=paired))
     missing = [name for name in only if name not in found]
     if missing:
         raise RobustnessError(
@@ -276,6 +277,8 @@ def _origin(
             step = one.twin.get(modality)
             if isinstance(step, Mapping):
                 steps[modality] = str(step.get("name")), step.get("level")
+        if "domain" in one.twin:
+            steps["domain"] = str(one.twin["domain"]), None
     else:
         for candidate in sorted(tasks, key=len, reverse=True):
             if name.startswith(f"{candidate}_") and (read := _named(name.removeprefix(f"{candidate}_"))):

@@ -17,6 +17,7 @@ from lmms_eval_emi.studies.columns import find_image_columns
 
 HEADER = f"{MARK} twins; write it again to change it.\n"
 TWIN = "emi_twin"  # what a twin's metadata say of its origin
+PICTURES = "pictures.parquet"  # of a suite of domains, beside its tasks
 LONGEST_SHOWN = 300
 
 
@@ -133,7 +134,7 @@ def write_twin_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.suffix == ".pyc" or path.read_bytes().startswith(MARK.encode())
+    return path.suffix == ".pyc" or path.name == PICTURES or path.read_bytes().startswith(MARK.encode())
 
 
 def preview(task: TaskFile, recipe: Recipe, options: TwinOptions, most: int = 20) -> list[str]:

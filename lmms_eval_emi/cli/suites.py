@@ -1,0 +1,177 @@
+"""``lmms-eval-emi suites``: the robustness suites that others published."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.suites import Suite
+
+log = logging.getLogger("lmms_eval_emi")
+
+EXAMPLE = """examples:
+  lmms-eval-emi suites
+  lmms-eval-emi suites pope_corruption
+  lmms-eval-emi suites pope_corruption --output my_tasks
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "suites",
+        help="list the published robustness suites, and write their tasks",
+        description="List the suites, say where one is from and what it needs, or write its tasks for lmms-eval --include_path.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="suite to describe, or to write")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write its tasks")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="its data, where they are not on the hub, or in the place of those that are",
+    )
+    parser.add_argument(
+        "--per-class",
+        type=int,
+        default=50,
+        metavar="N",
+        help="of a suite of domains: most pictures of each class and domain (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="by which they are drawn (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List, describe or write."""
+    from lmms_eval_emi.suites import SuiteError, load_suite, suite_names
+
+    if args.name is None:
+        if args.output or args.data:
+            raise SuiteError(
+                f"suites: expected the NAME of a suite with --output; they are {', '.join(suite_names())}."
+            )
+        from tabulate import tabulate
+
+        suites = [load_suite(name) for name in suite_names()]
+        print(tabulate([[one.name, one.kind, one.title] for one in suites], headers=["suite", "kind", "what it is"]))
+        print(
+            "\nstudy: splits with references, scored by EMI. twins: operators for tasks of lmms-eval. domains: labelled pictures by domain. lmms-eval-emi suites NAME says more."
+        )
+        return 0
+    suite = load_suite(args.name)
+    if args.output is None:
+        print(_described(suite))
+        return 0
+    if args.per_class < 1:
+        raise SuiteError(f"--per-class: expected at least 1, got {args.per_class}.")
+    write: Any = {"study": _write_study, "twins": _write_twins, "domains": _write_domains}[suite.kind]
+    write(suite, args)
+    return 0
+
+
+def _described(suite: Suite) -> str:
+    fields = {
+        "source": suite.source,
+        "from": suite.url,
+        "licence": suite.licence,
+        "needs": suite.needs,
+        "published": suite.published,
+        "our choice": suite.ours,
+    }
+    lines = [f"{suite.name} ({suite.kind}): {suite.title}"]
+    for label, text in fields.items():
+        if text:
+            lines += textwrap.wrap(f"{label}: {' '.join(text.split())}", 110, subsequent_indent="  ")
+    if suite.kind == "study":
+        study = suite.study or {}
+        lines.append(f"splits: {', '.join(study.get('splits', {}))}")
+        lines.append(
+            f"use: lmms-eval-emi suites {suite.name} --output DIR --data FOLDER; then lmms-eval --include_path DIR/tasks, and score --study DIR/study.yaml"
+            if suite.prepare
+            else f"use: lmms-eval-emi suites {suite.name} --output DIR; lmms-eval --include_path DIR/tasks --tasks {study.get('group')}; lmms-eval-emi score --study {suite.name}"
+        )
+    elif suite.kind == "twins":
+        lines.append(f"tasks: {', '.join(suite.tasks)}")
+        lines.append(f"operators: {', '.join((*suite.visual, *suite.textual))}")
+        lines.append(
+            f"use: lmms-eval-emi twins [TASK ...] --suite {suite.name} --output DIR, then lmms-eval-emi robustness OUT"
+        )
+    else:
+        lines.append(f"domains: {', '.join(suite.domains.names if suite.domains else ())}")
+        lines.append(
+            f"use: lmms-eval-emi suites {suite.name} --output DIR; lmms-eval --include_path DIR --tasks {suite.name}_robustness --log_samples; lmms-eval-emi robustness OUT"
+        )
+    return "\n".join(lines)
+
+
+def _write_study(suite: Suite, args: argparse.Namespace) -> None:
+    import copy
+
+    import yaml
+
+    from lmms_eval_emi.files import write_atomically
+    from lmms_eval_emi.harness.lmms_eval.task_files import write_task_files
+    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.suites import SuiteError
+
+    fields: dict[str, Any] = copy.deepcopy(suite.study or {})
+    if suite.prepare:
+        if args.data is None:
+            raise SuiteError(f"suite {suite.name}: expected --data FOLDER. It needs {' '.join(suite.needs.split())}")
+        from lmms_eval_emi.suites.prepare import PREPARE
+
+        count = PREPARE[suite.prepare](args.data, args.output)
+        log.info("%d rows written to %s", count, args.output)
+    elif args.data is not None:  # a released set, whose splits hold their shifts already
+        fields["dataset"] |= {"path": str(args.data.resolve() if args.data.exists() else args.data)}
+        fields["dataset"].pop("split", None)
+        fields["dataset"].pop("shifts_at_load", None)
+        for split in fields["splits"].values():
+            split.pop("dataset", None)
+    path = args.output / "study.yaml"
+    text = f"# After {suite.source}. Written by lmms-eval-emi suites {suite.name}.\n"
+    write_atomically(path, text + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+    study = load_study(path)
+    count = write_task_files(args.output / "tasks", [study], suite=None)
+    print(f"lmms-eval --include_path {args.output / 'tasks'} --tasks {study.group} --model ...")
+    print(f"lmms-eval-emi score --study {path} --responses ...")
+    log.info("a study of %d splits and %d files of tasks written to %s", len(study.splits), count, args.output)
+
+
+def _write_twins(suite: Suite, args: argparse.Namespace) -> None:
+    from lmms_eval_emi.harness.lmms_eval.twin_files import TwinOptions, twin_files, write_twin_files
+    from lmms_eval_emi.harness.lmms_eval.twin_tasks import resolve
+    from lmms_eval_emi.shifts.apply import parse_steps, recipes
+
+    images = [step for one in suite.visual for step in parse_steps("visual", one)]
+    texts = [step for one in suite.textual for step in parse_steps("text", one)]
+    made = [recipe for recipe in recipes(images, texts, False) if recipe.steps]
+    tasks = resolve(suite.tasks)
+    write_twin_files(args.output, twin_files(tasks, made, TwinOptions(args.seed)))
+    for name in tasks:
+        print(
+            f"lmms-eval --include_path {args.output} --tasks {name}_robustness --log_samples --output_path OUT --model ..."
+        )
+    print("lmms-eval-emi robustness OUT --output robustness.json")
+
+
+def _write_domains(suite: Suite, args: argparse.Namespace) -> None:
+    from lmms_eval_emi.harness.lmms_eval.domain_tasks import domain_files, write_pictures
+    from lmms_eval_emi.harness.lmms_eval.twin_files import PICTURES, write_twin_files
+
+    files = domain_files(suite, args.data, args.per_class, args.seed)
+    write_twin_files(args.output, files)
+    if args.data is not None:
+        count = write_pictures(suite, args.data, args.output / PICTURES, args.per_class, args.seed)
+        log.info("%d pictures written to %s", count, args.output / PICTURES)
+    print(
+        f"lmms-eval --include_path {args.output} --tasks {suite.name}_robustness --log_samples --output_path OUT --model ..."
+    )
+    print("lmms-eval-emi robustness OUT --output robustness.json")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmms_eval_emi.cli import (
+    agreement,
     audit,
     compare,
     demo,
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
-        *(demo, run, status, recover, score, report, compare, power, audit, judge, robustness, reproduce),
+        *(demo, run, status, recover, score, report, compare, power, audit, judge, agreement, robustness, reproduce),
         *(shift, twins, suites, train_estimator, tasks, prefetch),
     ):
         command.add_parser(commands)

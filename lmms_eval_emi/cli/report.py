@@ -13,14 +13,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "report",
         help="show results as a self-contained page, a table or plots",
-        description="Read results of score and audit, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX) or plots (PNG).",
+        description="Read results of score, audit and agreement, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX) or plots (PNG).",
     )
     parser.add_argument(
         "results",
         nargs="+",
         type=Path,
         metavar="RESULTS",
-        help="JSON files of score or audit, or output folders of harness runs",
+        help="JSON files of score, audit or agreement, or output folders of harness runs",
     )
     parser.add_argument(
         "--output",
@@ -44,19 +44,21 @@ def run(args: argparse.Namespace) -> int:
     """Read, write."""
     from lmms_eval_emi.files import check_output
     from lmms_eval_emi.report.page import to_text, write_report
-    from lmms_eval_emi.report.reading import ReportError, read_audits, read_results
+    from lmms_eval_emi.report.reading import ReportError, read_findings, read_results
 
-    audits, others = read_audits(args.results)
+    findings, others = read_findings(args.results)
     results = read_results(others)
     if not results and args.format != "html":
-        raise ReportError(f"--format {args.format}: expected results of score; an audit is shown by the page alone.")
+        raise ReportError(
+            f"--format {args.format}: expected results of score; audits and agreements are shown by the page alone."
+        )
     if args.output is None and args.format in {"md", "csv", "latex"}:
         print(to_text(results, args.format), end="")
         return 0
     output = args.output or Path("report.html" if args.format == "html" else "report")
     if args.format != "png":
         check_output(output, args.results, overwrite=args.overwrite, example="report.html")
-    written = write_report(results, output, format=args.format, compare=not args.no_published, audits=audits)
+    written = write_report(results, output, format=args.format, compare=not args.no_published, findings=findings)
     for path in written:
         print(path)
     return 0

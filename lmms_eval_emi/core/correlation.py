@@ -72,7 +72,8 @@ def correlate(
     Args:
         measure: one of :data:`MEASURES`.
         a: of every shift.
-        b: of every shift; ``None`` where it has no jackknife.
+        b: of every shift; ``None`` where it has no jackknife. One without any cluster, such as a score that somebody
+            else has, counts as fixed.
         draws: of the images' weights; 0 for no interval.
         seed: of the draws.
 
@@ -85,14 +86,43 @@ def correlate(
     value = MEASURES[measure]([one.value for one in a], [one.value for one in known])
     if value is None:
         return None
-    if not draws or not all(one.is_sure for one in (*a, *known)):
+    random = [one for one in (*a, *known) if one.strata]
+    if not draws or not random or not all(one.is_sure for one in random):
         return Correlation(value, None)
-    df = min(one.clusters for one in (*a, *known)) - 1
+    df = min(one.clusters for one in random) - 1
     drawn = _drawn([*a, *known], draws, seed, df)
     fisher = _fisher(_ROWWISE[measure](drawn[:, : len(a)], drawn[:, len(a) :]))
     reach = float(special.stdtrit(df, 0.5 + LEVEL / 2) * fisher.std())
     centre = float(_fisher(np.array(value)))
     return Correlation(value, (math.tanh(centre - reach), math.tanh(centre + reach)))
+
+
+def lead(
+    measure: str, a: Sequence[Jackknife], other: Sequence[Jackknife], b: Sequence[Jackknife], draws: int, seed: int
+) -> Correlation | None:
+    """By how much the correlation of ``a`` with ``b`` exceeds that of ``other`` with ``b``, on the same shifts and images.
+
+    Args:
+        measure: one of :data:`MEASURES`.
+        a, other, b: of every shift.
+        draws, seed: as for :func:`correlate`.
+
+    Returns:
+        The difference and its interval, or ``None`` where one of both correlations is not defined.
+    """
+    pair = [correlate(measure, one, b, 0, seed) for one in (a, other)]
+    if pair[0] is None or pair[1] is None:
+        return None
+    value = pair[0].value - pair[1].value
+    everything = [*a, *other, *b]
+    random = [one for one in everything if one.strata]
+    if not draws or not random or not all(one.is_sure for one in random):
+        return Correlation(value, None)
+    df, count = min(one.clusters for one in random) - 1, len(a)
+    drawn = _drawn(everything, draws, seed, df)
+    sides = [_ROWWISE[measure](drawn[:, start : start + count], drawn[:, 2 * count :]) for start in (0, count)]
+    reach = float(special.stdtrit(df, 0.5 + LEVEL / 2) * (sides[0] - sides[1]).std())
+    return Correlation(value, (value - reach, value + reach))
 
 
 def _drawn(statistics: Sequence[Jackknife], draws: int, seed: int, df: float) -> np.ndarray:

@@ -289,11 +289,8 @@ def _analyse(
     """Both informations of some rows, and the jackknives of their difference and of the references' over the keys' clusters."""
     if getattr(estimator, "against", "input") == "reference":
         x = y
-    most = MOST_CLUSTERS if hasattr(estimator, "analyse") else MOST_RECOMPUTED
+    keys = merged_clusters(estimator, keys)
     distinct = sorted(set(keys), key=str)
-    if len(distinct) > most:
-        keys = [f"block {cluster_hash(key) % most}" for key in keys]
-        distinct = sorted(set(keys), key=str)
     number = {key: position for position, key in enumerate(distinct)}
     clusters = torch.tensor([number[key] for key in keys], device=x.device)
     analyse_all = getattr(estimator, "analyse_all", None)
@@ -312,6 +309,14 @@ def _analyse(
         jackknife(response.value - reference.value, response.deleted - reference.deleted),
         jackknife(reference.value, reference.deleted),
     )
+
+
+def merged_clusters(estimator: MutualInformationEstimator, keys: Sequence[Hashable]) -> Sequence[Hashable]:
+    """Clusters of rows, merged into blocks where there are more than an estimator leaves out one by one."""
+    most = MOST_CLUSTERS if hasattr(estimator, "analyse") else MOST_RECOMPUTED
+    if len(set(keys)) <= most:
+        return keys
+    return [f"block {cluster_hash(key) % most}" for key in keys]
 
 
 def cluster_hash(key: Hashable) -> int:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from lmms_eval_emi.files import write_atomically
-from lmms_eval_emi.report.plots import pictures_of, plot_models
-from lmms_eval_emi.report.reading import JSDS, ReportedResult, published_results
-from lmms_eval_emi.scoring.stored import StoredAudit, StoredFinding
+from lmms_eval_emi.report.plots import pictures_of, plot_agreement, plot_models
+from lmms_eval_emi.report.reading import JSDS, Findings, ReportedResult, published_results
+from lmms_eval_emi.scoring.stored import StoredAgreement, StoredAudit, StoredCorrelation, StoredFinding
 from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.version import __version__
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = ("html", "md", "csv", "latex", "png")
+MEASURES = {"pearson_r": "Pearson", "spearman_r": "Spearman", "kendall_tau": "Kendall"}
 MOST_ROWS = 1000  # of a table in the page
 # Nothing is fetched and no script but the page's own runs, whatever the results hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -54,7 +55,7 @@ def write_report(
     *,
     format: str = "html",
     compare: bool = True,
-    audits: Sequence[StoredAudit] = (),
+    findings: Findings | None = None,
 ) -> list[Path]:
     """Write a report.
 
@@ -63,7 +64,7 @@ def write_report(
         output: file to write; for ``png`` a folder, with one file per plot.
         format: one of :data:`FORMATS`.
         compare: show the published results of the built-in families beside the results.
-        audits: what estimators notice, for the page.
+        findings: what other commands found, for the page.
 
     Returns:
         The files that were written.
@@ -72,7 +73,7 @@ def write_report(
         ValueError: an unknown format.
     """
     if format == "html":
-        return [write_atomically(output, to_html(results, compare=compare, audits=audits))]
+        return [write_atomically(output, to_html(results, compare=compare, findings=findings))]
     if format == "png":
         return _write_pictures(results, output)
     if format not in FORMATS:
@@ -106,7 +107,7 @@ def to_text(results: Sequence[ReportedResult], format: str) -> str:
     return tabulate(rows, headers=headers, tablefmt=style, floatfmt=".4g", missingval="", disable_numparse=texts) + "\n"
 
 
-def to_html(results: Sequence[ReportedResult], *, compare: bool = True, audits: Sequence[StoredAudit] = ()) -> str:
+def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings: Findings | None = None) -> str:
     """One self-contained page: everything inline, everything from data escaped."""
     import jinja2
 
@@ -136,11 +137,13 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, audits: 
                 "results": [_context(result) for result in own],
             }
         )
+    findings = findings or Findings()
     models = ", ".join(dict.fromkeys(result.model for result in results))
     text = template.render(
-        title=f"Shift report: {models}" if results else "What estimators notice",
+        title=f"Shift report: {models}" if results else "Findings",
         studies=studies,
-        audits=[_audit_context(audit) for audit in audits],
+        agreements=[_agreement_context(one) for one in findings.agreements],
+        audits=[_audit_context(audit) for audit in findings.audits],
         version=__version__,
         policy=POLICY,
     )
@@ -188,6 +191,35 @@ def _audit_context(audit: StoredAudit) -> dict[str, Any]:
         "sentences": sentences,
         "encoders": encoders,
     }
+
+
+def _agreement_context(found: StoredAgreement) -> dict[str, Any]:
+    """Correlations as a table, a scatter of the splits, and what they mean in sentences."""
+    names = {"emi": "EMI", "emid": "EMID", "index": "index", "cosine": "cosine", "lead": "lead over the cosine"}
+    rows = [
+        [names.get(what, what), target, *(_correlation_cell(own.get(measure)) for measure in MEASURES)]
+        for target, known in ((found.score, found.over_splits), (f"loss of {found.score}", found.over_shifts))
+        for what, own in known.items()
+        if any(own.values())
+    ]
+    return {
+        "title": f"{found.model}, {_title(found.study)}: {found.score}",
+        "headers": ["", "with", *MEASURES.values()],
+        "rows": rows,
+        "sentences": found.findings,
+        "picture": _data_uri(plot_agreement(found)),
+        "alt": f"Every split: EMI or EMID against {found.score}",
+        "points": {
+            "headers": ["split", found.score, "its loss", "EMI", "EMID", "index", "cosine"],
+            "rows": [[p.split, p.score, p.loss, p.emi, p.emid, p.index, p.cosine] for p in found.points[:MOST_ROWS]],
+        },
+    }
+
+
+def _correlation_cell(one: StoredCorrelation | None) -> str:
+    if one is None:
+        return "–"
+    return f"{one.value:+.3f}" + (f" [{one.ci95[0]:+.2f}, {one.ci95[1]:+.2f}]" if one.ci95 else "")
 
 
 def _audit_cell(finding: StoredFinding, name: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.report.reading import JSDS, ReportedResult, ReportedSplit
+from lmms_eval_emi.scoring.stored import StoredAgreement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,7 @@ PARTS = {
 MOST_SHIFTS = 100  # that a plot with a line for each shows: those that lost most
 MOST_SERIES = 12  # of a plot of severities
 MOST_CELLS = 600  # of a heat map
+MOST_NAMED = 60  # points of a scatter that are named
 
 
 def _most_lost(shifts: Sequence[ReportedSplit]) -> tuple[list[ReportedSplit], str]:
@@ -233,6 +235,36 @@ def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Ax
         bbox_to_anchor=(0.4, -0.55 / (1.4 + 0.26 * len(names)) - 0.02),
     )
     return ax
+
+
+def plot_agreement(found: StoredAgreement, ax: Axes | None = None) -> Axes:
+    """Every split by its name: EMID against what the score loses, or EMI against the score where there is no loss."""
+    ax = _axes(ax, 7.2, 5.0)
+    lost = [point for point in found.points if point.loss is not None and point.emid is not None]
+    across = [point.loss if lost else point.score for point in lost or found.points]
+    upwards = [point.emid if lost else point.emi for point in lost or found.points]
+    names = _short_names([point.split for point in lost or found.points])
+    ax.scatter(across, upwards, s=26, color=SERIES[0], zorder=3)  # type: ignore[arg-type]
+    if len(names) <= MOST_NAMED:
+        for name, x, y in zip(names, across, upwards, strict=True):
+            ax.annotate(_text(name, 28), (x, y), (3, 3), textcoords="offset points", fontsize=7)
+    ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    label = _text(found.score)
+    ax.set(
+        xlabel=f"loss of {label}" if lost else label,
+        ylabel="EMID" if lost else "EMI",
+        title=f"{'EMID and the loss of' if lost else 'EMI and'} {label}",
+    )
+    return ax
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Names without the words, up to underscores, that all of them begin with."""
+    words = [name.split("_") for name in names]
+    shared = 0
+    while len(words) > 1 and all(len(own) > shared + 1 and own[shared] == words[0][shared] for own in words):
+        shared += 1
+    return ["_".join(own[shared:]) for own in words]
 
 
 def pictures_of(result: ReportedResult) -> dict[str, Axes]:

@@ -17,11 +17,14 @@ from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.scoring.results import StudyResult, Summary
 from lmms_eval_emi.scoring.row_results import read_rows
 from lmms_eval_emi.scoring.stored import (
+    StoredAgreement,
     StoredAudit,
     StoredEntry,
     StoredError,
+    check_agreement,
     check_audit,
     check_entry,
+    is_agreement,
     is_audit,
     is_entry,
     read_entries,
@@ -170,26 +173,38 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
     return _told_apart(results)
 
 
-def read_audits(paths: Iterable[str | Path]) -> tuple[list[StoredAudit], list[Path]]:
-    """The audits among some files, and the paths that are none.
+@dataclass(frozen=True)
+class Findings:
+    """What other commands found, which a report shows beside the scores."""
+
+    audits: tuple[StoredAudit, ...] = ()
+    agreements: tuple[StoredAgreement, ...] = ()
+
+
+def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
+    """The audits and agreements among some files, and the paths that are neither.
 
     Raises:
-        ReportError: an audit is damaged.
+        ReportError: one is damaged.
     """
-    audits, others = [], []
+    audits: list[StoredAudit] = []
+    agreements: list[StoredAgreement] = []
+    others = []
     for path in map(Path, paths):
         try:
             entries = read_entries(path) if path.is_file() else []
         except StoredError:
             entries = []  # whoever reads it as results says why
-        if len(entries) != 1 or not is_audit(entries[0]):
-            others.append(path)
-            continue
         try:
-            audits.append(check_audit(path, entries[0]))
+            if len(entries) == 1 and is_audit(entries[0]):
+                audits.append(check_audit(path, entries[0]))
+            elif len(entries) == 1 and is_agreement(entries[0]):
+                agreements += check_agreement(path, entries[0]).agreements
+            else:
+                others.append(path)
         except StoredError as error:
             raise ReportError(str(error)) from error
-    return audits, others
+    return Findings(tuple(audits), tuple(agreements)), others
 
 
 def published_results(study: str) -> list[ReportedResult]:

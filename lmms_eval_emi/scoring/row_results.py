@@ -17,6 +17,16 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.core.information import (
+    MOST_CLUSTERS,
+    MOST_RECOMPUTED,
+    cluster_hash,
+    clusters_of,
+    shared_clusters,
+)
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.files import parse_json, threads, to_json, write_atomically
 from lmms_eval_emi.images import ImageError, content_key, open_image, to_rgb
@@ -39,7 +49,7 @@ def write_results(path: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
     Returns:
         The rows of every result, as :func:`result_to_rows` gives them.
     """
-    rows = [result_to_rows(one.result, one.samples.samples) for one in scored]
+    rows = [result_to_rows(one.result, one.samples.samples, one.embeddings) for one in scored]
     entries = [one.result.to_dict() for one in scored]
     if not path.exists() or path.is_file():
         text = (
@@ -84,7 +94,9 @@ def rows_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + ".rows.json")
 
 
-def result_to_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+def result_to_rows(
+    result: StudyResult, samples: Mapping[str, Sequence[Sample]], embeddings: Mapping[str, Embeddings] | None = None
+) -> dict[str, Any]:
     """The value of each row, the scores without each image, and the rows of every shift that lost most, as plain data.
 
     The value of a row is EMI plus its influence psi: the mean over the rows is EMI. The scores without each
@@ -93,12 +105,18 @@ def result_to_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
     Args:
         result: of one model in one study.
         samples: that it was made of, by split.
+        embeddings: of the samples, by split; with them each row has its image, as the scores without each image
+            name it, and the cosine of its response and reference.
     """
     return {
         "model": result.model,
         "signature": str(result.signature),
         "rows": {
-            name: {"id": [str(sample.id) for sample in samples[name]], "value": row_values(scores)}
+            name: {
+                "id": [str(sample.id) for sample in samples[name]],
+                "value": row_values(scores),
+                **(_row_details(result, name, embeddings) if embeddings and name in embeddings else {}),
+            }
             for name, scores in result.splits.items()
             if name in samples
         },
@@ -116,6 +134,21 @@ def result_to_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
 def row_values(scores: SplitScores) -> list[float]:
     """EMI plus psi of every row; their mean is EMI."""
     return [scores.emi.value + float(psi) for psi in scores.emi.influence]
+
+
+def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embeddings]) -> dict[str, list]:
+    """The image of every row, or the block of images that it was left out with, and the cosine of response and reference."""
+    own, id_split = embeddings[name], embeddings.get(result.study.id_split)
+    shared = shared_clusters(id_split, own) if id_split is not None and name != result.study.id_split else None
+    images = [str(one) for one in (shared if shared is not None else clusters_of(own))]
+    known = {key for stratum in result.splits[name].emi.jackknife.strata for key in map(str, stratum)}
+    for most in (MOST_CLUSTERS, MOST_RECOMPUTED):
+        if not set(images) <= known:  # they were merged
+            images = [
+                f"block {cluster_hash(key) % most}" for key in (shared if shared is not None else clusters_of(own))
+            ]
+    cosines = torch.nn.functional.cosine_similarity(own.y_hat.double(), own.y.double())
+    return {"image": images, "cosine": cosines.tolist()}
 
 
 def _strata(jackknife: Jackknife) -> list[dict[str, float]]:

@@ -111,6 +111,58 @@ class StoredAudit(_Plain):
     findings: list[StoredFinding]
 
 
+class StoredPoint(_Plain):
+    """One split beside a score."""
+
+    split: str
+    score: float
+    loss: float | None = None
+    emi: float
+    emid: float | None = None
+    index: float | None = None
+    cosine: float | None = None
+
+
+class StoredCorrelation(_Plain):
+    """A correlation with its interval."""
+
+    value: float
+    ci95: Interval | None = None
+
+
+class StoredAgreement(_Plain):
+    """What ``lmms-eval-emi agreement`` found of one model and one score."""
+
+    model: str
+    study: str
+    score: str
+    points: list[StoredPoint]
+    over_splits: dict[str, dict[str, StoredCorrelation | None]] = {}
+    over_shifts: dict[str, dict[str, StoredCorrelation | None]] = {}
+    findings: list[str] = []
+
+
+class StoredAgreements(_Plain):
+    """What ``lmms-eval-emi agreement`` wrote."""
+
+    format_version: int = 1
+    agreements: list[StoredAgreement]
+
+
+def is_agreement(entry: Any) -> bool:
+    """Whether JSON is meant to be of ``lmms-eval-emi agreement``."""
+    return isinstance(entry, dict) and entry.get("kind") == "agreement"
+
+
+def check_agreement(path: Path, entry: Mapping[str, Any]) -> StoredAgreements:
+    """Agreements, checked.
+
+    Raises:
+        StoredError: as :func:`check_audit`.
+    """
+    return _checked(StoredAgreements, path, entry, entry, "lmms-eval-emi agreement")
+
+
 def is_audit(entry: Any) -> bool:
     """Whether JSON is meant to be an audit."""
     return isinstance(entry, dict) and {"findings", "split", "study"} <= entry.keys()

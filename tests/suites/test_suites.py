@@ -153,6 +153,25 @@ def test_domains_of_a_folder_run_in_the_harness_and_are_compared(
     ]
 
 
+@pytest.mark.parametrize("name", [name for name in suite_names() if load_suite(name).kind == "domains"])
+def test_every_suite_of_domains_takes_a_folder(name: str, tmp_path: Path, capsys) -> None:
+    suite, tasks = load_suite(name), tmp_path / "tasks"
+    for number, domain in enumerate(suite.domains.names):
+        for label in CLASSES:
+            own = tmp_path / "data" / domain / label
+            own.mkdir(parents=True)
+            picture(number).save(own / "one.jpg")
+    assert main(["suites", name, "--data", str(tmp_path / "data"), "--output", str(tasks)]) == 0
+    group = yaml.safe_load((tasks / f"{name}_robustness.yaml").read_text())
+    assert len(group["task"]) == len(suite.domains.names)
+    rows = Dataset.from_parquet(str(tasks / "pictures.parquet"))
+    hooks = domain_hooks(name, per_class=50, seed=0, own=True)
+    for domain in suite.domains.names:
+        docs = hooks["process_docs"](domain)(rows)
+        assert sorted(docs["emi_class"]) == sorted(CLASSES)
+        assert hooks["process_results"](docs[0], [docs[0]["emi_class"]]) == {"accuracy": 1.0}
+
+
 def test_domains_of_a_hub_dataset_ask_alike_and_read_replies() -> None:
     features = Features({"image": ImageFeature(), "domain": Value("string"), "label": ClassLabel(names=list(CLASSES))})
     records = [{"image": picture(row), "domain": ("photo", "sketch")[row % 2], "label": row % 3} for row in range(60)]

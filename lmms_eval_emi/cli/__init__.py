@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import difflib
 import io
 import logging
 import os
+import re
 import select
 import sys
 import tempfile
@@ -51,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="The tasks themselves run in lmms-eval: lmms-eval --tasks llavabench_shift_natural --model ...",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for command in (
         *(demo, run, status, recover, score, report, compare, power, audit, judge, agreement, robustness, reproduce),
         *(shift, twins, suites, train_estimator, tasks, prefetch),
@@ -72,17 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model's name may have letters that the terminal lacks
     parser = build_parser()
+    _complete(parser)
+    commands = _commands(parser)
+    _refuse_unknown(commands, sys.argv[1:] if argv is None else list(argv))
     args, others = parser.parse_known_args(argv)
     if others and not getattr(args, "takes_others", False):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+        _refuse(commands[args.command], others)
     args.others = others
+    if args.command is None:
+        args.run = lambda _: print(overview(parser)) or 0
     try:
         load_settings()  # whatever the command, a mistyped variable is an error
         status = args.run(args)
         sys.stdout.flush()  # while a pipe that nobody reads can still be told
         return status
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return 130
     except BrokenPipeError as error:
         if not _stdout_is_closed():  # the pipe of something else
@@ -101,6 +108,51 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands by name."""
+    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
+def overview(parser: argparse.ArgumentParser) -> str:
+    """All commands, each with what it does and one example."""
+    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    lines = [str(parser.description), "", f"usage: {parser.prog} COMMAND ...   ({parser.prog} COMMAND --help)", ""]
+    for choice in found._choices_actions:
+        lines += [f"{choice.dest:17}{choice.help}", f"{'':17}  {found.choices[choice.dest].get_default('example')}"]
+    return "\n".join([*lines, "", str(parser.epilog)])
+
+
+def _refuse_unknown(commands: dict[str, argparse.ArgumentParser], argv: Sequence[str]) -> None:
+    """Refuse options that a command does not have before anything else is said of its command line."""
+    command = commands.get(argv[0]) if argv else None
+    if command is None or command.get_default("takes_others"):
+        return
+    names = [one.partition("=")[0] for one in argv[1 : argv.index("--") if "--" in argv else None]]
+    known = command._option_string_actions
+    unknown = [one for one in names if re.match(r"--\w", one) and not any(name.startswith(one) for name in known)]
+    if unknown:
+        _refuse(command, unknown)
+
+
+def _refuse(command: argparse.ArgumentParser, others: Sequence[str]) -> None:
+    """Say which arguments a command does not have, with its usage and the option that may have been meant."""
+    hints = []
+    for one in others:
+        close = difflib.get_close_matches(one.partition("=")[0], command._option_string_actions, n=1)
+        if one.startswith("-") and close:
+            hints.append(f"Did you mean {close[0]}?")
+    command.error(" ".join([f"unrecognized arguments: {' '.join(others)}.", *hints]))
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks how to complete a command line."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
 
 
 def limit_memory_areas() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmms_eval_emi.cli.options import add_overwrite, add_settings, settings_of
+from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
 
 if TYPE_CHECKING:
     from lmms_eval_emi.core.correlation import Correlation
@@ -16,21 +16,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lmms_eval_emi")
 
-EXAMPLE = """examples:
-  lmms-eval-emi agreement results.json --judged judged.jsonl --output agreement.json
-  lmms-eval-emi agreement results.json --scores accuracy=accuracy.csv --scores human=human.jsonl
-"""
 LABELS = {"emi": "EMI", "emid": "EMID", "index": "index", "cosine": "cosine", "lead": "lead over the cosine"}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "agreement",
+        examples=(
+            "lmms-eval-emi agreement results.json --judged judged.jsonl --output agreement.json",
+            "lmms-eval-emi agreement results.json --scores accuracy=accuracy.csv --scores human=human.jsonl",
+        ),
         help="see how EMI and EMID agree with a judge, accuracy or any other score",
         description="Correlate EMI of splits with another score of them, EMID and the index with what that score loses, and within splits the values of rows with the scores of rows. The cosine of response and reference stands beside EMI, as the baseline that it must beat.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="JSON files of score, with their rows")
     parser.add_argument(

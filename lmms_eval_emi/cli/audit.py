@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import (
+    add_command,
     add_overwrite,
     add_settings,
     add_study_arguments,
@@ -20,8 +21,10 @@ log = logging.getLogger("lmms_eval_emi")
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "audit",
+        examples=("lmms-eval-emi audit --study my_study.yaml --estimator mine.safetensors --estimator dcor",),
         help="see what an estimator notices: EMI of responders whose faults are known",
         description="Make responders from the references of a study (empty, words shuffled, the reference of another image, one word wrong, ...), score them, and say which ones an estimator does not tell from the references. It cannot tell a model that answers like these either.",
     )

@@ -6,13 +6,18 @@ import argparse
 from itertools import combinations
 from pathlib import Path
 
-from lmms_eval_emi.cli.options import add_overwrite, add_settings, settings_of
+from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "compare",
+        examples=(
+            "lmms-eval-emi compare a.json b.json",
+            "lmms-eval-emi compare results/*.json --output differences.json",
+        ),
         help="compare models on the same splits, with paired errors",
         description="Differences of EMI and EMID between the models of some results, with intervals that match their images; which shifts separate them, and which models cannot be told apart.",
     )

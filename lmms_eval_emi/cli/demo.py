@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmms_eval_emi.cli.options import add_command
 from lmms_eval_emi.harness.lmms_eval import compat
 
 if TYPE_CHECKING:
@@ -34,8 +37,13 @@ class DemoError(RuntimeError):
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "demo",
+        examples=(
+            "lmms-eval-emi demo",
+            "lmms-eval-emi demo --output my-demo --processes 2",
+        ),
         help="run a whole study on drawn scenes with a small LLaVA, on any machine, in minutes",
         description=(
             "Run lmms-eval itself, with its llava_hf model class, on a small LLaVA and 90 questions about drawn scenes, as they are and under 11 shifts. "
@@ -66,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
         )
     variables, command = command_of(args.output, args.processes)
     print(shown(variables, command), flush=True)
-    done = subprocess.run(compat.as_module(command), env={**os.environ, **variables})
-    if done.returncode:
-        raise DemoError(f"lmms-eval ended with the exit status {done.returncode}; its own messages are above.")
+    status = _run(compat.as_module(command), {**os.environ, **variables})
+    if status:
+        raise DemoError(f"lmms-eval ended with the exit status {status}; its own messages are above.")
     for path in earlier:  # only now that there are new ones; all files of a run have its time stamp
         for old in path.parent.glob(f"{path.name.removesuffix(f'_emi_{STUDY}.json')}_*"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -79,6 +87,19 @@ def run(args: argparse.Namespace) -> int:
     shutil.copy(reports[-1], output / "report.html")
     print(f"\n{side_by_side(responses[-1])}\n\nreport: {args.output / 'report.html'}")
     return 0
+
+
+def _run(command: list[str], variables: dict[str, str]) -> int:
+    """Run a command; returns its exit status. An interruption ends it without its traceback."""
+    running = subprocess.Popen(command, env=variables, start_new_session=True)
+    try:
+        return running.wait()
+    except BaseException:
+        for number in (signal.SIGTERM, signal.SIGKILL):  # a launcher ends its ranks at the first
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(running.pid, number)
+                running.wait(timeout=10)
+        raise
 
 
 def command_of(output: Path, processes: int) -> tuple[dict[str, str], list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import (
+    add_command,
     add_overwrite,
     add_settings,
     add_study_arguments,
@@ -25,19 +26,19 @@ log = logging.getLogger("lmms_eval_emi")
 
 CONTEXT_COLUMNS = ("caption", "captions", "context")
 CATEGORY_COLUMNS = ("category", "type")
-EXAMPLE = """example:
-  lmms-eval-emi judge --study natural --responses RESPONSES --base-url http://localhost:8000/v1 --judge-model NAME --output judged.jsonl
-"""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "judge",
+        examples=(
+            "lmms-eval-emi judge --study natural --responses out --base-url http://localhost:8000/v1 --judge-model NAME --output judged.jsonl",
+            "lmms-eval-emi judge --study natural --responses out --output judged.jsonl --dry-run",
+        ),
         help="ask a judge model for scores of responses beside their references",
         description="Ask a judge for two scores of 1 to 10, of the reference and of the model's response, as llava-bench does, in both orders. Every verdict is in --output as soon as it is there, and the same command asks only for what is missing. Relative preference and win rate by split go beside it, as *.summary.json.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_study_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="verdicts, as JSON lines")

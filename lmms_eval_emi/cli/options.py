@@ -11,7 +11,53 @@ from typing import Any, get_args
 from lmms_eval_emi.settings import PREFIX, Settings, override_settings
 from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED
 
+EXAMPLES = "examples:"
 METAVARS = {"vision_encoder": "NAME|PATH", "text_encoder": "NAME|PATH", "entropy": "NATS", "batch_size": "N"}
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps the description, keeps the lines of examples, and shows the default of every option that has one."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if EXAMPLES in text:
+            return text
+        return super()._fill_text(text, width, indent)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        shown = action.default not in (None, False, [], (), argparse.SUPPRESS)
+        if text and shown and action.option_strings and "default" not in text:
+            text += " (default: %(default)s)"
+        return text
+
+
+def add_command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    *,
+    help: str,
+    description: str,
+    examples: Sequence[str],
+    epilog: str = "",
+    **keywords: Any,
+) -> argparse.ArgumentParser:
+    """Add a command.
+
+    Args:
+        commands: to add to.
+        name: of the command.
+        help: a line on what it does.
+        description: the same in a few sentences.
+        examples: command lines, the plainest first.
+        epilog: what else to say below the options.
+        keywords: of the parser.
+    """
+    shown = "\n".join([*([epilog, ""] if epilog else []), EXAMPLES, *(f"  {one}" for one in examples)])
+    parser = commands.add_parser(
+        name, help=help, description=description, epilog=shown, formatter_class=HelpFormatter, **keywords
+    )
+    parser.set_defaults(example=examples[0])
+    return parser
 
 
 def add_settings(parser: argparse.ArgumentParser, *names: str, **renamed: str) -> None:

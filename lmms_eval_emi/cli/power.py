@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lmms_eval_emi.cli.options import add_command
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "power",
+        examples=("lmms-eval-emi power results.json --effect 0.005",),
         help="how many images would be needed to find an effect",
         description="From the errors of existing results: the smallest EMID that each shift's images can show today, and how many images (not rows) an effect would need.",
     )

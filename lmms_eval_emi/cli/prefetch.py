@@ -8,13 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lmms_eval_emi.cli.options import add_command
 from lmms_eval_emi.studies.schema import BUILT_IN
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "prefetch",
+        examples=(
+            "lmms-eval-emi prefetch --shift natural",
+            "HF_HUB_OFFLINE=1 lmms-eval-emi prefetch --check",
+        ),
         help="fetch datasets, encoders and estimator before a run without internet",
         description="Fetch datasets, encoders and estimator into the usual caches, load each of them, and say where they are and how large. Exits with 1 if something is missing.",
     )

@@ -6,13 +6,17 @@ import argparse
 import logging
 from pathlib import Path
 
+from lmms_eval_emi.cli.options import add_command
+
 log = logging.getLogger("lmms_eval_emi")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "recover",
+        examples=("lmms-eval-emi recover out",),
         help="make results of what the journal of a run holds, without the model",
         description="Run lmms-eval's scoring on the responses that the journal of a run holds. Neither the model nor the original command is needed. Documents without a response are left out, and the last line says how many.",
     )

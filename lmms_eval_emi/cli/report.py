@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lmms_eval_emi.cli.options import add_overwrite
+from lmms_eval_emi.cli.options import add_command, add_overwrite
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "report",
+        examples=(
+            "lmms-eval-emi report results.json",
+            "lmms-eval-emi report a.json b.json agreement.json --output report.html",
+            "lmms-eval-emi report results.json --format latex",
+        ),
         help="show results as a self-contained page, a table or plots",
         description="Read results of score, audit and agreement, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX) or plots (PNG).",
     )

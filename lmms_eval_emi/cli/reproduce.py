@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lmms_eval_emi.cli.options import add_overwrite, add_settings, settings_of
+from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
 from lmms_eval_emi.studies.schema import BUILT_IN
 
 MODELS = ("llava-v1.5-13b", "llava-v1.6-vicuna-13b")
@@ -13,8 +13,10 @@ MODELS = ("llava-v1.5-13b", "llava-v1.6-vicuna-13b")
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "reproduce",
+        examples=("lmms-eval-emi reproduce --output reproduced.json",),
         help="compute the published results again from the published responses, and compare",
         description="Fetch the published responses, datasets, encoders and estimator, score both families as the paper did, and print how far EMI, EMID, index and r are from the published ones. Exits with 0 where all are within the stated tolerances, and with 1 otherwise.",
     )

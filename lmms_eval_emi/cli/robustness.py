@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmms_eval_emi.cli.options import add_overwrite, add_settings, settings_of
+from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
 
 if TYPE_CHECKING:
     from lmms_eval_emi.robustness.comparison import Consistency, MetricRobustness, ShiftedTask
@@ -16,21 +16,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lmms_eval_emi")
 
-EXAMPLE = """examples:
-  lmms-eval-emi robustness OUT --output robustness.json
-  lmms-eval-emi robustness OUT --task mme --baseline llava-hf__llava-1.5-7b-hf
-  lmms-eval-emi robustness OUT --pair mmstar=mmstar_my_shift --without-consistency
-"""
-
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "robustness",
+        examples=(
+            "lmms-eval-emi robustness OUT --output robustness.json",
+            "lmms-eval-emi robustness OUT --task mme --baseline llava-hf__llava-1.5-7b-hf",
+            "lmms-eval-emi robustness OUT --pair mmstar=mmstar_my_shift --without-consistency",
+        ),
         help="what a task's own metrics lose under its shifts",
         description="Read what lmms-eval --log_samples logged of tasks and of their shifted twins, and compare them by every metric that rows have: the loss with its error, the relative loss (MMI), rows that became wrong and right, a paired test adjusted over the shifts, and how many responses keep their meaning.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="--output_path of lmms-eval --log_samples")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the results as JSON")

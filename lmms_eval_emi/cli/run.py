@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmms_eval_emi.cli.options import add_command
 from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED
 
 GROUPS = {**{name: f"llavabench_shift_{name}" for name in (*BUILT_IN, *BUNDLED)}, "all": "llavabench_shift"}
@@ -17,20 +18,19 @@ class RunError(ValueError):
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "run",
+        examples=(
+            "lmms-eval-emi run --shift natural --model llava_hf --model_args pretrained=llava-hf/llava-1.5-7b-hf --output_path out",
+            "lmms-eval-emi run --tasks mme --model llava_hf --output_path out --dry-run",
+        ),
         help="run lmms-eval so that no response is lost or generated twice",
         description=(
             "Run lmms-eval with its own options, by their own names (lmms-eval --help lists them). Responses are written to a journal below --output_path "
             "block by block, so the same command goes on where an earlier one was stopped, on any number of ranks. It works for every task, and under accelerate launch or torchrun: "
             "accelerate launch --num_processes 8 -m lmms_eval_emi run ..."
         ),
-        epilog=(
-            "examples:\n"
-            "  lmms-eval-emi run --shift natural --model llava_hf --model_args pretrained=llava-hf/llava-1.5-7b-hf --output_path out\n"
-            "  lmms-eval-emi run --tasks mme --model llava_hf --output_path out --dry-run"
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

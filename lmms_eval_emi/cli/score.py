@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import (
+    add_command,
     add_engine,
     add_overwrite,
     add_settings,
@@ -18,6 +21,7 @@ from lmms_eval_emi.cli.options import (
     settings_of,
     studies_of,
 )
+from lmms_eval_emi.settings import PREFIX
 
 if TYPE_CHECKING:
     from lmms_eval_emi.core.embeddings import Embeddings
@@ -30,8 +34,13 @@ log = logging.getLogger("lmms_eval_emi")
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "score",
+        examples=(
+            "lmms-eval-emi score --shift natural --responses out --output results.json",
+            "lmms-eval-emi score --study my_study.yaml --estimator dcor --estimator cosine",
+        ),
         help="score existing responses: EMI, EMID and the shift index",
         description="Read responses (LLaVA-style files, or what lmms-eval --log_samples wrote), compute EMI of every split and EMID and the RJSD index of every shift, print a table and write JSON.",
     )
@@ -86,6 +95,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, write, print."""
+    _complete_demo(args)
     settings = settings_of(args)
     from lmms_eval_emi.files import check_folder_writable, check_output
     from lmms_eval_emi.studies.schema import load_study
@@ -151,7 +161,24 @@ def run(args: argparse.Namespace) -> int:
     for line in dict.fromkeys(line for one in scored for line in fit_to_warnings(one.result)):
         log.warning("%s", line)
     _say_what_is_missing(scored)
+    if args.output and args.output.is_file():
+        print(f"lmms-eval-emi report {shlex.quote(str(args.output))}")
     return 0
+
+
+def _complete_demo(args: argparse.Namespace) -> None:
+    """For the demo's study alone: its own estimator, and the responses that the demo left here."""
+    if studies_of(args) != ["demo"] or args.embeddings:
+        return
+    if not args.estimator and f"{PREFIX}ESTIMATOR" not in os.environ:
+        args.estimator = ["demo"]
+    if not args.responses:
+        found = sorted(Path("emi-demo").glob("*/*_emi_responses/demo"))
+        if not found:
+            raise ValueError(
+                "--study demo: expected the responses of a run. Make one with lmms-eval-emi demo, which leaves them in emi-demo, or give --responses DIR."
+            )
+        args.responses, args.allow_missing = [found[-1]], True
 
 
 def _entries(

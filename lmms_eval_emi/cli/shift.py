@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmms_eval_emi.cli.options import add_engine, opened_engine
+from lmms_eval_emi.cli.options import add_command, add_engine, opened_engine
 
 if TYPE_CHECKING:
     import datasets
@@ -21,8 +21,14 @@ PREVIEW_QUESTION = "What are the people in this picture doing, and what might ha
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "shift",
+        examples=(
+            "lmms-eval-emi shift my_rows.parquet my_suite --visual defocus_blur:1,3,5 --textual keyboard:1,3 --joint",
+            "lmms-eval-emi shift --list",
+            "lmms-eval-emi shift --preview photo.jpg",
+        ),
         help="shift the images and questions of any dataset, and write it as a suite of tasks",
         description=(
             "Shift the images and questions of a dataset. DEST becomes a dataset with one split per shift, its card, a study file for "
@@ -133,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.list:
         return _list()
+    _take_positionals(args)
     visual = [step for specification in args.visual for step in parse_steps("visual", specification)]
     textual = [step for specification in args.textual for step in parse_steps("text", specification)]
     options = default_options(
@@ -143,6 +150,26 @@ def run(args: argparse.Namespace) -> int:
     if not (args.source and args.dest):
         raise ShiftError("shift: expected SOURCE and DEST, or --list, or --preview IMAGE.")
     return _write(args, visual, textual, options)
+
+
+def _take_positionals(args: argparse.Namespace) -> None:
+    """Find SOURCE and DEST where they stand behind --visual or --textual, which take whatever follows them."""
+    import difflib
+
+    from lmms_eval_emi.shifts.operators import operators
+
+    known = [*operators("visual"), *operators("text")]
+    wanted = 2 - sum(one is not None for one in (args.source, args.dest))
+    for given in (args.visual, args.textual):
+        found: list[str] = []
+        while given and len(found) < wanted and given[-1].partition(":")[0] not in known:
+            if difflib.get_close_matches(given[-1].partition(":")[0], known, n=1, cutoff=0.8):
+                break  # a slip of the pen, which is told as one
+            found.insert(0, given.pop())
+        if found and not (args.preview and args.source):
+            places = [*([args.source] if args.source else []), *found, *([str(args.dest)] if args.dest else [])]
+            args.source, args.dest = places[0], Path(places[1]) if len(places) > 1 else None
+            return
 
 
 def _list() -> int:

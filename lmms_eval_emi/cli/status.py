@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lmms_eval_emi.cli.options import add_command
 from lmms_eval_emi.cli.run import states_table
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "status",
+        examples=("lmms-eval-emi status out",),
         help="how far a run of lmms-eval-emi run is",
         description="Read the journal of a run: requests by task, how many are answered and how many are left, whether it is running, and the command that goes on with it.",
     )

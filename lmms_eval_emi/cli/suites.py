@@ -8,26 +8,26 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_emi.cli.options import add_command
+
 if TYPE_CHECKING:
     from lmms_eval_emi.suites import Suite
 
 log = logging.getLogger("lmms_eval_emi")
 
-EXAMPLE = """examples:
-  lmms-eval-emi suites
-  lmms-eval-emi suites pope_corruption
-  lmms-eval-emi suites pope_corruption --output my_tasks
-"""
-
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "suites",
+        examples=(
+            "lmms-eval-emi suites",
+            "lmms-eval-emi suites pope_corruption",
+            "lmms-eval-emi suites pope_corruption --output my_tasks",
+        ),
         help="list the published robustness suites, and write their tasks",
         description="List the suites, say where one is from and what it needs, or write its tasks for lmms-eval --include_path.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="suite to describe, or to write")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write its tasks")

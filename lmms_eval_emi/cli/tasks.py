@@ -5,11 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lmms_eval_emi.cli.options import add_command
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "tasks",
+        examples=(
+            "lmms-eval-emi tasks",
+            "lmms-eval-emi tasks --from-study my_study.yaml --output my_tasks",
+        ),
         help="list the tasks and groups, and print their folder",
         description="List the tasks and groups that lmms-eval finds after installation, and the folder for --include_path, which lmms-eval tasks list needs.",
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import (
+    add_command,
     add_overwrite,
     add_settings,
     add_study_arguments,
@@ -15,22 +17,17 @@ from lmms_eval_emi.cli.options import (
 )
 from lmms_eval_emi.studies.schema import StudyError
 
-
-class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to the help of options that have one and do not say it themselves."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False, []) or "default:" in (action.help or "")
-        return action.help if silent else super()._get_help_string(action)
+log = logging.getLogger("lmms_eval_emi")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "train-estimator",
+        examples=("lmms-eval-emi train-estimator --study my_study.yaml --output mine.safetensors",),
         help="train an estimator of mutual information on your own responses",
         description="Train on the pairs (input, response) and (input, reference) of all splits, and write a safetensors file with its card. For each of --folds sets of images a network is trained that does not see them, and rows of these data are scored by that one. Optimiser and widths are those of Oh et al. (ICML 2025), who trained one network (--folds 1 --held-out 0 --keep last).",
-        formatter_class=_WithDefaults,
     )
     add_study_arguments(parser, several="several are pooled")
     parser.add_argument(
@@ -134,21 +131,28 @@ def run(args: argparse.Namespace) -> int:
         for entry, own in embedded
         for name, split in own.items()
     }
-    estimator = train_estimator(
-        splits,
-        options,
-        name=args.name or args.output.stem,
-        about={
-            "encoders": {
-                "vision": TEXT_ONLY if text_only else instruments.encoders.vision.signature,
-                "text": instruments.encoders.text.signature,
+    try:
+        estimator = train_estimator(
+            splits,
+            options,
+            name=args.name or args.output.stem,
+            about={
+                "encoders": {
+                    "vision": TEXT_ONLY if text_only else instruments.encoders.vision.signature,
+                    "text": instruments.encoders.text.signature,
+                },
+                "study": " + ".join(study.name for study in studies),
+                "models": list(dict.fromkeys(entry.model for entry in entries)),
             },
-            "study": " + ".join(study.name for study in studies),
-            "models": list(dict.fromkeys(entry.model for entry in entries)),
-        },
-        checkpoint=checkpoint,
-        resume=args.resume,
-    )
+            checkpoint=checkpoint,
+            resume=args.resume,
+        )
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            log.warning(
+                "Interrupted. What was trained so far is in %s; the same command with --resume goes on.", checkpoint
+            )
+        raise
     estimator.save(args.output)
     checkpoint.unlink(missing_ok=True)
     card = estimator.card

@@ -6,23 +6,23 @@ import argparse
 import logging
 from pathlib import Path
 
-log = logging.getLogger("lmms_eval_emi")
+from lmms_eval_emi.cli.options import add_command
 
-EXAMPLE = """examples:
-  lmms-eval-emi twins mme pope --visual fog:1,3,5 rotation:3 --textual keyboard:3 --output my_twins
-  lmms-eval --include_path my_twins --tasks mme_robustness --model ... --output_path OUT --log_samples
-  lmms-eval-emi robustness OUT --output robustness.json
-"""
+log = logging.getLogger("lmms_eval_emi")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command and its options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "twins",
+        examples=(
+            "lmms-eval-emi twins mme pope --visual fog:1,3,5 rotation:3 --textual keyboard:3 --output my_twins",
+            "lmms-eval --include_path my_twins --tasks mme_robustness --model ... --output_path OUT --log_samples",
+            "lmms-eval-emi robustness OUT --output robustness.json",
+        ),
         help="write shifted twins of any tasks of lmms-eval",
         description="Write task files of shifted twins of any tasks, groups or tags of lmms-eval, in a folder that is complete: with it as --include_path, the group TASK_robustness runs the clean task and its twins. Rows are shifted as they are read; nothing else is written. Options of a multiple-choice question and closing instructions stay as they are.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("task", nargs="*", metavar="TASK", help="task, group or tag of lmms-eval")
     parser.add_argument(

@@ -15,6 +15,7 @@ from lmms_eval_emi.estimators.registry import (
     check_encoders,
     check_signatures,
     load_estimator,
+    place_of_encoder,
     registered_estimators,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "check_encoders",
     "check_signatures",
     "load_estimator",
+    "place_of_encoder",
     "registered_estimators",
 ]

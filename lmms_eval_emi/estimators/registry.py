@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
+import re
 import warnings
 from functools import lru_cache
 from importlib import resources
@@ -255,6 +256,21 @@ def _is_encoder(expected: str, signature: str) -> bool:
     if fingerprint:
         return fingerprint == other_fingerprint
     return Path(name).name == Path(other_name).name
+
+
+def place_of_encoder(signature: str) -> str | None:
+    """Where an encoder is loaded from whose signature an estimator records: its hub name or folder.
+
+    Returns:
+        ``None`` for a folder that is not on this machine.
+    """
+    name = signature.partition("#")[0]
+    own = Path(str(resources.files("lmms_eval_emi.demo").joinpath("assets"))) / Path(name).name
+    if Path(name).is_dir():
+        return name
+    if own.is_dir():  # of the demo, whose estimator knows them by their last names
+        return str(own)
+    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
 def locate(entry: EstimatorEntry) -> Path:

@@ -57,6 +57,7 @@ def load_instruments(
 
     sources = list(estimators) or [settings.estimator]
     loaded = [attempt(lambda source=source: load_estimator(source)) for source in sources]  # type: ignore[misc]
+    settings = _with_encoders_of(settings, [one for one in loaded if one is not None])
     where = device or settings.device
     if attempt(lambda: resolve_device(settings.device)) is None:
         where = "cpu"
@@ -87,6 +88,20 @@ def load_instruments(
         if not problems:
             return Instruments(encoders, tuple(estimator for estimator in loaded if estimator is not None))
     raise PreflightError("\n\n".join(dict.fromkeys(problems)))
+
+
+def _with_encoders_of(settings: Settings, estimators: Sequence[Estimator]) -> Settings:
+    """The settings with the encoders that the estimators were trained with, where nobody chose others."""
+    from lmms_eval_emi.estimators import TEXT_ONLY, place_of_encoder
+
+    chosen = {}
+    for name in ("vision_encoder", "text_encoder"):
+        known = {str(getattr(one, name)) for one in estimators if getattr(one, name) not in (None, "", TEXT_ONLY)}
+        if name not in settings.model_fields_set and len(known) == 1:
+            place = place_of_encoder(known.pop())
+            if place is not None:
+                chosen[name] = place
+    return settings.model_copy(update=chosen) if chosen else settings
 
 
 def load_estimators(settings: Settings, estimators: Sequence[str] = (), encoders: str | None = None) -> list[Estimator]:

@@ -12,6 +12,7 @@ from lmms_eval_emi.studies.schema import SHIFT_MODALITIES
 
 DIGITS = ".4g"
 NOTHING = "-"
+FEW_ROWS = 30  # of a split; fewer say little
 MARK = "*"  # behind an EMID that differs from 0
 UNFIT = "?"  # behind an EMI that the estimator is not fit for
 
@@ -169,6 +170,8 @@ def _summary_row(result: StudyResult, modality: str | None = None) -> list[objec
     r = NOTHING if summary.pearson_r is None else f"{summary.pearson_r:{DIGITS}}"
     if correlation and correlation.ci95:
         r += f" [{correlation.ci95[0]:.2f}, {correlation.ci95[1]:.2f}]"
+    elif r != NOTHING:
+        r = f"{summary.pearson_r:.1f} (of too few shifts or images to say)"
     return [
         summary.n_shifts,
         NOTHING if summary.mean_emi is None else f"{summary.mean_emi:{DIGITS}}",
@@ -193,6 +196,9 @@ def summary_to_table(result: StudyResult) -> str:
         *([f"Means are over shifts: {result.study.means}."] if result.study.means else []),
         differ_to_line(result),
     ]
+    few = few_rows_to_line(result)
+    if few:
+        lines.append(few)
     within = result.correlations_within()
     if within:
         listed = "; ".join(f"{kind} {one.value:.2f} ({count} shifts)" for kind, (count, one) in within.items())
@@ -201,6 +207,15 @@ def summary_to_table(result: StudyResult) -> str:
     if operators:
         lines.append(f"r over operators drawn with replacement: [{operators[0]:.2f}, {operators[1]:.2f}]")
     return "\n".join(lines)
+
+
+def few_rows_to_line(result: StudyResult) -> str | None:
+    """What to say where splits have fewer rows than a score can be read from."""
+    few = {name: one.emi.n for name, one in result.splits.items() if one.emi.n < FEW_ROWS}
+    if not few:
+        return None
+    name = min(few, key=lambda one: few[one])
+    return f"{len(few)} of {len(result.splits)} splits have fewer than {FEW_ROWS} rows, such as {name} with {few[name]}: their scores, and any correlation of them, say little."
 
 
 def notes_to_lines(result: StudyResult) -> list[str]:

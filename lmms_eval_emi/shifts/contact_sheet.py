@@ -67,13 +67,13 @@ def contact_sheet(
     if text.strip() and (textual or image is None):
         blocks.append(_text_row("as it is", [("", text, text)]))
         for name, steps in _by_operator(textual).items():
-            lines = []
+            lines: list[tuple[str, str | None, str]] = []
             for step in steps:
                 try:
                     shifted = shift_text(text, name, step.level, seed=seed, row_id=row_id, options=options)
+                    lines.append((str(step.level or ""), text, shifted))
                 except (Refused, ShiftError) as reason:
-                    shifted = f"({str(reason).splitlines()[0]})"
-                lines.append((str(step.level or ""), text, shifted))
+                    lines.append((str(step.level or ""), None, str(reason).splitlines()[0]))
             if len({line[2] for line in lines}) == 1:
                 lines = [("", *lines[0][1:])]
             blocks.append(_text_row(name, lines, group=steps[0].operator.group))
@@ -122,21 +122,22 @@ def _row(name: str, cells: Sequence[Image.Image | str], levels: Sequence[str] = 
     return block
 
 
-def _text_row(name: str, lines: Sequence[tuple[str, str, str]], group: str = "") -> Image.Image:
+def _text_row(name: str, lines: Sequence[tuple[str, str | None, str]], group: str = "") -> Image.Image:
+    """Lines of level, text before and text after, which is marked where it differs; without a text before it is a note."""
     font = _font(15)
     room = WIDTH - 2 * MARGIN - LABEL - 30
-    set_lines: list[tuple[str, list[tuple[str, bool]]]] = []
+    set_lines: list[tuple[str, list[tuple[str, bool]], str]] = []
     for level, before, after in lines:
-        for number, part in enumerate(_set(before, after[:600], font, room)):
-            set_lines.append((level if number == 0 else "", part))
+        for number, part in enumerate(_set(after if before is None else before, after[:600], font, room)):
+            set_lines.append((level if number == 0 else "", part, FAINT if before is None else INK))
     block = Image.new("RGB", (WIDTH, max(60, 24 + 24 * len(set_lines))), PAPER)
     draw = ImageDraw.Draw(block)
     _label(draw, name, group)
-    for number, (level, parts) in enumerate(set_lines):
+    for number, (level, parts, ink) in enumerate(set_lines):
         top, left = 12 + 24 * number, float(MARGIN + LABEL + 30)
         draw.text((left - 30, top + 2), level, font=_font(12), fill=FAINT)
         for word, changed in parts:
-            draw.text((left, top), word, font=font, fill=CHANGED if changed else INK)
+            draw.text((left, top), word, font=font, fill=CHANGED if changed else ink)
             left += draw.textlength(word, font=font)
     return block
 

@@ -93,6 +93,35 @@ def with_our_tasks(build_index: Callable) -> Callable:
     return initialize_tasks
 
 
+def check_before_the_model() -> None:
+    """Let a run that asks for our tasks be checked before its model is loaded, which may take minutes.
+
+    Relies on: the command line calls ``TaskManager.match_tasks`` before ``simple_evaluate``, which loads the model before
+    any task; the local ``args`` of its caller is the command line's namespace; ``task_index`` has the file of each name.
+    """
+    from lmms_eval.tasks import TaskManager
+
+    match = TaskManager.match_tasks
+    if hasattr(match, "adds_lmms_eval_emi"):
+        return
+
+    @functools.wraps(match)
+    def checked(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        names = match(manager, *args, **kwargs)
+        paths = [str(manager.task_index.get(name, {}).get("yaml_path", "")) for name in names]
+        ours = [path for path in paths if path.startswith(str(tasks_folder()))]
+        caller = inspect.currentframe()
+        given = caller.f_back.f_locals.get("args") if caller and caller.f_back else None
+        if ours and given is not None:
+            importlib.import_module("lmms_eval_emi.harness.lmms_eval.early").check(
+                ours, str(getattr(given, "model", ""))
+            )
+        return names
+
+    checked.adds_lmms_eval_emi = True  # type: ignore[attr-defined]
+    TaskManager.match_tasks = checked
+
+
 def share_datasets() -> None:
     """Let our tasks, most of which are splits of one dataset, load it once and not once each with all of its splits.
 

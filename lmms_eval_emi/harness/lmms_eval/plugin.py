@@ -25,6 +25,7 @@ def register() -> list[Any]:
     try:
         compat.add_tasks_to_index()
         compat.share_datasets()
+        compat.check_before_the_model()
         compat.add_group_hook()
         atexit.register(compat.exit_status_of_missing_scores)
     except Exception as error:

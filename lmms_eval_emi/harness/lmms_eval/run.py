@@ -23,11 +23,10 @@ from loguru import logger
 
 from lmms_eval_emi.files import encodable
 from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.early import RunStopped, check_environment
 from lmms_eval_emi.harness.lmms_eval.parts import Parts
 from lmms_eval_emi.images import ImageError, encoded_image
 from lmms_eval_emi.rows import check_columns, image_roots, stale_cache
-from lmms_eval_emi.scoring.preflight import PreflightError, preflight
-from lmms_eval_emi.settings import SettingsError, load_settings
 from lmms_eval_emi.studies.schema import Study, StudyError
 
 if TYPE_CHECKING:
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
     from lmms_eval_emi.scoring.results import SplitScores, StudyResult
 
 MOST_RUNS = 16  # that are remembered; a server may do any number
-
-
-class RunStopped(SystemExit):
-    """What a run needs is missing. It ends the process: lmms-eval retries and swallows other errors."""
 
 
 class Item(dict):
@@ -137,7 +132,7 @@ class Run:
             RunStopped: something is missing, or the rows are those of other files.
         """
         if not self.tasks:
-            _check_environment()
+            check_environment()
         other = next((task.study for task in self.tasks.values() if task.study.name == study.name), study)
         if other.source != study.source:
             raise RunStopped(
@@ -306,23 +301,6 @@ def _free(name: str, taken: set[str]) -> str:
         number += 1
         candidate = f"{name}_{number}"
     return candidate
-
-
-def _check_environment() -> None:
-    """Rank 0 computes all scores, so it checks what they need; every rank checks the settings."""
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        raise RunStopped(f"lmms_eval_emi: {error}") from error
-    if not settings.preflight or not compat.is_main_process():
-        return
-    try:
-        preflight(settings)
-    except PreflightError as error:
-        raise RunStopped(
-            f"lmms_eval_emi: this run could not be scored, so it is stopped before anything is generated.\n\n{error}"
-            "\n\nTo generate now and score later: LMMS_EVAL_EMI_PREFLIGHT=0"
-        ) from error
 
 
 def _check_rows(study: Study, split: str, dataset: datasets.Dataset) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"
 TASKS, STUDY = "llavabench_shift_demo", "demo"
 UNTRAINED = ("hsic", "dcor", "cosine")  # estimators that are shown beside the demo's own
+NAME = "a small LLaVA"  # on the demo's page, where its folder's name would say nothing
 SHUFFLED = "clean_shuffled"
 CONTROLS = {"fresh": "control: fresh clean scenes", SHUFFLED: "control: clean, responses shuffled"}
 NEEDED = {"decord": "which lmms-eval's llava_hf imports"}
@@ -84,9 +85,37 @@ def run(args: argparse.Namespace) -> int:
     responses = sorted(output.glob(f"*/*_emi_responses/{STUDY}"))
     if not reports or not responses:
         raise DemoError(f"lmms-eval wrote no report below {args.output}; its own messages are above.")
-    shutil.copy(reports[-1], output / "report.html")
-    print(f"\n{side_by_side(responses[-1])}\n\nreport: {args.output / 'report.html'}")
+    shown_beside = side_by_side(responses[-1])
+    newest = sorted(output.glob(f"*/*_emi_{STUDY}.json"))[-1]
+    write_page(newest, responses[-1], output)
+    print(f"\n{shown_beside}\n\nreport: {args.output / 'report.html'}")
     return 0
+
+
+def write_page(results: Path, responses: Path, output: Path) -> None:
+    """Write the report of a run with its accuracy beside EMI, as ``report.html`` and ``agreement.json``.
+
+    Args:
+        results: of the run.
+        responses: the folder of its response files.
+        output: folder to write to.
+    """
+    from lmms_eval_emi.files import to_json, write_atomically
+    from lmms_eval_emi.report.page import write_report
+    from lmms_eval_emi.report.reading import read_findings, read_results
+    from lmms_eval_emi.scoring.agreement import OutsideScores, agree, read_results_to_compare
+
+    rows = {
+        name: {str(key[0]): (float(right), 1.0) for key, right in own.items()}
+        for name, own in right_rows(collect_with_controls(responses)).items()
+    }
+    named = [replace(one, model=NAME) for one in read_results_to_compare(results)]
+    found = [agree(one, OutsideScores("accuracy", rows)) for one in named]
+    content = {"format_version": 1, "kind": "agreement", "agreements": [one.to_dict() for one in found]}
+    write_atomically(output / "agreement.json", to_json(content))
+    findings, others = read_findings([results, output / "agreement.json"])
+    shown = [replace(one, model=NAME, label=NAME) for one in read_results(others)]
+    write_report(shown, output / "report.html", findings=findings)
 
 
 def _run(command: list[str], variables: dict[str, str]) -> int:
@@ -197,6 +226,11 @@ def collect_with_controls(responses: Path) -> StudySamples:
 
 def accuracy_of(entry: StudySamples) -> dict[str, float]:
     """Share of rows that name every object asked about, by split of :func:`collect_with_controls`."""
+    return {name: sum(own.values()) / max(1, len(own)) for name, own in right_rows(entry).items()}
+
+
+def right_rows(entry: StudySamples) -> dict[str, dict[tuple[str, str], bool]]:
+    """Whether each row names every object asked about, by split and the row's key."""
     from lmms_eval_emi.rows import load_splits
     from lmms_eval_emi.studies.schema import load_study
 
@@ -206,11 +240,10 @@ def accuracy_of(entry: StudySamples) -> dict[str, float]:
         for name in (study.id_split, *study.controls())
         for row in load_splits(study, [name])[name].remove_columns("image")
     }
-    shares = {}
-    for name, rows in entry.samples.items():
-        right = [all(thing in row.response for thing in asked[row.key]) for row in rows]
-        shares[name] = sum(right) / max(1, len(right))
-    return shares
+    return {
+        name: {row.key: all(thing in row.response for thing in asked[row.key]) for row in rows}
+        for name, rows in entry.samples.items()
+    }
 
 
 def score_demo(entry: StudySamples, encoders: Path, estimators: Sequence[str]) -> list[StudyResult]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command, add_overwrite
@@ -49,6 +50,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, write."""
     from lmms_eval_emi.files import check_output
+    from lmms_eval_emi.report.finding import comparability_lines
     from lmms_eval_emi.report.page import to_text, write_report
     from lmms_eval_emi.report.reading import ReportError, read_findings, read_results
 
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or Path("report.html" if args.format == "html" else "report")
     if args.format != "png":
         check_output(output, args.results, overwrite=args.overwrite, example="report.html")
+    for line in comparability_lines(results):
+        print(line, file=sys.stderr)
     written = write_report(results, output, format=args.format, compare=not args.no_published, findings=findings)
     for path in written:
         print(path)

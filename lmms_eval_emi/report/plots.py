@@ -168,11 +168,11 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
     """The four roots that add up to the scaled index of every shift, stacked."""
     whole = [split for split in result.shifts if split.jsds.keys() >= set(JSDS)]
     kept, part = _most_lost(whole)
-    shifts = sorted(kept, key=lambda split: sum(_root(split, key) for key in JSDS))
+    shifts = sorted(kept, key=lambda split: sum(root_of(split, key) for key in JSDS))
     ax = _axes(ax, 7.2, 1.4 + 0.24 * len(shifts))
     left = np.zeros(len(shifts))
     for key, (label, colour, hatch) in PARTS.items():
-        width = np.array([_root(split, key) for split in shifts])
+        width = np.array([root_of(split, key) for split in shifts])
         ax.barh(
             [_text(split.name) for split in shifts],
             width,
@@ -197,7 +197,7 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _root(split: ReportedSplit, key: str) -> float:
+def root_of(split: ReportedSplit, key: str) -> float:
     """The part of the index that a divergence is; one below 0, as the published convention may give, is none."""
     return max(0.0, split.jsds[key]) ** EXPONENTS[key]
 

@@ -62,6 +62,7 @@ class ReportedSplit:
     emid_p_adjusted: float | None = None
     verdict: str | None = None
     images: int | None = None
+    floors: dict[str, float] = field(default_factory=dict)
 
     @property
     def differs(self) -> bool:
@@ -92,6 +93,10 @@ class ReportedResult:
         lost_rows: the rows of every shift that lost most, where the source has them.
         estimator: name and hash, where the source has them.
         title: of the study, where the source has it.
+        settings: what scores must have in common to be compared, by name.
+        fitness: whether the estimator is fit for the data.
+        far_splits: those that are far from its training data.
+        published: whether these are the scores of the paper.
     """
 
     label: str
@@ -105,6 +110,10 @@ class ReportedResult:
     lost_rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     estimator: str = ""
     title: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    fitness: str = ""
+    far_splits: tuple[str, ...] = ()
+    published: bool = False
 
     @property
     def shifts(self) -> list[ReportedSplit]:
@@ -268,6 +277,7 @@ def _from_entry(entry: StoredEntry, rows: Mapping[str, Any], source: str) -> Rep
             emid_ci95=(scores.emid_ci95[0], scores.emid_ci95[1]) if scores.emid_ci95 else None,
             verdict=scores.verdict,
             images=scores.images,
+            floors={key: value for key in JSDS if (value := getattr(scores, f"{key}_floor")) is not None},
         )
         for name, scores in entry.splits.items()
     }
@@ -294,19 +304,22 @@ def _from_entry(entry: StoredEntry, rows: Mapping[str, Any], source: str) -> Rep
         lost,
         estimator,
         entry.title,
+        {**{str(key): str(value) for key, value in entry.settings.items()}, "unit": entry.unit},
+        fit.verdict,
+        tuple(fit.far_splits),
     )
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row that lost, with texts that are texts and a picture that is part of the page, or none."""
     texts = {key: str(row.get(key, "")) for key in ("id", "question", "response", "reference")}
-    image = row.get("image")
-    loss = row.get("loss")
-    return {
-        **texts,
-        "loss": float(loss) if isinstance(loss, int | float) and abs(loss) < 1e300 else None,
-        "image": image if isinstance(image, str) and PICTURE.fullmatch(image) else "",
+    numbers = {
+        key: float(row[key]) if isinstance(row.get(key), int | float) and abs(row[key]) < 1e300 else None
+        for key in ("loss", "value")
     }
+    image, clean = row.get("image"), row.get("clean")
+    found = {**texts, **numbers, "image": image if isinstance(image, str) and PICTURE.fullmatch(image) else ""}
+    return {**found, "clean": _row(clean) if isinstance(clean, dict) else None}
 
 
 def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:
@@ -351,7 +364,26 @@ def _from_scores(
             splits[name] = ReportedSplit(
                 name, split.modality, split.shifts, own["emi"], own.get("emid"), own.get("emid_bound")
             )
-    return ReportedResult(label, study, model, catalogue.id_split, splits, signature, source)
+    settings = {
+        "encoders": "openai/clip-vit-base-patch32+xlm-roberta-base",
+        "estimator": "club-global",
+        "convention": "published",
+        "kind": "scaled",
+        "unit": "nats",
+    }
+    published = label.endswith("(published)")
+    return ReportedResult(
+        label,
+        study,
+        model,
+        catalogue.id_split,
+        splits,
+        signature,
+        source,
+        title=catalogue.title,
+        settings=settings if published else {},
+        published=published,
+    )
 
 
 def _known_shifts(study: str, split: str) -> tuple[Shift, ...]:

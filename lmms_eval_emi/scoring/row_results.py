@@ -35,7 +35,7 @@ from lmms_eval_emi.scoring.pipeline import Scored
 from lmms_eval_emi.scoring.results import FORMAT_VERSION, SplitScores, StudyResult
 
 log = logging.getLogger("lmms_eval_emi")
-MOST = 3
+MOST = 5  # rows of a shift that are shown
 THUMBNAIL = 150
 
 
@@ -176,36 +176,41 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
     """For every shift its rows that lost most.
 
     A row's loss is its twin's value in the ID split, the row of the same id and reference, less its own;
-    where it has no twin, EMI of the ID split stands in.
+    where it has no twin, EMI of the ID split stands in. The twin stands beside it under ``clean``.
     """
     id_scores = result.splits.get(result.study.id_split)
     if id_scores is None or result.study.id_split not in samples:
         return {}
-    twins = {row.key: value for row, value in zip(samples[result.study.id_split], row_values(id_scores), strict=True)}
+    id_rows = samples[result.study.id_split]
+    twins = {row.key: value for row, value in zip(id_rows, row_values(id_scores), strict=True)}
+    clean = {row.key: row for row in id_rows}
     lost: dict[str, list[dict[str, Any]]] = {}
-    chosen: dict[str, list[tuple[Sample, float]]] = {}
+    chosen: dict[str, list[tuple[Sample, float, float]]] = {}
     for name in (*result.study.shifts(), *result.study.controls(), *result.study.variants()):
         scores = result.splits.get(name)
         if scores is None or name not in samples:
             continue
+        values = row_values(scores)
         losses = [
-            twins.get(row.key, id_scores.emi.value) - value
-            for row, value in zip(samples[name], row_values(scores), strict=True)
+            twins.get(row.key, id_scores.emi.value) - value for row, value in zip(samples[name], values, strict=True)
         ]
         worst = sorted(range(len(losses)), key=lambda row: -losses[row])[:MOST]
-        chosen[name] = [(samples[name][row], losses[row]) for row in worst]
-    thumbnails = _thumbnails([row for own in chosen.values() for row, _ in own])
+        chosen[name] = [(samples[name][row], losses[row], values[row]) for row in worst]
+    shown = [row for own in chosen.values() for row, _, _ in own]
+    thumbnails = _thumbnails([*shown, *(clean[row.key] for row in shown if row.key in clean)])
+
+    def described(row: Sample, value: float | None) -> dict[str, Any]:
+        texts = {"id": str(row.id), "question": row.question, "response": row.response, "reference": row.reference}
+        return {**texts, "image": thumbnails[_image_key(row)], "value": value}
+
     for name, own in chosen.items():
         lost[name] = [
             {
-                "id": str(row.id),
+                **described(row, value),
                 "loss": loss,
-                "question": row.question,
-                "response": row.response,
-                "reference": row.reference,
-                "image": thumbnails[_image_key(row)],
+                **({"clean": described(clean[row.key], twins[row.key])} if row.key in clean else {}),
             }
-            for row, loss in own
+            for row, loss, value in own
         ]
     return lost
 

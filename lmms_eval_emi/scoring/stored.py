@@ -52,6 +52,10 @@ class StoredSplit(_Plain):
     jsd_t: float | None = None
     jsd_id_response: float | None = None
     jsd_ood_response: float | None = None
+    jsd_v_floor: float | None = None
+    jsd_t_floor: float | None = None
+    jsd_id_response_floor: float | None = None
+    jsd_ood_response_floor: float | None = None
 
 
 class StoredFit(_Plain):

@@ -154,7 +154,8 @@ def test_a_file_that_is_no_study(tmp_path, change, message):
 
 def test_neither_a_name_nor_a_study_file(tmp_path):
     with pytest.raises(
-        StudyError, match="expected 'natural', 'synthetic', 'demo' or the path of a study file, got 'unnatural'"
+        StudyError,
+        match="expected 'natural', 'synthetic', 'demo', a suite .* or the path of a study file, got 'unnatural'",
     ):
         load_study("unnatural")
     (tmp_path / "broken.yaml").write_text("a: [")

@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -238,6 +238,39 @@ def task_names() -> frozenset[str]:
         return frozenset(TaskManager().all_tasks)
     finally:
         harness_logger.enable("lmms_eval")
+
+
+def task_index(include_path: Path | None = None) -> dict[str, dict[str, Any]]:
+    """What lmms-eval knows of every task, group and tag, ours included, by name.
+
+    Relies on: ``TaskManager.task_index`` has ``type``, ``yaml_path``, and for tags the members under ``task``.
+    """
+    from lmms_eval.tasks import TaskManager
+    from loguru import logger as harness_logger
+
+    add_tasks_to_index()
+    harness_logger.disable("lmms_eval")  # it tells of every file that is not a task
+    try:
+        return TaskManager(include_path=str(include_path) if include_path else None).task_index
+    finally:
+        harness_logger.enable("lmms_eval")
+
+
+def task_config(path: Path, *, functions: bool) -> Mapping[str, Any]:
+    """The fields of a task file and of those that it includes, with their functions loaded or left out.
+
+    Relies on: ``utils.load_yaml_config(path, mode)`` follows ``include``, and resolves functions beside each file.
+    """
+    from lmms_eval.utils import load_yaml_config
+
+    return load_yaml_config(str(path)) if functions else load_yaml_config(str(path), mode="simple")
+
+
+def fill_template(template: str, row: Mapping[str, Any]) -> str:
+    """A prompt's template filled in. Relies on: ``utils.apply_template(template, row)``."""
+    from lmms_eval.utils import apply_template
+
+    return str(apply_template(template, dict(row)))
 
 
 def broken_entry_points() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmms_eval_emi.harness.lmms_eval.compat import add_tasks_to_index, tasks_folder
+from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.shifts import twins
 from lmms_eval_emi.shifts.operators import ShiftError
 from lmms_eval_emi.studies.columns import find_image_columns, holds_text
@@ -51,7 +50,7 @@ class TaskFile:
     @property
     def plain(self) -> Mapping[str, Any]:
         """Its fields and those that it includes, with none of their functions loaded."""
-        return _config(self.path, "simple")
+        return _config(self.path, False)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -61,7 +60,7 @@ class TaskFile:
             TaskError: the task itself cannot be loaded.
         """
         try:
-            return _config(self.path, "full")
+            return _config(self.path, True)
         except Exception as error:  # its modules may raise anything
             raise TaskError(
                 f"{self.name}: the task itself cannot be loaded: {type(error).__name__}: {error}"
@@ -75,33 +74,20 @@ class TaskFile:
 
 
 @lru_cache(maxsize=256)
-def _config(path: Path, mode: str) -> Mapping[str, Any]:
-    """Relies on: ``lmms_eval.utils.load_yaml_config(path, mode)`` follows ``include``, and resolves functions beside each file."""
-    from lmms_eval.utils import load_yaml_config
-
-    return load_yaml_config(str(path), mode=mode) if mode == "simple" else load_yaml_config(str(path))
+def _config(path: Path, functions: bool) -> Mapping[str, Any]:
+    return compat.task_config(path, functions=functions)
 
 
 def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str, list[TaskFile]]:
     """The tasks of some tasks, groups and tags, by the name that was asked for.
-
-    Relies on: ``TaskManager.task_index`` has by name the type, the file and, for tags, the members.
 
     Raises:
         TaskError: one is unknown, names a task that is not there, or is made by Python alone.
     """
     import difflib
 
-    from lmms_eval.tasks import TaskManager
-    from loguru import logger as harness_logger
-
-    add_tasks_to_index()  # ours, whose names deserve an answer too
-    harness_logger.disable("lmms_eval")  # it tells of every file that is not a task
-    try:
-        index = TaskManager(include_path=str(include_path) if include_path else None).task_index
-    finally:
-        harness_logger.enable("lmms_eval")
-    ours = str(tasks_folder())
+    index = compat.task_index(include_path)
+    ours = str(compat.tasks_folder())
 
     def leaves(name: str, seen: tuple[str, ...]) -> dict[str, TaskFile]:
         if name not in index:
@@ -121,7 +107,7 @@ def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str,
             return {name: TaskFile(name, Path(path).resolve(), own)}
         members = entry["task"]
         if members == -1:
-            members = _config(Path(path), "simple")["task"]
+            members = _config(Path(path), False)["task"]
         return walk(members, (*seen, name))
 
     def walk(members: Any, seen: tuple[str, ...]) -> dict[str, TaskFile]:
@@ -227,9 +213,7 @@ def prompt_of(task: TaskFile, row: Mapping[str, Any]) -> str:
             return str(ask(dict(row), kwargs) if kwargs is not None else ask(dict(row)))
         if isinstance(ask, str) and ask in row:
             return str(row[ask])
-        from lmms_eval.utils import apply_template
-
-        return str(apply_template(str(ask), dict(row)))
+        return compat.fill_template(str(ask), row)
     except Exception as error:  # a task's own code may raise anything
         raise TaskError(f"{task.name}: its prompt cannot be made: {type(error).__name__}: {error}") from error
 
@@ -257,8 +241,3 @@ def load_rows(task: TaskFile) -> datasets.Dataset:
         ) from error
     own = task.config.get("process_docs")
     return own(rows) if own else rows
-
-
-def is_nothing(value: object) -> bool:
-    """Whether a cell is empty, as pandas and datasets write that."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))

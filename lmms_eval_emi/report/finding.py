@@ -1,0 +1,189 @@
+"""What was found, in sentences made from results, and which results may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lmms_eval_emi.report.reading import ReportedResult, ReportedSplit
+
+MOST_NAMED = 3
+COMPARED = {
+    "encoders": "the encoders differ",
+    "estimator": "the estimator differs",
+    "convention": "the convention of the RJSD differs",
+    "kind": "the kind of index differs",
+    "unit": "the unit of EMI differs",
+}
+
+
+def short_name(model: str, most: int = 60) -> str:
+    """A model's name as people say it: the last part of a path or hub name."""
+    parts = [part for part in model.replace("__", "/").replace("\\", "/").split("/") if part.strip()]
+    name = parts[-1] if parts else model
+    return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
+def short_splits(names: Sequence[str]) -> dict[str, str]:
+    """Names of splits without the words, up to underscores, that all of them begin with."""
+    words = {name: name.split("_") for name in names}
+    shared = 0
+    if len(words) > 1:
+        first = next(iter(words.values()))
+        while all(len(own) > shared + 1 and own[shared] == first[shared] for own in words.values()):
+            shared += 1
+    return {name: "_".join(own[shared:]) for name, own in words.items()}
+
+
+def decimals_of(results: Sequence[ReportedResult]) -> int:
+    """Decimals that show the scores of some results: four for published scores, two for large ones."""
+    largest = [
+        max((abs(split.emid) for split in result.shifts if split.emid is not None), default=1.0) for result in results
+    ]
+    smallest = min(largest, default=1.0)
+    return 4 if smallest < 0.1 else 3 if smallest < 2 else 2
+
+
+def numeral(value: float | None, decimals: int) -> str:
+    """A number with a true minus sign; a dash for none."""
+    return "–" if value is None else f"{value:.{decimals}f}".replace("-", "−")
+
+
+def in_words(split: ReportedSplit) -> str:
+    """A shift as people say it: "defocus blur 5 + keyboard 7"."""
+    return " + ".join(str(shift).replace("_", " ") for shift in split.shifts) or split.name
+
+
+def findings_of(result: ReportedResult) -> list[str]:
+    """What was found of one model, the most important first."""
+    model, decimals = short_name(result.model), decimals_of([result])
+    shifts = sorted(result.shifts, key=lambda split: -(split.emid or 0.0))
+    if not shifts:
+        return [f"No shift of {model} was scored, so there is nothing to compare."]
+
+    def cost(split: ReportedSplit) -> str:
+        interval = ""
+        if split.emid_ci95:
+            interval = f" [{numeral(split.emid_ci95[0], decimals)}, {numeral(split.emid_ci95[1], decimals)}]"
+        return f"EMID {numeral(split.emid, decimals)}{interval}"
+
+    lost = [split for split in shifts if split.verdict == "lost"]
+    gained = [split for split in reversed(shifts) if split.verdict == "gained"]
+    lines = []
+    if lost:
+        lines.append(f"{_capital(in_words(lost[0]))} costs {model} most: {cost(lost[0])}.")
+        others = [f"{in_words(split)} ({numeral(split.emid, decimals)})" for split in lost[1 : 1 + MOST_NAMED]]
+        if others:
+            lines.append(f"Then {'come' if len(others) > 1 else 'comes'} {_listed(others)}.")
+        lines.append(f"{len(lost)} of {len(shifts)} shifts cost it something beyond noise.")
+    elif any(split.verdict for split in shifts):
+        lines.append(
+            f"No shift costs {model} anything beyond noise; the largest is {in_words(shifts[0])}, {cost(shifts[0])}."
+        )
+    else:
+        lines.append(
+            f"The largest EMID of {model} is that of {in_words(shifts[0])}, {cost(shifts[0])}; there are too few images, or no errors, to tell it from noise."
+        )
+    if gained:
+        lines.append(f"{model} gains under {in_words(gained[0])}: {cost(gained[0])}.")
+    lines += _within_noise(result)
+    counts = {name: sum(split.verdict == name for split in shifts) for name in ("held", "undecided")}
+    parts = [
+        f"{count} {'held within the margin' if name == 'held' else name}" for name, count in counts.items() if count
+    ]
+    if parts:
+        lines.append(f"Of the {'others' if lost or gained else 'shifts'}: {_listed(parts)}.")
+    return lines
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _within_noise(result: ReportedResult) -> list[str]:
+    """Operators whose lower levels are told from nothing while a higher one is lost: "fog up to 3 is within noise"."""
+    series: dict[str, list[tuple[int, bool]]] = {}
+    for split in result.shifts:
+        if len(split.shifts) == 1 and split.shifts[0].severity is not None and split.verdict:
+            series.setdefault(split.shifts[0].name, []).append((split.shifts[0].severity, split.differs))
+    found = []
+    for name, own in series.items():
+        levels = sorted(own)
+        quiet = [level for level, differs in levels if not differs]
+        loud = [level for level, differs in levels if differs]
+        if quiet and loud and max(quiet) < min(loud):
+            found.append(f"{name.replace('_', ' ')} up to level {max(quiet)}")
+    return [f"Within noise: {_listed(found[:MOST_NAMED])}."] if found else []
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def differences(first: ReportedResult, second: ReportedResult) -> list[str]:
+    """Why two results cannot be compared, a clause each; nothing if they can."""
+    if first.study != second.study:
+        return [f"the study differs ({first.study} and {second.study})"]
+    found = []
+    for key, clause in COMPARED.items():
+        own, other = first.settings.get(key), second.settings.get(key)
+        if own is None or other is None or _same(key, own, other):
+            continue
+        if key == "encoders":
+            found += _differing_encoders(own, other)
+        else:
+            found.append(f"{clause} ({own} and {other})")
+    return found
+
+
+def _same(key: str, own: str, other: str) -> bool:
+    if own == other:
+        return True
+    # Published scores name encoders and estimators without the fingerprints that ours have.
+    if key == "encoders":
+        return all(_same_part(a, b) for a, b in zip(own.split("+"), other.split("+"), strict=False))
+    return key == "estimator" and _same_part(own, other)
+
+
+def _same_part(own: str, other: str) -> bool:
+    (name, _, mark), (other_name, _, other_mark) = (one.replace("@", "#").partition("#") for one in (own, other))
+    return name == other_name and (not mark or not other_mark or mark == other_mark)
+
+
+def _differing_encoders(own: str, other: str) -> list[str]:
+    found = []
+    for what, a, b in zip(("image", "text"), own.split("+"), other.split("+"), strict=False):
+        if not _same_part(a, b):
+            names = [one.partition("#")[0] for one in (a, b)]
+            weights = f"its weights, of {names[0]}" if names[0] == names[1] else f"{names[0]} and {names[1]}"
+            found.append(f"the {what} encoder differs ({weights})")
+    return found
+
+
+def comparable_groups(results: Sequence[ReportedResult]) -> list[list[int]]:
+    """Numbers of the results that may be compared with each other, group by group."""
+    groups: list[list[int]] = []
+    for place, result in enumerate(results):
+        for group in groups:
+            if not differences(results[group[0]], result):
+                group.append(place)
+                break
+        else:
+            groups.append([place])
+    return groups
+
+
+def comparability_lines(results: Sequence[ReportedResult]) -> list[str]:
+    """Whether several results are comparable, in sentences; none for a single result."""
+    if len(results) < 2:
+        return []
+    groups = comparable_groups(results)
+    if len(groups) == 1:
+        return [f"Comparable: {_listed([one.label for one in results])}."]
+    first = results[groups[0][0]]
+    lines = []
+    for group in groups[1:]:
+        other = results[group[0]]
+        lines.append(
+            f"Not comparable: {_listed([results[one].label for one in group])} with {first.label}, because {_listed(differences(first, other))}."
+        )
+    return lines

@@ -23,6 +23,7 @@ from lmms_eval_emi.cli import (
     audit,
     compare,
     demo,
+    export,
     judge,
     power,
     prefetch,
@@ -38,6 +39,7 @@ from lmms_eval_emi.cli import (
     tasks,
     train_estimator,
     twins,
+    validate,
 )
 from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.redaction import redact
@@ -56,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for command in (
         *(demo, run, status, recover, score, report, compare, power, audit, judge, agreement, robustness, reproduce),
-        *(shift, twins, suites, train_estimator, tasks, prefetch),
+        *(shift, twins, suites, train_estimator, tasks, prefetch, export, validate),
     ):
         command.add_parser(commands)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.scoring.results import StudyResult
@@ -11,15 +12,32 @@ COLUMNS = ("split", "n", "emi", "mi_response", "mi_reference", "emid", "emid_bou
 
 
 def log_result(result: StudyResult) -> None:
-    """Log the summary and a table of all scores to the active wandb run, if there is one."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or getattr(wandb, "run", None) is None:
-        return
-    name = result.study.name
-    scores = {split: values.to_dict() for split, values in result.splits.items()}
-    table = wandb.Table(
-        columns=list(COLUMNS),
-        data=[[split, *(values.get(key) for key in COLUMNS[1:])] for split, values in scores.items()],
-    )
-    summary = {f"emi/{name}/{key}": value for key, value in vars(result.summary()).items() if value is not None}
-    wandb.run.log({**summary, f"emi/{name}/figures": table})
+    """Log the summary and a table of all scores to the active runs of wandb and trackio, which has wandb's functions."""
+    for tracker, run in _active():
+        name = result.study.name
+        scores = {split: values.to_dict() for split, values in result.splits.items()}
+        rows = [[split, *(values.get(key) for key in COLUMNS[1:])] for split, values in scores.items()]
+        summary = {f"emi/{name}/{key}": value for key, value in vars(result.summary()).items() if value is not None}
+        run.log({**summary, f"emi/{name}/figures": _table(tracker, rows)})
+
+
+def _active() -> list[tuple[Any, Any]]:
+    """The trackers that are imported, each with its active run."""
+    found = []
+    wandb, trackio = (sys.modules.get(name) for name in ("wandb", "trackio"))
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        found.append((wandb, wandb.run))
+    current = getattr(getattr(trackio, "context_vars", None), "current_run", None)
+    run = current.get() if current is not None else None
+    if trackio is not None and run is not None:
+        found.append((trackio, run))
+    return found
+
+
+def _table(tracker: Any, rows: list[list[Any]]) -> Any:
+    """A table as a tracker takes it; trackio's is made of a data frame alone."""
+    if tracker.__name__ == "trackio":
+        import pandas
+
+        return tracker.Table(dataframe=pandas.DataFrame(rows, columns=list(COLUMNS)))
+    return tracker.Table(columns=list(COLUMNS), data=rows)

@@ -293,6 +293,7 @@ class StudyResult:
             "shift": self.study.name,
             "title": self.study.title,
             "id_split": self.study.id_split,
+            "study": self.study.model_dump(mode="json", exclude={"source"}, exclude_defaults=True),
             "unit": self.unit,
             "settings": dict(self.signature.parts),
             "splits": {

@@ -113,7 +113,7 @@ def test_the_audit_of_the_demo(demo_responses, tmp_path, capsys, monkeypatch):
     assert main(["report", str(output), "--output", str(page)]) == 0
     text = page.read_text()
     assert (
-        "What estimators notice" in text
+        "What the estimators notice" in text
         and "cosine (cosine) notices all of them" in text
         and "I don&#39;t know" in text
     )

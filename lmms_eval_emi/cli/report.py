@@ -39,6 +39,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--format", choices=("html", "md", "csv", "latex", "png"), default="html", help="default: %(default)s"
     )
     parser.add_argument(
+        "--full", action="store_true", help="with --format latex: every split, instead of one line a group of shifts"
+    )
+    parser.add_argument(
         "--no-published",
         action="store_true",
         help="leave out the published results that built-in families are compared with",
@@ -61,14 +64,16 @@ def run(args: argparse.Namespace) -> int:
             f"--format {args.format}: expected results of score; audits and agreements are shown by the page alone."
         )
     if args.output is None and args.format in {"md", "csv", "latex"}:
-        print(to_text(results, args.format), end="")
+        print(to_text(results, args.format, full=args.full), end="")
         return 0
     output = args.output or Path("report.html" if args.format == "html" else "report")
     if args.format != "png":
         check_output(output, args.results, overwrite=args.overwrite, example="report.html")
     for line in comparability_lines(results):
         print(line, file=sys.stderr)
-    written = write_report(results, output, format=args.format, compare=not args.no_published, findings=findings)
+    written = write_report(
+        results, output, format=args.format, full=args.full, compare=not args.no_published, findings=findings
+    )
     for path in written:
         print(path)
     return 0

@@ -45,7 +45,10 @@ def decimals_of(results: Sequence[ReportedResult]) -> int:
 
 def numeral(value: float | None, decimals: int) -> str:
     """A number with a true minus sign; a dash for none."""
-    return "–" if value is None else f"{value:.{decimals}f}".replace("-", "−")
+    if value is None:
+        return "–"
+    text = f"{value:.{decimals}f}"
+    return (text if float(text) else text.lstrip("-")).replace("-", "−")
 
 
 def in_words(split: ReportedSplit) -> str:

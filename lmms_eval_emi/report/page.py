@@ -30,6 +30,7 @@ from lmms_eval_emi.report.finding import (
     short_name,
     short_splits,
 )
+from lmms_eval_emi.report.latex import to_latex
 from lmms_eval_emi.report.plots import MOST_CELLS, MOST_SERIES, pictures_of, root_of, severity_series
 from lmms_eval_emi.report.reading import JSDS, Findings, ReportedResult, published_results
 from lmms_eval_emi.scoring.stored import StoredAgreement, StoredAudit, StoredCorrelation, StoredFinding
@@ -71,6 +72,7 @@ def write_report(
     output: Path,
     *,
     format: str = "html",
+    full: bool = False,
     compare: bool = True,
     findings: Findings | None = None,
 ) -> list[Path]:
@@ -80,6 +82,7 @@ def write_report(
         results: to show.
         output: file to write; for ``png`` a folder, with one file per plot.
         format: one of :data:`FORMATS`.
+        full: of LaTeX: every split instead of a line a group of shifts.
         compare: show the published results of the built-in families beside the results.
         findings: what other commands found, for the page.
 
@@ -95,11 +98,13 @@ def write_report(
         return _write_pictures(results, output)
     if format not in FORMATS:
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}.")
-    return [write_atomically(output, to_text(results, format))]
+    return [write_atomically(output, to_text(results, format, full=full))]
 
 
-def to_text(results: Sequence[ReportedResult], format: str) -> str:
-    """All results as one table, in Markdown, CSV or LaTeX; CSV has all digits."""
+def to_text(results: Sequence[ReportedResult], format: str, *, full: bool = False) -> str:
+    """All results as one table, in Markdown, CSV or LaTeX; CSV has all digits, and LaTeX a line a group unless ``full``."""
+    if format == "latex" and not full:
+        return to_latex(results)
     rows = [[result.study, result.label, *row] for result in results for row in _rows(result, with_id=True)]
     headers = ["study", "model", *HEADERS]
     if format == "csv":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,8 +15,9 @@ from typing import Any
 import yaml
 
 from lmms_eval_emi.core.conventions import EXPONENTS
+from lmms_eval_emi.core.jackknife import Jackknife, combine
 from lmms_eval_emi.scoring.results import StudyResult, Summary
-from lmms_eval_emi.scoring.row_results import read_rows
+from lmms_eval_emi.scoring.row_results import read_rows, to_jackknife
 from lmms_eval_emi.scoring.stored import (
     StoredAgreement,
     StoredAudit,
@@ -78,6 +80,25 @@ class ReportedSplit:
 
 
 @dataclass(frozen=True)
+class GroupMean:
+    """Mean EMID over a group of shifts.
+
+    Attributes:
+        modality: of the shifts; empty for all.
+        label: what shifts them.
+        splits: how many there are.
+        emid: their mean.
+        ci95: its interval, where the scores without each image are known.
+    """
+
+    modality: str
+    label: str
+    splits: int
+    emid: float
+    ci95: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class ReportedResult:
     """One model's results in one study.
 
@@ -96,6 +117,7 @@ class ReportedResult:
         settings: what scores must have in common to be compared, by name.
         fitness: whether the estimator is fit for the data.
         far_splits: those that are far from its training data.
+        emid_jackknives: EMID of shifts with and without each image, where the rows are beside the results.
         published: whether these are the scores of the paper.
     """
 
@@ -114,6 +136,7 @@ class ReportedResult:
     fitness: str = ""
     far_splits: tuple[str, ...] = ()
     published: bool = False
+    emid_jackknives: dict[str, Jackknife] = field(default_factory=dict, repr=False)
 
     @property
     def shifts(self) -> list[ReportedSplit]:
@@ -126,6 +149,31 @@ class ReportedResult:
             and split.variant_of is None
             and split.modality != "control"
         ]
+
+    @property
+    def groups(self) -> list[GroupMean]:
+        """Mean EMID by what shifts: by operator, image set or language; joint shifts are one group."""
+        members: dict[tuple[str, str], list[ReportedSplit]] = {}
+        for split in self.shifts:
+            names = [shift.name.replace("_", " ") for shift in split.shifts]
+            label = "joint" if split.modality == "joint" else " + ".join(names) or split.name
+            members.setdefault((split.modality, label), []).append(split)
+        return [self._mean_of(modality, label, own) for (modality, label), own in members.items()]
+
+    @property
+    def mean(self) -> GroupMean | None:
+        """Mean EMID over all shifts."""
+        return self._mean_of("", "all", self.shifts) if self.shifts else None
+
+    def _mean_of(self, modality: str, label: str, splits: list[ReportedSplit]) -> GroupMean:
+        values = [split.emid or 0.0 for split in splits]
+        known = [self.emid_jackknives[split.name] for split in splits if split.name in self.emid_jackknives]
+        interval = None
+        if len(known) == len(splits) > 1:
+            interval = combine(lambda parts: math.fsum(parts) / len(parts), known).ci95
+        elif len(splits) == 1:
+            interval = splits[0].emid_ci95
+        return GroupMean(modality, label, len(splits), math.fsum(values) / len(values), interval)
 
     @property
     def controls(self) -> list[ReportedSplit]:
@@ -307,7 +355,20 @@ def _from_entry(entry: StoredEntry, rows: Mapping[str, Any], source: str) -> Rep
         {**{str(key): str(value) for key, value in entry.settings.items()}, "unit": entry.unit},
         fit.verdict,
         tuple(fit.far_splits),
+        emid_jackknives=_jackknives(entry, rows.get("without_each_image")),
     )
+
+
+def _jackknives(entry: StoredEntry, without: Any) -> dict[str, Jackknife]:
+    """EMID of shifts with and without each image, as far as the rows have them."""
+    found = {}
+    for name, scores in entry.splits.items():
+        try:
+            if scores.emid is not None and isinstance(without, Mapping):
+                found[name] = to_jackknife(scores.emid, without[name]["emid"])
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import GROUP, lmms_eval, only
 
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.report.finding import comparability_lines, findings_of
 from lmms_eval_emi.report.page import _library, to_html, to_text
 from lmms_eval_emi.report.plots import pictures_of, plot_emid_against_bound, plot_models, severity_series
 from lmms_eval_emi.report.reading import ReportError, published_results, read_results
@@ -129,6 +131,71 @@ def test_tables(results):
     assert len(rows) == 28 and rows[0]["EMID"] == ""
     assert float(rows[1]["EMI"]) == read[0].splits[rows[1]["shift"]].emi
     assert to_text(read, "md").count("\n") == 30 and "\\toprule" in to_text(read, "latex")
+
+
+def test_the_table_for_a_paper_has_a_line_a_group_and_the_best_in_bold(results, tmp_path):
+    content = json.loads((results / "synthetic.json").read_text())
+    better = json.loads(json.dumps(content))
+    for split in better["splits"].values():
+        if "emid" in split:
+            split["emid"] -= 0.5
+    (tmp_path / "r.json").write_text(json.dumps({**better, "model": "best_model & {x}\n%"}))
+    read = read_results([results / "synthetic.json", tmp_path / "r.json"])
+    text = to_text(read, "latex")
+    lines = [line for line in text.splitlines() if line.startswith("frost &")]
+    assert len(lines) == 1 and lines[0].count("\\textbf") == 1 and " & 3 & " in lines[0]
+    mean = sum(read[1].splits[f"llava_bench_coco_frost_{level}"].emid for level in (1, 3, 5)) / 3
+    assert f"\\textbf{{$-${abs(mean):.3f}}}" in lines[0] or f"\\textbf{{$-${abs(mean):.4f}}}" in lines[0]
+    assert (
+        "best\\_model \\&" in text
+        and "\\input" not in text.replace("\\textbackslash{}input", "").split("\\begin", 1)[1]
+    )
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 1
+    assert len(to_text(read, "latex", full=True).splitlines()) > 70
+
+
+def test_the_mean_of_a_group_has_the_interval_of_its_images(results):
+    (read,) = read_results([results / "natural.json"])
+    own = next(one for one in read.groups if one.label == "joint")
+    names = [split.name for split in read.shifts if split.modality == "joint"]
+    assert own.splits == len(names) == 18
+    assert own.emid == pytest.approx(sum(read.splits[name].emid for name in names) / 18)
+    assert set(read.emid_jackknives) == {split.name for split in read.shifts}
+
+
+def test_what_was_found_is_said_in_sentences(results):
+    (read,) = read_results([results / "synthetic.json"])
+    splits = {}
+    for number, (name, split) in enumerate(read.splits.items()):
+        verdict = "lost" if name.endswith("frost_5") else "gained" if number == 1 else "held"
+        value = 2.0 if name.endswith("frost_5") else -1.0 if number == 1 else 0.001
+        splits[name] = (
+            replace(split, emid=value, emid_ci95=(value - 0.25, value + 0.25), verdict=verdict)
+            if split.emid is not None
+            else split
+        )
+    lines = findings_of(replace(read, splits=splits, model="org/some-model"))
+    assert lines[0] == "Frost 5 costs some-model most: EMID 2.00 [1.75, 2.25]."
+    assert "1 of 34 shifts cost it something beyond noise." in lines
+    assert (
+        any(line.startswith("some-model gains under") for line in lines)
+        and "Within noise: frost up to level 3." in lines
+    )
+    quiet = {name: replace(split, verdict="held" if split.verdict else None) for name, split in splits.items()}
+    assert findings_of(replace(read, splits=quiet))[0].startswith("No shift costs")
+
+
+def test_results_are_comparable_or_why_not_is_said(results):
+    (first,) = read_results([results / "natural.json"])
+    other = {**first.settings, "encoders": first.settings["encoders"].replace("xlm-roberta-base", "mean:other")}
+    second = replace(first, label="second", settings=other)
+    assert comparability_lines([first]) == []
+    assert comparability_lines([first, replace(first, label="again")])[0].startswith("Comparable: ")
+    (line,) = comparability_lines([first, second])
+    assert "Not comparable: second" in line and "the text encoder differs (xlm-roberta-base and mean:other)" in line
+    page = to_html([first, second], compare=False)
+    assert len(re.findall(r'class="chart ranked"', page)) == 2  # axes of their own
+    assert "Not comparable" in page
 
 
 def test_a_table_cannot_carry_a_formula(results, tmp_path):

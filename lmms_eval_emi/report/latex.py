@@ -1,0 +1,77 @@
+"""A table for a paper: EMID of every group of shifts with its interval, the models side by side, the best in bold."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from lmms_eval_emi.report.finding import decimals_of, numeral, short_name
+from lmms_eval_emi.report.reading import GroupMean, ReportedResult
+
+SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
+MODALITIES = {"visual": "Visual shifts", "text": "Textual shifts", "joint": "Joint shifts"}
+
+
+def to_latex(results: Sequence[ReportedResult]) -> str:
+    """A booktabs table for each study, one line a group of shifts; it needs ``\\usepackage{booktabs}``."""
+    studies = dict.fromkeys(result.study for result in results)
+    return "\n".join(_table([one for one in results if one.study == study]) for study in studies)
+
+
+def escape(text: str) -> str:
+    """A text that LaTeX prints as it is, in one line."""
+    plain = "".join(" " if unicodedata.category(letter)[0] == "C" else letter for letter in text)
+    return "".join(SPECIAL.get(letter, letter) for letter in plain)
+
+
+def _comment(text: str) -> str:
+    """A text in one line, for a comment."""
+    return "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text)
+
+
+def _table(results: Sequence[ReportedResult]) -> str:
+    decimals = decimals_of(results)
+    known = [{(one.modality, one.label): one for one in result.groups} for result in results]
+    order = list(dict.fromkeys(key for own in known for key in own))
+    models = " & ".join(escape(short_name(result.label)) for result in results)
+    columns = "lr" + "r" * len(results)
+    signatures = dict.fromkeys(f"% {_comment(short_name(one.label))}: {_comment(one.signature)}" for one in results)
+    lines = [*signatures, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rf"Shift & splits & {models} \\"]
+    for modality, title in MODALITIES.items():
+        own = [key for key in order if key[0] == modality]
+        if own:
+            lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{title}}}}} \\"]
+        lines += [_line(key, [one.get(key) for one in known], decimals) for key in own]
+    means = [result.mean for result in results]
+    if any(means):
+        count = max(one.splits for one in means if one)
+        lines += [r"\midrule", rf"All shifts & {count} & {' & '.join(_cells(means, decimals))} \\"]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _line(key: tuple[str, str], cells: Sequence[GroupMean | None], decimals: int) -> str:
+    count = max(one.splits for one in cells if one)
+    return rf"{escape(key[1])} & {count} & {' & '.join(_cells(cells, decimals))} \\"
+
+
+def _cells(cells: Sequence[GroupMean | None], decimals: int) -> list[str]:
+    """Values with their intervals; the smallest loss of several is bold."""
+    values = [one.emid for one in cells if one]
+    best = min(values) if len(values) > 1 else None
+    shown = []
+    for one in cells:
+        if one is None:
+            shown.append("--")
+            continue
+        value = _math(one.emid, decimals)
+        value = rf"\textbf{{{value}}}" if best is not None and one.emid == best else value
+        low_high = f" [{_math(one.ci95[0], decimals)}, {_math(one.ci95[1], decimals)}]" if one.ci95 else ""
+        shown.append(value + low_high)
+    return shown
+
+
+def _math(value: float, decimals: int) -> str:
+    return numeral(value, decimals).replace("−", "$-$")

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a model's name may have letters that the terminal lacks
     parser = build_parser()
     _complete(parser)
-    commands = _commands(parser)
+    commands = commands_of(parser)
     _refuse_unknown(commands, sys.argv[1:] if argv is None else list(argv))
     args, others = parser.parse_known_args(argv)
     if others and not getattr(args, "takes_others", False):
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The parsers of the commands by name."""
     found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return dict(found.choices)

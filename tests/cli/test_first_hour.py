@@ -16,7 +16,7 @@ import pytest
 from conftest import run_module
 from PIL import Image
 
-from lmms_eval_emi.cli import _commands, build_parser, main
+from lmms_eval_emi.cli import commands_of, build_parser, main
 from lmms_eval_emi.estimators import load_estimator
 from lmms_eval_emi.harness.lmms_eval.early import RunStopped, _missing_package, _studies_of, check
 from lmms_eval_emi.harness.lmms_eval.task_files import SUITE
@@ -27,7 +27,7 @@ from lmms_eval_emi.shifts.apply import parse_steps
 from lmms_eval_emi.shifts.contact_sheet import CHANGED, contact_sheet
 from lmms_eval_emi.studies.schema import load_study
 
-COMMANDS = _commands(build_parser())
+COMMANDS = commands_of(build_parser())
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from conftest import run_module
 from PIL import Image
 
-from lmms_eval_emi.cli import commands_of, build_parser, main
+from lmms_eval_emi.cli import build_parser, commands_of, main
 from lmms_eval_emi.estimators import load_estimator
 from lmms_eval_emi.harness.lmms_eval.early import RunStopped, _missing_package, _studies_of, check
 from lmms_eval_emi.harness.lmms_eval.task_files import SUITE

@@ -18,7 +18,7 @@ class Endpoint:
     """Answers chat completions.
 
     ``reply`` gets a request and how often this very request has come, counted from 1; it returns the text of the
-    judge, or a pair of an HTTP status and headers.
+    judge, a whole body as bytes, or a pair of an HTTP status and headers.
     """
 
     def __init__(self, reply: Reply, delay: float = 0.0) -> None:
@@ -57,7 +57,7 @@ class Endpoint:
             self.most_at_once = max(self.most_at_once, self.at_once)
         time.sleep(self.delay)
         found = self.reply(request, count)
-        status, headers, text = (200, {}, found) if isinstance(found, str) else (*found, "")
+        status, headers, text = (200, {}, found) if isinstance(found, str | bytes) else (*found, "")
         body: dict[str, Any] = {"error": {"message": f"status {status}"}}
         if status == 200:
             message = {"role": "assistant", "content": text}
@@ -69,7 +69,7 @@ class Endpoint:
                 "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
                 "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
             }
-        content = json.dumps(body).encode()
+        content = found if isinstance(found, bytes) else json.dumps(body).encode()
         with self._lock:
             self.at_once -= 1
         try:

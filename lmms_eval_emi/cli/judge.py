@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     from lmms_eval_emi.files import OutputError
     from lmms_eval_emi.judge.asking import Judge, ask, plan
-    from lmms_eval_emi.judge.verdicts import JudgeError
+    from lmms_eval_emi.judge.verdicts import JudgeError, read_verdicts
     from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.studies.schema import load_study
 
@@ -108,6 +109,11 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.output.is_dir():
         raise OutputError(f"output: expected a file, got the folder {args.output}.")
+    if args.output.exists() and args.output.stat().st_size and not args.dry_run:
+        read_verdicts(args.output)  # whatever else it is must not be written to, nor replaced
+    summary = _summary_of(args.output)
+    if summary.exists() and not _is_summary(summary):
+        raise OutputError(f"output: {summary}, which is to hold what the verdicts add up to, is another file. Move it.")
     study = load_study(study_of(args))
     entries = collect_samples(
         study,
@@ -121,21 +127,31 @@ def run(args: argparse.Namespace) -> int:
         settings.endpoint or "", settings.endpoint_model or "", args.temperature, args.max_tokens, args.timeout
     )
     wanted = [one for entry in entries for one in _wanted(entry, args)]
-    if args.overwrite and not args.dry_run:
-        args.output.unlink(missing_ok=True)
-    if args.dry_run and not settings.endpoint_model:
-        found = plan(wanted, judge, Path("/dev/null"))
-    else:
-        found = plan(wanted, judge, args.output, retry_missing=args.retry_missing)
+    start_over = args.overwrite or (args.dry_run and not settings.endpoint_model)
+    found = plan(wanted, judge, None if start_over else args.output, retry_missing=args.retry_missing)
     if args.dry_run:
         images = f", and {len(found.missing):,} images" if args.with_image else ""
         print(
             f"{len(found.wanted):,} verdicts are wanted, {len(found.kept):,} are there; {len(found.missing):,} requests of about {found.tokens():,} tokens in all{images}."
         )
         return 0
-    verdicts = ask(found, judge, args.output, concurrency=args.concurrency)
+    verdicts = ask(found, judge, args.output, fresh=args.overwrite, concurrency=args.concurrency)
     _tell(entries, verdicts, args.output, judge.model)
-    return 0
+    return 0 if any(one.scores for one in verdicts) else 1
+
+
+def _summary_of(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".jsonl") + ".summary.json")
+
+
+def _is_summary(path: Path) -> bool:
+    from lmms_eval_emi.files import read_json
+
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("kind") == "preference"
 
 
 def _wanted(entry: StudySamples, args: argparse.Namespace) -> list[Asked]:
@@ -230,10 +246,10 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
                     missing,
                 ]
             )
-            if found:
-                written.append(found.to_dict())
+            nothing = {"model": entry.model, "split": name, "rows": 0, "missing": missing, "relative": None, "win_rate": None}
+            written.append(found.to_dict() if found else nothing)
     agreement = self_agreement(verdicts)
-    summary = path.with_name(path.name.removesuffix(".jsonl") + ".summary.json")
+    summary = _summary_of(path)
     content = {
         "format_version": 1,
         "kind": "preference",
@@ -257,4 +273,14 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     )
     for line in agreement.to_lines():
         print(line)
+    reasons = Counter(one.missing for one in verdicts if one.scores is None)
+    if reasons:
+        reason, count = reasons.most_common(1)[0]
+        log.warning(
+            "%d of %d verdicts are missing, %d of them because %s. --retry-missing asks again.",
+            reasons.total(),
+            len(verdicts),
+            count,
+            reason,
+        )
     log.info("verdicts written to %s, and what they add up to, to %s", path, summary)

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ log = logging.getLogger("lmms_eval_emi")
 
 TRIES = 3  # of a reply that cannot be read
 RETRIES = 8  # of a request that fails, about a minute in all
+GRACE = 60.0  # seconds for requests that were sent before asking ends with an error
 MOST_FAILURES = 10  # in a row, after which an endpoint counts as gone
 CHARACTERS = 4  # of a token, about
 REPLY_TOKENS = 150  # of a verdict with its explanation, about
@@ -87,11 +88,13 @@ class Plan:
         wanted: all verdicts.
         missing: those that are to be asked for.
         kept: those that are there.
+        retry_missing: whether verdicts that are recorded as missing are asked for again.
     """
 
     wanted: Sequence[Asked]
     missing: Sequence[Asked]
     kept: Sequence[Verdict]
+    retry_missing: bool = False
 
     def tokens(self) -> int:
         """About how many tokens the missing ones will take, images left out."""
@@ -103,19 +106,20 @@ class Plan:
         return total
 
 
-def plan(wanted: Sequence[Asked], judge: Judge, path: Path, *, retry_missing: bool = False) -> Plan:
+def plan(wanted: Sequence[Asked], judge: Judge, path: Path | None, *, retry_missing: bool = False) -> Plan:
     """Find out what is missing in a file.
 
     Args:
         wanted: all verdicts.
         judge: whose.
-        path: of the file, which need not be there.
+        path: of the file, which need not be there; ``None``: everything is missing.
         retry_missing: ask again for verdicts that are recorded as missing.
 
     Raises:
         JudgeError: the file holds verdicts of other responses, questions or judges.
     """
-    known = {one.key: one for one in read_verdicts(path)} if path.exists() and path.stat().st_size else {}
+    there = path is not None and path.exists() and path.stat().st_size
+    known = {one.key: one for one in read_verdicts(path)} if path is not None and there else {}
     missing, kept, others = [], [], []
     for one in wanted:
         try:
@@ -135,16 +139,19 @@ def plan(wanted: Sequence[Asked], judge: Judge, path: Path, *, retry_missing: bo
         raise JudgeError(
             f"{path}: {len(others)} of its verdicts are of another judge, prompt, response or context than asked for now, such as split {first.split}, row {others[0].question_id} of {first.model}. Name another file, or pass --overwrite to start over."
         )
-    return Plan(wanted, missing, kept)
+    return Plan(wanted, missing, kept, retry_missing)
 
 
-def ask(found: Plan, judge: Judge, path: Path, *, concurrency: int = 8, key: str | None = None) -> list[Verdict]:
+def ask(
+    found: Plan, judge: Judge, path: Path, *, fresh: bool = False, concurrency: int = 8, key: str | None = None
+) -> list[Verdict]:
     """Ask for what is missing, a few at a time, and write each verdict as soon as it is there.
 
     Args:
         found: what is missing.
         judge: to be asked.
         path: of the file of verdicts.
+        fresh: replace what is there, once the first new verdict has scores.
         concurrency: requests under way at once.
         key: of the endpoint; default: ``OPENAI_API_KEY``.
 
@@ -152,7 +159,8 @@ def ask(found: Plan, judge: Judge, path: Path, *, concurrency: int = 8, key: str
         All verdicts, in the order in which they were wanted.
 
     Raises:
-        JudgeError: the endpoint refuses, or does not answer. What it has answered is in the file.
+        JudgeError: the endpoint refuses, does not answer, or answers nothing that can be read. What it has answered is
+            in the file.
     """
     import openai
 
@@ -163,32 +171,46 @@ def ask(found: Plan, judge: Judge, path: Path, *, concurrency: int = 8, key: str
         timeout=judge.timeout,
     )
     failures: list[str] = []
-    with opened(path) as file, _bar(found) as told:
+    with opened(path, fresh) as file:
+        if not fresh:  # by the file as it is now that nobody else writes to it
+            found = plan(found.wanted, judge, path, retry_missing=found.retry_missing)
 
         def work(one: Asked) -> Verdict | str:
             try:
                 return _verdict(client, judge, one, file)
-            except (openai.APIStatusError, openai.APIConnectionError) as error:
+            except JudgeError:
+                raise
+            except (openai.APIError, ValueError) as error:  # a refusal, a lost connection, or an answer that is no JSON
                 if isinstance(error, openai.APIStatusError) and error.status_code in (401, 403, 404):
                     raise JudgeError(
                         f"The endpoint {judge.base_url} refuses the model {judge.model!r}: {error.message} Give its key in OPENAI_API_KEY, and the names that it knows with --base-url and --judge-model."
                     ) from error
                 return f"split {one.key.split}, row {one.question_id}: {error}"
 
-        in_a_row = 0
+        in_a_row, without = 0, 0
         new: dict[Key, Verdict] = {}
-        for outcome in _some_at_a_time(work, found.missing, concurrency):
-            if isinstance(outcome, Verdict):
-                in_a_row = 0
-                new[outcome.key] = outcome
-                told(outcome)
-                continue
-            in_a_row += 1
-            failures.append(outcome)
-            if in_a_row >= MOST_FAILURES:
-                break
+        with _bar(found) as told:
+            for outcome in _some_at_a_time(work, found.missing, concurrency):
+                if isinstance(outcome, Verdict):
+                    in_a_row = 0
+                    new[outcome.key] = outcome
+                    told(outcome)
+                    without = len(found.missing) if outcome.scores else without + 1
+                    if without == MOST_FAILURES:
+                        break
+                    continue
+                in_a_row += 1
+                failures.append(outcome)
+                if in_a_row >= MOST_FAILURES:
+                    break
+        done = len(found.kept) + file.count
+    if without == MOST_FAILURES and len(new) < len(found.missing):
+        reasons = Counter(one.missing for one in new.values())
+        kept = "Earlier verdicts stay as they are" if fresh else "They are recorded as missing; pass --retry-missing"
+        raise JudgeError(
+            f"The first {without} verdicts have no scores, mostly because {reasons.most_common(1)[0][0]}. Look at --base-url (which mostly ends in /v1), --judge-model and --max-tokens. {kept}."
+        )
     if failures:
-        done = len(found.kept) + len(new)
         raise JudgeError(
             f"{len(failures)} requests failed, the last with: {failures[-1]}\n{done} of {len(found.wanted)} verdicts are in {path}; the same command asks for the rest."
         )
@@ -211,7 +233,7 @@ def _verdict(client: Any, judge: Judge, one: Asked, file: VerdictFile) -> Verdic
             missing = f"the endpoint refuses the request: {error.message}"
             break
         choices = getattr(completion, "choices", None) or []
-        reply = (choices[0].message.content if choices and choices[0].message else None) or ""
+        reply = _text_of(choices[0].message.content if choices and choices[0].message else None)
         usage = getattr(completion, "usage", None)
         if usage is not None:
             tokens[0] += int(getattr(usage, "prompt_tokens", 0) or 0)
@@ -231,6 +253,14 @@ def _verdict(client: Any, judge: Judge, one: Asked, file: VerdictFile) -> Verdic
     )
     file.append(verdict)
     return verdict
+
+
+def _text_of(content: Any) -> str:
+    """What a message says; some endpoints give it in parts."""
+    if isinstance(content, list):
+        parts = [one if isinstance(one, dict) else vars(one) if hasattr(one, "__dict__") else {} for one in content]
+        return "".join(str(one.get("text") or "") for one in parts)
+    return content if isinstance(content, str) else ""
 
 
 def _some_at_a_time(
@@ -257,8 +287,9 @@ def _some_at_a_time(
             log.warning("Waiting for %d requests that were sent; press Ctrl-C again to drop them.", len(running))
             wait(running)
             raise
-        except BaseException:
+        except BaseException:  # an endpoint that refuses, a full disk, or a caller that has had enough
             stopped.set()
+            wait(running, timeout=GRACE)
             raise
 
 

@@ -65,8 +65,9 @@ class SelfAgreement:
         repeats: share of pairs of repeats with the same winner; ``None`` without repeats.
         orders: share of rows with the same winner in both orders; ``None`` where one order was asked.
         position_bias: what coming first adds to a score, in points.
-        reliability: share of the variance of a row's score difference that is not the judge's chance (ICC(1, k),
-            Shrout & Fleiss 1979), of the mean of its k verdicts; ``None`` for one verdict a row.
+        reliability: share of the variance of a row's score difference, within a split of a model, that is not the
+            judge's chance, of the mean of its k verdicts (ICC(3, k), Shrout & Fleiss 1979: what coming first adds to
+            every row is no chance); ``None`` for one verdict a row.
         ceiling: its root, which no correlation with the row's scores can be expected to exceed.
     """
 
@@ -91,7 +92,7 @@ class SelfAgreement:
             lines.append(f"Asked again, it names the same winner in {self.repeats:.0%} of the cases.")
         if self.ceiling is not None:
             lines.append(
-                f"Its scores of a row have a reliability of {self.reliability:.2f}, so no correlation with them over rows can be expected above {self.ceiling:.2f}."
+                f"Its scores of a row have a reliability of {self.reliability:.2f} within splits, so no correlation with them over rows can be expected above {self.ceiling:.2f}."
             )
         return lines
 
@@ -162,11 +163,12 @@ def self_agreement(verdicts: Sequence[Verdict]) -> SelfAgreement:
             first, second = (np.mean(by_order[order], axis=0) for order in ORDERS)  # reference first, model first
             orders.append(_winner(tuple(first)) == _winner(tuple(second)))
             bias.append(((first[0] - second[0]) + (second[1] - first[1])) / 2)
-    differences = [
-        [model - reference for scores in by_order.values() for reference, model in scores]
-        for by_order in groups.values()
-    ]
-    reliability = _reliability(differences)
+    by_split: dict[tuple[str, str], list[Mapping[str, list[float]]]] = {}
+    for (model, split, _), by_order in groups.items():
+        by_split.setdefault((model, split), []).append(
+            {order: [own - reference for reference, own in scores] for order, scores in by_order.items()}
+        )
+    reliability = _reliability(list(by_split.values()))
     return SelfAgreement(
         float(np.mean(repeats)) if repeats else None,
         float(np.mean(orders)) if orders else None,
@@ -181,13 +183,29 @@ def _winner(scores: tuple[float, ...]) -> int:
     return 0 if abs(difference) <= TIE else 1 if difference > 0 else -1
 
 
-def _reliability(groups: Sequence[Sequence[float]]) -> float | None:
-    """ICC(1, k) of groups of k values, k being their harmonic mean size; 0 at least."""
-    several = [np.asarray(one) for one in groups if len(one) > 1]
-    if len(several) < 2:
+def _reliability(splits: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> float | None:
+    """ICC(3, k) of values by row and order, pooled over splits, k being the harmonic mean of values a row; 0 at least.
+
+    The mean of each order within a split is removed first, and costs its degrees of freedom.
+    """
+    within = between = 0.0
+    within_df = between_df = 0
+    sizes: list[int] = []
+    for rows in splits:
+        several = [own for own in rows if sum(map(len, own.values())) > 1]
+        if len(several) < 2:
+            continue
+        orders = [order for order in ORDERS if any(own[order] for own in several)]
+        usual = {order: np.mean([one for own in several for one in own[order]]) for order in orders}
+        centred = [np.array([one - usual[order] for order in orders for one in own[order]]) for own in several]
+        means = np.array([own.mean() for own in centred])
+        counts = [len(own) for own in centred]
+        within += sum(((own - own.mean()) ** 2).sum() for own in centred)
+        within_df += sum(counts) - len(counts) - (len(orders) - 1)
+        between += ((means - means.mean()) ** 2).sum()
+        between_df += len(counts) - 1
+        sizes += counts
+    if not sizes or within_df < 1 or between <= 0:
         return None
-    sizes = np.array([len(one) for one in several])
-    within = sum(((one - one.mean()) ** 2).sum() for one in several) / (sizes - 1).sum()
-    size = len(sizes) / (1 / sizes).sum()
-    between = size * np.var([one.mean() for one in several], ddof=1)
-    return float(max(0.0, 1 - within / between)) if between > 0 else None
+    size = len(sizes) / sum(1 / one for one in sizes)
+    return float(max(0.0, 1 - (within / within_df) / (size * between / between_df)))

@@ -33,8 +33,9 @@ SIGHTS = {
     "nothing": "You do not see it; judge by the question and by what the responses say.",
 }
 KINDS = {"conv": "conversation", "detail": "detailed description", "complex": "complex reasoning"}
-FIRST_LINE = re.compile(r"^\D{0,3}?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s,;|]+(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s.*_`]*$")
-THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
+_NUMBER = r"[*_`]*(\d+(?:\.\d+)?)[*_`]*(?:\s*/\s*10)?[*_`]*"
+FIRST_LINE = re.compile(rf"^[\s\[({{*_`\"'>#]*{_NUMBER}[\s,;|]+{_NUMBER}[\s.\])}}*_`\"']*$")
+THOUGHTS_END = "</think>"  # of models that think aloud; some endpoints leave out where the thoughts begin
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def read_scores(reply: str, order: Order) -> tuple[float, float] | None:
     >>> read_scores("Assistant 1 is better.", "model_first") is None
     True
     """
-    lines = [line.strip() for line in THOUGHTS.sub("", reply).splitlines() if line.strip()]
+    lines = [line.strip() for line in reply.rpartition(THOUGHTS_END)[2].splitlines() if line.strip()]
     found = FIRST_LINE.match(lines[0]) if lines else None
     if not found:
         return None

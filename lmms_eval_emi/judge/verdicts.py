@@ -126,12 +126,21 @@ def read_verdicts(path: Path) -> list[Verdict]:
 
 
 class VerdictFile:
-    """A file that verdicts are appended to, one at a time, by many threads."""
+    """A file that verdicts are appended to, one at a time, by many threads.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        fresh: start over. Verdicts go beside the file, and take its place with the first that has scores, so that an
+            endpoint that gives none costs no earlier verdicts.
+    """
+
+    def __init__(self, path: Path, fresh: bool = False) -> None:
         self._lock = threading.Lock()
-        self._file = path.open("ab", buffering=0)
-        if path.stat().st_size:
+        self._path = path
+        self._beside = path.with_name(path.name + ".new") if fresh else None
+        self._file = path.open("ab", buffering=0) if self._beside is None else self._beside.open("wb", buffering=0)
+        self.count = 0
+        if self._beside is None and path.stat().st_size:
             with path.open("rb") as before:
                 before.seek(-1, os.SEEK_END)
                 torn = before.read(1) != b"\n"
@@ -151,6 +160,10 @@ class VerdictFile:
                 if self._file.write(line) != len(line):
                     raise OSError("the disk is full")
                 os.fsync(self._file.fileno())
+                self.count += 1
+                if self._beside is not None and verdict.scores is not None:
+                    self._beside.replace(self._path)
+                    self._beside = None
             except OSError as error:
                 raise JudgeError(
                     f"a verdict cannot be written: {error}. The same command goes on from here."
@@ -158,12 +171,15 @@ class VerdictFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._lock:
+            self._file.close()
+            if self._beside is not None:
+                self._beside.unlink(missing_ok=True)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[VerdictFile]:
-    """A file of verdicts that this process alone appends to.
+def opened(path: Path, fresh: bool = False) -> Iterator[VerdictFile]:
+    """A file of verdicts that this process alone appends to, or with ``fresh`` replaces.
 
     Raises:
         JudgeError: another process does, or it cannot be written.
@@ -175,7 +191,7 @@ def opened(path: Path) -> Iterator[VerdictFile]:
     except filelock.Timeout as error:
         raise JudgeError(f"{path}: another process is writing to it. Wait for it, or name another file.") from error
     try:
-        file = VerdictFile(path)
+        file = VerdictFile(path, fresh)
         try:
             yield file
         finally:
@@ -183,8 +199,7 @@ def opened(path: Path) -> Iterator[VerdictFile]:
     except OSError as error:
         raise JudgeError(f"{path}: it cannot be written: {error}") from error
     finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()  # the lock's file stays: whoever removes it may remove the lock of another
 
 
 def group_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]:

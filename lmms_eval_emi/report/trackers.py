@@ -36,7 +36,7 @@ def _active() -> list[tuple[Any, Any]]:
 
 def _table(tracker: Any, rows: list[list[Any]]) -> Any:
     """A table as a tracker takes it; trackio's is made of a data frame alone."""
-    if tracker is sys.modules.get("trackio"):
+    if getattr(tracker, "__name__", "") == "trackio":
         import pandas
 
         return tracker.Table(dataframe=pandas.DataFrame(rows, columns=list(COLUMNS)))

@@ -182,6 +182,67 @@ def test_a_request_that_the_endpoint_refuses_is_missing(study, serve) -> None:
     assert {one.key.row for one in lost} == {2} and all("refuses" in one.missing for one in lost)
 
 
+@pytest.mark.parametrize(
+    "reply", [b"<html>", b'{"a": "', "no score", (400, {})], ids=["no JSON", "torn JSON", "unread", "400"]
+)
+def test_an_endpoint_that_gives_no_scores_is_told_early_and_costs_no_earlier_ones(
+    study, serve, reply, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("lmms_eval_emi.judge.asking.RETRIES", 0)
+    endpoint = serve(by_quality)
+    assert main(arguments(study, endpoint)) == 0
+    before = (study / "judged.jsonl").read_bytes()
+    endpoint.reply = lambda request, count: reply
+    sent = len(endpoint.requests)
+    assert main(arguments(study, endpoint, "--overwrite", "--concurrency", "1")) == 1
+    assert len(endpoint.requests) - sent <= 30 and (study / "judged.jsonl").read_bytes() == before
+    assert "no scores" in (told := capsys.readouterr().err) or "requests failed" in told
+    assert not list(study.glob("*.new"))
+
+
+def test_starting_over_under_another_run_takes_nothing_from_it(study, serve, capsys) -> None:
+    endpoint = serve(by_quality, delay=0.05)
+    command = [sys.executable, "-m", "lmms_eval_emi", *arguments(study, endpoint, "--concurrency", "1")]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not ((study / "judged.jsonl").exists() and (study / "judged.jsonl").stat().st_size):
+        assert first.poll() is None
+        time.sleep(0.02)
+    assert main(arguments(study, endpoint, "--overwrite")) == 1
+    assert "another process" in capsys.readouterr().err
+    assert first.communicate()[0] is None and first.returncode == 0
+    assert len(read_verdicts(study / "judged.jsonl")) == 4 * ROWS
+    # And alone it replaces them all.
+    sent = len(endpoint.requests)
+    endpoint.delay = 0.0
+    assert main(arguments(study, endpoint, "--overwrite")) == 0 and len(endpoint.requests) == sent + 4 * ROWS
+
+
+def test_verdicts_replace_nothing_but_verdicts(study, serve, capsys) -> None:
+    responses = study / "responses" / "clean.jsonl"
+    before = responses.read_bytes()
+    command = arguments(study, serve(by_quality), "--overwrite", "--output", str(responses))
+    assert main(command) == 1 and responses.read_bytes() == before
+    assert "expected verdicts" in capsys.readouterr().err
+    (study / "judged.summary.json").write_text("{}")
+    assert main(arguments(study, serve(by_quality))) == 1
+    assert "judged.summary.json" in capsys.readouterr().err and (study / "judged.summary.json").read_text() == "{}"
+
+
+def test_replies_under_way_are_kept_when_the_endpoint_refuses(study, serve) -> None:
+    """They are paid for."""
+
+    def refusing(request, count):
+        if "what is 3?" in text_of(request):
+            return (401, {})
+        time.sleep(0.5)
+        return by_quality(request, count)
+
+    endpoint = serve(refusing)
+    assert main(arguments(study, endpoint, "--concurrency", "8")) == 1
+    refused = sum("what is 3?" in text_of(request) for request in endpoint.requests)
+    assert len(read_verdicts(study / "judged.jsonl")) == len(endpoint.requests) - refused
+
+
 def test_an_endpoint_that_is_gone_is_told_and_what_is_there_stays(study, serve, monkeypatch, capsys) -> None:
     monkeypatch.setattr("lmms_eval_emi.judge.asking.RETRIES", 0)
     answered = []
@@ -272,6 +333,11 @@ def test_an_endpoint_is_needed(study, capsys) -> None:
         ("**7.5 9**", (7.5, 9)),
         ("8/10 6/10", (8, 6)),
         ("<think>3 4</think>\n\n2 10.", (2, 10)),
+        ("3 4, or so</think>\n\n2 10", (2, 10)),
+        ("<think>3 4", None),
+        ("**8** **6**", (8, 6)),
+        ("[8, 6]", (8, 6)),
+        ("-8 6", None),
         ("Assistant 1: 8 6", None),
         ("8", None),
         ("8 6 7", None),
@@ -312,7 +378,7 @@ def test_a_missing_verdict_moves_no_weight_between_the_orders() -> None:
 
 
 def test_position_bias_and_reliability_of_a_judge_that_has_them() -> None:
-    """Differences of variance 4 between rows and 1 within: ICC(1, 4) is 16 / 17; the first response gains a point."""
+    """Differences of variance 4 between rows and 1 within: ICC(3, 4) is 16 / 17; the first response gains a point."""
     random = np.random.default_rng(0)
     verdicts = []
     for row in range(4000):
@@ -324,9 +390,21 @@ def test_position_bias_and_reliability_of_a_judge_that_has_them() -> None:
                 verdicts.append(verdict(row, order, repeat, (5 - bias / 2, 5 + true + noise + bias / 2)))
     found = self_agreement(verdicts)
     assert found.position_bias == pytest.approx(1.0, abs=0.02)
-    # The two orders differ by two points, which is no chance but counts as the judge's disagreement with itself.
-    assert found.reliability == pytest.approx(1 - (7 / 3) / 17, abs=0.02)
+    # What coming first adds, it adds to every row: both orders together do not know of it.
+    assert found.reliability == pytest.approx(16 / 17, abs=0.01)
     assert found.ceiling == pytest.approx(found.reliability**0.5)
+
+
+def test_reliability_is_that_within_splits() -> None:
+    """Splits that differ by four points, and rows that differ by chance alone: no correlation within one can be expected."""
+    random = np.random.default_rng(2)
+    verdicts = [
+        Verdict(Key("m", split, row, "reference_first", repeat), str(row), (5.0, level + random.normal()), "", "j", "r")
+        for split, level in (("a", 1.0), ("b", 5.0))
+        for row in range(2000)
+        for repeat in range(2)
+    ]
+    assert self_agreement(verdicts).reliability == pytest.approx(0, abs=0.08)
 
 
 def test_an_honest_judge_has_the_reliability_of_its_noise() -> None:

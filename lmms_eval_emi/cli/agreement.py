@@ -77,7 +77,13 @@ def run(args: argparse.Namespace) -> int:
             "agreement: expected --judged FILE or --scores FILE to compare the results with, got neither."
         )
     results = [one for path in args.results for one in read_results_to_compare(path)]
-    outside = [score for path in args.judged for score in scores_of_verdicts(read_verdicts(path))]
+    outside = []
+    for path in args.judged:
+        verdicts = read_verdicts(path)
+        judges = " and ".join(dict.fromkeys(one.judge for one in verdicts)) or "no judge"
+        several = len(args.judged) > 1
+        label = f"relative preference ({judges}, {path.name})" if several else "relative preference"
+        outside += scores_of_verdicts(verdicts, label)
     outside += [score for name, _, path in named for score in read_scores(Path(path), name)]
     found = [
         agree(result, score, settings.seed)
@@ -121,7 +127,12 @@ def _print(found: Agreement) -> None:
     if rows:
         print(tabulate(rows, headers=["", "with", "Pearson", "Spearman", "Kendall"], disable_numparse=True))
     else:
-        print("Too few splits for a correlation over them; it takes 8.")
+        few = len(found.points) < 8
+        print(
+            "Too few splits for a correlation over them; it takes 8."
+            if few
+            else "No correlation over splits: the score is the same for all of them."
+        )
     within = [
         [
             measure.replace("spearman_r", "Spearman").replace("auc", "AUC"),

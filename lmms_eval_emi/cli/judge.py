@@ -246,7 +246,14 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
                     missing,
                 ]
             )
-            nothing = {"model": entry.model, "split": name, "rows": 0, "missing": missing, "relative": None, "win_rate": None}
+            nothing = {
+                "model": entry.model,
+                "split": name,
+                "rows": 0,
+                "missing": missing,
+                "relative": None,
+                "win_rate": None,
+            }
             written.append(found.to_dict() if found else nothing)
     agreement = self_agreement(verdicts)
     summary = _summary_of(path)

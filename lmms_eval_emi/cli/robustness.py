@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         for task, metrics in by_task.items():
             base = measured[args.baseline].get(task) if args.baseline and model != args.baseline else None
             relative = relative_to(metrics, base) if base else []
-            own_same = {pair.shifted.name: same.get((model, pair.shifted.name)) for pair in pairs[model][task]}
+            own_same = {pair.shifted.name: same.get((model, task, pair.shifted.name)) for pair in pairs[model][task]}
             _print(model, task, pairs[model][task], metrics, own_same, args.baseline, relative)
             entry: dict[str, Any] = {"model": model, "task": task, "metrics": [one.to_dict() for one in metrics]}
             entry["consistency"] = {name: _plain(found) for name, found in own_same.items() if found is not None}
@@ -145,8 +145,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _consistencies(
     pairs: Mapping[str, Mapping[str, Sequence[ShiftedTask]]], settings: Settings, same_from: float
-) -> dict[tuple[str, str], Consistency | None]:
-    """How many responses stay the same, by model and shifted task; each distinct text is embedded once."""
+) -> dict[tuple[str, str, str], Consistency | None]:
+    """How many responses stay the same, by model, clean and shifted task; each distinct text is embedded once."""
     import numpy as np
 
     from lmms_eval_emi.encoders import EncoderUnavailable, load_text_encoder
@@ -173,9 +173,9 @@ def _consistencies(
         return known
 
     return {
-        (model, pair.shifted.name): consistency(pair, embed, same_from)
+        (model, task, pair.shifted.name): consistency(pair, embed, same_from)
         for model, by_task in pairs.items()
-        for own in by_task.values()
+        for task, own in by_task.items()
         for pair in own
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from lmms_eval_emi.suites import Suite
 
 log = logging.getLogger("lmms_eval_emi")
+
+MARK = "Written by lmms-eval-emi suites"  # in the first line of a study file
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -121,6 +124,11 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
     from lmms_eval_emi.studies.schema import load_study
     from lmms_eval_emi.suites import SuiteError
 
+    path = args.output / "study.yaml"
+    if args.data is not None and not suite.prepare and not args.data.exists():
+        raise SuiteError(f"--data: expected a folder or file, got {args.data}, which is not there.")
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
+        raise SuiteError(f"--output: {path} is another file than lmms-eval-emi suites writes. Name another folder.")
     fields: dict[str, Any] = copy.deepcopy(suite.study or {})
     if suite.prepare:
         if args.data is None:
@@ -130,18 +138,17 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
         count = PREPARE[suite.prepare](args.data, args.output)
         log.info("%d rows written to %s", count, args.output)
     elif args.data is not None:  # a released set, whose splits hold their shifts already
-        fields["dataset"] |= {"path": str(args.data.resolve() if args.data.exists() else args.data)}
+        fields["dataset"] |= {"path": str(args.data.resolve())}
         fields["dataset"].pop("split", None)
         fields["dataset"].pop("shifts_at_load", None)
         for split in fields["splits"].values():
             split.pop("dataset", None)
-    path = args.output / "study.yaml"
-    text = f"# After {suite.source}. Written by lmms-eval-emi suites {suite.name}.\n"
+    text = f"# After {suite.source}. {MARK} {suite.name}.\n"
     write_atomically(path, text + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
     study = load_study(path)
     count = write_task_files(args.output / "tasks", [study], suite=None)
-    print(f"lmms-eval --include_path {args.output / 'tasks'} --tasks {study.group} --model ...")
-    print(f"lmms-eval-emi score --study {path} --responses ...")
+    print(f"lmms-eval --include_path {shlex.quote(str(args.output / 'tasks'))} --tasks {study.group} --model ...")
+    print(f"lmms-eval-emi score --study {shlex.quote(str(path))} --responses ...")
     log.info("a study of %d splits and %d files of tasks written to %s", len(study.splits), count, args.output)
 
 
@@ -157,7 +164,7 @@ def _write_twins(suite: Suite, args: argparse.Namespace) -> None:
     write_twin_files(args.output, twin_files(tasks, made, TwinOptions(args.seed)))
     for name in tasks:
         print(
-            f"lmms-eval --include_path {args.output} --tasks {name}_robustness --log_samples --output_path OUT --model ..."
+            f"lmms-eval --include_path {shlex.quote(str(args.output))} --tasks {name}_robustness --log_samples --output_path OUT --model ..."
         )
     print("lmms-eval-emi robustness OUT --output robustness.json")
 
@@ -172,6 +179,6 @@ def _write_domains(suite: Suite, args: argparse.Namespace) -> None:
         count = write_pictures(suite, args.data, args.output / PICTURES, args.per_class, args.seed)
         log.info("%d pictures written to %s", count, args.output / PICTURES)
     print(
-        f"lmms-eval --include_path {args.output} --tasks {suite.name}_robustness --log_samples --output_path OUT --model ..."
+        f"lmms-eval --include_path {shlex.quote(str(args.output))} --tasks {suite.name}_robustness --log_samples --output_path OUT --model ..."
     )
     print("lmms-eval-emi robustness OUT --output robustness.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     write_twin_files(args.output, twin_files(tasks, made, options))
     for name in tasks:
         print(
-            f"lmms-eval --include_path {args.output} --tasks {name}_robustness --log_samples --output_path OUT --model ..."
+            f"lmms-eval --include_path {shlex.quote(str(args.output))} --tasks {name}_robustness --log_samples --output_path OUT --model ..."
         )
     print("lmms-eval-emi robustness OUT --output robustness.json")
     log.info("%d twins of %d tasks written to %s", len(leaves) * len(made), len(leaves), args.output)

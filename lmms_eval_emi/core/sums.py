@@ -8,6 +8,7 @@ for scores of 0 and 1 in clusters of one row, that is McNemar's exact test.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,6 +177,8 @@ def _share_that_reaches(
     draws: int,
     seed: int,
 ) -> float:
+    if not math.isfinite(observed):
+        return 1.0  # what is not defined is no finding
     random = np.random.default_rng(seed)
     width = draw(random, 1).shape[1]
     step = max(1, BLOCK // max(1, width))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lmms_eval_emi.report.reading import ReportedResult, ReportedSplit
 
 MOST_NAMED = 3
+MOST_HEADLINES = 6
 COMPARED = {
     "encoders": "the encoders differ",
     "estimator": "the estimator differs",
@@ -54,6 +55,19 @@ def numeral(value: float | None, decimals: int) -> str:
 def in_words(split: ReportedSplit) -> str:
     """A shift as people say it: "defocus blur 5 + keyboard 7"."""
     return " + ".join(str(shift).replace("_", " ") for shift in split.shifts) or split.name
+
+
+def findings_of_all(results: Sequence[ReportedResult]) -> list[str]:
+    """What was found of several results: of one, everything; of more, the first sentence of each."""
+    if len(results) == 1:
+        return findings_of(results[0])
+    several = len({result.study for result in results}) > 1
+    lines = [
+        (f"{_capital(result.study)} shifts: " if several else "") + findings_of(result)[0]
+        for result in results[:MOST_HEADLINES]
+    ]
+    rest = len(results) - len(lines)
+    return [*lines, f"{rest} more results are below."] if rest else lines
 
 
 def findings_of(result: ReportedResult) -> list[str]:

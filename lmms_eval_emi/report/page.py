@@ -11,7 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -22,10 +22,12 @@ from tabulate import tabulate
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.report.finding import (
+    MOST_NAMED,
     comparability_lines,
     comparable_groups,
     decimals_of,
     findings_of,
+    findings_of_all,
     numeral,
     short_name,
     short_splits,
@@ -134,6 +136,7 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
     import jinja2
 
     found = findings or Findings()
+    results = _told_apart(results)
     page = _Page([], [], {})
     studies: list[dict[str, Any]] = []
     lost: list[dict[str, Any]] = []
@@ -153,9 +156,9 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
     script, library = _own("page.js"), _library()
     text = environment.from_string(_own("page.html.j2")).render(
         title=_title_of(results),
-        findings=[line for result in results[:1] for line in findings_of(result)],
+        findings=findings_of_all(results),
         cautions=[line for result in results for line in _cautions(result)],
-        measured=_measured(results[0]) if results else "",
+        measured=[_measured(result) for result in results[:MOST_NAMED]],
         comparability=[line for one in studies for line in one["comparability"]],
         contents=contents,
         studies=studies,
@@ -221,6 +224,25 @@ def _inline(text: str) -> str:
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
+
+
+def _told_apart(results: Sequence[ReportedResult]) -> list[ReportedResult]:
+    """The results with longer names for models whose short names are the same: "org:model" for org/model."""
+    models = list(dict.fromkeys(result.model for result in results))
+    names = {}
+    for model in models:
+        same = [one for one in models if short_name(one) == short_name(model)]
+        parts = model.replace("__", "/").replace("\\", "/").split("/")
+        length = 1
+        while len(same) > 1 and length < len(parts):
+            length += 1
+            ends = {":".join(one.replace("__", "/").replace("\\", "/").split("/")[-length:]) for one in same}
+            if len(ends) == len(same):
+                break
+        names[model] = model if len(same) == 1 else ":".join(parts[-length:])
+    return [
+        replace(one, model=names[one.model], label=one.label.replace(one.model, names[one.model], 1)) for one in results
+    ]
 
 
 def _title_of(results: Sequence[ReportedResult]) -> str:

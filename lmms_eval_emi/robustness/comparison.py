@@ -248,6 +248,8 @@ def measure_all(
     clean = pairs[0].clean
     for metric in clean.metrics:
         losses = [one for pair in pairs if (one := measure(pair, metric.name, seed)) is not None]
+        undefined = [one.pair.shift for one in losses if not math.isfinite(one.loss.value)]
+        losses = [one for one in losses if math.isfinite(one.loss.value)]
         if not losses:
             continue
         p_values = None if method == "maxt" else [one.p_value for one in losses]
@@ -268,7 +270,13 @@ def measure_all(
         worst = max(losses, key=lambda one: one.loss.value)
         found.append(
             MetricRobustness(
-                metric.name, metric.higher_is_better, losses, by_group, overall, worst, _notes(clean, metric)
+                metric.name,
+                metric.higher_is_better,
+                losses,
+                by_group,
+                overall,
+                worst,
+                [*_notes(clean, metric), *_notes_of_losses(metric, losses, undefined)],
             )
         )
     return found
@@ -281,6 +289,16 @@ def _mean(parts: Sequence[Jackknife]) -> Jackknife:
 def _mean_mmi(losses: Sequence[Loss]) -> Jackknife | None:
     known = [one.mmi for one in losses if one.mmi is not None]
     return _mean(known) if len(known) == len(losses) else None
+
+
+def _notes_of_losses(metric: RowMetric, losses: Sequence[Loss], undefined: Sequence[str]) -> list[str]:
+    """What differs between shifts: rows without a score are left out on both sides, so clean scores may differ, too."""
+    notes = [f"not defined, and left out: {', '.join(undefined)}"] if undefined else []
+    for one in losses:
+        shifted = one.pair.shifted.metric(metric.name)
+        if shifted is not None and shifted.note and shifted.note != metric.note:
+            notes.append(f"{one.pair.shift}: {shifted.note}; the clean score of its rows is {one.clean.value:.4g}")
+    return notes
 
 
 def _notes(task: ScoredTask, metric: RowMetric) -> list[str]:
@@ -327,13 +345,19 @@ def relative_to(own: Sequence[MetricRobustness], baseline: Sequence[MetricRobust
         pairs = [(loss, losses[loss.pair.shifted.name]) for loss in one.losses if loss.pair.shifted.name in losses]
         if not pairs:
             continue
+        shifts = [loss.pair.shift for loss, _ in pairs]
         sums = [_total([side[place].loss for side in pairs]) for place in (0, 1)]
         reach = sums[1].interval(corrected=False)
         sure = sums[1].value > 0 and reach is not None and reach[0] > 0
         found.append(
             Relative(
                 one.metric,
-                {loss.pair.shift: difference(loss.loss, base.loss) for loss, base in pairs},
+                {
+                    loss.pair.shift if shifts.count(loss.pair.shift) == 1 else loss.pair.shifted.name: difference(
+                        loss.loss, base.loss
+                    )
+                    for loss, base in pairs
+                },
                 combine(lambda e: e[0] / e[1], sums) if sure else None,
             )
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ PREDICTION_KEYS = (("pred", "answer"), ("pred_answer", "gt_answer"), ("predictio
 # Whose "score" is something else: the answer as a number, in sets of four rows.
 NO_SCORES = re.compile(r"naturalbench")
 Parts = tuple[float, float]
+HIGHEST = 1e100  # whose square is a number
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,10 @@ class RowMetric:
     higher_is_better: bool = True
     binary: bool = False
     note: str = ""
+
+    def noting(self, note: str) -> RowMetric:
+        """The same with one more note."""
+        return replace(self, note="; ".join(filter(None, (self.note, note))))
 
     def sums(self, rows: Sequence[int], clusters: Mapping[int, Hashable]) -> Sums:
         """The sums of some rows by cluster."""
@@ -105,7 +110,7 @@ def _number(value: Any, score_key: str | None) -> float | None:
     if isinstance(value, bool):
         return float(value)
     if isinstance(value, int | float):
-        return float(value) if math.isfinite(value) and abs(value) < 1e300 else None
+        return float(value) if math.isfinite(value) and abs(value) < HIGHEST else None
     if isinstance(value, str):  # how the harness writes NumPy's truth values and single-precision numbers
         if value in ("True", "False"):
             return float(value == "True")
@@ -113,7 +118,7 @@ def _number(value: Any, score_key: str | None) -> float | None:
             number = float(value)
         except ValueError:
             return None
-        return number if math.isfinite(number) else None
+        return number if math.isfinite(number) and abs(number) < HIGHEST else None
     if not isinstance(value, Mapping):
         return None
     for key in dict.fromkeys((*([score_key] if score_key else []), *SCORE_KEYS)):
@@ -162,7 +167,8 @@ def _yes_or_no(values: Mapping[int, Any]) -> list[RowMetric]:
     said_yes: dict[int, Parts] = {row: (float(predicted == "yes"), 1.0) for row, (predicted, _) in read.items()}
     neither = sum(predicted not in ("yes", "no") for predicted, _ in read.values())
     note = f"{neither} responses are neither yes nor no" if neither else ""
+    rate = RowMetric("yes_rate", said_yes, mean, note=note)
     return [
         RowMetric("f1", hits, f1, note=note),
-        RowMetric("yes_rate", said_yes, mean, note=note or "a rate and no quality: more is not better"),
+        rate.noting("a rate and no quality: more is not better, and lost or gained say in which direction it changed"),
     ]

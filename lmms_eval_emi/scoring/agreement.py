@@ -9,7 +9,9 @@ alone counts as fixed.
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +31,10 @@ from lmms_eval_emi.scoring.results import CHEAP_DRAWS
 from lmms_eval_emi.scoring.row_results import read_rows, to_jackknife
 from lmms_eval_emi.scoring.stored import check_entry, is_entry, read_entries
 
+log = logging.getLogger("lmms_eval_emi")
+
 FEWEST_ROWS = 8  # of a split, for a correlation within it
+TIE = 9  # digits to which two mean scores of a judge are compared: thirds of a point are not exact
 RowScores = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
@@ -46,8 +51,6 @@ class OutsideScores:
         rows: by split and question id, parts whose sums the score of a split is a function of.
         splits: by split, where there are no scores of rows.
         function: of the sums.
-
-
         model: whose responses; empty: of every model.
     """
 
@@ -59,17 +62,17 @@ class OutsideScores:
 
     def value_of(self, parts: tuple[float, float]) -> float:
         """A row's own score: of a judge, the model's less the reference's."""
-        return parts[0] / 100 - parts[1] if self.function is ratio else parts[0]
+        return round(parts[0] / 100 - parts[1], TIE) if self.function is ratio else parts[0]
 
     def is_right(self, parts: tuple[float, float]) -> bool | None:
         """Whether a row is right: of a judge, at least as good as the reference; ``None`` for scores of other kinds."""
         if self.function is ratio:
-            return parts[0] / 100 >= parts[1]
+            return self.value_of(parts) >= 0
         return bool(parts[0]) if parts[0] in (0.0, 1.0) else None
 
 
-def scores_of_verdicts(verdicts: Iterable[Verdict]) -> list[OutsideScores]:
-    """Relative preference of every model, from a judge's verdicts."""
+def scores_of_verdicts(verdicts: Iterable[Verdict], name: str = "relative preference") -> list[OutsideScores]:
+    """Relative preference of every model, from a judge's verdicts, under a name."""
     by_model: dict[str, dict[str, list[Verdict]]] = {}
     for one in verdicts:
         by_model.setdefault(one.key.model, {}).setdefault(one.key.split, []).append(one)
@@ -79,7 +82,7 @@ def scores_of_verdicts(verdicts: Iterable[Verdict]) -> list[OutsideScores]:
         for split, own in by_split.items():
             ids = {one.key.row: one.question_id for one in own}
             rows[split] = {ids[row]: (100 * score, reference) for row, (reference, score) in row_scores(own).items()}
-        found.append(OutsideScores("relative preference", rows, function=ratio, model=model))
+        found.append(OutsideScores(name, rows, function=ratio, model=model))
     return found
 
 
@@ -124,10 +127,10 @@ def _records(path: Path) -> Iterable[tuple[int, Any]]:
             raise OSError("it is not a regular file" if path.exists() else "it is not there")
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".csv":
-            return list(enumerate(csv.DictReader(text.splitlines()), 1))
+            return list(enumerate(csv.DictReader(io.StringIO(text, newline="")), 1))
         if text.lstrip().startswith("["):
             return list(enumerate(parse_json(text), 1))
-        return [(number, parse_json(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        return [(number, parse_json(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     except (OSError, ValueError, csv.Error, json.JSONDecodeError) as error:
         raise AgreementError(f"{path}: expected CSV, JSON lines or a JSON list of scores: {error}") from error
 
@@ -318,20 +321,26 @@ class Agreement:
             own, base, ahead = (where.get(one, {}).get("pearson_r") for one in (key, "cosine", "lead"))
             if own is not None and base is not None and ahead is not None:
                 with_what = self.score if what == "EMI" else f"the loss of {self.score}"
+                said = _verdict(what, own.value, ahead.value, ahead.ci95)
                 lines.append(
-                    f"{what} correlates {own.value:+.2f} with {with_what}, the cosine {base.value:+.2f}: {_verdict(what, ahead.value, ahead.ci95)}."
+                    f"{what} correlates {own.value:+.2f} with {with_what}, the cosine {base.value:+.2f}: {said}."
                 )
         for measure, by_split in self.within.items():
             pooled = by_split.get("")
             if pooled is not None:
                 label = "AUC" if measure == "auc" else "Spearman's correlation"
+                chance = 0.5 if measure == "auc" else 0.0
+                reach = pooled.lead.interval(corrected=False)
+                said = _verdict("EMI", pooled.emi.value - chance, pooled.lead.value, reach)
                 lines.append(
-                    f"Within splits, values of rows tell {self.score} with {label} {pooled.emi.value:.2f}, cosines with {pooled.cosine.value:.2f}: {_verdict('EMI', pooled.lead.value, pooled.lead.interval(corrected=False))}."
+                    f"Within splits, values of rows tell {self.score} with {label} {pooled.emi.value:.2f}, cosines with {pooled.cosine.value:.2f}: {said}."
                 )
         return lines
 
 
-def _verdict(what: str, value: float, interval: tuple[float, float] | None) -> str:
+def _verdict(what: str, own: float, value: float, interval: tuple[float, float] | None) -> str:
+    if own <= 0:  # no lead makes up for that
+        return f"{what} does not go with it at all here"
     if value <= 0:
         return f"{what} does not beat the cosine here"
     if interval is None:
@@ -346,6 +355,7 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
         AgreementError: no split has both.
     """
     scores, cosines, joined = {}, {}, {}
+    absent, lone = 0, []
     for name in result.emi:
         rows = result.rows.get(name)
         if outside.rows and rows is not None:
@@ -353,6 +363,10 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
                 place for place, identity in enumerate(rows.ids) if id_text(identity) in outside.rows.get(name, {})
             ]
             if not places:
+                continue
+            absent += len(rows.ids) - len(places)
+            if len({rows.images[place] for place in places}) < 2:  # without an error, it would count as fixed
+                lone.append(name)
                 continue
             parts = np.array([outside.rows[name][id_text(rows.ids[place])] for place in places])
             joined[name] = (places, parts)
@@ -365,9 +379,15 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
             cosines[name] = Sums.of_values(rows.cosines, rows.images).jackknife()
     if not scores:
         there = list(outside.rows or outside.splits)
+        shared = [name for name in there if name in result.emi]
+        if shared:
+            raise AgreementError(
+                f"{outside.name}: its {len(shared)} splits that {result.model} has results of, such as {shared[0]}, have no scores of rows of two images or more. Look whether their ids are those of the study's rows, and whether verdicts are missing."
+            )
         raise AgreementError(
             f"{outside.name}: none of its {len(there)} splits, such as {there[0] if there else 'none'}, is one of the results of {result.model}, such as {next(iter(result.emi), 'none')}."
         )
+    _warn_of_partial(result, outside, absent, lone)
     names = list(scores)
     shifts = [name for name in names if name in result.emid and result.id_split in scores]
     losses, cosine_losses = (
@@ -407,6 +427,26 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
     return Agreement(
         result, outside.name, bool(outside.rows), points, over_splits, over_shifts, _within(result, outside, joined)
     )
+
+
+def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: int, lone: Sequence[str]) -> None:
+    """Say what was not joined, for a misspelt name costs no more than that."""
+    rows, there = result.rows, outside.rows or outside.splits
+    strange = [name for name in there if name not in result.emi and name not in rows]  # controls have rows alone
+    unknown = sum(
+        len(own) - sum(id_text(one) in own for one in rows[name].ids)
+        for name, own in outside.rows.items()
+        if name in rows
+    )
+    told = [
+        (len(strange), f"splits of the scores are none of the results, such as {strange[0] if strange else ''}"),
+        (unknown, "scores are of rows that the results do not have"),
+        (absent, "rows of the results have no score; EMI and cosines over splits are of all rows"),
+        (len(lone), f"splits are left out, for their scores are of one image, such as {lone[0] if lone else ''}"),
+    ]
+    for count, what in told:
+        if count:
+            log.warning("%s and %s: %d %s.", outside.name, result.model, count, what)
 
 
 def _loss(id: Jackknife, own: Jackknife, emid: Jackknife) -> Jackknife:

@@ -8,7 +8,6 @@ import json
 import random
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,17 +121,17 @@ def test_a_failed_run_keeps_the_earlier_results_and_a_good_one_replaces_them(
     (folder / "mine.txt").write_text("a user's own")
     (earlier,) = folder.glob("*/*_emi_demo.json")
 
-    monkeypatch.setattr(demo.subprocess, "run", lambda *arguments, **options: SimpleNamespace(returncode=3))
+    monkeypatch.setattr(demo, "_run", lambda command, variables: 3)
     assert main(["demo", "--output", str(folder), "--overwrite"]) == 1
     assert "exit status 3" in capsys.readouterr().err and earlier.exists()
 
-    def another_run(*arguments: object, **options: object) -> SimpleNamespace:
+    def another_run(command: object, variables: object) -> int:
         for path in list(earlier.parent.iterdir()):
             later = path.with_name(path.name.replace(path.name[:15], "20990101_000000"))
             shutil.copytree(path, later) if path.is_dir() else shutil.copy(path, later)
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(demo.subprocess, "run", another_run)
+    monkeypatch.setattr(demo, "_run", another_run)
     assert main(["demo", "--output", str(folder), "--overwrite"]) == 0
     assert not earlier.exists() and len(list(folder.glob("*/*_emi_demo.json"))) == 1
     assert (folder / "mine.txt").exists() and (folder / "report.html").exists()

@@ -185,6 +185,20 @@ def test_what_was_found_is_said_in_sentences(results):
     assert findings_of(replace(read, splits=quiet))[0].startswith("No shift costs")
 
 
+def test_models_of_one_short_name_are_told_apart_and_each_has_its_finding(results, tmp_path):
+    content = json.loads((results / "natural.json").read_text())
+    entries = []
+    for organization in ("one", "two"):
+        entries.append({**content, "model": f"{organization}/tiny"})
+        entries[-1].pop("rows", None)
+    (tmp_path / "r.json").write_text(json.dumps({"results": entries}))
+    page = to_html(read_results([tmp_path / "r.json"]), compare=False)
+    assert "<title>one:tiny, two:tiny under natural shifts</title>" in page
+    found = re.findall(r'<p class="finding">(.*?)</p>', page)
+    assert len(found) == 2 and "one:tiny" in found[0] and "two:tiny" in found[1]
+    assert len(re.findall("Measured: (one|two):tiny", page)) == 2
+
+
 def test_results_are_comparable_or_why_not_is_said(results):
     (first,) = read_results([results / "natural.json"])
     other = {**first.settings, "encoders": first.settings["encoders"].replace("xlm-roberta-base", "mean:other")}

@@ -142,6 +142,65 @@ def test_the_latest_run_of_each_task_counts(out: Path) -> None:
     assert found["shift"] == "fog 3" and found["shifted"] == 0
 
 
+def test_the_latest_run_counts_by_its_stamp_and_not_by_its_folder(tmp_path: Path, caplog) -> None:
+    good, bad = zero_one(np.ones(20)), zero_one(np.zeros(20))
+    log_task(tmp_path / "b" / "m", "quiz", good, stamp="20250101_000000")
+    log_task(tmp_path / "b" / "m", "quiz_fog_1", good, stamp="20250101_000000")
+    log_task(tmp_path / "a" / "m", "quiz_fog_1", bad, stamp="20260101_000000")
+    found = read_tasks(tmp_path)["m"]
+    assert set(found["quiz_fog_1"].task.metrics[0].parts.values()) == {(0.0, 1.0)}
+    assert "its tasks are in" in caplog.text
+
+
+def test_a_task_that_does_not_say_what_is_better_loses_where_it_falls(tmp_path: Path) -> None:
+    """lmms-eval logs null for it."""
+    for task, own in (("quiz", np.ones(20)), ("quiz_fog_1", np.zeros(20))):
+        log_task(tmp_path / "m", task, zero_one(own), better={"acc": None})
+    (metric,) = measure_all(find_pairs(read_tasks(tmp_path)["m"])["quiz"])
+    assert metric.losses[0].verdict == "lost" and metric.losses[0].loss.value == 1
+    assert any("does not say" in note for note in metric.notes)
+
+
+def test_rows_that_stand_there_twice_are_no_second_metric(tmp_path: Path, caplog) -> None:
+    rows = [{"acc": 1.0, "doc_id": row} for row in (*range(20), 3)]
+    log_task(tmp_path / "m", "quiz", rows, better={"acc": True})
+    log_task(tmp_path / "m", "quiz_fog_1", rows[:20], better={"acc": True})
+    assert [one.name for one in read_tasks(tmp_path)["m"]["quiz"].task.metrics] == ["acc"]
+    assert "more than once" in caplog.text
+
+
+def test_a_twin_that_cannot_be_compared_costs_itself_alone(tmp_path: Path, caplog) -> None:
+    folder, twin = tmp_path / "m", {"of": "other", "visual": {"name": "fog", "level": 1}}
+    log_task(folder, "quiz", zero_one(np.ones(20)))
+    log_task(folder, "quiz_fog_1", zero_one(np.zeros(20)))
+    log_task(folder, "quiz_fog_3", [{"acc": 1.0, "doc_id": 100}])
+    log_task(folder, "other_fog_1", zero_one(np.ones(20)), twin=twin)
+    found = find_pairs(read_tasks(tmp_path)["m"])
+    assert [pair.shifted.name for pair in found["quiz"]] == ["quiz_fog_1"] and list(found) == ["quiz"]
+    assert "quiz_fog_3 is left out" in caplog.text and "other_fog_1 is left out" in caplog.text
+
+
+def test_scores_that_are_not_defined_are_no_finding(tmp_path: Path, capsys) -> None:
+    """A judge that gave every reference 0: the ratio is not defined; a score of 1e308 has no square."""
+    judged = [{"judge": {"scores": [0, 5]}, "acc": 1.0} for _ in range(20)]
+    large = [{"judge": {"scores": [5, 5]}, "acc": "1e308" if row else 1.0} for row in range(20)]
+    for task, own in (("quiz", judged), ("quiz_fog_1", judged), ("quiz_fog_3", large)):
+        log_task(tmp_path / "m", task, own)
+    output = tmp_path / "r.json"
+    assert main(["robustness", str(tmp_path), "--without-consistency", "--output", str(output)]) == 0
+    assert "nan" not in capsys.readouterr().out and json.loads(output.read_text())["tasks"]
+
+
+def test_every_pair_has_its_own_consistency(tmp_path: Path, in_tinyhub: Path) -> None:
+    folder = tmp_path / "m"
+    for task, response in (("a", "a red square"), ("b", "something else"), ("c", "a red square")):
+        log_task(folder, task, zero_one(np.ones(20)), responses=[response] * 20)
+    output = tmp_path / "r.json"
+    assert main(["robustness", str(tmp_path), "--pair", "a=c", "--pair", "b=c", "--output", str(output)]) == 0
+    found = {one["task"]: one["consistency"]["c"]["identical"] for one in json.loads(output.read_text())["tasks"]}
+    assert found == {"a": 1.0, "b": 0.0}
+
+
 def test_every_filter_is_a_metric_of_its_own(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     names = {"exact_match,strict": 0.0, "exact_match,flexible": 1.0}
@@ -264,6 +323,14 @@ def test_two_tasks_of_the_same_rows_and_of_others(tmp_path: Path, capsys) -> Non
 def test_wrong_options_say_what_there_is(out: Path, capsys, more: list[str], message: str) -> None:
     assert main(["robustness", str(out), "--without-consistency", *more]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_clusters_of_a_spreadsheet_are_read(out: Path, tmp_path: Path) -> None:
+    table = tmp_path / "images.csv"
+    table.write_text("doc_id,cluster\n" + "".join(f"{row},{row // 3}\n" for row in range(N)), encoding="utf-8-sig")
+    assert len(set(read_tasks(out.parent, str(table))["some__model"]["quiz"].task.clusters.values())) == N // 3
+    with pytest.raises(RobustnessError, match="rows:N"):
+        read_tasks(out.parent, "rows:0")
 
 
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:

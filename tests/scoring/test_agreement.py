@@ -80,6 +80,9 @@ def test_the_output_says_plainly_who_is_ahead() -> None:
     behind = agree(*make(1, emi_noise=8.0, cosine_noise=0.1))
     assert "EMI does not beat the cosine here" in behind.findings()[-1]
     assert behind.to_dict()["findings"] == behind.findings()
+    result, outside = make(1, emi_noise=0.1, cosine_noise=0.1)
+    backwards = {name: {row: (-one, 1.0) for row, (one, _) in own.items()} for name, own in outside.rows.items()}
+    assert all("does not go with it" in one for one in agree(result, OutsideScores("quality", backwards)).findings())
     pooled = behind.within["spearman_r"][""]
     assert pooled.lead.value == pytest.approx(pooled.emi.value - pooled.cosine.value) and pooled.lead.ci95[1] < 0
 
@@ -144,6 +147,20 @@ def test_fewer_than_eight_splits_have_no_correlation() -> None:
         agree(result, OutsideScores("quality", {"other": few["clean"]}))
 
 
+def test_what_was_not_joined_is_told(caplog) -> None:
+    """A misspelt name or id would otherwise change what was correlated without a word."""
+    result, outside = make(7)
+    rows = {f"{name}x" if number > 9 else name: dict(outside.rows[name]) for number, name in enumerate(SPLITS)}
+    rows["clean"] = {row: rows["clean"][row] for row in list(rows["clean"])[:30]}
+    rows["shift_0"] = {row: rows["shift_0"][row] for row in ("0", "1", "2")}  # of one image
+    rows["shift_1"]["no such row"] = (1.0, 1.0)
+    with caplog.at_level("WARNING", logger="lmms_eval_emi"):
+        found = agree(result, OutsideScores("quality", rows))
+    assert [point.split for point in found.points] == [name for name in SPLITS[:10] if name != "shift_0"]
+    for part in ("2 splits of the scores are none", "1 scores are of rows", "87 rows of the results", "of one image"):
+        assert part in caplog.text
+
+
 def test_without_the_id_split_there_is_no_loss() -> None:
     result, outside = make(6)
     found = agree(result, OutsideScores("quality", {name: outside.rows[name] for name in SPLITS[1:]}))
@@ -159,6 +176,8 @@ def test_verdicts_become_relative_preference() -> None:
     assert (found.model, found.name) == ("m", "relative preference")
     parts = np.array(list(found.rows["clean"].values())).sum(axis=0)
     assert found.function(parts[None])[0] == pytest.approx(100 * 5 / 8)
+    # Means of three verdicts that are equal, which are not equal to the last bit.
+    assert found.is_right((100 * (4 / 3), 4 / 3)) and found.value_of((100 * (4 / 3), 4 / 3)) == 0
     assert found.value_of((400.0, 8.0)) == -4 and found.is_right((800.0, 8.0)) and not found.is_right((700.0, 8.0))
 
 
@@ -171,6 +190,8 @@ def test_files_of_scores(tmp_path: Path) -> None:
     lines.write_text('{"split": "clean", "score": 3}\n\n{"split": "foggy", "score": 2.5}\n')
     (found,) = read_scores(lines, "human")
     assert found.splits == {"clean": 3.0, "foggy": 2.5} and not found.rows
+    lines.write_text('{"split": "clean", "score": 3, "note": "one\u2028line"}\n', encoding="utf-8")
+    assert read_scores(lines, "human")[0].splits == {"clean": 3.0}
     whole = tmp_path / "a.json"
     whole.write_text('[{"split": "clean", "question_id": 3, "score": 1}]')
     assert read_scores(whole, "x")[0].rows == {"clean": {"3": (1.0, 1.0)}}

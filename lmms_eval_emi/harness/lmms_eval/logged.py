@@ -21,7 +21,7 @@ from lmms_eval_emi.files import parse_json, read_json
 from lmms_eval_emi.harness.lmms_eval.compat import parse_samples_name, samples_name
 from lmms_eval_emi.harness.lmms_eval.twin_files import TWIN
 from lmms_eval_emi.responses.base import read_lines
-from lmms_eval_emi.robustness.comparison import RobustnessError, ScoredTask, ShiftedTask
+from lmms_eval_emi.robustness.comparison import RobustnessError, ScoredTask, ShiftedTask, check_pair
 from lmms_eval_emi.robustness.metrics import RowMetric, read_row_metrics
 from lmms_eval_emi.shifts.twins import IMAGE_SUFFIX, recipe_of
 
@@ -31,7 +31,7 @@ NO_METRICS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps",
 NO_METRICS |= {"input_media", "input", "prompt_hash", "target_hash", "submission"}
 CLUSTER_KEYS = ("image_id", "imageId", "image_source", "image", "docId", "question_id")
 SETTINGS = ("limit", "offset", "gen_kwargs", "model_args", "num_fewshot")
-ROWS = re.compile(r"rows:(\d+)")
+ROWS = re.compile(r"rows:0*([1-9]\d{0,8})")
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,19 @@ def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str,
         raise RobustnessError(
             f"{folder}: expected a folder that lmms-eval --log_samples --output_path wrote; it is not there."
         )
-    found: dict[str, dict[str, LoggedTask]] = {}
-    for path in sorted(folder.rglob(samples_name("*", "*"))):  # later stamps are later runs
+    latest: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.rglob(samples_name("*", "*")), key=lambda one: (one.name, one)):  # by stamp
         task = parse_samples_name(path.name)
         if task is not None:
-            found.setdefault(path.parent.name, {})[task] = _read_task(path, task, clusters)
+            latest.setdefault(path.parent.name, {})[task] = path
+    for model, paths in latest.items():
+        folders = sorted({str(path.parent) for path in paths.values()})
+        if len(folders) > 1:
+            log.warning("%s: its tasks are in %s; the latest run of each is taken.", model, " and ".join(folders))
+    found = {
+        model: {task: _read_task(path, task, clusters) for task, path in paths.items()}
+        for model, paths in latest.items()
+    }
     if not found:
         raise RobustnessError(
             f"{folder}: expected *_samples_*.jsonl, found none. Run lmms-eval with --log_samples --output_path {folder}."
@@ -87,12 +95,18 @@ def _read_task(path: Path, name: str, clusters: str | None) -> LoggedTask:
     stamp = path.name[: -len(samples_name("", name))] if path.name.endswith(samples_name("", name)) else ""
     run = _run_of(path.parent / f"{stamp}_results.json")
     config = _part(run, "configs", name)
-    better = {str(key): bool(value) for key, value in _part(run, "higher_is_better", name).items()}
+    # The harness logs null for a metric whose task does not say it.
+    stated = _part(run, "higher_is_better", name)
+    better = {str(key): value is not False for key, value in stated.items()}
+    unstated = {str(key) for key, value in stated.items() if value is None}
     results = _part(run, "results", name)
     filters = list(
         dict.fromkeys(key.partition(",")[2] for key in results if "," in key and "_stderr" not in key.partition(",")[0])
     )
     count = max(map(len, by_row.values()), default=1)
+    if count > 1 and len(set(map(len, by_row.values()))) > 1:
+        log.warning("%s: some rows stand there more than once; the first of each is taken.", path)
+        by_row, count = {row: lines[:1] for row, lines in by_row.items()}, 1
     names = filters if len(filters) == count and count > 1 else [str(place + 1) for place in range(count)]
     metrics: list[RowMetric] = []
     for place, label in enumerate(names):
@@ -102,6 +116,12 @@ def _read_task(path: Path, name: str, clusters: str | None) -> LoggedTask:
             if place < len(lines)
         }
         found = read_row_metrics(own, better, config.get("score_key"))
+        found = [
+            one.noting("the task does not say whether higher is better; it is taken to be")
+            if one.name in unstated
+            else one
+            for one in found
+        ]
         metrics += [replace(one, name=f"{one.name},{label}") for one in found] if count > 1 else found
     first = {row: lines[0] for row, lines in by_row.items()}
     task = ScoredTask(
@@ -195,7 +215,7 @@ def _logged(line: Mapping[str, Any], key: str) -> str | None:
 
 def _from_file(path: Path, lines: Mapping[int, Any]) -> dict[int, Hashable]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             found = {int(row["doc_id"]): row["cluster"] for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RobustnessError(f"{path}: expected a CSV file with the columns doc_id and cluster: {error}") from error
@@ -248,9 +268,18 @@ def find_pairs(
     taken = {pair.shifted.name for own in found.values() for pair in own}
     for name, one in tasks.items():
         origin, described = _origin(name, one, tasks)
+        if not origin and one.twin.get("of"):
+            log.warning("%s is left out: its clean task, %s, was not logged.", name, one.twin["of"])
         if origin and name not in taken:
             paired = not one.twin.get("other_rows", False)
-            found.setdefault(origin, []).append(ShiftedTask(tasks[origin].task, one.task, *described, paired=paired))
+            pair = ShiftedTask(tasks[origin].task, one.task, *described, paired=paired)
+            try:
+                if paired:
+                    check_pair(pair)
+            except RobustnessError as error:  # one that nobody named costs itself alone
+                log.warning("%s is left out: %s", name, error)
+                continue
+            found.setdefault(origin, []).append(pair)
     missing = [name for name in only if name not in found]
     if missing:
         raise RobustnessError(

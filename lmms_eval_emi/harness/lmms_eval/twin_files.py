@@ -117,8 +117,10 @@ def write_twin_files(folder: Path, files: Mapping[str, str]) -> None:
     """Write all files, and take away those of an earlier writing that are not among them.
 
     Raises:
-        TaskError: a file that is not ours would be replaced, or stands in the folder.
+        TaskError: the folder is a file, or holds a file that is not ours.
     """
+    if folder.exists() and not folder.is_dir():
+        raise TaskError(f"output: expected a folder, got the file {folder}.")
     foreign = [
         str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file() and not _is_ours(path)
     ]

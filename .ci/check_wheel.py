@@ -26,6 +26,9 @@ from lmms_eval_emi.responses import formats
 from lmms_eval_emi.shifts import operators
 from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.rows import load_splits
+from lmms_eval_emi.report.page import to_html
+from lmms_eval_emi.schemas import load_schema, schema_names
+from lmms_eval_emi.suites import load_suite, suite_names
 import lmms_eval.evaluator
 from lmms_eval.tasks import TaskManager
 
@@ -43,7 +46,10 @@ assert load_estimator("demo", encoders) and (ASSETS / "model" / "model.safetenso
 assert len(load_splits(load_study("demo"), ["clean", "fog_5_synonym_7"])["fog_5_synonym_7"]) == 90
 assert len(load_splits(load_study("demo"), ["fresh"])["fresh"]) == 90
 assert len(formats()) == 2
-assert len(operators("visual")) == 16 and len(operators("text")) == 16
+assert len(operators("visual")) == 21 and len(operators("text")) == 16
+assert len([load_suite(name) for name in suite_names()]) == 10 and len([load_schema(name) for name in schema_names()]) == 9
+page = to_html([])
+assert "<style>" in page and page.count("<script") == 3
 print(f"the wheel has {len(names)} tasks and the estimators {', '.join(registered_estimators())}")
 """
 

@@ -129,6 +129,8 @@ def test_a_failed_run_keeps_the_earlier_results_and_a_good_one_replaces_them(
         for path in list(earlier.parent.iterdir()):
             later = path.with_name(path.name.replace(path.name[:15], "20990101_000000"))
             shutil.copytree(path, later) if path.is_dir() else shutil.copy(path, later)
+            if later.name.endswith("_emi_demo.json"):  # which names its rows
+                later.write_text(path.read_text().replace(path.name[:15], "20990101_000000"))
         return 0
 
     monkeypatch.setattr(demo, "_run", another_run)

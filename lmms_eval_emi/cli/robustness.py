@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
             f"same meaning: cosine of both responses' embeddings at least {args.same_from} (text encoder {settings.text_encoder})"
         )
     print(
-        "loss > 0: worse. SE: for new images. MMI: loss / clean score. broken, mended: rows that became wrong, right. p: paired test, adjusted over the shifts of a task."
+        "loss > 0: worse. SE: for new images. MMI: loss / clean score. right→wrong, wrong→right: share of rows that flipped under the shift. p: paired test, adjusted over the shifts of a task."
     )
     if args.output:
         content = {
@@ -240,14 +240,25 @@ def _print(
                     with_error(one.shifted),
                     with_error(one.loss, MARK if one.verdict in ("lost", "gained") else ""),
                     share(one.mmi.value if one.mmi else None),
-                    share(one.broken),
-                    share(one.mended),
+                    share(one.right_to_wrong),
+                    share(one.wrong_to_right),
                     NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}",
                     one.verdict or NOTHING,
                     *([share(stays.same.value if stays else None)] if any(same.values()) else []),
                 ]
             )
-        headers = ["shift", "rows", "images", "score ± SE", "loss ± SE", "MMI", "broken", "mended", "p", "verdict"]
+        headers = [
+            "shift",
+            "rows",
+            "images",
+            "score ± SE",
+            "loss ± SE",
+            "MMI",
+            "right→wrong",
+            "wrong→right",
+            "p",
+            "verdict",
+        ]
         headers += ["same meaning"] if any(same.values()) else []
         print(f"\n{metric.metric}, clean {with_error(metric.losses[0].clean)}")
         print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 8, "left")))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import add_command
+from lmms_eval_emi.cli.twins import print_next_commands
 
 if TYPE_CHECKING:
     from lmms_eval_emi.suites import Suite
@@ -162,11 +163,7 @@ def _write_twins(suite: Suite, args: argparse.Namespace) -> None:
     made = [recipe for recipe in recipes(images, texts, False) if recipe.steps]
     tasks = resolve(suite.tasks)
     write_twin_files(args.output, twin_files(tasks, made, TwinOptions(args.seed)))
-    for name in tasks:
-        print(
-            f"lmms-eval --include_path {shlex.quote(str(args.output))} --tasks {name}_robustness --log_samples --output_path OUT --model ..."
-        )
-    print("lmms-eval-emi robustness OUT --output robustness.json")
+    print_next_commands(args.output, tasks)
 
 
 def _write_domains(suite: Suite, args: argparse.Namespace) -> None:
@@ -178,7 +175,4 @@ def _write_domains(suite: Suite, args: argparse.Namespace) -> None:
     if args.data is not None:
         count = write_pictures(suite, args.data, args.output / PICTURES, args.per_class, args.seed)
         log.info("%d pictures written to %s", count, args.output / PICTURES)
-    print(
-        f"lmms-eval --include_path {shlex.quote(str(args.output))} --tasks {suite.name}_robustness --log_samples --output_path OUT --model ..."
-    )
-    print("lmms-eval-emi robustness OUT --output robustness.json")
+    print_next_commands(args.output, [suite.name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command
@@ -64,6 +65,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+def print_next_commands(folder: Path, tasks: Iterable[str]) -> None:
+    """Print how to run the task files of a folder, and how to compare what they log."""
+    for name in tasks:
+        print(
+            f"lmms-eval --include_path {shlex.quote(str(folder))} --tasks {name}_robustness --log_samples --output_path OUT --model ..."
+        )
+    print("lmms-eval-emi robustness OUT --output robustness.json")
+
+
 def run(args: argparse.Namespace) -> int:
     """Resolve, and show or write."""
     from lmms_eval_emi.harness.lmms_eval.twin_files import TwinOptions, preview, twin_files, write_twin_files
@@ -106,10 +116,6 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1 if failed else 0
     write_twin_files(args.output, twin_files(tasks, made, options))
-    for name in tasks:
-        print(
-            f"lmms-eval --include_path {shlex.quote(str(args.output))} --tasks {name}_robustness --log_samples --output_path OUT --model ..."
-        )
-    print("lmms-eval-emi robustness OUT --output robustness.json")
+    print_next_commands(args.output, tasks)
     log.info("%d twins of %d tasks written to %s", len(leaves) * len(made), len(leaves), args.output)
     return 0

@@ -36,6 +36,7 @@ from lmms_eval_emi.report.latex import to_latex
 from lmms_eval_emi.report.plots import MOST_CELLS, MOST_SERIES, pictures_of, root_of, severity_series
 from lmms_eval_emi.report.reading import JSDS, Findings, ReportedResult, published_results
 from lmms_eval_emi.scoring.stored import StoredAgreement, StoredAudit, StoredCorrelation, StoredFinding
+from lmms_eval_emi.scoring.table import FEW_ROWS
 from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.version import __version__
 
@@ -47,7 +48,6 @@ MEASURES = {"pearson_r": "Pearson", "spearman_r": "Spearman", "kendall_tau": "Ke
 PARTS = {"jsd_v": "v", "jsd_t": "t", "jsd_id_response": "id", "jsd_ood_response": "ood"}
 PART_NAMES = {"v": "images", "t": "questions", "id": "responses, ID", "ood": "responses, shift"}
 MOST_ROWS = 1000  # of a table in the page
-FEW_ROWS = 30  # of a split; fewer say little
 # Nothing is fetched and no script but the page's own runs, whatever the results hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 HEADERS = [

@@ -92,8 +92,8 @@ class Loss:
         clean, shifted: scores.
         loss: positive: worse.
         mmi: loss / clean score; ``None`` unless the clean score is above 0.
-        broken, mended: share of rows that became wrong, and right; ``None`` where rows are not right or wrong, or
-            not the same.
+        right_to_wrong, wrong_to_right: share of rows whose response was right and is wrong under the shift, and the
+            reverse; ``None`` where rows are not scored right or wrong, or are not the same questions.
         p_value: of a paired test, or for rows that are not the same, of an unpaired one.
         p_adjusted: over the shifts of the task.
         verdict: ``lost``, ``gained``, ``held`` or ``undecided``.
@@ -106,8 +106,8 @@ class Loss:
     shifted: Jackknife
     loss: Jackknife
     mmi: Jackknife | None
-    broken: float | None
-    mended: float | None
+    right_to_wrong: float | None
+    wrong_to_right: float | None
     p_value: float
     p_adjusted: float | None = None
     verdict: str | None = None
@@ -126,8 +126,8 @@ class Loss:
         for name in ("clean", "shifted", "loss", "mmi"):
             found |= plain(name, getattr(self, name))
         return found | {
-            "broken": self.broken,
-            "mended": self.mended,
+            "right_to_wrong": self.right_to_wrong,
+            "wrong_to_right": self.wrong_to_right,
             "p": self.p_value,
             "p_adjusted": self.p_adjusted,
             "verdict": self.verdict,
@@ -223,14 +223,17 @@ def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
         rows = []
     loss = combine(lambda e: sign * (e[0] - e[1]), (own, other))
     mmi = combine(lambda e: sign * (e[0] - e[1]) / e[0] if e[0] else math.nan, (own, other)) if own.value > 0 else None
-    broken = mended = None
+    right_to_wrong = wrong_to_right = None
     if rows and first.binary and second.binary:
         was, now = (np.array([one.parts[row][0] for row in rows]) for one in (first, second))
-        broken, mended = float(((was == 1) & (now == 0)).mean()), float(((was == 0) & (now == 1)).mean())
+        right_to_wrong, wrong_to_right = (
+            float(((was == 1) & (now == 0)).mean()),
+            float(((was == 0) & (now == 1)).mean()),
+        )
         if sign < 0:
-            broken, mended = mended, broken
+            right_to_wrong, wrong_to_right = wrong_to_right, right_to_wrong
     count = len(rows) or len(second.parts)
-    return Loss(pair, metric, count, own, other, loss, mmi, broken, mended, p_value)
+    return Loss(pair, metric, count, own, other, loss, mmi, right_to_wrong, wrong_to_right, p_value)
 
 
 def measure_all(

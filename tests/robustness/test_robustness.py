@@ -93,8 +93,8 @@ def test_losses_flips_and_tests_of_a_right_or_wrong_task(out: Path, answers, cap
         change = clean.astype(float) - shifted
         assert one["loss"] == pytest.approx(change.mean()) and one["mmi"] == pytest.approx(change.sum() / clean.sum())
         assert one["loss_stderr"] == pytest.approx(change.std(ddof=1) / N**0.5)
-        assert one["broken"] == pytest.approx((clean & ~shifted).mean())
-        assert one["mended"] == pytest.approx((~clean & shifted).mean()) == 0
+        assert one["right_to_wrong"] == pytest.approx((clean & ~shifted).mean())
+        assert one["wrong_to_right"] == pytest.approx((~clean & shifted).mean()) == 0
         raw.append(stats.binomtest(int(change.sum()), int(np.abs(change).sum())).pvalue)  # McNemar's
         assert one["p"] == pytest.approx(raw[-1])
     unchanged = metric["shifts"][2]
@@ -303,7 +303,7 @@ def test_two_tasks_of_the_same_rows_and_of_others(tmp_path: Path, capsys) -> Non
     assert main(["robustness", str(tmp_path), "--without-consistency", "--pair", "photos=sketches"]) == 1
     assert "--other-rows photos=sketches" in capsys.readouterr().err
     (one,) = losses(tmp_path, other_rows="photos=sketches")["tasks"][0]["metrics"][0]["shifts"]
-    assert (one["design"], one["rows"], one["images"], one["broken"]) == ("unpaired", 30, 30, None)
+    assert (one["design"], one["rows"], one["images"], one["right_to_wrong"]) == ("unpaired", 30, 30, None)
     assert one["loss"] > 0.3 and one["p"] < 0.001
     (same,) = losses(tmp_path, pair="photos=photos_again")["tasks"][0]["metrics"][0]["shifts"]
     assert same["design"] == "paired" and same["rows"] == 40

@@ -12,8 +12,9 @@ import csv
 import logging
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str,
         folders = sorted({str(path.parent) for path in paths.values()})
         if len(folders) > 1:
             log.warning("%s: its tasks are in %s; the latest run of each is taken.", model, " and ".join(folders))
+    run_of = lru_cache(_run_of)  # one file for all tasks of a run
     found = {
-        model: {task: _read_task(path, task, clusters) for task, path in paths.items()}
+        model: {task: _read_task(path, task, clusters, run_of) for task, path in paths.items()}
         for model, paths in latest.items()
     }
     if not found:
@@ -84,7 +86,7 @@ def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str,
     return {model: _with_clusters(tasks) for model, tasks in found.items()}
 
 
-def _read_task(path: Path, name: str, clusters: str | None) -> LoggedTask:
+def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Path], Mapping[str, Any]]) -> LoggedTask:
     by_row: dict[int, list[Mapping[str, Any]]] = {}
     for number, line in read_lines(path):
         try:
@@ -93,7 +95,7 @@ def _read_task(path: Path, name: str, clusters: str | None) -> LoggedTask:
         except (ValueError, KeyError, TypeError) as error:
             raise RobustnessError(f"{path}, line {number}: expected a sample of lmms-eval: {error}") from error
     stamp = path.name[: -len(samples_name("", name))] if path.name.endswith(samples_name("", name)) else ""
-    run = _run_of(path.parent / f"{stamp}_results.json")
+    run = run_of(path.parent / f"{stamp}_results.json")
     config = _part(run, "configs", name)
     # The harness logs null for a metric whose task does not say it.
     stated = _part(run, "higher_is_better", name)

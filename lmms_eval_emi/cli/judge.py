@@ -127,15 +127,22 @@ def run(args: argparse.Namespace) -> int:
         settings.endpoint or "", settings.endpoint_model or "", args.temperature, args.max_tokens, args.timeout
     )
     wanted = [one for entry in entries for one in _wanted(entry, args)]
-    start_over = args.overwrite or (args.dry_run and not settings.endpoint_model)
-    found = plan(wanted, judge, None if start_over else args.output, retry_missing=args.retry_missing)
     if args.dry_run:
+        start_over = args.overwrite or not settings.endpoint_model
+        found = plan(wanted, judge, None if start_over else args.output, retry_missing=args.retry_missing)
         images = f", and {len(found.missing):,} images" if args.with_image else ""
         print(
             f"{len(found.wanted):,} verdicts are wanted, {len(found.kept):,} are there; {len(found.missing):,} requests of about {found.tokens():,} tokens in all{images}."
         )
         return 0
-    verdicts = ask(found, judge, args.output, fresh=args.overwrite, concurrency=args.concurrency)
+    verdicts = ask(
+        wanted,
+        judge,
+        args.output,
+        retry_missing=args.retry_missing,
+        fresh=args.overwrite,
+        concurrency=args.concurrency,
+    )
     _tell(entries, verdicts, args.output, judge.model)
     return 0 if any(one.scores for one in verdicts) else 1
 

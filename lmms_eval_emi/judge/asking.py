@@ -88,13 +88,11 @@ class Plan:
         wanted: all verdicts.
         missing: those that are to be asked for.
         kept: those that are there.
-        retry_missing: whether verdicts that are recorded as missing are asked for again.
     """
 
     wanted: Sequence[Asked]
     missing: Sequence[Asked]
     kept: Sequence[Verdict]
-    retry_missing: bool = False
 
     def tokens(self) -> int:
         """About how many tokens the missing ones will take, images left out."""
@@ -139,18 +137,26 @@ def plan(wanted: Sequence[Asked], judge: Judge, path: Path | None, *, retry_miss
         raise JudgeError(
             f"{path}: {len(others)} of its verdicts are of another judge, prompt, response or context than asked for now, such as split {first.split}, row {others[0].question_id} of {first.model}. Name another file, or pass --overwrite to start over."
         )
-    return Plan(wanted, missing, kept, retry_missing)
+    return Plan(wanted, missing, kept)
 
 
 def ask(
-    found: Plan, judge: Judge, path: Path, *, fresh: bool = False, concurrency: int = 8, key: str | None = None
+    wanted: Sequence[Asked],
+    judge: Judge,
+    path: Path,
+    *,
+    retry_missing: bool = False,
+    fresh: bool = False,
+    concurrency: int = 8,
+    key: str | None = None,
 ) -> list[Verdict]:
     """Ask for what is missing, a few at a time, and write each verdict as soon as it is there.
 
     Args:
-        found: what is missing.
+        wanted: all verdicts.
         judge: to be asked.
-        path: of the file of verdicts.
+        path: of the file of verdicts, which no other process may be writing to.
+        retry_missing: as in :func:`plan`.
         fresh: replace what is there, once the first new verdict has scores.
         concurrency: requests under way at once.
         key: of the endpoint; default: ``OPENAI_API_KEY``.
@@ -159,7 +165,7 @@ def ask(
         All verdicts, in the order in which they were wanted.
 
     Raises:
-        JudgeError: the endpoint refuses, does not answer, or answers nothing that can be read. What it has answered is
+        JudgeError: as in :func:`plan`; the endpoint refuses, does not answer, or answers nothing that can be read. What it has answered is
             in the file.
     """
     import openai
@@ -172,8 +178,7 @@ def ask(
     )
     failures: list[str] = []
     with opened(path, fresh) as file:
-        if not fresh:  # by the file as it is now that nobody else writes to it
-            found = plan(found.wanted, judge, path, retry_missing=found.retry_missing)
+        found = plan(wanted, judge, None if fresh else path, retry_missing=retry_missing)
 
         def work(one: Asked) -> Verdict | str:
             try:

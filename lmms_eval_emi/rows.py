@@ -340,14 +340,14 @@ class _Cells:
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {self.name: self.values[row].as_py()}
 
-    def release(self) -> None:
-        """Let go of the pages of a mapped file that were read; they are read again when they are needed.
+    def release(self, *others: _Cells) -> None:
+        """Let go of the pages of mapped files that were read of this column and others; they are read again when they are needed.
 
         They count as memory of this process as long as the file is mapped, which it is to its end.
         """
         try:
             advise, files = ctypes.CDLL(None).madvise, _mapped_files()
-            for chunk in self.values.chunks:
+            for chunk in (chunk for cells in (self, *others) for chunk in cells.values.chunks):
                 for buffer in chunk.buffers():
                     if buffer is None or buffer.is_mutable:
                         continue

@@ -22,7 +22,7 @@ from lmms_eval_emi.settings import cache_folder
 Self = TypeVar("Self", bound="CheckpointEncoder")
 
 log = logging.getLogger("lmms_eval_emi")
-CACHE_REVISION = 1  # goes up when rows of the same weights change
+CACHE_REVISION = 2  # goes up when rows of the same weights change
 
 
 class Encoder(Protocol):
@@ -76,6 +76,10 @@ class CheckpointEncoder:
     pooling: ClassVar[str]
     what: ClassVar[str]
     variable: ClassVar[str]
+    together: ClassVar[int] = (
+        0  # items that one call on the CPU spreads over its threads best; 0 where it computes in one
+    )
+    threads: int | None = None  # of such a call; default: as many as PyTorch has
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
@@ -344,15 +348,17 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def pool_and_normalise(states: torch.Tensor, mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """(M, D) float32 L2-normalised means over the positions of (M, L, D) states, where a mask (M, L) is 1; on the CPU.
+def mean_over_positions(states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(M, D) means over the positions of (M, L, D) states, where a mask (M, L) is 1.
 
     Summed in float64 where the device has it.
     """
-    if device.type != "mps":
-        states = states.double()
-    if mask is None:
-        pooled = states.mean(dim=1)
-    else:
-        pooled = (states * mask[..., None]).sum(dim=1) / mask[..., None].sum(dim=1)
+    if mask is not None:
+        states = (states if states.device.type == "mps" else states.double()) * mask[..., None]
+        return states.sum(dim=1) / mask[..., None].sum(dim=1)
+    return states.mean(dim=1, dtype=None if states.device.type == "mps" else torch.float64)
+
+
+def normalised(pooled: torch.Tensor) -> torch.Tensor:
+    """(M, D) float32 L2-normalised rows on the CPU."""
     return torch.nn.functional.normalize(pooled, dim=1).float().cpu()

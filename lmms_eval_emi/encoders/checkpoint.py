@@ -68,6 +68,10 @@ class Checkpoint:
             return found.detach().float()
         return torch.from_numpy(found.read())
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of one tensor."""
+        return tuple(self._tensors[key].shape)
+
     def rows(self, key: str, numbers: np.ndarray) -> np.ndarray:
         """(M, D) float32 rows of a matrix, of which nothing else is read."""
         found = self._tensors[key]

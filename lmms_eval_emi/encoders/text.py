@@ -11,7 +11,8 @@ import torch
 from lmms_eval_emi.encoders.base import (
     CheckpointEncoder,
     fingerprint,
-    pool_and_normalise,
+    mean_over_positions,
+    normalised,
     quiet_transformers,
     unavailable,
 )
@@ -99,4 +100,4 @@ class TextEncoder(CheckpointEncoder):
         tokens = self.tokenizer(
             list(prepared), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(device)
-        return pool_and_normalise(*self.states(tokens), device)
+        return normalised(mean_over_positions(*self.states(tokens)))

@@ -12,7 +12,8 @@ from PIL import Image
 from lmms_eval_emi.encoders.base import (
     CheckpointEncoder,
     fingerprint,
-    pool_and_normalise,
+    mean_over_positions,
+    normalised,
 )
 from lmms_eval_emi.encoders.preprocessing import Preprocessing
 from lmms_eval_emi.images import to_rgb
@@ -24,7 +25,7 @@ class VisionEncoder(CheckpointEncoder):
     """Embeds images: the mean of the patch states that a vision tower gives, L2-normalised.
 
     A subclass says what the tower is, either by the name of its class in transformers, how many leading tokens are
-    no patches, and which weights the states do not depend on; or by :meth:`load`, :meth:`states` and
+    no patches, and which weights the states do not depend on; or by :meth:`load`, :meth:`pooled` and
     :meth:`identify` of its own.
 
     Args:
@@ -74,9 +75,10 @@ class VisionEncoder(CheckpointEncoder):
         """Fingerprint of the tower's weights."""
         return fingerprint(self.model)
 
-    def states(self, prepared: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-        """(M, L, D) states of M prepared images, leading tokens among them."""
-        return self.model(pixel_values=self.pixels(prepared).to(device)).last_hidden_state
+    def pooled(self, prepared: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+        """(M, D) means over the patches of M prepared images."""
+        states = self.model(pixel_values=self.pixels(prepared).to(device)).last_hidden_state
+        return mean_over_positions(states[:, self.leading_tokens :])
 
     def pixels(self, prepared: Sequence[np.ndarray]) -> torch.Tensor:
         """(M, 3, H, W) float32 pixels of M prepared images."""
@@ -87,4 +89,4 @@ class VisionEncoder(CheckpointEncoder):
         """(M, D) float32 L2-normalised rows of M images or prepared images, on the CPU."""
         ready = [self.prepare(one) if isinstance(one, Image.Image) else one for one in prepared]
         device = self.place_model()
-        return pool_and_normalise(self.states(ready, device)[:, self.leading_tokens :], None, device)
+        return normalised(self.pooled(ready, device))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch.nn.functional import layer_norm, normalize
 
-from lmms_eval_emi.encoders.checkpoint import tensors_below
-from lmms_eval_emi.encoders.text import TextEncoder
+from lmms_eval_emi.encoders.base import unavailable
+from lmms_eval_emi.encoders.checkpoint import Checkpoint, checkpoint_file, tensors_below
+from lmms_eval_emi.encoders.text import MAX_TOKENS, TextEncoder
+from lmms_eval_emi.files import read_json
 
-AT_ONCE = 256  # tokens, or those of one text more: 3 MB, which stay in the processor's caches
+AT_ONCE = 1024  # tokens, or those of one text more: 3 MB, which stay in the processor's caches
+MOST_WORDS = 2**14  # whose rows are remembered: 50 MB
 WORDS = "embeddings.word_embeddings.weight"
 NAMES = (
     WORDS,
@@ -56,7 +60,7 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
 
         Tokens of all texts stand in one row without padding.
         """
-        tokens = self.tokenizer(list(prepared), truncation=True, max_length=self.max_tokens)["input_ids"]
+        tokens = self._numbers(list(prepared))
         rows, first, total = [], 0, 0
         for last, own in enumerate(tokens, 1):
             total += len(own)
@@ -64,6 +68,44 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
                 rows.append(self._rows(tokens[first:last]))
                 first, total = last, 0
         return torch.cat(rows)
+
+    @cached_property
+    def _numbers(self) -> Callable[[list[str]], list[list[int]]]:
+        """Gives the tokens of texts as numbers, by the tokenizer's own file, without transformers, where it has one."""
+        try:
+            path = checkpoint_file(self.name, "tokenizer.json")
+        except OSError:
+            tokenizer, most = self.tokenizer, self.max_tokens
+            return lambda texts: tokenizer(texts, truncation=True, max_length=most)["input_ids"]
+        from tokenizers import Tokenizer
+
+        try:
+            quick = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises no other class
+            raise unavailable(self.name, self.what, self.variable, error) from error
+        quick.no_padding()
+        quick.enable_truncation(self.max_tokens)
+        return lambda texts: [one.ids for one in quick.encode_batch_fast(texts)]
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are looked at."""
+        try:
+            found = read_json(checkpoint_file(self.name, "tokenizer_config.json"))
+        except (OSError, ValueError):
+            found = {}
+        most = found.get("model_max_length") if isinstance(found, dict) else None
+        return min(MAX_TOKENS, int(most)) if isinstance(most, int | float) and most > 0 else MAX_TOKENS
+
+    def release(self) -> None:
+        """Drop what was read of the checkpoint, until something has to be encoded."""
+        super().release()
+        for name in ("_numbers", "_tensors", "_positions", "_words"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def _words(self) -> _Words:
+        return _Words(self.checkpoint, self._names[WORDS])
 
     @cached_property
     def _positions(self) -> torch.Tensor:
@@ -75,9 +117,7 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
         # Positions are counted from the padding token's number on; the first token's own is left out with it.
         first = int(self.checkpoint.config.get("pad_token_id", 1)) + 2
         lengths = [len(own) - 1 for own in tokens]
-        distinct, inverse = np.unique(np.concatenate([own[1:] for own in tokens]), return_inverse=True)
-        words = torch.from_numpy(self.checkpoint.rows(self._names[WORDS], distinct))
-        states = words[torch.from_numpy(inverse.reshape(-1))]
+        states = self._words(np.concatenate([own[1:] for own in tokens]))
         parts = states.split(lengths)
         for part in parts:
             part += self._positions[first : first + len(part)]
@@ -90,3 +130,28 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
         )
         sums = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in states.split(lengths)])
         return normalize(sums / torch.tensor(lengths)[:, None].clamp_min(1), dim=1).float()
+
+
+class _Words:
+    """Rows of a word table, each read when it first occurs."""
+
+    def __init__(self, checkpoint: Checkpoint, key: str) -> None:
+        self.checkpoint, self.key = checkpoint, key
+        count, width = checkpoint.shape(key)
+        self.places = np.full(count, -1)  # of every word in the rows
+        self.rows = torch.empty(min(MOST_WORDS, count), width)
+        self.used = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, numbers: np.ndarray) -> torch.Tensor:
+        """(M, D) float32 rows of at most :data:`MOST_WORDS` words."""
+        with self.lock:
+            new = np.unique(numbers[self.places[numbers] < 0])
+            if self.used + len(new) > len(self.rows):
+                self.places[:], self.used = -1, 0
+                new = np.unique(numbers)
+            if len(new):
+                self.places[new] = np.arange(self.used, self.used + len(new))
+                self.rows[self.used : self.used + len(new)] = torch.from_numpy(self.checkpoint.rows(self.key, new))
+                self.used += len(new)
+            return self.rows[torch.from_numpy(self.places[numbers])]

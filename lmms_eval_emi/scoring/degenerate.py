@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -34,6 +35,11 @@ TIMES = 4  # something is said as often or more in a row
 LONGEST_UNIT = 160  # characters of what is said again
 LOOP_LENGTH = 16  # characters of such a loop at least
 GRAM = 8  # characters by which a loop is found; one that is long enough has the same ones a unit apart
+FACTORS = [np.uint64(0x9E3779B97F4A7C15**power % 2**64) for power in (1, 2, 4)]
+UNITS = np.arange(1, LONGEST_UNIT + 1)
+# Of the grams of a loop by the length of its unit: how many occurred before, no further back than that.
+REPEATED = np.maximum(TIMES * UNITS, LOOP_LENGTH) - UNITS - GRAM + 1
+PLACE_BITS = np.uint64(13)  # of a place in a text of twice as many characters as are looked at
 LOOKED_AT = 4000  # characters of a text that are looked at, at its start and at its end
 FEWEST_WORDS = 20  # of a text whose pairs of words are counted
 DISTINCT = 0.5  # share of distinct ones among its pairs of neighbouring words, below which a text goes round
@@ -49,6 +55,13 @@ COPY = 0.9  # likeness of two texts from which one is a copy
 FEWEST_LETTERS = 40  # of a text whose language is guessed
 TOLD_BY = 200  # characters by which it is guessed
 SURE = 0.99  # probability of a language
+# Frequent words of English that are none of another language in Latin letters, or rare ones.
+ENGLISH = frozenset(
+    "the and of with this these that are is has have from into to which who what when while there it its they their "
+    "she his you your some such other would should not".split()
+)
+FEWEST_ENGLISH = 3  # distinct ones of these, of a text that is plainly English
+ENGLISH_SHARE = 0.2  # of its words
 SCRIPTS = {
     **{name: rf"\p{{Script={name}}}" for name in ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Thai", "Hangul")},
     "Indic": r"[\p{Script=Devanagari}\p{Script=Bengali}\p{Script=Tamil}\p{Script=Telugu}]",
@@ -84,16 +97,24 @@ def _loops(text: str) -> bool:
         return _loops(text[:LOOKED_AT]) or _loops(text[-LOOKED_AT:])
     if _repeats(text):
         return True
-    words = regex.findall(r"\p{L}+", text.casefold())
-    pairs = list(pairwise(words))
-    return len(words) >= FEWEST_WORDS and len(set(pairs)) < DISTINCT * len(pairs)
+    words = _words(text.casefold())
+    count = len(words) - 1
+    if (
+        len(words) < FEWEST_WORDS or len(set(words)) - 1 >= DISTINCT * count
+    ):  # there are as many distinct pairs at least
+        return False
+    return len(set(pairwise(words))) < DISTINCT * count
+
+
+def _words(text: str) -> list[str]:
+    return re.findall("[A-Za-z]+", text) if text.isascii() else regex.findall(r"\p{L}+", text)
 
 
 def _repeats(text: str) -> bool:
     """Whether something with a letter in it, of up to 160 characters, is said four times or more in a row."""
-    grams = [text[start : start + GRAM] for start in range(len(text) - GRAM + 1)]
-    if len(set(grams)) > len(grams) - (LOOP_LENGTH - GRAM) // 2:
+    if len(text) < LOOP_LENGTH or not _may_repeat(text):
         return False
+    grams = [text[start : start + GRAM] for start in range(len(text) - GRAM + 1)]
     last: dict[str, int] = {}
     measured: dict[int, int] = {}  # by distance, where the last stretch that repeats itself at it ends
     for place, gram in enumerate(grams):
@@ -111,6 +132,22 @@ def _repeats(text: str) -> bool:
         if end - before >= max(TIMES * distance, LOOP_LENGTH) and any(map(str.isalpha, text[before:place])):
             return True
     return False
+
+
+def _may_repeat(text: str) -> bool:
+    """Whether as many grams occur again, as near, as in a loop; few texts without one have them. Counted by a hash."""
+    sums = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    for step, factor in zip((1, 2, 4), FACTORS, strict=True):
+        sums = sums[:-step] + sums[step:] * factor
+    # Sorted with its place in the lower bits, a gram is behind its last occurrence.
+    sums = np.sort((sums << PLACE_BITS) | np.arange(len(sums), dtype=np.uint64))
+    grams = sums >> PLACE_BITS
+    again = grams[1:] == grams[:-1]
+    if np.count_nonzero(again) < REPEATED.min():
+        return False
+    distances = np.diff(sums)[again].astype(np.int64)
+    counts = np.bincount(distances[distances <= LONGEST_UNIT], minlength=LONGEST_UNIT + 1)[1:]
+    return bool((np.cumsum(counts) >= REPEATED).any())
 
 
 def _is_copy(response: str, question: str) -> bool:
@@ -144,8 +181,19 @@ def _script(text: str) -> str | None:
 def _language(text: str) -> str | None:
     if _letters(text) < FEWEST_LETTERS:
         return None
+    if _is_english(text):
+        return "en"
     language, probability = _identifier().classify(text[:TOLD_BY])
     return str(language) if probability >= SURE else None
+
+
+def _is_english(text: str) -> bool:
+    """Whether a text is plainly English, which is told a hundred times faster than its language."""
+    if not text.isascii():
+        return False
+    words = _words(text[:TOLD_BY].lower())
+    known = [word for word in words if word in ENGLISH]
+    return len(set(known)) >= FEWEST_ENGLISH and len(known) >= ENGLISH_SHARE * len(words)
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from lmms_eval_emi.core.workers import workers
 from lmms_eval_emi.encoders.base import Encoder, encode_all
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
 from lmms_eval_emi.files import threads
-from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image
+from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image, release_images
 from lmms_eval_emi.samples import Sample, SampleError
 from lmms_eval_emi.scoring.ranks import cores, from_first, over_ranks, own_part, ranks
 from lmms_eval_emi.settings import Settings
@@ -32,6 +32,7 @@ CacheOf = Callable[[Encoder], EmbeddingCache]
 FEWEST_AT_ONCE = 8  # images of a batch
 READERS = 2  # threads that decode images
 AHEAD = 64  # decoded images that wait to be encoded: 10 MB of CLIP's
+MAPPED_BYTES = 2**25  # of datasets' files that are read before their pages are let go of
 KEPT_BYTES = 2**26  # of encoded images that are kept from hashing to decoding, so that each is read once
 
 
@@ -172,7 +173,8 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
     """The distinct images of all splits, and the rows that have none or whose file cannot be read at all."""
     images, bad = _Images(), []
     number_of: dict[str, int] = {}
-    kept_bytes = 0
+    kept_bytes = read_bytes = 0
+    read: list[DatasetImage] = []
     for name, samples in splits.items():
         numbers = images.numbers[name] = [None] * len(samples)
         for row, sample in enumerate(samples):
@@ -181,7 +183,9 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
                     raise ImageError("it has no image")
                 source = sample.image
                 if isinstance(source, DatasetImage):
+                    read.append(source)
                     source = source.encoded()
+                    read_bytes += len(source)
                 key = content_key(source)
             except ImageError as error:
                 bad.append(BadRow(name, row, sample.id, str(error)))
@@ -193,9 +197,10 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
                 images.sources.append(source if kept_bytes <= KEPT_BYTES else sample.image)
                 images.keys.append(key)
             numbers[row] = number_of[key]
-        last = next((sample.image for sample in reversed(samples) if isinstance(sample.image, DatasetImage)), None)
-        if last is not None:  # of the split, all of whose images have been read
-            last.release()
+        if read_bytes > MAPPED_BYTES:
+            release_images(read)
+            read, read_bytes = [], 0
+    release_images(read)
     return images, bad
 
 
@@ -272,9 +277,18 @@ def _encode_own_images(
             images.bad[number] = str(error)
             return None
 
-    # On the CPU several batches at once, in one thread each, keep its cores busier than one batch in several.
-    beside = cores() if encoder.device.type == "cpu" else 1
-    size = min(batch_size, max(FEWEST_AT_ONCE, -(-len(missing) // (4 * beside)))) if beside > 1 else batch_size
+    # On the CPU several batches at once, in one thread each, keep its cores busier than one batch in several, unless
+    # the encoder spreads one over them itself. That runs in this thread, which an interruption reaches.
+    on_cpu = encoder.device.type == "cpu"
+    together = getattr(encoder, "together", 0) if on_cpu else 0
+    beside = cores() if on_cpu else 1
+    size = batch_size
+    if together:
+        beside = 0
+        encoder.threads = cores()  # type: ignore[attr-defined]
+        size = batch_size = min(together, max(FEWEST_AT_ONCE, -(-len(missing) // 2)))
+    elif beside > 1:
+        size = min(batch_size, max(FEWEST_AT_ONCE, -(-len(missing) // (4 * beside))))
     running: deque[tuple[list[int], Future[torch.Tensor]]] = deque()
 
     def take() -> None:
@@ -285,7 +299,11 @@ def _encode_own_images(
             bar.update(len(own))
 
     bars: list[tqdm] = []  # from the first batch on, for an image that cannot be read may be known before
-    with threads(READERS) as readers, (workers if beside > 1 else threads)(beside) as pool, ExitStack() as shown:
+    with (
+        threads(READERS) as readers,
+        (workers if beside > 1 else threads)(max(1, beside)) as pool,
+        ExitStack() as shown,
+    ):
         waiting: list[tuple[int, Any]] = []
         try:
             for last, (number, prepared) in _with_last(zip(missing, _in_order(readers, prepare, missing), strict=True)):
@@ -300,7 +318,8 @@ def _encode_own_images(
                         bar = tqdm(total=len(missing), desc="Encoding images", unit="", leave=False, dynamic_ncols=True)
                         bars.append(shown.enter_context(bar))
                         begin()
-                    running.append(([number for number, _ in waiting], pool.submit(run)))
+                    submit = _run_here if together else pool.submit
+                    running.append(([number for number, _ in waiting], submit(run)))
                     waiting = []
                     if len(running) > beside:
                         take()
@@ -310,6 +329,12 @@ def _encode_own_images(
             if cache and encoded:
                 cache(encoder).add({digests[number]: rows[number].numpy() for number in encoded})
     return encoded
+
+
+def _run_here(work: Callable[[], Item]) -> Future[Item]:
+    done: Future[Item] = Future()
+    done.set_result(work())
+    return done
 
 
 def _picked(items: Sequence[Item], positions: range) -> list[Item]:

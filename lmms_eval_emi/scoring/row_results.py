@@ -29,7 +29,7 @@ from lmms_eval_emi.core.information import (
 )
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.files import parse_json, threads, to_json, write_atomically
-from lmms_eval_emi.images import ImageError, content_key, open_image, to_rgb
+from lmms_eval_emi.images import ImageError, content_key, open_image, release_images, to_rgb
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.pipeline import Scored
 from lmms_eval_emi.scoring.results import FORMAT_VERSION, SplitScores, StudyResult
@@ -219,7 +219,9 @@ def _thumbnails(rows: Sequence[Sample]) -> dict[str, str]:
     """Small copies of the images of some rows, each image's once, by its content."""
     distinct = {_image_key(row): row for row in rows}
     with threads(cpu_count() or 1) as pool:
-        return dict(zip(distinct, pool.map(_thumbnail, distinct.values()), strict=True))
+        found = dict(zip(distinct, pool.map(_thumbnail, distinct.values()), strict=True))
+    release_images(row.image for row in rows)
+    return found
 
 
 def _image_key(row: Sample) -> str:

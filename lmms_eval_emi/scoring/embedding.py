@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.workers import workers
-from lmms_eval_emi.encoders.base import Encoder, encode_all
+from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, encode_all
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
 from lmms_eval_emi.files import threads
 from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image, release_images
@@ -100,6 +100,7 @@ def embed_good_rows(
     batch_size: int = 64,
     strict: bool = False,
     cache: CacheOf | None = None,
+    release: bool = False,
 ) -> tuple[dict[str, Embeddings], list[BadRow]]:
     """As :func:`embed_splits`, with the rows that cannot be embedded returned beside the others.
 
@@ -109,6 +110,7 @@ def embed_good_rows(
         batch_size: items per forward pass.
         strict: raise if there is a bad row, as soon as it is met, with all of them.
         cache: gives the rows of an encoder that are known; default: everything is encoded.
+        release: drop the text encoder from memory when all texts are encoded.
 
     Returns:
         Embeddings by split, of the good rows in their order, and the bad rows. A split without a good
@@ -130,9 +132,15 @@ def embed_good_rows(
     encoding: list[Future[dict[str, torch.Tensor]]] = []
     with workers(1) as beside:  # texts in one thread, beside the images in all
 
+        def encode_texts() -> dict[str, torch.Tensor]:
+            rows = _encode_texts(texts, encoders, batch_size, cache)
+            if release and isinstance(encoders.text, CheckpointEncoder):
+                encoders.text.release()
+            return rows
+
         def begin() -> None:
             if not encoding:
-                encoding.append(beside.submit(_encode_texts, texts, encoders, batch_size, cache))
+                encoding.append(beside.submit(encode_texts))
 
         vision = None
         if with_images:

@@ -6,9 +6,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
@@ -22,7 +24,14 @@ from lmms_eval_emi.scoring.joining import StudySamples, chosen_splits, collect_s
 from lmms_eval_emi.scoring.memo import Memo
 from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
 from lmms_eval_emi.scoring.ranks import merged_over_ranks, part_of_rank, rank
-from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_statistics, score_study
+from lmms_eval_emi.scoring.results import (
+    MOST_BESIDE,
+    Inference,
+    StudyResult,
+    notes_on_samples,
+    score_statistics,
+    score_study,
+)
 from lmms_eval_emi.scoring.stores import SplitStore, Store, StoreError
 from lmms_eval_emi.settings import Settings, load_settings, override_settings
 from lmms_eval_emi.studies.schema import Study, load_study
@@ -131,35 +140,44 @@ def score_samples(
             batch_size=settings.batch_size,
             allow_missing=allow_missing,
             cache=cache_of_embeddings(settings),
+            release=own,
         )
         if own:
             instruments.encoders.release()
         degenerate = [one.result() for one in told]
-    scored: list[Scored] = []
     if rank():  # the first has all embeddings and scores them
-        return scored
-    for (entry, embeddings), kinds in zip(embedded, degenerate, strict=True):
-        notes = notes_on_samples(entry.samples)
+        return []
+
+    def scored(number: int, estimator: Estimator) -> Scored:
+        (entry, embeddings), kinds = embedded[number], degenerate[number]
+        notes = {name: list(lines) for name, lines in notes_on_samples(entry.samples).items()}
         for name, lines in entry.notes.items():
             notes.setdefault(name, []).extend(lines)
-        for estimator in instruments.estimators:
-            result = score_study(
-                entry.study,
-                embeddings,
-                estimator,
-                model=entry.model,
-                convention=settings.convention,
-                entropy=settings.entropy,
-                left_out=entry.left_out,
-                notes=notes,
-                lost=entry.lost,
-                degenerate=counts_by_kind(kinds),
-                without_degenerate=settings.without_degenerate,
-                inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
-                memo=memo,
-            )
-            scored.append(Scored(result, entry, embeddings))
-    return scored
+        result = score_study(
+            entry.study,
+            embeddings,
+            estimator,
+            model=entry.model,
+            convention=settings.convention,
+            entropy=settings.entropy,
+            left_out=entry.left_out,
+            notes=notes,
+            lost=entry.lost,
+            degenerate=counts_by_kind(kinds),
+            without_degenerate=settings.without_degenerate,
+            inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
+            memo=memo,
+        )
+        return Scored(result, entry, embeddings)
+
+    tasks = [(number, estimator) for number in range(len(embedded)) for estimator in instruments.estimators]
+    small = all(one.n <= MOST_BESIDE for _, embeddings in embedded for one in embeddings.values())
+    if len(tasks) == 1 or not small:
+        return [scored(*task) for task in tasks]
+    # Beside each other, for not all of the work on small splits can be shared among threads. What a study sets the
+    # number of threads to, and back, is the same in all, as long as it is so before and after.
+    with threadpool_limits(1), threads(min(len(tasks), cpu_count() or 1)) as pool:
+        return list(pool.map(scored, *zip(*tasks, strict=True)))
 
 
 def score_store(
@@ -256,8 +274,15 @@ def embed_samples(
     batch_size: int = 64,
     allow_missing: bool = False,
     cache: CacheOf | None = None,
+    release: bool = False,
 ) -> list[tuple[StudySamples, dict[str, Embeddings]]]:
     """Embed the samples of some models and studies together.
+
+    Args:
+        entries: samples of each model in each study.
+        instruments: whose encoders are taken.
+        batch_size, cache, release: as in :func:`~lmms_eval_emi.scoring.embedding.embed_good_rows`.
+        allow_missing: leave bad rows out.
 
     Returns:
         Every entry without its bad rows, which its ``left_out`` and ``lost`` name, and its embeddings by split.
@@ -274,7 +299,12 @@ def embed_samples(
     if not together:
         raise SampleError("expected rows to embed, got none.")
     embedded, bad = embed_good_rows(
-        together, instruments.encoders, batch_size=batch_size, strict=not allow_missing, cache=cache
+        together,
+        instruments.encoders,
+        batch_size=batch_size,
+        strict=not allow_missing,
+        cache=cache,
+        release=release,
     )
     bad_rows: dict[str, list[Any]] = {}
     for one in bad:

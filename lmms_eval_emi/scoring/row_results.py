@@ -147,7 +147,9 @@ def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embedd
             images = [
                 f"block {cluster_hash(key) % most}" for key in (shared if shared is not None else clusters_of(own))
             ]
-    cosines = torch.nn.functional.cosine_similarity(own.y_hat.double(), own.y.double())
+    first, second = own.y_hat.double(), own.y.double()
+    norms = first.norm(dim=1) * second.norm(dim=1)
+    cosines = torch.linalg.vecdot(first, second) / norms.clamp_min(torch.finfo(torch.float64).tiny)
     return {"image": images, "cosine": cosines.tolist()}
 
 

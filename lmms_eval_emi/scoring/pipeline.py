@@ -6,11 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
@@ -24,14 +22,7 @@ from lmms_eval_emi.scoring.joining import StudySamples, chosen_splits, collect_s
 from lmms_eval_emi.scoring.memo import Memo
 from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
 from lmms_eval_emi.scoring.ranks import merged_over_ranks, part_of_rank, rank
-from lmms_eval_emi.scoring.results import (
-    MOST_BESIDE,
-    Inference,
-    StudyResult,
-    notes_on_samples,
-    score_statistics,
-    score_study,
-)
+from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_statistics, score_study
 from lmms_eval_emi.scoring.stores import SplitStore, Store, StoreError
 from lmms_eval_emi.settings import Settings, load_settings, override_settings
 from lmms_eval_emi.studies.schema import Study, load_study
@@ -145,39 +136,31 @@ def score_samples(
         if own:
             instruments.encoders.release()
         degenerate = [one.result() for one in told]
+    scored: list[Scored] = []
     if rank():  # the first has all embeddings and scores them
-        return []
-
-    def scored(number: int, estimator: Estimator) -> Scored:
-        (entry, embeddings), kinds = embedded[number], degenerate[number]
-        notes = {name: list(lines) for name, lines in notes_on_samples(entry.samples).items()}
+        return scored
+    for (entry, embeddings), kinds in zip(embedded, degenerate, strict=True):
+        notes = notes_on_samples(entry.samples)
         for name, lines in entry.notes.items():
             notes.setdefault(name, []).extend(lines)
-        result = score_study(
-            entry.study,
-            embeddings,
-            estimator,
-            model=entry.model,
-            convention=settings.convention,
-            entropy=settings.entropy,
-            left_out=entry.left_out,
-            notes=notes,
-            lost=entry.lost,
-            degenerate=counts_by_kind(kinds),
-            without_degenerate=settings.without_degenerate,
-            inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
-            memo=memo,
-        )
-        return Scored(result, entry, embeddings)
-
-    tasks = [(number, estimator) for number in range(len(embedded)) for estimator in instruments.estimators]
-    small = all(one.n <= MOST_BESIDE for _, embeddings in embedded for one in embeddings.values())
-    if len(tasks) == 1 or not small:
-        return [scored(*task) for task in tasks]
-    # Beside each other, for not all of the work on small splits can be shared among threads. What a study sets the
-    # number of threads to, and back, is the same in all, as long as it is so before and after.
-    with threadpool_limits(1), threads(min(len(tasks), cpu_count() or 1)) as pool:
-        return list(pool.map(scored, *zip(*tasks, strict=True)))
+        for estimator in instruments.estimators:
+            result = score_study(
+                entry.study,
+                embeddings,
+                estimator,
+                model=entry.model,
+                convention=settings.convention,
+                entropy=settings.entropy,
+                left_out=entry.left_out,
+                notes=notes,
+                lost=entry.lost,
+                degenerate=counts_by_kind(kinds),
+                without_degenerate=settings.without_degenerate,
+                inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
+                memo=memo,
+            )
+            scored.append(Scored(result, entry, embeddings))
+    return scored
 
 
 def score_store(

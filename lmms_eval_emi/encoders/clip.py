@@ -119,7 +119,7 @@ class CLIPVisionTower(nn.Module):
             raise ValueError(
                 f"pixels: expected images of {len(positions) - 1} patches of {self.patch} pixels, got {down * across}. The preprocessing does not fit the checkpoint."
             )
-        # Patches that do not overlap are rows of a product, which is twice as fast as a convolution.
+        # Patches do not overlap, so they are rows of a product, which takes less time than a convolution does.
         patches = pixels[..., : down * self.patch, : across * self.patch]
         patches = patches.reshape(count, colours, down, self.patch, across, self.patch).permute(0, 2, 4, 1, 3, 5)
         weight = self.weight("embeddings.patch_embedding.weight").flatten(1)

@@ -72,8 +72,9 @@ SCRIPTS = {
 def degenerate_kind(sample: Sample) -> str | None:
     """Which of :data:`KINDS` a response is, or ``None``.
 
-    Refusals are known in English. Languages are told by script from 20 letters on, and by py3langid where response
-    and reference both have at least 40 letters and a language of probability 0.99.
+    Refusals are known in English. Languages are told by script from 20 letters on. Where response and reference both
+    have at least 40 letters, English is told by its frequent words, and other languages by py3langid from a
+    probability of 0.99 on.
     """
     response = sample.response.strip()
     if not response:

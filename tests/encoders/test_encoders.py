@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -41,6 +42,86 @@ def test_vision_follows_its_definition(encoders, in_tinyhub, pictures):
         last_layer = whole.vision_model(pixels, output_hidden_states=True).hidden_states[-1]
     expected = torch.nn.functional.normalize(last_layer[:, 1:].mean(dim=1), dim=1)
     torch.testing.assert_close(encoders.vision.encode(pictures), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_many_images_in_several_threads_follow_the_definition(act, tmp_path, in_tinyhub, monkeypatch):
+    """More images than a layer takes at a time, of both activations that checkpoints have, in one thread and in three."""
+    import shutil
+
+    from transformers import CLIPModel
+
+    from lmms_eval_emi.encoders import clip
+
+    whole = CLIPModel.from_pretrained(VISION).eval()
+    whole.config.vision_config.hidden_act = act
+    with torch.no_grad():  # weights of a size at which the activations differ, and which are not symmetric
+        for one in whole.parameters():
+            one.mul_(3).add_(0.01)
+    whole.save_pretrained(tmp_path / "clip")
+    shutil.copy(in_tinyhub / VISION / "preprocessor_config.json", tmp_path / "clip")
+    whole = CLIPModel.from_pretrained(tmp_path / "clip").eval()
+    rng = np.random.default_rng(1)
+    pictures = [builder.picture(rng, 30 + number, 40) for number in range(11)]
+    monkeypatch.setattr(clip, "AT_ONCE", 3)
+    encoder = load_vision_encoder(str(tmp_path / "clip"), "cpu")
+    prepared = [encoder.prepare(picture) for picture in pictures]
+    with torch.no_grad():
+        states = whole.vision_model(encoder.pixels(prepared), output_hidden_states=True).hidden_states[-1]
+    expected = torch.nn.functional.normalize(states[:, 1:].mean(dim=1), dim=1)
+    for threads in (1, 3):
+        encoder.threads = threads
+        torch.testing.assert_close(encoder.encode(prepared), expected, atol=1e-5, rtol=0)
+    encoder.model.act = "gelu" if act == "quick_gelu" else "quick_gelu"
+    assert (encoder.encode(prepared) - expected).abs().max() > 1e-4, "else the two cannot be told apart"
+
+
+def test_a_tower_that_fails_midway_says_so(encoders, pictures):
+    encoders.vision.threads = 2
+    read = encoders.vision.model.read
+
+    def fail(name):
+        if ".layers.1." in name:
+            raise OSError("the disk is gone")
+        return read(name)
+
+    encoders.vision.model.read = fail
+    with pytest.raises(OSError, match="the disk is gone"):
+        encoders.vision.encode([encoders.vision.prepare(one) for one in pictures])
+
+
+def test_texts_have_the_tokens_of_transformers(encoders, in_tinyhub, tmp_path):
+    import shutil
+
+    texts = [
+        "a red circle",
+        "",
+        " blue?\n\n two",
+        "Straße 東京 한국어 \u200b\ufeff",
+        "<s> star </s><pad>",
+        "red " * 600,
+    ]
+    expected = encoders.text.tokenizer(texts, truncation=True, max_length=512)["input_ids"]
+    assert encoders.text._numbers(texts) == expected and len(expected[-1]) == 512
+    folder = tmp_path / "cut"
+    shutil.copytree(in_tinyhub / TEXT, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 7}))
+    assert len(load_text_encoder(str(folder), "cpu")._numbers(texts)[-1]) == 7
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(EncoderUnavailable):
+        load_text_encoder(str(folder), "cpu").encode(texts)
+
+
+def test_words_are_read_again_when_more_occur_than_are_kept(encoders, monkeypatch):
+    from lmms_eval_emi.encoders import xlm_roberta
+
+    texts = ["a red circle", "two small blue stars", "one large green square", "a red star"]
+    expected = encoders.text.encode(texts)
+    encoders.text.release()
+    monkeypatch.setattr(xlm_roberta, "MOST_WORDS", 12)
+    monkeypatch.setattr(xlm_roberta, "AT_ONCE", 1)
+    assert torch.equal(encoders.text.encode(texts), expected)
 
 
 def test_text_follows_its_definition(encoders, in_tinyhub):
@@ -342,8 +423,6 @@ def test_devices():
 
 def checkpoint(folder, kind):
     """A small checkpoint of a kind, with the preprocessing that such checkpoints have."""
-    import json
-
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
@@ -434,8 +513,6 @@ def test_a_preprocessing_that_is_not_known_is_refused_by_name(in_tinyhub, tmp_pa
     ],
 )
 def test_steps_that_are_turned_off_are_left_out(in_tinyhub, tmp_path, changes, shape, largest):
-    import json
-
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps({"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, **changes})
     )

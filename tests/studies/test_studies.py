@@ -425,3 +425,20 @@ def test_a_damaged_log(logged, in_tinyhub, tmp_path, capsys):
     message = capsys.readouterr().err
     assert ":3: doc_id 1 stands in line 2 already" in message and ":4: not a line of JSON" in message
     assert main(["score", *arguments, "--allow-missing"]) == 0
+
+
+def test_images_are_the_same_after_their_pages_were_let_go_of(in_tinyhub):
+    """Of mapped files, and of columns that are in memory alone, which nothing could bring back."""
+    import datasets
+
+    from lmms_eval_emi.images import release_images
+    from lmms_eval_emi.rows import dataset_images, load_splits
+
+    mapped = [dataset_images(rows, "image", ()) for rows in load_splits(load_study("natural")).values()]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    cells = [{"bytes": bytes([number]) * 50_000, "path": None} for number in range(9)]
+    held = dataset_images(datasets.Dataset.from_dict({"image": cells}, features=features), "image", ())
+    images = [image for own in (*mapped, held) for image in own if image is not None]
+    before = [image.encoded() for image in images]
+    release_images([None, *images, b"no image of a dataset"])
+    assert [image.encoded() for image in images] == before

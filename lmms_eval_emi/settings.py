@@ -45,7 +45,9 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="Where to encode: auto, cpu, mps, cuda or cuda:N. auto is CUDA where there is one.",
     )
-    batch_size: int = Field(64, ge=1, description="Images or texts per forward pass of an encoder.")
+    batch_size: int = Field(
+        64, ge=1, description="Images or texts per forward pass of an encoder; CLIP on the CPU chooses by itself."
+    )
     convention: Convention = Field("published", description="Convention of the RJSD.")
     entropy: float | None = Field(
         None,

@@ -1,6 +1,6 @@
 """Scoring both families: time and memory beside the published script's way and the bare pass of CLIP.
 
-    cd HUB && python .../benchmarks/scoring.py --responses DIR [--naive-splits 2]
+    cd HUB && python .../benchmarks/scoring.py --responses DIR [--naive-splits SPLIT...] [--device cuda]
 
 HUB is a folder with the datasets and encoders under their real names (or any folder, with a connection). Every figure is
 of this process and these rows: 63 splits, 4,620 rows, 234 distinct images. The naive way embeds every row of a split with
@@ -34,7 +34,7 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
     import scipy.stats  # noqa: F401
 
     import lmms_eval_emi.cli.score  # noqa: F401
-    from lmms_eval_emi.cli import limit_memory_areas
+    from lmms_eval_emi.cli import share_the_machine
     from lmms_eval_emi.scoring.joining import collect_samples
     from lmms_eval_emi.scoring.pipeline import score_samples
     from lmms_eval_emi.scoring.row_results import write_results
@@ -42,9 +42,11 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
     from lmms_eval_emi.settings import override_settings
     from lmms_eval_emi.studies.schema import load_study
 
-    limit_memory_areas()
+    share_the_machine()
     start, cpu = time.perf_counter(), time.process_time()
-    settings = override_settings({"convention": arguments.convention, "estimator": arguments.estimator})
+    settings = override_settings(
+        {"convention": arguments.convention, "estimator": arguments.estimator, "device": arguments.device}
+    )
     entries = []
     for name in ("natural", "synthetic"):
         entries += collect_samples(load_study(name), [arguments.responses])
@@ -65,7 +67,12 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
 
 
 def in_a_process(arguments: argparse.Namespace, cache: Path, **changes: str) -> dict:
-    options = {"convention": arguments.convention, "estimator": arguments.estimator, **changes}
+    options = {
+        "convention": arguments.convention,
+        "estimator": arguments.estimator,
+        "device": arguments.device,
+        **changes,
+    }
     command = [sys.executable, __file__, "--responses", str(arguments.responses), "--output", str(arguments.output)]
     command += [part for name, value in options.items() if value for part in (f"--{name}", value)]
     done = subprocess.run(
@@ -76,7 +83,7 @@ def in_a_process(arguments: argparse.Namespace, cache: Path, **changes: str) -> 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def bare_pass() -> tuple[dict[int, float], int]:
+def bare_pass(device: str) -> tuple[dict[int, float], int]:
     """Seconds of the bare pass of CLIP over the distinct images by batch size, and their number."""
     import numpy as np
     import torch
@@ -95,13 +102,15 @@ def bare_pass() -> tuple[dict[int, float], int]:
             distinct |= dict.fromkeys(image.encoded() for image in dataset_images(rows, "image", ()) if image)
     preprocessing = Preprocessing(name)
     pixels = torch.from_numpy(np.stack([preprocessing(open_image(content)) for content in distinct]))
-    tower = CLIPVisionModel.from_pretrained(name).eval()
+    tower = CLIPVisionModel.from_pretrained(name).eval().to(device)
     times = {}
     with torch.inference_mode():
+        if device != "cpu":  # which is slow the first time
+            tower(pixel_values=pixels[: max(BATCHES)].to(device)).last_hidden_state.cpu()
         for size in BATCHES:
             start = time.perf_counter()
             for batch in pixels.split(size):
-                _ = tower(pixel_values=batch).last_hidden_state
+                _ = tower(pixel_values=batch.to(device)).last_hidden_state.mean(dim=1).cpu()
             times[size] = time.perf_counter() - start
     return times, len(distinct)
 
@@ -121,9 +130,11 @@ def naive(arguments: argparse.Namespace, splits: list[str]) -> tuple[float, int,
     settings = load_settings()
     (entry,) = collect_samples(load_study("natural"), [arguments.responses], splits=splits)
     club = load_estimator(arguments.estimator or settings.estimator)
+    device = arguments.device
+    club.to(device)
     clip, language = (
-        CLIPModel.from_pretrained(settings.vision_encoder).eval(),
-        XLMRobertaModel.from_pretrained(settings.text_encoder).eval(),
+        CLIPModel.from_pretrained(settings.vision_encoder).eval().to(device),
+        XLMRobertaModel.from_pretrained(settings.text_encoder).eval().to(device),
     )
     tokenizer, preprocessing = (
         AutoTokenizer.from_pretrained(settings.text_encoder),
@@ -131,12 +142,12 @@ def naive(arguments: argparse.Namespace, splits: list[str]) -> tuple[float, int,
     )
 
     def text(content: str) -> torch.Tensor:
-        tokens = tokenizer(content, return_tensors="pt", truncation=True, max_length=512)
+        tokens = tokenizer(content, return_tensors="pt", truncation=True, max_length=512).to(device)
         states = language(**tokens, output_hidden_states=True).hidden_states[0]
         return torch.nn.functional.normalize(states[0, 1:].mean(dim=0), dim=0)
 
     def image(source: object) -> torch.Tensor:
-        pixels = torch.from_numpy(preprocessing(open_image(source)))[None]  # type: ignore[arg-type]
+        pixels = torch.from_numpy(preprocessing(open_image(source)))[None].to(device)  # type: ignore[arg-type]
         states = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-1]
         return torch.nn.functional.normalize(states[0, 1:].mean(dim=0), dim=0)
 
@@ -184,6 +195,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "scoring-benchmark.json")
     parser.add_argument("--convention", default="published")
     parser.add_argument("--estimator", default=None)
+    parser.add_argument("--device", default="cpu", help="of both sides (default: %(default)s)")
     parser.add_argument("--once", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
@@ -200,7 +212,7 @@ def main() -> None:
         third = in_a_process(arguments, cache, estimator="cosine")
     finally:
         shutil.rmtree(cache, ignore_errors=True)
-    times, images = bare_pass()
+    times, images = bare_pass(arguments.device)
     seconds, rows, found = naive(arguments, arguments.naive_splits)
     worst = max(abs(value - expected[name]["emi"]) for name, value in found.items())
     assert worst < 1e-4, (found, {name: expected[name]["emi"] for name in found})

@@ -37,6 +37,7 @@ FEATURES = 128
 HALVES = 2000
 MOST_IMAGES = 2000  # of the training data that halves are drawn from
 P_VALUES = tuple(float(p) for p in np.geomspace(1 / HALVES, 1, 60))
+TOGETHER = 1024  # rows of small splits whose saturation is told at once
 SATURATED = 0.5  # share of saturated outputs from which nats are nominal
 
 
@@ -276,10 +277,18 @@ def fitness(
 
 
 def _saturation(estimator: Estimator, splits: Sequence[Embeddings]) -> float | None:
-    """Share of saturated outputs over the rows of all splits, a split at a time."""
-    shares = [estimator.saturation(split.x) for split in splits]
-    known = [(share, split.n) for share, split in zip(shares, splits, strict=True) if share is not None]
-    return sum(share * n for share, n in known) / sum(n for _, n in known) if known else None
+    """Share of saturated outputs over the rows of all splits; of small ones several at a time."""
+    shares: list[tuple[float, int]] = []
+    waiting: list[torch.Tensor] = []
+    for number, split in enumerate(splits, 1):
+        waiting.append(split.x)
+        count = sum(map(len, waiting))
+        if count >= TOGETHER or number == len(splits):
+            share = estimator.saturation(torch.cat(waiting))
+            if share is not None:
+                shares.append((share, count))
+            waiting = []
+    return sum(share * n for share, n in shares) / sum(n for _, n in shares) if shares else None
 
 
 def _told_apart(score: EMI) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
 from lmms_eval_emi.core.permutation import DivergenceTest
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
-from lmms_eval_emi.core.workers import workers
+from lmms_eval_emi.core.workers import threads_for_small_work, workers
 from lmms_eval_emi.estimators.base import Estimator
 from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.files import threads, to_json, write_atomically
@@ -432,7 +431,7 @@ def score_study(
     small = max((one.n for one in embeddings.values()), default=0) <= MOST_BESIDE
     id_emi: EMI | str | None = None
     found: dict[str, tuple[EMI | str, tuple[EMID, EMIDBound, str] | str | None]] = {}
-    with workers(cpu_count() or 1) if small else threads(1) as pool, threadpool_limits(1 if small else None):
+    with workers(threads_for_small_work()) if small else threads(1) as pool, threadpool_limits(1 if small else None):
         others = [name for name in present if name != study.id_split]
         if id_embeddings is not None:
             id_emi = emi_of(study.id_split)
@@ -610,7 +609,7 @@ def _with_inference(
     total = len(work) + len(shifted)
     with (
         threadpool_limits(1),  # one thread for each test beats several for each small matrix
-        threads(cpu_count() or 1) as pool,
+        threads(threads_for_small_work()) as pool,
         tqdm(total=total, desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1) as bar,
     ):
         for _ in pool.map(jackknife, shifted):

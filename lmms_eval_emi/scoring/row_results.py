@@ -13,7 +13,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ from lmms_eval_emi.core.information import (
     shared_clusters,
 )
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.files import parse_json, threads, to_json, write_atomically
+from lmms_eval_emi.core.workers import threads_for_small_work
+from lmms_eval_emi.files import blocks_of, parse_json, threads, to_json, write_atomically
 from lmms_eval_emi.images import ImageError, content_key, open_image, release_images, to_rgb
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.pipeline import Scored
@@ -37,6 +37,7 @@ from lmms_eval_emi.scoring.results import FORMAT_VERSION, SplitScores, StudyResu
 log = logging.getLogger("lmms_eval_emi")
 MOST = 5  # rows of a shift that are shown
 THUMBNAIL = 150
+READ_AT_ONCE = 64  # images, before what is in memory of their files is let go of
 
 
 def write_results(path: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
@@ -203,7 +204,7 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
 
     def described(row: Sample, value: float | None) -> dict[str, Any]:
         texts = {"id": str(row.id), "question": row.question, "response": row.response, "reference": row.reference}
-        return {**texts, "image": thumbnails[_image_key(row)], "value": value}
+        return {**texts, "image": thumbnails[id(row)], "value": value}
 
     for name, own in chosen.items():
         lost[name] = [
@@ -217,13 +218,18 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
     return lost
 
 
-def _thumbnails(rows: Sequence[Sample]) -> dict[str, str]:
-    """Small copies of the images of some rows, each image's once, by its content."""
-    distinct = {_image_key(row): row for row in rows}
-    with threads(cpu_count() or 1) as pool:
-        found = dict(zip(distinct, pool.map(_thumbnail, distinct.values()), strict=True))
-    release_images(row.image for row in rows)
-    return found
+def _thumbnails(rows: Sequence[Sample]) -> dict[int, str]:
+    """Small copies of the images of some rows by the ``id`` of the row, each image's made once."""
+    key_of: dict[int, str] = {}
+    found: dict[str, str] = {}
+    with threads(threads_for_small_work()) as pool:
+        for block in blocks_of(list({id(row): row for row in rows}.values()), READ_AT_ONCE):
+            keys = [_image_key(row) for row in block]
+            key_of |= {id(row): key for row, key in zip(block, keys, strict=True)}
+            new = {key: row for key, row in zip(keys, block, strict=True) if key not in found}
+            found |= zip(new, pool.map(_thumbnail, new.values()), strict=True)
+            release_images(row.image for row in block)
+    return {row: found[key] for row, key in key_of.items()}
 
 
 def _image_key(row: Sample) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -54,14 +54,6 @@ class DatasetImage:
         if encoded is None:
             raise ImageError("it has no image")
         return encoded
-
-
-def release_images(images: Iterable[object]) -> None:
-    """Let go of what is in memory of the columns of datasets that some images are from, where it can be had again."""
-    columns = {id(one.dataset): one.dataset for one in images if isinstance(one, DatasetImage)}
-    several: list[Any] = [one for one in columns.values() if hasattr(one, "release")]
-    if several:
-        several[0].release(*several[1:])
 
 
 def encoded_image(value: Any, roots: Sequence[Path]) -> bytes | None:

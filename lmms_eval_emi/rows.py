@@ -6,11 +6,13 @@ import contextlib
 import ctypes
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 import xxhash
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import datasets
 
 FILE_SPLIT = "train"  # as datasets calls the rows of a file
+MAPPED_BYTES = 2**24  # of mapped files that are read before their pages are let go of
 FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
@@ -338,25 +341,51 @@ class _Cells:
     name: str
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {self.name: self.values[row].as_py()}
+        value = self.values[row].as_py()
+        _read.add(self.values, len(value["bytes"] or b"") if isinstance(value, dict) and "bytes" in value else 0)
+        return {self.name: value}
 
-    def release(self, *others: _Cells) -> None:
-        """Let go of the pages of mapped files that were read of this column and others; they are read again when they are needed.
 
-        They count as memory of this process as long as the file is mapped, which it is to its end.
-        """
-        try:
-            advise, files = ctypes.CDLL(None).madvise, _mapped_files()
-            for chunk in (chunk for cells in (self, *others) for chunk in cells.values.chunks):
-                for buffer in chunk.buffers():
-                    if buffer is None or buffer.is_mutable:
-                        continue
-                    start = -(-buffer.address // mmap.PAGESIZE) * mmap.PAGESIZE
-                    stop = buffer.address + buffer.size
-                    if any(first <= start and stop <= last for first, last in files):
-                        advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
-        except (AttributeError, OSError, ValueError):  # another system
-            return
+class _Read:
+    """Columns that were read since the pages of those before were let go of."""
+
+    def __init__(self) -> None:
+        self._columns: WeakValueDictionary[int, Any] = WeakValueDictionary()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, column: Any, count: int) -> None:
+        """Note that so many bytes of a column were read; after :data:`MAPPED_BYTES`, pages are let go of."""
+        with self._lock:
+            self._columns[id(column)] = column
+            self._bytes += count
+            if self._bytes < MAPPED_BYTES:
+                return
+            columns, self._bytes = list(self._columns.values()), 0
+            self._columns.clear()
+        _release(columns)
+
+
+_read = _Read()
+
+
+def _release(columns: Sequence[Any]) -> None:
+    """Let go of the pages of mapped files that were read of some columns; they are read again when they are needed.
+
+    They count as memory of this process as long as the file is mapped, which it is to its end.
+    """
+    try:
+        advise, files = ctypes.CDLL(None).madvise, _mapped_files()
+        for chunk in (chunk for column in columns for chunk in column.chunks):
+            for buffer in chunk.buffers():
+                if buffer is None or buffer.is_mutable:
+                    continue
+                start = -(-buffer.address // mmap.PAGESIZE) * mmap.PAGESIZE
+                stop = buffer.address + buffer.size
+                if any(first <= start and stop <= last for first, last in files):
+                    advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
+    except (AttributeError, OSError, ValueError):  # another system
+        return
 
 
 def _mapped_files() -> list[tuple[int, int]]:

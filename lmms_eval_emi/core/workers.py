@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from os import cpu_count
+from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from lmms_eval_emi.files import threads
+
+Result = TypeVar("Result")
 
 MOST_FOR_SMALL_WORK = 4  # threads; with 16 on 16 cores a study takes 1.7 times as long as with these
 
@@ -22,6 +26,20 @@ def threads_for_small_work() -> int:
 def workers(count: int) -> AbstractContextManager[ThreadPoolExecutor]:
     """A pool as :func:`~lmms_eval_emi.files.threads`, whose threads compute in one thread each, where others of the process may use all."""
     return threads(count, _compute_alone)
+
+
+class _Here:
+    """A pool without threads: work is done, or fails, where it is submitted."""
+
+    def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        done: Future[Result] = Future()
+        done.set_result(work(*arguments))
+        return done
+
+
+def here() -> AbstractContextManager[_Here]:
+    """A pool in the place of :func:`workers` where work has threads of its own, or a device that has."""
+    return nullcontext(_Here())
 
 
 def _compute_alone() -> None:

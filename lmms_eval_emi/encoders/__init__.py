@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, EncoderUnavailable, resolve_device, unavailable
+from lmms_eval_emi.encoders.base import Encoder, EncoderUnavailable, resolve_device, unavailable
 from lmms_eval_emi.encoders.checkpoint import read_config
 
 __all__ = ["Encoder", "EncoderUnavailable", "Encoders", "load_encoders", "load_text_encoder", "load_vision_encoder"]
@@ -45,12 +45,6 @@ class Encoders:
     def text_signature(self) -> str:
         """The signature of splits without images."""
         return f"text-only+{self.text.signature}"
-
-    def release(self) -> None:
-        """Drop what both have in memory, until something has to be encoded again."""
-        for encoder in (self.vision, self.text):
-            if isinstance(encoder, CheckpointEncoder):
-                encoder.release()
 
     def check_widths(self) -> None:
         """Raise ``ValueError`` unless images and questions become embeddings of one width, whose mean is the input."""

@@ -76,9 +76,8 @@ class CheckpointEncoder:
     pooling: ClassVar[str]
     what: ClassVar[str]
     variable: ClassVar[str]
-    together: ClassVar[int] = (
-        0  # items that one call on the CPU spreads over its threads best; 0 where it computes in one
-    )
+    # Items that one call on the CPU spreads over its threads best; 0 where it computes in one.
+    together: ClassVar[int] = 0
     threads: int | None = None  # of such a call; default: as many as PyTorch has
 
     def __init__(self, name: str, device: torch.device) -> None:

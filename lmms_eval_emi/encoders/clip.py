@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention, silu
 
-from lmms_eval_emi.core.workers import workers
+from lmms_eval_emi.core.workers import here, workers
 from lmms_eval_emi.encoders.base import mean_over_positions
 from lmms_eval_emi.encoders.checkpoint import EncoderUnavailable, tensors_below
 from lmms_eval_emi.encoders.vision import VisionEncoder
@@ -137,7 +136,7 @@ class CLIPVisionTower(nn.Module):
             threads: on the CPU they take these few images each in turn, layer by layer, so that a layer is read once
                 for all. Elsewhere there are none.
         """
-        with workers(threads) if threads else nullcontext(_AtOnce()) as pool:
+        with workers(threads) if threads else here() as pool:
             done = [pool.submit(self._embedded, one) for one in pixels]
             for number in range(self.layers):
                 # Work is taken up in this order, so what comes before it is done, or being done by another thread.
@@ -164,15 +163,6 @@ class CLIPVisionTower(nn.Module):
         return mean_over_positions(x[:, 1:]) + layer.fc2(mean)
 
 
-class _AtOnce:
-    """A pool without threads, for a device that has its own."""
-
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(work(*arguments))
-        return done
-
-
 class _Layer:
     """One layer of a tower with its weights, for states like the ones given."""
 
@@ -194,10 +184,10 @@ class _Layer:
         self.out = _Linear(*read("self_attn.out_proj"), rows)
         first, (weight, bias) = read("mlp.fc1"), read("mlp.fc2")
         if tower.act == "quick_gelu":  # its factor is moved into the weights, and it becomes a part of the product
-            self.fc1 = _Linear(first[0] * QUICK, first[1] * QUICK, rows, act="swish")
+            self.fc1 = _Linear(first[0] * QUICK, first[1] * QUICK, rows, silu)
             self.fc2 = _Linear(weight / QUICK, bias)
         else:
-            self.fc1, self.fc2 = _Linear(*first, rows, act="gelu"), _Linear(weight, bias)
+            self.fc1, self.fc2 = _Linear(*first, rows, gelu), _Linear(weight, bias)
 
     def attend(self, x: torch.Tensor) -> None:
         """Add the attention's part to (M, L, D) states."""
@@ -222,24 +212,28 @@ class _Linear:
         weight: (D', D).
         bias: (D',) or ``None``.
         rows: of the inputs of several products; 0 where there is one, or where the order does not matter.
-        act: ``none``, ``swish`` or ``gelu``.
+        act: ``silu``, which oneDNN computes with the product, or ``gelu``.
     """
 
     ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
     REORDER = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, rows: int = 0, act: str = "none") -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        rows: int = 0,
+        act: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self.bias, self.act = bias, act
         self.onednn = self.ONEDNN if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
         self.weight = self.REORDER(weight, rows) if self.onednn and self.REORDER and rows else weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.onednn:
-            fused = self.act if self.act != "gelu" else "none"
-            y = self.onednn(x, self.weight, self.bias, fused, [], "")
-            return gelu(y) if self.act == "gelu" else y
-        y = linear(x, self.weight, self.bias)
-        return {"none": lambda y: y, "swish": silu, "gelu": gelu}[self.act](y)
+        if self.onednn and self.act is silu:
+            return self.onednn(x, self.weight, self.bias, "swish", [], "")
+        y = self.onednn(x, self.weight, self.bias, "none", [], "") if self.onednn else linear(x, self.weight, self.bias)
+        return self.act(y) if self.act else y
 
 
 def _attribute(name: str) -> str:

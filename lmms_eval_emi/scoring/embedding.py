@@ -14,11 +14,11 @@ import torch
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.core.workers import workers
+from lmms_eval_emi.core.workers import here, workers
 from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, encode_all
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
 from lmms_eval_emi.files import threads
-from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image, release_images
+from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image
 from lmms_eval_emi.samples import Sample, SampleError
 from lmms_eval_emi.scoring.ranks import cores, from_first, over_ranks, own_part, ranks
 from lmms_eval_emi.settings import Settings
@@ -32,7 +32,6 @@ CacheOf = Callable[[Encoder], EmbeddingCache]
 FEWEST_AT_ONCE = 8  # images of a batch
 READERS = 2  # threads that decode images
 AHEAD = 64  # decoded images that wait to be encoded: 10 MB of CLIP's
-MAPPED_BYTES = 2**25  # of datasets' files that are read before their pages are let go of
 KEPT_BYTES = 2**26  # of encoded images that are kept from hashing to decoding, so that each is read once
 
 
@@ -110,7 +109,7 @@ def embed_good_rows(
         batch_size: items per forward pass.
         strict: raise if there is a bad row, as soon as it is met, with all of them.
         cache: gives the rows of an encoder that are known; default: everything is encoded.
-        release: drop the text encoder from memory when all texts are encoded.
+        release: drop each encoder from memory when all of its items are encoded.
 
     Returns:
         Embeddings by split, of the good rows in their order, and the bad rows. A split without a good
@@ -132,21 +131,17 @@ def embed_good_rows(
     encoding: list[Future[dict[str, torch.Tensor]]] = []
     with workers(1) as beside:  # texts in one thread, beside the images in all
 
-        def encode_texts() -> dict[str, torch.Tensor]:
-            rows = _encode_texts(texts, encoders, batch_size, cache)
-            if release and isinstance(encoders.text, CheckpointEncoder):
-                encoders.text.release()
-            return rows
-
         def begin() -> None:
             if not encoding:
-                encoding.append(beside.submit(encode_texts))
+                encoding.append(beside.submit(_encode_texts, texts, encoders.text, batch_size, cache, release))
 
         vision = None
         if with_images:
             # What ranks say to each other has to be said in one order, so their texts come after their images.
             at_once = begin if ranks() == 1 else lambda: None
-            vision = _encode_images(images, encoders, batch_size, cache, at_once, stop_at_bad=strict)
+            vision = _encode_images(
+                images, encoders.vision, batch_size, cache, at_once, stop_at_bad=strict, release=release
+            )
             bad += _rows_of_bad_images(splits, images)
             order = {name: position for position, name in enumerate(splits)}
             bad.sort(key=lambda one: (order[one.split], one.row))
@@ -181,8 +176,7 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
     """The distinct images of all splits, and the rows that have none or whose file cannot be read at all."""
     images, bad = _Images(), []
     number_of: dict[str, int] = {}
-    kept_bytes = read_bytes = 0
-    read: list[DatasetImage] = []
+    kept_bytes = 0
     for name, samples in splits.items():
         numbers = images.numbers[name] = [None] * len(samples)
         for row, sample in enumerate(samples):
@@ -191,9 +185,7 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
                     raise ImageError("it has no image")
                 source = sample.image
                 if isinstance(source, DatasetImage):
-                    read.append(source)
                     source = source.encoded()
-                    read_bytes += len(source)
                 key = content_key(source)
             except ImageError as error:
                 bad.append(BadRow(name, row, sample.id, str(error)))
@@ -205,10 +197,6 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
                 images.sources.append(source if kept_bytes <= KEPT_BYTES else sample.image)
                 images.keys.append(key)
             numbers[row] = number_of[key]
-        if read_bytes > MAPPED_BYTES:
-            release_images(read)
-            read, read_bytes = [], 0
-    release_images(read)
     return images, bad
 
 
@@ -223,19 +211,19 @@ def _rows_of_bad_images(splits: Mapping[str, Sequence[Sample]], images: _Images)
 
 def _encode_images(
     images: _Images,
-    encoders: Encoders,
+    encoder: Encoder,
     batch_size: int,
     cache: CacheOf | None,
     begin: Callable[[], object],
     *,
     stop_at_bad: bool,
+    release: bool,
 ) -> torch.Tensor:
     """(number of images, D) rows; those of images that cannot be read are zero.
 
     Images are decoded by threads while others are encoded, each once. If one cannot be read and that is to stop
     the run, nothing more is encoded, and the others are looked at for the message. Ranks have their part each.
     """
-    encoder = encoders.vision
     digests = [content_digest(key) for key in images.keys]
     rows, missing = _known_rows(encoder, digests, cache)
 
@@ -246,7 +234,13 @@ def _encode_images(
     for own, found, bad in over_ranks(encode):
         rows[torch.tensor(own, dtype=torch.long)] = found
         images.bad |= bad
+    _done_with(encoder, release)
     return rows
+
+
+def _done_with(encoder: Encoder, release: bool) -> None:
+    if release and isinstance(encoder, CheckpointEncoder):
+        encoder.release()
 
 
 def _known_rows(encoder: Encoder, digests: Sequence[bytes], cache: CacheOf | None) -> tuple[torch.Tensor, list[int]]:
@@ -291,8 +285,9 @@ def _encode_own_images(
     together = getattr(encoder, "together", 0) if on_cpu else 0
     beside = cores() if on_cpu else 1
     size = batch_size
+    pool_of: Callable[[], Any] = partial(workers if beside > 1 else threads, beside)
     if together:
-        beside = 0
+        beside, pool_of = 0, here
         encoder.threads = cores()  # type: ignore[attr-defined]
         size = batch_size = min(together, max(FEWEST_AT_ONCE, -(-len(missing) // 2)))
     elif beside > 1:
@@ -307,11 +302,7 @@ def _encode_own_images(
             bar.update(len(own))
 
     bars: list[tqdm] = []  # from the first batch on, for an image that cannot be read may be known before
-    with (
-        threads(READERS) as readers,
-        (workers if beside > 1 else threads)(max(1, beside)) as pool,
-        ExitStack() as shown,
-    ):
+    with threads(READERS) as readers, pool_of() as pool, ExitStack() as shown:
         waiting: list[tuple[int, Any]] = []
         try:
             for last, (number, prepared) in _with_last(zip(missing, _in_order(readers, prepare, missing), strict=True)):
@@ -326,8 +317,7 @@ def _encode_own_images(
                         bar = tqdm(total=len(missing), desc="Encoding images", unit="", leave=False, dynamic_ncols=True)
                         bars.append(shown.enter_context(bar))
                         begin()
-                    submit = _run_here if together else pool.submit
-                    running.append(([number for number, _ in waiting], submit(run)))
+                    running.append(([number for number, _ in waiting], pool.submit(run)))
                     waiting = []
                     if len(running) > beside:
                         take()
@@ -337,12 +327,6 @@ def _encode_own_images(
             if cache and encoded:
                 cache(encoder).add({digests[number]: rows[number].numpy() for number in encoded})
     return encoded
-
-
-def _run_here(work: Callable[[], Item]) -> Future[Item]:
-    done: Future[Item] = Future()
-    done.set_result(work())
-    return done
 
 
 def _picked(items: Sequence[Item], positions: range) -> list[Item]:
@@ -371,10 +355,9 @@ def _with_last(items: Iterable[Item]) -> Iterator[tuple[bool, Item]]:
 
 
 def _encode_texts(
-    texts: Mapping[str, Sequence[str]], encoders: Encoders, batch_size: int, cache: CacheOf | None
+    texts: Mapping[str, Sequence[str]], encoder: Encoder, batch_size: int, cache: CacheOf | None, release: bool
 ) -> dict[str, torch.Tensor]:
     """Rows of the texts of every split. Batches hold texts of like length."""
-    encoder = encoders.text
     distinct = sorted({text for own in texts.values() for text in own}, key=lambda text: (len(text), text))
     digests = [content_digest(text) for text in distinct]
     rows, missing = _known_rows(encoder, digests, cache)
@@ -395,6 +378,7 @@ def _encode_texts(
 
     for own, found in over_ranks(encode):
         rows[torch.tensor(own, dtype=torch.long)] = found
+    _done_with(encoder, release)  # before every split gets a copy of its rows
     position = {text: number for number, text in enumerate(distinct)}
     return {name: rows[torch.tensor([position[text] for text in own])] for name, own in texts.items()}
 

@@ -133,8 +133,6 @@ def score_samples(
             cache=cache_of_embeddings(settings),
             release=own,
         )
-        if own:
-            instruments.encoders.release()
         degenerate = [one.result() for one in told]
     scored: list[Scored] = []
     if rank():  # the first has all embeddings and scores them

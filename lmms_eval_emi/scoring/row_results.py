@@ -28,8 +28,8 @@ from lmms_eval_emi.core.information import (
 )
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.core.workers import threads_for_small_work
-from lmms_eval_emi.files import blocks_of, parse_json, threads, to_json, write_atomically
-from lmms_eval_emi.images import ImageError, content_key, open_image, release_images, to_rgb
+from lmms_eval_emi.files import parse_json, threads, to_json, write_atomically
+from lmms_eval_emi.images import ImageError, content_key, open_image, to_rgb
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.pipeline import Scored
 from lmms_eval_emi.scoring.results import FORMAT_VERSION, SplitScores, StudyResult
@@ -37,7 +37,6 @@ from lmms_eval_emi.scoring.results import FORMAT_VERSION, SplitScores, StudyResu
 log = logging.getLogger("lmms_eval_emi")
 MOST = 5  # rows of a shift that are shown
 THUMBNAIL = 150
-READ_AT_ONCE = 64  # images, before what is in memory of their files is let go of
 
 
 def write_results(path: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
@@ -148,9 +147,7 @@ def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embedd
             images = [
                 f"block {cluster_hash(key) % most}" for key in (shared if shared is not None else clusters_of(own))
             ]
-    first, second = own.y_hat.double(), own.y.double()
-    norms = first.norm(dim=1) * second.norm(dim=1)
-    cosines = torch.linalg.vecdot(first, second) / norms.clamp_min(torch.finfo(torch.float64).tiny)
+    cosines = torch.nn.functional.cosine_similarity(own.y_hat.double(), own.y.double())
     return {"image": images, "cosine": cosines.tolist()}
 
 
@@ -220,16 +217,11 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
 
 def _thumbnails(rows: Sequence[Sample]) -> dict[int, str]:
     """Small copies of the images of some rows by the ``id`` of the row, each image's made once."""
-    key_of: dict[int, str] = {}
-    found: dict[str, str] = {}
+    key_of = {number: _image_key(row) for number, row in {id(row): row for row in rows}.items()}
+    distinct = {key_of[id(row)]: row for row in rows}
     with threads(threads_for_small_work()) as pool:
-        for block in blocks_of(list({id(row): row for row in rows}.values()), READ_AT_ONCE):
-            keys = [_image_key(row) for row in block]
-            key_of |= {id(row): key for row, key in zip(block, keys, strict=True)}
-            new = {key: row for key, row in zip(keys, block, strict=True) if key not in found}
-            found |= zip(new, pool.map(_thumbnail, new.values()), strict=True)
-            release_images(row.image for row in block)
-    return {row: found[key] for row, key in key_of.items()}
+        made = dict(zip(distinct, pool.map(_thumbnail, distinct.values()), strict=True))
+    return {number: made[key] for number, key in key_of.items()}
 
 
 def _image_key(row: Sample) -> str:

@@ -90,8 +90,10 @@ def test_a_tower_that_fails_midway_says_so(encoders, pictures):
         encoders.vision.encode([encoders.vision.prepare(one) for one in pictures])
 
 
-def test_texts_have_the_tokens_of_transformers(encoders, in_tinyhub, tmp_path):
+def test_texts_have_the_tokens_of_transformers(encoders, in_tinyhub, tmp_path, monkeypatch):
     import shutil
+
+    from lmms_eval_emi.encoders import xlm_roberta
 
     texts = [
         "a red circle",
@@ -111,6 +113,9 @@ def test_texts_have_the_tokens_of_transformers(encoders, in_tinyhub, tmp_path):
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(EncoderUnavailable):
         load_text_encoder(str(folder), "cpu").encode(texts)
+    monkeypatch.setattr(xlm_roberta, "checkpoint_file", lambda name, file: (_ for _ in ()).throw(OSError(file)))
+    encoders.text.release()
+    assert encoders.text._numbers(texts) == expected, "without that file by transformers"
 
 
 def test_words_are_read_again_when_more_occur_than_are_kept(encoders, monkeypatch):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import mmap
 import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakValueDictionary
 
 import xxhash
 
 from lmms_eval_emi.files import check_folder_writable
 from lmms_eval_emi.images import DatasetImage
+from lmms_eval_emi.memory import MappedColumns
 from lmms_eval_emi.samples import Sample, SampleError
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.studies.schema import Columns, DatasetSpec, SplitSpec, Study, StudyError
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     import datasets
 
 FILE_SPLIT = "train"  # as datasets calls the rows of a file
-MAPPED_BYTES = 2**24  # of mapped files that are read before their pages are let go of
 FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
@@ -187,9 +183,12 @@ def _load(
 
     try:
         with _quiet(bars=local is None):
-            if local:
-                arguments["cache_dir"] = str(_cache_of_files(datasets.load_dataset_builder(**arguments)))
-            return datasets.load_dataset(**arguments)
+            # As load_dataset does, with the files of a local folder listed once. What the builder knows of an earlier
+            # folder of that name is in the cache that it would have by itself.
+            own = Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" if local else None
+            builder = datasets.load_dataset_builder(**arguments, cache_dir=str(own) if own else None)
+            builder.download_and_prepare(output_dir=str(own / _key_of_files(builder)) if own else None)
+            return builder.as_dataset()
     except Exception as error:  # datasets raises a dozen kinds, the hub's among them
         cache = Path(datasets.config.HF_DATASETS_CACHE)
         try:
@@ -228,24 +227,22 @@ def _quiet(*, bars: bool) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _cache_of_files(builder: datasets.DatasetBuilder) -> Path:
-    """A cache folder for just these local files, as they are now.
+def _key_of_files(builder: datasets.DatasetBuilder) -> str:
+    """Name of a cache folder for just these local files, as they are now.
 
     The key of datasets' own cache knows a local folder's name but neither its place nor its files,
     so that another folder of that name, or a changed file, would be answered with the old rows.
     """
-    import datasets
-
     files = {
         split: (list(paths), list(paths.origin_metadata)) for split, paths in (builder.config.data_files or {}).items()
     }
-    return Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" / xxhash.xxh3_64_hexdigest(repr(files).encode())
+    return xxhash.xxh3_64_hexdigest(repr([builder.cache_dir, files]).encode())
 
 
 def stale_cache(path: str, split: datasets.Dataset) -> Path | None:
     """The folder of datasets' cache that answered for a local folder with rows of other files, if it did.
 
-    A harness that loads datasets itself does so through that cache; see :func:`_cache_of_files`.
+    A harness that loads datasets itself does so through that cache; see :func:`_key_of_files`.
     """
     if not Path(path).is_dir():
         return None
@@ -342,60 +339,13 @@ class _Cells:
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         value = self.values[row].as_py()
-        _read.add(self.values, len(value["bytes"] or b"") if isinstance(value, dict) and "bytes" in value else 0)
+        _columns.was_read(
+            self.values, len(value["bytes"] or b"") if isinstance(value, dict) and "bytes" in value else 0
+        )
         return {self.name: value}
 
 
-class _Read:
-    """Columns that were read since the pages of those before were let go of."""
-
-    def __init__(self) -> None:
-        self._columns: WeakValueDictionary[int, Any] = WeakValueDictionary()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def add(self, column: Any, count: int) -> None:
-        """Note that so many bytes of a column were read; after :data:`MAPPED_BYTES`, pages are let go of."""
-        with self._lock:
-            self._columns[id(column)] = column
-            self._bytes += count
-            if self._bytes < MAPPED_BYTES:
-                return
-            columns, self._bytes = list(self._columns.values()), 0
-            self._columns.clear()
-        _release(columns)
-
-
-_read = _Read()
-
-
-def _release(columns: Sequence[Any]) -> None:
-    """Let go of the pages of mapped files that were read of some columns; they are read again when they are needed.
-
-    They count as memory of this process as long as the file is mapped, which it is to its end.
-    """
-    try:
-        advise, files = ctypes.CDLL(None).madvise, _mapped_files()
-        for chunk in (chunk for column in columns for chunk in column.chunks):
-            for buffer in chunk.buffers():
-                if buffer is None or buffer.is_mutable:
-                    continue
-                start = -(-buffer.address // mmap.PAGESIZE) * mmap.PAGESIZE
-                stop = buffer.address + buffer.size
-                if any(first <= start and stop <= last for first, last in files):
-                    advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
-    except (AttributeError, OSError, ValueError):  # another system
-        return
-
-
-def _mapped_files() -> list[tuple[int, int]]:
-    """First and last address of every Arrow file that is mapped, whose pages can be had again."""
-    found = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(".arrow"):
-            first, last = line.split(maxsplit=1)[0].split("-")
-            found.append((int(first, 16), int(last, 16)))
-    return found
+_columns = MappedColumns()
 
 
 def undecoded(split: datasets.Dataset, column: str) -> datasets.Dataset:

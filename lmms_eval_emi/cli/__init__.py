@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import difflib
 import io
 import logging
@@ -42,6 +41,7 @@ from lmms_eval_emi.cli import (
     validate,
 )
 from lmms_eval_emi.files import write_atomically
+from lmms_eval_emi.memory import share_areas
 from lmms_eval_emi.redaction import redact
 from lmms_eval_emi.settings import cache_folder, load_settings
 from lmms_eval_emi.version import __version__
@@ -160,13 +160,11 @@ def _complete(parser: argparse.ArgumentParser) -> None:
 def share_the_machine() -> None:
     """Settings of a whole process, which only a process of ours may have.
 
-    Threads share two areas of memory, each of which keeps what is freed in it: 100 MB of a scoring run. Texts are
-    tokenised in the thread that encodes them, beside the images: sixteen more threads take longer, and ten times the
-    CPU time, for they wait for each other.
+    Texts are tokenised in the thread that encodes them, beside the images: sixteen more threads take longer, and ten
+    times the CPU time, for they wait for each other.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with contextlib.suppress(OSError, AttributeError):  # another C library than that of Linux
-        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
+    share_areas()
 
 
 def _stdout_is_closed() -> bool:

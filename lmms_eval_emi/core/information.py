@@ -412,7 +412,8 @@ def _decompose(
         return None
     if (id.v is None) != (ood.v is None) or id.dimension != ood.dimension:
         return None
-    partner = ood.select([position[key] for key in id.ids])
+    order = [position[key] for key in id.ids]
+    partner = ood if order == list(range(ood.n)) else ood.select(order)
     keys = clusters_of(id)
     estimator = _bound(estimator, id)  # both sides of a pair are of one row
     moved = _analyse(estimator, partner.x, id.y_hat, id.y, keys)[2]

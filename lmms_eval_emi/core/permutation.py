@@ -88,19 +88,18 @@ class TwoSets:
         both = [side.detach().cpu().contiguous() for side in (x, y)]
         if both[0].dtype != both[1].dtype or both[0].dtype == torch.bfloat16:  # which numpy does not have
             both = [side.double() for side in both]
-        rows = np.concatenate([side.numpy() for side in both]) + 0  # no negative zeros, whose bytes differ
+        self._sides = [side.numpy() for side in both]
         # Sorted, so that the order of rows changes no draw.
         self.clusters = sorted({*x_clusters, *y_clusters}, key=str)
         number = {cluster: position for position, cluster in enumerate(self.clusters)}
         codes = np.array([number[cluster] for cluster in (*x_clusters, *y_clusters)])
-        content = [row.tobytes() for row in rows]
+        content = [(row + 0).tobytes() for side in self._sides for row in side]  # negative zeros have other bytes
         position = {key: place for place, key in enumerate(sorted(set(content)))}
         own = np.array([position[key] for key in content])
-        distinct = np.empty((len(position), rows.shape[1]))
-        distinct[own] = rows
-        self._rows = distinct
+        self._places = np.empty(len(position), dtype=int)  # of every distinct row, one place where it is
+        self._places[own] = np.arange(len(own))
         self.convention = str(convention)
-        self.counts = np.zeros((2, len(self.clusters), len(distinct)))  # of every distinct row, by set and cluster
+        self.counts = np.zeros((2, len(self.clusters), len(position)))  # of every distinct row, by set and cluster
         np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, own), 1)
         self._second_orders: dict[bytes, np.ndarray] = {}
         self.known: dict[str, np.ndarray] = {}  # results as vectors, by name; a caller may keep them and give them back
@@ -109,15 +108,20 @@ class TwoSets:
     @cached_property
     def gram(self) -> np.ndarray:
         """(U, U) inner products of the distinct rows."""
-        return self._rows @ self._rows.T
+        rows = self._distinct()
+        return rows @ rows.T
 
     @cached_property
     def digest(self) -> str:
         """A key of the content: equal for equal sets with equal clusters."""
         digest = hashlib.blake2b(self.convention.encode(), digest_size=16)
-        digest.update(self._rows.tobytes())
-        digest.update(self.counts.tobytes())
+        digest.update(self._distinct().data)
+        digest.update(self.counts.data)
         return digest.hexdigest()
+
+    def _distinct(self) -> np.ndarray:
+        """(U, D) float64 distinct rows in the order of their bytes; a copy for each set would take more room than all else."""
+        return (np.concatenate(self._sides) + 0)[self._places].astype(np.float64)
 
     def divergences(
         self, x: np.ndarray, y: np.ndarray, mixed: float | None = None, convention: str | None = None

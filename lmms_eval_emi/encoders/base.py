@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lmms_eval_emi.encoders.checkpoint import Checkpoint, EncoderUnavailable, check_loaded
 from lmms_eval_emi.files import read_json, write_atomically
+from lmms_eval_emi.memory import give_back
 from lmms_eval_emi.settings import cache_folder
 
 Self = TypeVar("Self", bound="CheckpointEncoder")
@@ -79,6 +80,7 @@ class CheckpointEncoder:
     # Items that one call on the CPU spreads over its threads best; 0 where it computes in one.
     together: ClassVar[int] = 0
     threads: int | None = None  # of such a call; default: as many as PyTorch has
+    loaded: ClassVar[tuple[str, ...]] = ("model",)  # cached properties that hold what was read of the checkpoint
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
@@ -156,8 +158,10 @@ class CheckpointEncoder:
         return self
 
     def release(self) -> None:
-        """Drop the model from memory, until something has to be encoded."""
-        self.__dict__.pop("model", None)
+        """Drop what was read of the checkpoint from memory, until something has to be encoded."""
+        for name in self.loaded:
+            self.__dict__.pop(name, None)
+        give_back()
 
     def _remembered_fingerprint(self) -> str:
         from lmms_eval_emi.version import __version__

@@ -39,6 +39,7 @@ class TextEncoder(CheckpointEncoder):
     model_class: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {}
     optional_weights: ClassVar[tuple[str, ...]] = ()
+    loaded: ClassVar[tuple[str, ...]] = ("model", "tokenizer")
     what, variable = "text encoder", "LMMS_EVAL_EMI_TEXT_ENCODER"
 
     @property
@@ -79,11 +80,6 @@ class TextEncoder(CheckpointEncoder):
     def load(self) -> torch.nn.Module:
         """The model as transformers has it."""
         return self.load_from_transformers(self.model_class, self.options, self.optional_weights)
-
-    def release(self) -> None:
-        """Drop model and tokenizer from memory, until something has to be encoded."""
-        super().release()
-        self.__dict__.pop("tokenizer", None)
 
     def identify(self) -> str:
         """Fingerprint of the model's weights."""

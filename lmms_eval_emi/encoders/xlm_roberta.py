@@ -37,6 +37,7 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
     """
 
     pooling = "embedding-mean"
+    loaded = (*TextEncoder.loaded, "_numbers", "_tensors", "_positions", "_words")
 
     @cached_property
     def _names(self) -> dict[str, str]:
@@ -96,12 +97,6 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
             found = {}
         most = found.get("model_max_length") if isinstance(found, dict) else None
         return min(MAX_TOKENS, int(most)) if isinstance(most, int | float) and most > 0 else MAX_TOKENS
-
-    def release(self) -> None:
-        """Drop what was read of the checkpoint, until something has to be encoded."""
-        super().release()
-        for name in ("_numbers", "_tensors", "_positions", "_words"):
-            self.__dict__.pop(name, None)
 
     @cached_property
     def _words(self) -> _Words:

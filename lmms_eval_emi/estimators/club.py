@@ -121,7 +121,7 @@ class CLUB(TrainedEstimator):
     def saturation(self, x: torch.Tensor) -> float | None:
         """Share of log-variances within 1 % of a limit, in [0, 1]."""
         network = self.in_float64(x.device)
-        shares = [(network(part.double())[1].abs() > SATURATED).double().sum() for part in x.split(CHUNK_ROWS)]
+        shares = [(network.p_logvar(part.double()).abs() > SATURATED).double().sum() for part in x.split(CHUNK_ROWS)]
         return float(sum(shares)) / (len(x) * self.output_dimension)
 
     @torch.no_grad()

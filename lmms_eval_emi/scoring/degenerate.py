@@ -18,6 +18,7 @@ import numpy as np
 import regex
 
 from lmms_eval_emi.encoders.cache import content_digest
+from lmms_eval_emi.memory import give_back
 from lmms_eval_emi.samples import Sample
 
 if TYPE_CHECKING:
@@ -207,6 +208,7 @@ def _identifier() -> Any:
 def release_languages() -> None:
     """Let go of what tells languages, 70 MB that the next call loads again."""
     _identifier.cache_clear()
+    give_back()
 
 
 def kinds_of(samples: Mapping[str, Sequence[Sample]], memo: Memo | None = None) -> dict[str, list[str | None]]:

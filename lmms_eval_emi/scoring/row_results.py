@@ -140,13 +140,12 @@ def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embedd
     """The image of every row, or the block of images that it was left out with, and the cosine of response and reference."""
     own, id_split = embeddings[name], embeddings.get(result.study.id_split)
     shared = shared_clusters(id_split, own) if id_split is not None and name != result.study.id_split else None
-    images = [str(one) for one in (shared if shared is not None else clusters_of(own))]
-    known = {key for stratum in result.splits[name].emi.jackknife.strata for key in map(str, stratum)}
+    clusters = shared if shared is not None else clusters_of(own)
+    images = [str(one) for one in clusters]
+    known = {str(key) for stratum in result.splits[name].emi.jackknife.strata for key in stratum}
     for most in (MOST_CLUSTERS, MOST_RECOMPUTED):
-        if not set(images) <= known:  # they were merged
-            images = [
-                f"block {cluster_hash(key) % most}" for key in (shared if shared is not None else clusters_of(own))
-            ]
+        if not known.issuperset(images):  # they were merged
+            images = [f"block {cluster_hash(key) % most}" for key in clusters]
     cosines = torch.nn.functional.cosine_similarity(own.y_hat.double(), own.y.double())
     return {"image": images, "cosine": cosines.tolist()}
 

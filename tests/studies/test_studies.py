@@ -431,7 +431,7 @@ def test_images_are_the_same_after_their_pages_were_let_go_of(in_tinyhub, monkey
     """Of mapped files, and of columns that are in memory alone, which nothing could bring back."""
     import datasets
 
-    from lmms_eval_emi import rows as module
+    from lmms_eval_emi import memory as module
     from lmms_eval_emi.rows import dataset_images, load_splits
 
     mapped = [dataset_images(rows, "image", ()) for rows in load_splits(load_study("natural")).values()]
@@ -440,8 +440,8 @@ def test_images_are_the_same_after_their_pages_were_let_go_of(in_tinyhub, monkey
     held = dataset_images(datasets.Dataset.from_dict({"image": cells}, features=features), "image", ())
     images = [image for own in (*mapped, held) for image in own if image is not None]
     before = [image.encoded() for image in images]
-    released, release = [], module._release
-    monkeypatch.setattr(module, "_release", lambda columns: (released.extend(columns), release(columns)))
+    released, release = [], module.release_pages
+    monkeypatch.setattr(module, "release_pages", lambda columns: (released.extend(columns), release(columns)))
     monkeypatch.setattr(module, "MAPPED_BYTES", 1)
     assert [image.encoded() for image in images] == before
     assert len(released) >= len(images), "pages are let go of after every image"

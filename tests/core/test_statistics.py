@@ -386,3 +386,20 @@ def test_coverage_of_a_small_simulation():
     world = World.make(True, 0)
     assert abs(world.emid) > 0.1 and sum(world.parts) == pytest.approx(world.emid)
     assert np.mean([permutation_once(seed, 12, True) for seed in range(60)]) <= 0.15
+
+
+def test_the_divergences_of_many_shifts_keep_no_copies_of_rows():
+    """A study of 60 shifts would keep 100 MB of them, and its peak would be there."""
+    import tracemalloc
+
+    rows = [torch.nn.functional.normalize(torch.randn(40, 512, dtype=torch.float64), dim=1) for _ in range(13)]
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        kept = [TwoSets(rows[0], other, range(40), range(40)) for other in rows[1:]]
+        found = [(sets.digest, sets.test(19, 0, True).value) for sets in kept]
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert len(set(found)) == len(kept) and all(value > 0 for _, value in found)
+    assert taken < len(kept) * 2 * rows[0].nbytes, "as much as one copy of the rows of each pair of sets"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import datasets
 
 FILE_SPLIT = "train"  # as datasets calls the rows of a file
+SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # of a folder of save_to_disk
 FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
@@ -124,12 +125,7 @@ def load_source(path: str, config: str | None = None) -> Mapping[str, datasets.D
     Raises:
         StudyError: it is not there or cannot be read.
     """
-    import datasets
-
     folder = Path(path).expanduser()
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        saved = datasets.load_from_disk(str(folder))
-        return saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or FILE_SPLIT): saved}
     local = folder if folder.exists() else None
     if local is None and folder.suffix in FILE_FORMATS:
         raise StudyError(f"The dataset {path!r} is not there: expected a file at {folder.resolve()}.")
@@ -183,6 +179,9 @@ def _load(
 
     try:
         with _quiet(bars=local is None):
+            if local and any((local / name).is_file() for name in SAVED_TO_DISK):
+                saved = datasets.load_from_disk(str(local))
+                return saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or FILE_SPLIT): saved}
             # As load_dataset does, with the files of a local folder listed once. What the builder knows of an earlier
             # folder of that name is in the cache that it would have by itself.
             own = Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" if local else None

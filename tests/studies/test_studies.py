@@ -189,13 +189,27 @@ def test_rows_without_an_image(study, in_tinyhub, tmp_path, capsys):
 
 def test_a_folder_that_changed_is_read_anew(study, tmp_path):
     """The cache of datasets would answer with the old rows: its key knows neither place nor content."""
-    from datasets import Dataset
+    from datasets import Dataset, load_dataset
 
+    load_dataset(str(tmp_path / "data" / "blurred"))  # as a harness does, into the cache of datasets itself
     before = load_splits(load_study(study), ["blurred"])["blurred"]
     path = tmp_path / "data" / "blurred" / "data" / "test-00000-of-00001.parquet"
     Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "c")).select([0, 1]).to_parquet(path)
     after = load_splits(load_study(study), ["blurred"])["blurred"]
     assert (len(before), len(after)) == (ROWS, 2)
+
+
+def test_a_folder_that_datasets_saved_has_the_rows_that_were_saved(study, tmp_path):
+    """Of one dataset or of several; read as any other folder, its files would be taken for rows."""
+    from datasets import DatasetDict
+
+    folder = tmp_path / "data" / "blurred"
+    rows = load_splits(load_study(study), ["blurred"])["blurred"]
+    expected = rows.to_dict()
+    for saved in (DatasetDict({"test": rows, "other": rows.select([0])}), rows):
+        shutil.rmtree(folder)
+        saved.save_to_disk(str(folder))
+        assert load_splits(load_study(study), ["blurred"])["blurred"].to_dict() == expected
 
 
 @pytest.mark.parametrize(

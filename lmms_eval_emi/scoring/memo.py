@@ -12,9 +12,7 @@ import numpy as np
 
 from lmms_eval_emi.core.divergence import EMIDBound
 from lmms_eval_emi.core.permutation import TwoSets
-from lmms_eval_emi.core.workers import threads_for_small_work
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
-from lmms_eval_emi.files import threads
 from lmms_eval_emi.settings import Settings
 from lmms_eval_emi.version import __version__
 
@@ -59,14 +57,11 @@ class KnownDivergences:
 
     def __init__(self, memo: Memo, bounds: Iterable[EMIDBound], resamples: int, seed: int) -> None:
         self.memo = memo
-        found = [one for bound in bounds for one in bound.results_to_keep(resamples, seed)]
-        with threads(threads_for_small_work()) as pool:  # a digest takes most of this, and no lock of Python's
-            for _ in pool.map(lambda sets: sets.digest, {id(sets): sets for sets, _, _ in found}.values()):
-                pass
         wanted: dict[int, dict[bytes, list[tuple[TwoSets, str]]]] = {}
-        for sets, name, length in found:
-            digest = content_digest(f"{sets.digest} {name}")
-            wanted.setdefault(length, {}).setdefault(digest, []).append((sets, name))
+        for bound in bounds:
+            for sets, name, length in bound.results_to_keep(resamples, seed):
+                digest = content_digest(f"{sets.digest} {name}")
+                wanted.setdefault(length, {}).setdefault(digest, []).append((sets, name))
         self.missing: dict[int, dict[bytes, list[tuple[TwoSets, str]]]] = {}
         for length, own in wanted.items():
             known = memo.find(self.KIND, length, list(own))

@@ -63,7 +63,7 @@ class ShiftsAtLoad(_Strict):
 
 
 class DatasetSpec(_Strict):
-    """Where rows are: a hub name, a folder, or a file, for ``datasets.load_dataset``."""
+    """Where rows are: a hub name, a folder (of ``save_to_disk`` too), or a file; see :mod:`lmms_eval_emi.rows`."""
 
     path: str
     config: str | None = None  # name of the dataset's configuration

@@ -47,10 +47,10 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
     settings = override_settings(
         {"convention": arguments.convention, "estimator": arguments.estimator, "device": arguments.device}
     )
-    entries = []
-    for name in ("natural", "synthetic"):
-        entries += collect_samples(load_study(name), [arguments.responses])
-    scored = score_samples(entries, settings)
+    entries = (
+        entry for name in ("natural", "synthetic") for entry in collect_samples(load_study(name), [arguments.responses])
+    )
+    scored = score_samples(entries, settings, with_rows=True)
     write_results(arguments.output, scored)
     for one in scored:
         results_to_table([one.result])
@@ -60,7 +60,7 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
                 "seconds": time.perf_counter() - start,
                 "cpu": time.process_time() - cpu,
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                "rows": sum(len(rows) for entry in entries for rows in entry.samples.values()),
+                "rows": sum(len(rows) for one in scored for rows in one.samples.samples.values()),
             }
         )
     )

@@ -23,28 +23,27 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> Path:
+def write_atomically(path: Path, content: str | bytes | Callable[[Path], object], *, durable: bool = True) -> Path:
     """Write a file under a temporary name and rename it; a device or a pipe is written to directly.
 
     Args:
         path: of the file.
-        content: text becomes UTF-8.
+        content: text becomes UTF-8; or what writes a file of the name that it is given.
         durable: flush file and folder to the disk, so that they survive a power cut. It takes milliseconds,
             which thousands of files that can be made again are not worth.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
     path = path.resolve()
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        _write(path, content)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    os.close(handle)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
+        _write(temporary, content)
+        if durable:
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
@@ -56,6 +55,13 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def _write(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def flush_folder(folder: Path) -> None:

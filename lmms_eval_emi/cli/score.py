@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from lmms_eval_emi.settings import PREFIX
 if TYPE_CHECKING:
     from lmms_eval_emi.core.embeddings import Embeddings
     from lmms_eval_emi.scoring.joining import StudySamples
-    from lmms_eval_emi.scoring.pipeline import Scored
+    from lmms_eval_emi.scoring.row_results import Scored
     from lmms_eval_emi.studies.schema import Study
 
 log = logging.getLogger("lmms_eval_emi")
@@ -148,7 +148,9 @@ def run(args: argparse.Namespace) -> int:
                 store = engine.encode(entry, settings, folder, allow_missing=args.allow_missing)
                 scored += score_store(entry.study, store, settings, splits=list(entry.samples), read=read, **options)
         else:
-            scored = score_samples(_entries(args, studies, chosen, renamed), settings, **options)
+            scored = score_samples(
+                _entries(args, studies, chosen, renamed), settings, with_rows=bool(args.output), **options
+            )
         if rank():
             return 0
         if args.save_embeddings and not engine:
@@ -183,12 +185,12 @@ def _complete_demo(args: argparse.Namespace) -> None:
 
 def _entries(
     args: argparse.Namespace, studies: Sequence[Study], chosen: Mapping[str, Sequence[str]], renamed: Mapping[str, str]
-) -> list[StudySamples]:
+) -> Iterator[StudySamples]:
+    """Samples of each model in each study, one study after the other."""
     from lmms_eval_emi.scoring.joining import collect_samples
 
-    entries = []
     for study in studies:
-        entries += collect_samples(
+        yield from collect_samples(
             study,
             args.responses,
             splits=chosen[study.name],
@@ -196,7 +198,6 @@ def _entries(
             renamed=renamed,
             allow_missing=args.allow_missing,
         )
-    return entries
 
 
 def _save_embeddings(folder: Path, scored: Sequence[Scored]) -> None:

@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     studies = [load_study(one) for one in studies_of(args)]
     check_output(args.output, [study.source for study in studies], overwrite=args.overwrite, example="mine.safetensors")
+    from lmms_eval_emi.encoders import resolve_device
     from lmms_eval_emi.estimators import TEXT_ONLY
     from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
     from lmms_eval_emi.samples import without_images
@@ -146,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
             },
             checkpoint=checkpoint,
             resume=args.resume,
+            device=resolve_device(settings.device),
         )
     except KeyboardInterrupt:
         if checkpoint.exists():

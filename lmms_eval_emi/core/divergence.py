@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -40,7 +40,8 @@ from lmms_eval_emi.core.conventions import CONVENTIONS, EXPONENTS
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, ArrayLike, Embeddings, as_matrix, shared_encoders
 from lmms_eval_emi.core.information import clusters_of, shared_clusters
 from lmms_eval_emi.core.jackknife import Jackknife, combine
-from lmms_eval_emi.core.permutation import MOST_ROWS, NOISE_FLOOR, DivergenceTest, TwoSets, test_name
+from lmms_eval_emi.core.lazy import lazy
+from lmms_eval_emi.core.permutation import MOST_ROWS, NOISE_FLOOR, DivergenceTest, SetsResult, TwoSets, test_name
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.spectral import matrix_to_entropy, rows_to_matrix
 
@@ -214,7 +215,7 @@ class EMIDBound:
         """The index without any shift: that of the ID split's responses alone, twice."""
         return bound_from_jsds(0.0, 0.0, self.jsd_id_response, self.jsd_id_response, self.entropy)
 
-    @cached_property
+    @lazy
     def jackknife(self) -> Jackknife | None:
         """The index with and without each image; ``None`` for splits of more than 768 rows."""
         parts = {name: self._sets(name) for name in EXPONENTS}
@@ -263,15 +264,21 @@ class EMIDBound:
             cache[key] = sets.test(resamples, seed, paired)
         return cache[key]
 
-    def results_to_keep(self, resamples: int, seed: int) -> list[tuple[TwoSets, str, int]]:
-        """What takes time to compute: sets, the name of a result in their ``known``, and its length."""
+    def errors_and_tests(self, resamples: int, seed: int) -> list[SetsResult]:
+        """What its errors and tests are made of: what :attr:`jackknife` and :meth:`test` then have at once.
+
+        Args:
+            resamples, seed: of the tests, as in :meth:`test`.
+        """
         found = []
         for name in EXPONENTS:
             sets = self._sets(name)
             if sets is not None:
-                found.append((sets, "jackknife", 1 + len(sets.clusters)))
+                found.append(SetsResult(sets, "jackknife", 1 + len(sets.clusters), sets.jackknife))
                 if resamples and not sets.identical:
-                    found.append((sets, test_name(resamples, seed, self._is_paired(name)), 3))
+                    paired = self._is_paired(name)
+                    test = partial(sets.test, resamples, seed, paired)
+                    found.append(SetsResult(sets, test_name(resamples, seed, paired), 3, test))
         return found
 
     def _is_paired(self, name: str) -> bool:

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 
 from lmms_eval_emi.core.conventions import Convention
 from lmms_eval_emi.core.jackknife import Jackknife
+from lmms_eval_emi.core.lazy import lazy
 
 NOISE_FLOOR = 1e-12  # a smaller divergence is rounding of the eigenvalues in float64; its fourth root would not be
 MOST_ROWS = 768  # of a set; beyond, one entropy takes longer than a whole test of a small set
@@ -105,19 +105,24 @@ class TwoSets:
         self.known: dict[str, np.ndarray] = {}  # results as vectors, by name; a caller may keep them and give them back
         self.identical = bool((self.counts.sum(axis=1)[0] == self.counts.sum(axis=1)[1]).all())
 
-    @cached_property
+    @lazy
     def gram(self) -> np.ndarray:
         """(U, U) inner products of the distinct rows."""
         rows = self._distinct()
         return rows @ rows.T
 
-    @cached_property
+    @lazy
     def digest(self) -> str:
         """A key of the content: equal for equal sets with equal clusters."""
         digest = hashlib.blake2b(self.convention.encode(), digest_size=16)
         digest.update(self._distinct().data)
         digest.update(self.counts.data)
         return digest.hexdigest()
+
+    def release(self) -> None:
+        """Drop what results are made of; it is made again when another one is asked for."""
+        self.__dict__.pop("gram", None)
+        self._second_orders.clear()
 
     def _distinct(self) -> np.ndarray:
         """(U, D) float64 distinct rows in the order of their bytes; a copy for each set would take more room than all else."""
@@ -134,15 +139,18 @@ class TwoSets:
             mixed: entropy of the mixture, where that is the same in all.
             convention: default: that of the two sets.
         """
-        equal_weight = (convention or self.convention) == "equal_weight"
+        convention = convention or self.convention
         entropies = (self.entropies(x) + self.entropies(y)) / 2
-        if mixed is None:
-            weights = x / x.sum(axis=1, keepdims=True) + y / y.sum(axis=1, keepdims=True) if equal_weight else x + y
-            values = self.entropies(weights) - entropies
-        else:
-            values = mixed - entropies
+        values = (self.entropies(self._mixed(x, y, convention)) if mixed is None else mixed) - entropies
         values[(values < NOISE_FLOOR) | (x == y).all(axis=1)] = 0.0
-        return np.minimum(values, math.log(2)) if equal_weight else values
+        return np.minimum(values, math.log(2)) if convention == "equal_weight" else values
+
+    @staticmethod
+    def _mixed(x: np.ndarray, y: np.ndarray, convention: str) -> np.ndarray:
+        """(..., U) weights of the distinct rows in the mixture of sets with these (..., U) counts."""
+        if convention != "equal_weight":
+            return x + y
+        return x / x.sum(axis=-1, keepdims=True) + y / y.sum(axis=-1, keepdims=True)
 
     def entropies(self, counts: np.ndarray) -> np.ndarray:
         """(B,) von Neumann entropies of the kernels of the rows with these (B, U) counts or weights."""
@@ -158,7 +166,7 @@ class TwoSets:
         p /= p.sum(axis=1, keepdims=True)
         return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1)
 
-    @cached_property
+    @lazy
     def value(self) -> float:
         """Divergence of the two sets."""
         x, y = self.counts.sum(axis=1)
@@ -204,8 +212,7 @@ class TwoSets:
         """The divergence without each cluster, to first order."""
         x, y = self.counts.sum(axis=1)
         equal_weight = self.convention == "equal_weight"
-        weights = x / x.sum() + y / y.sum() if equal_weight else x + y
-        mixed, of_x, of_y = self._slopes(weights), self._slopes(x), self._slopes(y)
+        mixed, of_x, of_y = (self._slopes(weights) for weights in (self._mixed(x, y, self.convention), x, y))
         deleted = {}
         for number, cluster in enumerate(self.clusters):
             dx, dy = self.counts[:, number]
@@ -231,7 +238,7 @@ class TwoSets:
         x, y = self.counts.sum(axis=1)
         a = 0.5 if self.convention == "equal_weight" else x.sum() / (x.sum() + y.sum())
         masses = [side @ np.diag(self.gram) for side in (x, y)]
-        parts = self.second_order(a * x / masses[0] + (1 - a) * y / masses[1])
+        parts = self.second_order(self._mixed(x, y, self.convention))
         count = len(self.clusters)
         changes = np.zeros((count, 2 * count))
         for sign, side, mass in zip((1, -1), (0, 1), masses, strict=True):
@@ -246,9 +253,10 @@ class TwoSets:
         Of two matrices A and B it is sum_ij c_ij A_ij B_ij, with c as in the module's text, in the eigenbasis of the
         kernel of the distinct rows with (U,) ``weights``.
         """
-        weights = weights / (weights @ np.diag(self.gram))
+        weights = weights / weights.sum()
         key = np.round(weights, 12).tobytes()
         if key not in self._second_orders:
+            weights = weights / (weights @ np.diag(self.gram))
             used = np.flatnonzero(weights)
             roots = np.sqrt(weights[used])
             p, vectors = np.linalg.eigh(self.gram[np.ix_(used, used)] * roots[:, None] * roots)
@@ -352,6 +360,23 @@ class TwoSets:
         return DivergenceTest(
             observed, floor, (reached + 1) / (resamples + 1), resamples, "exchange" if paired else "relabel"
         )
+
+
+@dataclass(frozen=True)
+class SetsResult:
+    """A result of two sets that takes time.
+
+    Attributes:
+        sets: of which it is.
+        name: in their :attr:`TwoSets.known`.
+        length: of it as a vector there.
+        compute: puts it there.
+    """
+
+    sets: TwoSets
+    name: str
+    length: int
+    compute: Callable[[], object]
 
 
 def test_name(resamples: int, seed: int, paired: bool) -> str:

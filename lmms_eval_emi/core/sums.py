@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import xxhash
 
 from lmms_eval_emi.core.jackknife import Jackknife
+from lmms_eval_emi.core.lazy import lazy
 
 Function = Callable[[np.ndarray], np.ndarray]
 MOST_CLUSTERS = 2000  # more are merged into as many blocks, whose jackknife estimates the same error
@@ -88,7 +88,7 @@ class Sums:
         own = np.asarray(values, dtype=float)
         return cls.of(np.stack([own, np.ones(len(own))], axis=1), clusters)
 
-    @cached_property
+    @lazy
     def total(self) -> np.ndarray:
         """(K,) sums of all rows."""
         return self.parts.sum(axis=0)

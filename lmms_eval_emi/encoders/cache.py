@@ -87,13 +87,17 @@ class EmbeddingCache:
             log.warning("embeddings are not kept in %s: %s", self.folder, error)
 
     def _write(self, rows: Mapping[bytes, np.ndarray]) -> None:
-        from safetensors.numpy import save
+        from safetensors.numpy import save_file
 
         matrix = np.stack([np.ascontiguousarray(row, dtype=np.float32) for row in rows.values()])
         keys = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, KEY)
         sums = np.array([_checksum(key, row) for key, row in zip(rows, matrix, strict=True)], dtype=np.uint64)
-        content = save({"keys": keys, "sums": sums, "rows": matrix}, {"encoder": self.encoder})
-        write_atomically(self.folder / f"{uuid.uuid4().hex}{SUFFIX}", content, durable=False)
+        content: dict[str, np.ndarray] = {"keys": keys, "sums": sums, "rows": matrix}
+        write_atomically(
+            self.folder / f"{uuid.uuid4().hex}{SUFFIX}",
+            lambda path: save_file(content, path, {"encoder": self.encoder}),
+            durable=False,
+        )
 
     def _files(self) -> list[Path]:
         """Files of the encoder, the latest first."""

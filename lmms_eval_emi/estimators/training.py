@@ -100,6 +100,10 @@ class Pairs:
         """Number of clusters."""
         return int(self.clusters.max()) + 1
 
+    def to(self, device: torch.device) -> Pairs:
+        """The same pairs on a device; their clusters stay on the CPU."""
+        return dataclasses.replace(self, x=self.x.to(device), y=self.y.to(device))
+
 
 def embeddings_to_pairs(splits: Mapping[str, Embeddings]) -> Pairs:
     """Pool (input, response) and (input, reference) of all splits.
@@ -144,6 +148,7 @@ def train_estimator(
     about: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
+    device: torch.device | str = "cpu",
 ) -> TrainedEstimator | CrossFitted:
     """Train an estimator.
 
@@ -154,6 +159,8 @@ def train_estimator(
         about: what else the card shall say: encoders, studies, models.
         checkpoint: where to keep the state of the training; the caller removes it once the result is safe.
         resume: go on from the checkpoint.
+        device: where to train: ``cpu`` or a CUDA device, which holds all pairs; if it has no room for them, the CPU
+            does. Batches are the same everywhere, and a checkpoint goes on anywhere.
 
     Returns:
         The estimator, on the CPU, with its card: one network, or with folds or seeds those of each.
@@ -174,6 +181,7 @@ def train_estimator(
     identity = {"data": data_hash, "options": {**dataclasses.asdict(options), "iterations": None, "keep": None}}
     saved = _read_checkpoint(checkpoint, identity, options) if resume else {}
     done: list[dict[str, Any]] = saved.get("done", [])
+    placed = _placed(pairs, torch.device(device))
     order = torch.randperm(pairs.images, generator=torch.Generator().manual_seed(options.seed))
     fold_of = torch.empty_like(order)
     fold_of[order] = torch.arange(pairs.images) % options.folds
@@ -189,7 +197,7 @@ def train_estimator(
                     + [f"fold {fold + 1} of {options.folds}"] * (options.folds > 1)
                 )
                 bar.set_description(f"Training{', ' if label else ''}{label}")
-                training = _Training(pairs, options, seed, name)
+                training = _Training(placed, options, seed, name)
                 if options.folds > 1:
                     training.leave_out(fold_of[pairs.clusters] == fold)
                 number = len(members)
@@ -248,6 +256,15 @@ def too_few(pairs: int, images: int) -> str | None:
     )
 
 
+def _placed(pairs: Pairs, device: torch.device) -> Pairs:
+    """The pairs where they are trained on."""
+    try:
+        return pairs.to(device) if device.type == "cuda" else pairs
+    except torch.OutOfMemoryError:
+        log.warning("training on the CPU: %s has no room for %d pairs", device, len(pairs.x))
+        return pairs
+
+
 class _Training:
     """The training of one network, from its first iteration or from where a checkpoint stopped."""
 
@@ -258,12 +275,13 @@ class _Training:
             torch.manual_seed(seed)
             kind = trainable()[options.kind]
             self.network = kind(pairs.x.shape[1], pairs.y.shape[1], options.hidden, name=name, sha256=None)
-        self.network.fit_data(pairs.x, pairs.y)
+        self.network.to(pairs.x.device).fit_data(pairs.x, pairs.y)
         learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, lr=options.lr, fused=True)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": -float("inf"), "iteration": 0, "state": None}
         self.iteration = 0
+        self.unchecked: list[torch.Tensor] = []  # losses: asking a GPU for each would make it wait every time
         self._split(torch.ones(len(pairs.x), dtype=torch.bool))
 
     def leave_out(self, rows: torch.Tensor) -> None:
@@ -310,6 +328,7 @@ class _Training:
             iteration = self.iteration
             if not options.is_due(iteration):
                 continue
+            self._check()
             entry = {"iteration": iteration, "loss": loss.item()}
             if len(self.held):
                 entry["held_out"] = float(self._scores(self.held).mean())
@@ -331,12 +350,9 @@ class _Training:
         size = min(options.batch_size, len(self.train))
         for _ in range(count):
             # Pairs are gathered by index from where they lie, and none is touched by Python.
-            batch = self.train[torch.randint(len(self.train), (size,), generator=self.generator)]
+            batch = self.train[torch.randint(len(self.train), (size,), generator=self.generator)].to(pairs.x.device)
             loss = self.network.loss(pairs.x[batch], pairs.y[batch])
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"the training diverged in iteration {self.iteration + 1}. Use a smaller --lr than {options.lr:g}."
-                )
+            self.unchecked.append(loss.detach())
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -344,8 +360,18 @@ class _Training:
             bar.update()
         return loss
 
+    def _check(self) -> None:
+        """Raise if a loss since the last time was not finite."""
+        finite = torch.isfinite(torch.stack(self.unchecked)).tolist()
+        if not all(finite):
+            first = self.iteration - len(finite) + finite.index(False) + 1
+            raise ValueError(
+                f"the training diverged in iteration {first}. Use a smaller --lr than {self.options.lr:g}."
+            )
+        self.unchecked.clear()
+
     def finish(self) -> TrainedEstimator:
-        """The network in the state that is kept."""
+        """The network in the state that is kept, on the CPU."""
         usable = bool(torch.isfinite(self._scores(self.train[: self.options.batch_size])).all())
         if not usable or (self.options.keep == "best" and self.best["state"] is None):
             raise ValueError(
@@ -353,7 +379,7 @@ class _Training:
             )
         if self.options.keep == "best":
             self.network.load_state_dict(self.best["state"])
-        return self.network.eval()
+        return self.network.cpu().eval()
 
     def report(self) -> dict[str, Any]:
         """What a card says of the training."""
@@ -366,7 +392,8 @@ class _Training:
     @torch.no_grad()
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
         """(M,) scores of the pairs at some positions."""
-        return torch.cat([self.network.score(self.pairs.x[part], self.pairs.y[part]) for part in rows.split(1024)])
+        parts = rows.to(self.pairs.x.device).split(1024)
+        return torch.cat([self.network.score(self.pairs.x[part], self.pairs.y[part]) for part in parts])
 
 
 def _read_checkpoint(checkpoint: Path | None, identity: dict, options: TrainingOptions) -> dict[str, Any]:
@@ -375,7 +402,7 @@ def _read_checkpoint(checkpoint: Path | None, identity: dict, options: TrainingO
             f"resume: expected the checkpoint of an unfinished training at {checkpoint}, which is not there. Train without --resume."
         )
     try:
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"resume: {checkpoint} is damaged. Remove it and train without --resume. ({error})") from error
     if saved["identity"] != identity:

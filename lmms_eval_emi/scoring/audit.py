@@ -17,9 +17,10 @@ import regex
 from lmms_eval_emi.images import content_key
 from lmms_eval_emi.samples import Sample, SampleError, without_images
 from lmms_eval_emi.scoring.joining import StudySamples
-from lmms_eval_emi.scoring.pipeline import Scored, score_samples
+from lmms_eval_emi.scoring.pipeline import score_samples
 from lmms_eval_emi.scoring.preflight import Instruments, PreflightError, load_instruments
 from lmms_eval_emi.scoring.results import SplitScores
+from lmms_eval_emi.scoring.row_results import Scored
 from lmms_eval_emi.settings import Settings
 from lmms_eval_emi.studies.schema import Study
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
@@ -50,12 +51,39 @@ class BadRow:
 
 @dataclass
 class _Images:
-    """The distinct images of a run, with the number of each by content and the rows that cannot be read."""
+    """The distinct images of a run, with the number of each by content and the rows that cannot be read.
+
+    Attributes:
+        sources: what each is read from.
+        keys: of their content.
+        numbers: of the images of every split's rows.
+        bad: reasons of those that cannot be read, by number.
+        waiting: numbers of those that are not encoded yet.
+        rows: (number of images, D) what those are that are.
+    """
 
     sources: list[ImageSource] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     numbers: dict[str, list[int | None]] = field(default_factory=dict)
-    bad: dict[int, str] = field(default_factory=dict)  # reason by number of an image
+    bad: dict[int, str] = field(default_factory=dict)
+    waiting: set[int] = field(default_factory=set)
+    rows: torch.Tensor | None = None
+
+    def are_ready(self, splits: Iterable[str]) -> bool:
+        """Whether no image of some splits waits to be encoded."""
+        return self.waiting.isdisjoint(number for name in splits for number in self.numbers[name])
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The distinct texts of a run: (number of texts, D) rows, and the number of each."""
+
+    rows: torch.Tensor
+    numbers: Mapping[str, int]
+
+    def of(self, texts: Iterable[str]) -> torch.Tensor:
+        """(N, D) rows of N texts."""
+        return self.rows[torch.tensor([self.numbers[text] for text in texts])]
 
 
 def cache_of_embeddings(settings: Settings) -> CacheOf | None:
@@ -115,61 +143,100 @@ def embed_good_rows(
         Embeddings by split, of the good rows in their order, and the bad rows. A split without a good
         row has no embeddings.
     """
+    ((embedded, bad),) = embed_groups(
+        [splits], encoders, batch_size=batch_size, strict=strict, cache=cache, release=release
+    )
+    return embedded, bad
+
+
+def embed_groups(
+    groups: Sequence[Mapping[str, Sequence[Sample]]],
+    encoders: Encoders,
+    *,
+    batch_size: int = 64,
+    strict: bool = False,
+    cache: CacheOf | None = None,
+    release: bool = False,
+) -> Generator[tuple[dict[str, Embeddings], list[BadRow]], None, None]:
+    """As :func:`embed_good_rows`, for groups of splits, each as soon as its images are encoded.
+
+    Each distinct image and text of all groups is encoded once. What is done with one group in another thread is done
+    while images of the next are encoded.
+
+    Args:
+        groups: samples by split; no two splits have one name.
+        encoders, batch_size, strict, cache, release: as there.
+
+    Yields:
+        Embeddings and bad rows of every group, in their order.
+    """
+    splits = {name: samples for group in groups for name, samples in group.items()}
     if not splits:
         raise ValueError("splits: expected at least one split, got none.")
     for name, samples in splits.items():
         if not samples:
             raise ValueError(f"split {name}: expected at least one sample, got none.")
     with_images = any(sample.image is not None for samples in splits.values() for sample in samples)
-    images, bad = _distinct_images(splits) if with_images else (_Images(), [])
-    if bad and strict and len(bad) == sum(map(len, splits.values())):
-        raise SampleError(_listed(bad, splits))
-    texts = {
-        name: [text for sample in samples for text in (sample.question, sample.response, sample.reference)]
-        for name, samples in splits.items()
-    }
-    encoding: list[Future[dict[str, torch.Tensor]]] = []
+    images, unread = _distinct_images(splits) if with_images else (_Images(), [])
+    if unread and strict and len(unread) == sum(map(len, splits.values())):
+        raise SampleError(_listed(unread, splits))
+    encoding: list[Future[_Texts]] = []
+    waiting = deque(groups)
+
+    def embedded() -> tuple[dict[str, Embeddings], list[BadRow]]:
+        group = waiting.popleft()
+        bad, texts = _bad_rows(group, images, unread), encoding[0].result()
+        with threadpool_limits(1):  # several threads would wait for each other here, for others are busy
+            return _embedded(group, bad, images, texts, encoders), bad
+
     with workers(1) as beside:  # texts in one thread, beside the images in all
 
         def begin() -> None:
             if not encoding:
-                encoding.append(beside.submit(_encode_texts, texts, encoders.text, batch_size, cache, release))
+                encoding.append(beside.submit(_encode_texts, splits, encoders.text, batch_size, cache, release))
 
-        vision = None
         if with_images:
             # What ranks say to each other has to be said in one order, so their texts come after their images.
             at_once = begin if ranks() == 1 else lambda: None
-            vision = _encode_images(
+            for _ in _encode_images(
                 images, encoders.vision, batch_size, cache, at_once, stop_at_bad=strict, release=release
-            )
-            bad += _rows_of_bad_images(splits, images)
-            order = {name: position for position, name in enumerate(splits)}
-            bad.sort(key=lambda one: (order[one.split], one.row))
+            ):
+                while waiting and images.are_ready(waiting[0]) and not (strict and (unread or images.bad)):
+                    yield embedded()
+        bad = _bad_rows(splits, images, unread)
         if bad and strict:
             raise SampleError(_listed(bad, splits))
         begin()
-        text_rows = encoding[0].result()
+        encoding[0].result()
+    while waiting:
+        yield embedded()
+
+
+def _embedded(
+    group: Mapping[str, Sequence[Sample]],
+    bad: Sequence[BadRow],
+    images: _Images,
+    texts: _Texts,
+    encoders: Encoders,
+) -> dict[str, Embeddings]:
+    """Embeddings of the good rows of some splits, whose images and texts are encoded."""
     excluded = {(one.split, one.row) for one in bad}
-    kept = {
-        name: [row for row in range(len(samples)) if (name, row) not in excluded] for name, samples in splits.items()
-    }
-    kept = {name: rows for name, rows in kept.items() if rows}
     embedded = {}
-    for name, rows in kept.items():
-        own = text_rows[name].view(len(splits[name]), 3, -1)
-        own = own if len(own) == len(rows) else own[torch.tensor(rows)]
-        question, response, reference = (one.contiguous() for one in own.unbind(dim=1))
-        numbers = [images.numbers[name][row] for row in rows] if with_images else None
+    for name, samples in group.items():
+        rows = [row for row in range(len(samples)) if (name, row) not in excluded]
+        if not rows:
+            continue
+        numbers = [images.numbers[name][row] for row in rows] if images.rows is not None else None
         embedded[name] = Embeddings(
-            v=vision[torch.tensor(numbers)] if vision is not None else None,
-            t=question,
-            y_hat=response,
-            y=reference,
-            ids=[splits[name][row].key for row in rows],
+            v=images.rows[torch.tensor(numbers)] if images.rows is not None else None,
+            t=texts.of(samples[row].question for row in rows),
+            y_hat=texts.of(samples[row].response for row in rows),
+            y=texts.of(samples[row].reference for row in rows),
+            ids=[samples[row].key for row in rows],
             groups=[images.keys[number] for number in numbers if number is not None] if numbers else None,
-            encoders=encoders.signature if with_images else encoders.text_signature,
+            encoders=encoders.signature if numbers else encoders.text_signature,
         )
-    return embedded, bad
+    return embedded
 
 
 def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, list[BadRow]]:
@@ -200,13 +267,17 @@ def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, l
     return images, bad
 
 
-def _rows_of_bad_images(splits: Mapping[str, Sequence[Sample]], images: _Images) -> list[BadRow]:
-    return [
+def _bad_rows(splits: Mapping[str, Sequence[Sample]], images: _Images, unread: Sequence[BadRow]) -> list[BadRow]:
+    """The rows of some splits whose image is not there or cannot be read, in their order."""
+    bad = [one for one in unread if one.split in splits]
+    bad += [
         BadRow(name, row, samples[row].id, images.bad[number])
         for name, samples in splits.items()
-        for row, number in enumerate(images.numbers[name])
+        for row, number in enumerate(images.numbers.get(name, ()))
         if number is not None and number in images.bad
     ]
+    order = {name: position for position, name in enumerate(splits)}
+    return sorted(bad, key=lambda one: (order[one.split], one.row))
 
 
 def _encode_images(
@@ -218,24 +289,33 @@ def _encode_images(
     *,
     stop_at_bad: bool,
     release: bool,
-) -> torch.Tensor:
-    """(number of images, D) rows; those of images that cannot be read are zero.
+) -> Iterator[None]:
+    """Fill in the rows of all images; those of images that cannot be read are zero. Between batches it yields.
 
     Images are decoded by threads while others are encoded, each once. If one cannot be read and that is to stop
-    the run, nothing more is encoded, and the others are looked at for the message. Ranks have their part each.
+    the run, nothing more is encoded, and the others are looked at for the message. Ranks have their part each, and
+    what they encode is there at the end.
     """
     digests = [content_digest(key) for key in images.keys]
-    rows, missing = _known_rows(encoder, digests, cache)
+    images.rows, missing = _known_rows(encoder, digests, cache)
+    own = own_part(missing)
+    images.waiting = set(missing)
+    encoding = _encode_own_images(images, encoder, batch_size, cache, digests, own, images.rows, begin, stop_at_bad)
+    if ranks() == 1:
+        yield from encoding
+    else:
 
-    def encode() -> tuple[list[int], torch.Tensor, dict[int, str]]:
-        own = _encode_own_images(images, encoder, batch_size, cache, digests, missing, rows, begin, stop_at_bad)
-        return own, rows[torch.tensor(own, dtype=torch.long)], images.bad
+        def encode() -> tuple[list[int], torch.Tensor, dict[int, str]]:
+            deque(encoding, maxlen=0)
+            done = [number for number in own if number not in images.waiting]
+            return done, rows[torch.tensor(done, dtype=torch.long)], images.bad
 
-    for own, found, bad in over_ranks(encode):
-        rows[torch.tensor(own, dtype=torch.long)] = found
-        images.bad |= bad
+        rows = images.rows
+        for done, found, bad in over_ranks(encode):
+            rows[torch.tensor(done, dtype=torch.long)] = found
+            images.bad |= bad
+    images.waiting.clear()
     _done_with(encoder, release)
-    return rows
 
 
 def _done_with(encoder: Encoder, release: bool) -> None:
@@ -244,16 +324,13 @@ def _done_with(encoder: Encoder, release: bool) -> None:
 
 
 def _known_rows(encoder: Encoder, digests: Sequence[bytes], cache: CacheOf | None) -> tuple[torch.Tensor, list[int]]:
-    """Rows of all items, those that the cache lacks zero, and the numbers of these that are this rank's.
-
-    Rank 0 looks into the cache for all.
-    """
+    """Rows of all items, those that the cache lacks zero, and the numbers of these; rank 0 looks into the cache for all."""
     known = from_first(lambda: cache(encoder).find(digests, encoder.dimension)) if cache else {}
     rows = torch.zeros(len(digests), encoder.dimension)
     for number, digest in enumerate(digests):
         if digest in known:
             rows[number] = torch.from_numpy(known[digest])
-    return rows, own_part([number for number, digest in enumerate(digests) if digest not in known])
+    return rows, [number for number, digest in enumerate(digests) if digest not in known]
 
 
 def _encode_own_images(
@@ -266,8 +343,8 @@ def _encode_own_images(
     rows: torch.Tensor,
     begin: Callable[[], object],
     stop_at_bad: bool,
-) -> list[int]:
-    """Fill in the rows of some images; returns which were encoded. ``begin`` is called when the first batch is on its way."""
+) -> Iterator[None]:
+    """Fill in the rows of some images. ``begin`` is called when the first batch is on its way."""
     encoded: list[int] = []
 
     def prepare(number: int) -> Any:
@@ -277,6 +354,7 @@ def _encode_own_images(
             return prepared
         except ImageError as error:
             images.bad[number] = str(error)
+            images.waiting.discard(number)
             return None
 
     # On the CPU several batches at once, in one thread each, keep its cores busier than one batch in several, unless
@@ -298,6 +376,7 @@ def _encode_own_images(
         own, future = running.popleft()
         rows[torch.tensor(own)] = future.result()
         encoded.extend(own)
+        images.waiting.difference_update(own)
         for bar in bars:
             bar.update(len(own))
 
@@ -321,12 +400,13 @@ def _encode_own_images(
                     waiting = []
                     if len(running) > beside:
                         take()
+                        if not last:
+                            yield
             while running:
                 take()
         finally:  # what was encoded is kept, whatever ends the run
             if cache and encoded:
                 cache(encoder).add({digests[number]: rows[number].numpy() for number in encoded})
-    return encoded
 
 
 def _picked(items: Sequence[Item], positions: range) -> list[Item]:
@@ -355,12 +435,21 @@ def _with_last(items: Iterable[Item]) -> Iterator[tuple[bool, Item]]:
 
 
 def _encode_texts(
-    texts: Mapping[str, Sequence[str]], encoder: Encoder, batch_size: int, cache: CacheOf | None, release: bool
-) -> dict[str, torch.Tensor]:
-    """Rows of the texts of every split. Batches hold texts of like length."""
-    distinct = sorted({text for own in texts.values() for text in own}, key=lambda text: (len(text), text))
+    splits: Mapping[str, Sequence[Sample]], encoder: Encoder, batch_size: int, cache: CacheOf | None, release: bool
+) -> _Texts:
+    """Rows of the texts of all splits. Batches hold texts of like length."""
+    distinct = sorted(
+        {
+            text
+            for samples in splits.values()
+            for sample in samples
+            for text in (sample.question, sample.response, sample.reference)
+        },
+        key=lambda text: (len(text), text),
+    )
     digests = [content_digest(text) for text in distinct]
     rows, missing = _known_rows(encoder, digests, cache)
+    missing = own_part(missing)
 
     def encode() -> tuple[list[int], torch.Tensor]:
         if not missing:
@@ -378,9 +467,8 @@ def _encode_texts(
 
     for own, found in over_ranks(encode):
         rows[torch.tensor(own, dtype=torch.long)] = found
-    _done_with(encoder, release)  # before every split gets a copy of its rows
-    position = {text: number for number, text in enumerate(distinct)}
-    return {name: rows[torch.tensor([position[text] for text in own])] for name, own in texts.items()}
+    _done_with(encoder, release)
+    return _Texts(rows, {text: number for number, text in enumerate(distinct)})
 
 
 def _listed(bad: Sequence[BadRow], splits: Mapping[str, Sequence[Sample]], most: int = 10) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from lmms_eval_emi.core.divergence import EMIDBound
-from lmms_eval_emi.core.permutation import TwoSets
+from lmms_eval_emi.core.permutation import SetsResult
+from lmms_eval_emi.core.workers import threads_for_small_work
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
+from lmms_eval_emi.files import threads
 from lmms_eval_emi.settings import Settings
 from lmms_eval_emi.version import __version__
 
@@ -44,43 +46,63 @@ class Memo:
         return EmbeddingCache(self.folder, f"{kind}, {length} float64, {__version__}", self.limit)
 
 
-class KnownDivergences:
-    """Fills in what is known of the divergences of some shifts, and keeps what was computed since.
+class DivergenceResults:
+    """Errors and tests of the divergences of some shifts, each computed once however many shifts share it.
 
     Args:
-        memo: where it is kept.
         bounds: of the shifts.
         resamples, seed: of the permutation tests.
+        memo: has the results of earlier runs, and keeps those of this one.
+
+    Attributes:
+        missing: results that are not known, those of two sets beside each other, which share what they are made of.
+            Each is a list of the places that it belongs to.
     """
 
-    KIND = "divergences, 2"
+    KIND = "divergences, 3"
 
-    def __init__(self, memo: Memo, bounds: Iterable[EMIDBound], resamples: int, seed: int) -> None:
+    def __init__(self, bounds: Iterable[EMIDBound], resamples: int, seed: int, memo: Memo | None = None) -> None:
         self.memo = memo
-        wanted: dict[int, dict[bytes, list[tuple[TwoSets, str]]]] = {}
-        for bound in bounds:
-            for sets, name, length in bound.results_to_keep(resamples, seed):
-                digest = content_digest(f"{sets.digest} {name}")
-                wanted.setdefault(length, {}).setdefault(digest, []).append((sets, name))
-        self.missing: dict[int, dict[bytes, list[tuple[TwoSets, str]]]] = {}
+        found = [one for bound in bounds for one in bound.errors_and_tests(resamples, seed)]
+        with threads(threads_for_small_work()) as pool:  # a digest takes most of this, and no lock of Python's
+            for _ in pool.map(lambda sets: sets.digest, {id(one.sets): one.sets for one in found}.values()):
+                pass
+        wanted: dict[int, dict[bytes, list[SetsResult]]] = {}
+        for one in found:
+            wanted.setdefault(one.length, {}).setdefault(_digest(one), []).append(one)
+        missing: dict[str, list[list[SetsResult]]] = {}
         for length, own in wanted.items():
-            known = memo.find(self.KIND, length, list(own))
+            known = memo.find(self.KIND, length, list(own)) if memo else {}
             for digest, places in own.items():
-                if digest not in known:
-                    self.missing.setdefault(length, {})[digest] = places
-                    continue
-                for sets, name in places:
-                    sets.known[name] = known[digest]
+                if digest in known:
+                    self._fill_in(places, known[digest])
+                else:
+                    missing.setdefault(places[0].sets.digest, []).append(places)
+        self.missing = list(missing.values())
+
+    def compute(self, results: Sequence[Sequence[SetsResult]]) -> None:
+        """Compute the missing results of two sets; several threads may compute those of several."""
+        for first, *others in results:
+            first.compute()
+            self._fill_in(others, first.sets.known[first.name])
+        for sets in {id(first.sets): first.sets for first, *_ in results}.values():
+            sets.release()
 
     def keep(self) -> None:
-        """Keep what was not known."""
-        for length, own in self.missing.items():
-            self.memo.keep(
-                self.KIND,
-                length,
-                {
-                    digest: places[0][0].known[places[0][1]]
-                    for digest, places in own.items()
-                    if places[0][1] in places[0][0].known
-                },
-            )
+        """Keep what was computed."""
+        if self.memo is None:
+            return
+        computed: dict[int, dict[bytes, np.ndarray]] = {}
+        for first, *_ in (places for own in self.missing for places in own):
+            if first.name in first.sets.known:
+                computed.setdefault(first.length, {})[_digest(first)] = first.sets.known[first.name]
+        for length, vectors in computed.items():
+            self.memo.keep(self.KIND, length, vectors)
+
+    def _fill_in(self, places: Iterable[SetsResult], vector: np.ndarray) -> None:
+        for place in places:
+            place.sets.known[place.name] = vector
+
+
+def _digest(result: SetsResult) -> bytes:
+    return content_digest(f"{result.sets.digest} {result.name}")

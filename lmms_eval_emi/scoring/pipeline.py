@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.streaming import SplitStatistics
 from lmms_eval_emi.estimators import Estimator
 from lmms_eval_emi.files import threads
+from lmms_eval_emi.memory import give_back
 from lmms_eval_emi.samples import SampleError, without_images
 from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of, release_languages
-from lmms_eval_emi.scoring.embedding import CacheOf, cache_of_embeddings, embed_good_rows
+from lmms_eval_emi.scoring.embedding import BadRow, CacheOf, cache_of_embeddings, embed_groups
 from lmms_eval_emi.scoring.joining import StudySamples, chosen_splits, collect_samples
 from lmms_eval_emi.scoring.memo import Memo
 from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
 from lmms_eval_emi.scoring.ranks import merged_over_ranks, part_of_rank, rank
 from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_statistics, score_study
+from lmms_eval_emi.scoring.row_results import Scored
 from lmms_eval_emi.scoring.stores import SplitStore, Store, StoreError
 from lmms_eval_emi.settings import Settings, load_settings, override_settings
 from lmms_eval_emi.studies.schema import Study, load_study
@@ -33,21 +38,6 @@ MOST_IN_MEMORY = 20_000  # rows of a split that is scored as a whole
 
 # Statistics of the splits of a study, each read once.
 ReadOnce = Callable[[Study, Mapping[str, SplitStore], Estimator], dict[str, SplitStatistics]]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A result with the samples that it was made of, whose rows are in the order of the embeddings.
-
-    Attributes:
-        result: of one model and estimator.
-        samples: none where embeddings were given.
-        embeddings: of the samples, by split.
-    """
-
-    result: StudyResult
-    samples: StudySamples
-    embeddings: Mapping[str, Embeddings] = field(default_factory=dict, repr=False)
 
 
 def score(
@@ -93,21 +83,23 @@ def score(
 
 
 def score_samples(
-    entries: Sequence[StudySamples],
+    entries: Iterable[StudySamples],
     settings: Settings | None = None,
     *,
     estimators: Sequence[str] = (),
     instruments: Instruments | None = None,
     allow_missing: bool = False,
+    with_rows: bool = False,
 ) -> list[Scored]:
     """Score the samples of some models and studies; each distinct image and text of all is encoded once.
 
     Args:
-        entries: samples of each model in each study.
+        entries: samples of each model in each study; they may be made as they are asked for.
         settings: default: those of the environment.
         estimators: names or paths; default: that of the settings.
         instruments: encoders and estimators, if they are loaded already.
         allow_missing: as in :func:`score`.
+        with_rows: make the rows of every result as well, while others are scored.
 
     Returns:
         One result for every entry and estimator, entry by entry. A study of which no split can be scored
@@ -118,47 +110,68 @@ def score_samples(
     """
     settings = settings or load_settings()
     memo = Memo(settings) if settings.cache_limit else None
-    with threads(1) as beside:  # told from texts alone, while images are encoded
-        told = [beside.submit(kinds_of, entry.samples, memo) for entry in entries]
-        beside.submit(release_languages)
+    own = instruments is None
+    # Kinds are told from texts alone, while images are encoded, and a study is scored while those of the next are.
+    with threads(1) as telling, threads(1, torch.get_num_threads) as scoring:
+        collected, told = [], []
+        for entry in entries:
+            collected.append(entry)
+            told.append(telling.submit(kinds_of, entry.samples, memo))
+        telling.submit(release_languages)
         if settings.without_degenerate:
-            entries = [_without(entry, one.result()) for entry, one in zip(entries, told, strict=True)]
-        own = instruments is None
-        instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
+            collected = [_without(entry, one.result()) for entry, one in zip(collected, told, strict=True)]
+        instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(collected))
         embedded = embed_samples(
-            entries,
+            collected,
             instruments,
             batch_size=settings.batch_size,
             allow_missing=allow_missing,
             cache=cache_of_embeddings(settings),
             release=own,
         )
-        degenerate = [one.result() for one in told]
-    scored: list[Scored] = []
-    if rank():  # the first has all embeddings and scores them
-        return scored
-    for (entry, embeddings), kinds in zip(embedded, degenerate, strict=True):
-        notes = notes_on_samples(entry.samples)
-        for name, lines in entry.notes.items():
-            notes.setdefault(name, []).extend(lines)
-        for estimator in instruments.estimators:
-            result = score_study(
-                entry.study,
-                embeddings,
-                estimator,
-                model=entry.model,
-                convention=settings.convention,
-                entropy=settings.entropy,
-                left_out=entry.left_out,
-                notes=notes,
-                lost=entry.lost,
-                degenerate=counts_by_kind(kinds),
-                without_degenerate=settings.without_degenerate,
-                inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
-                memo=memo,
-            )
-            scored.append(Scored(result, entry, embeddings))
-    return scored
+        results = []
+        with closing(embedded):
+            for (entry, embeddings), kinds in zip(embedded, told, strict=True):
+                if rank() == 0:  # the first has all embeddings and scores them
+                    results.append(scoring.submit(_scored, entry, embeddings, kinds, instruments, settings, memo))
+                    if with_rows:  # an error in them costs no score, and comes again where they are used
+                        scoring.submit(lambda scored: [one.rows for one in scored.result()], results[-1])
+        return [one for result in results for one in result.result()]
+
+
+def _scored(
+    entry: StudySamples,
+    embeddings: Mapping[str, Embeddings],
+    kinds: Future[dict[str, list[str | None]]],
+    instruments: Instruments,
+    settings: Settings,
+    memo: Memo | None,
+) -> list[Scored]:
+    """The results of one model in one study, one of each estimator."""
+    notes = notes_on_samples(entry.samples)
+    for name, lines in entry.notes.items():
+        notes.setdefault(name, []).extend(lines)
+    counts = counts_by_kind(kinds.result())
+    results = [
+        score_study(
+            entry.study,
+            embeddings,
+            estimator,
+            model=entry.model,
+            convention=settings.convention,
+            entropy=settings.entropy,
+            left_out=entry.left_out,
+            notes=notes,
+            lost=entry.lost,
+            degenerate=counts,
+            without_degenerate=settings.without_degenerate,
+            inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
+            memo=memo,
+        )
+        for estimator in instruments.estimators
+    ]
+    give_back()
+    return [Scored(result, entry, embeddings) for result in results]
 
 
 def score_store(
@@ -256,8 +269,8 @@ def embed_samples(
     allow_missing: bool = False,
     cache: CacheOf | None = None,
     release: bool = False,
-) -> list[tuple[StudySamples, dict[str, Embeddings]]]:
-    """Embed the samples of some models and studies together.
+) -> Generator[tuple[StudySamples, dict[str, Embeddings]], None, None]:
+    """Embed the samples of some models and studies together; each is there as soon as its images are encoded.
 
     Args:
         entries: samples of each model in each study.
@@ -265,56 +278,54 @@ def embed_samples(
         batch_size, cache, release: as in :func:`~lmms_eval_emi.scoring.embedding.embed_good_rows`.
         allow_missing: leave bad rows out.
 
-    Returns:
-        Every entry without its bad rows, which its ``left_out`` and ``lost`` name, and its embeddings by split.
+    Yields:
+        Every entry in its order, without its bad rows, which its ``left_out`` and ``lost`` name, and its embeddings by split.
 
     Raises:
         SampleError: bad rows that are not allowed, or no good ones at all.
     """
     labels = _labels(entries)
-    together = {
-        label: entries[number].samples[name]
-        for (number, name), label in labels.items()
-        if entries[number].samples[name]
-    }
-    if not together:
+    groups = [
+        {labels[number, name]: samples for name, samples in entry.samples.items() if samples}
+        for number, entry in enumerate(entries)
+    ]
+    if not any(groups):
         raise SampleError("expected rows to embed, got none.")
-    embedded, bad = embed_good_rows(
-        together,
+    embedded = embed_groups(
+        groups,
         instruments.encoders,
         batch_size=batch_size,
         strict=not allow_missing,
         cache=cache,
         release=release,
     )
-    bad_rows: dict[str, list[Any]] = {}
-    for one in bad:
-        bad_rows.setdefault(one.split, []).append(one)
-    cleaned = []
-    for number, entry in enumerate(entries):
-        good = StudySamples(
-            entry.study,
-            entry.model,
-            left_out={name: list(reasons) for name, reasons in entry.left_out.items()},
-            lost={name: set(keys) for name, keys in entry.lost.items()},
-            notes=entry.notes,
-        )
-        embeddings = {}
-        for name, samples in entry.samples.items():
-            label = labels[number, name]
-            excluded = bad_rows.get(label, [])
-            for one in excluded:
-                good.leave_out(name, f"split {name}, row {one.id}: {one.reason}")
-                good.lost.setdefault(name, set()).add(samples[one.row].key)
-            numbers = {one.row for one in excluded}
-            rows = [sample for row, sample in enumerate(samples) if row not in numbers]
-            if rows:
-                good.samples[name] = rows
-                embeddings[name] = embedded[label]
-            else:
-                good.leave_out(name, f"split {name}: none of its rows can be embedded")
-        cleaned.append((good, embeddings))
-    return cleaned
+    with closing(embedded):
+        for number, (entry, (rows_of, bad)) in enumerate(zip(entries, embedded, strict=True)):
+            bad_rows: dict[str, list[BadRow]] = {}
+            for one in bad:
+                bad_rows.setdefault(one.split, []).append(one)
+            good = StudySamples(
+                entry.study,
+                entry.model,
+                left_out={name: list(reasons) for name, reasons in entry.left_out.items()},
+                lost={name: set(keys) for name, keys in entry.lost.items()},
+                notes=entry.notes,
+            )
+            embeddings = {}
+            for name, samples in entry.samples.items():
+                label = labels[number, name]
+                excluded = bad_rows.get(label, [])
+                for one in excluded:
+                    good.leave_out(name, f"split {name}, row {one.id}: {one.reason}")
+                    good.lost.setdefault(name, set()).add(samples[one.row].key)
+                numbers = {one.row for one in excluded}
+                rows = [sample for row, sample in enumerate(samples) if row not in numbers]
+                if rows:
+                    good.samples[name] = rows
+                    embeddings[name] = rows_of[label]
+                else:
+                    good.leave_out(name, f"split {name}: none of its rows can be embedded")
+            yield good, embeddings
 
 
 def _without(entry: StudySamples, kinds: Mapping[str, Sequence[str | None]]) -> StudySamples:

@@ -34,7 +34,7 @@ from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.files import threads, to_json, write_atomically
 from lmms_eval_emi.samples import Sample
 from lmms_eval_emi.scoring.degenerate import KINDS
-from lmms_eval_emi.scoring.memo import KnownDivergences, Memo
+from lmms_eval_emi.scoring.memo import DivergenceResults, Memo
 from lmms_eval_emi.studies.schema import SHIFT_MODALITIES, Study
 
 FORMAT_VERSION = 1  # of the JSON; a reader refuses a greater one
@@ -591,35 +591,26 @@ def _with_inference(
 ) -> dict[str, SplitScores]:
     """The scores with tests of their divergences, adjusted p-values and verdicts."""
     shifted = [name for name, one in scores.items() if one.emid and one.bound]
-    bounds = [one.bound for one in scores.values() if one.bound]
-    known = KnownDivergences(memo, bounds, inference.resamples, inference.seed) if memo else None
-
-    def test(task: tuple[str, str]) -> tuple[str, str, DivergenceTest | None]:
-        name, divergence = task
-        bound = scores[name].bound
-        return name, divergence, bound.test(divergence, inference.resamples, inference.seed) if bound else None
-
-    def jackknife(name: str) -> None:
-        bound = scores[name].bound
-        if bound is not None:
-            _ = bound.jackknife
-
-    tests: dict[str, dict[str, DivergenceTest]] = {name: {} for name in shifted}
-    work = [(name, divergence) for name in shifted for divergence in EXPONENTS] if inference.resamples else []
-    total = len(work) + len(shifted)
-    with (
-        threadpool_limits(1),  # one thread for each test beats several for each small matrix
-        threads(threads_for_small_work()) as pool,
-        tqdm(total=total, desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1) as bar,
-    ):
-        for _ in pool.map(jackknife, shifted):
-            bar.update()
-        for name, divergence, found in pool.map(test, work):
-            if found is not None:
-                tests[name][divergence] = found
-            bar.update()
-    if known:
-        known.keep()
+    with threadpool_limits(1):  # one thread for each test beats several for each small matrix
+        bounds = {name: bound for name in shifted if (bound := scores[name].bound)}
+        results = DivergenceResults(bounds.values(), inference.resamples, inference.seed, memo)
+        with (
+            threads(threads_for_small_work()) as pool,
+            tqdm(
+                total=len(results.missing), desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1
+            ) as bar,
+        ):
+            for _ in pool.map(results.compute, results.missing):
+                bar.update()
+        results.keep()
+        tests = {
+            name: {
+                divergence: found
+                for divergence in EXPONENTS
+                if (found := bound.test(divergence, inference.resamples, inference.seed))
+            }
+            for name, bound in bounds.items()
+        }
     family = [name for name in study.shifts() if name in shifted]
     statistics = [emid.jackknife for name in family if (emid := scores[name].emid)]
     adjusted = dict(zip(family, adjust(statistics, inference.adjust, CHEAP_DRAWS, inference.seed), strict=True))

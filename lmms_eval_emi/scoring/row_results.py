@@ -13,10 +13,13 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import (
@@ -31,12 +34,33 @@ from lmms_eval_emi.core.workers import threads_for_small_work
 from lmms_eval_emi.files import parse_json, threads, to_json, write_atomically
 from lmms_eval_emi.images import ImageError, content_key, open_image, to_rgb
 from lmms_eval_emi.samples import Sample
-from lmms_eval_emi.scoring.pipeline import Scored
+from lmms_eval_emi.scoring.joining import StudySamples
 from lmms_eval_emi.scoring.results import FORMAT_VERSION, SplitScores, StudyResult
 
 log = logging.getLogger("lmms_eval_emi")
 MOST = 5  # rows of a shift that are shown
 THUMBNAIL = 150
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A result with the samples that it was made of, whose rows are in the order of the embeddings.
+
+    Attributes:
+        result: of one model and estimator.
+        samples: none where embeddings were given.
+        embeddings: of the samples, by split.
+    """
+
+    result: StudyResult
+    samples: StudySamples
+    embeddings: Mapping[str, Embeddings] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def rows(self) -> dict[str, Any]:
+        """Its rows, as :func:`result_to_rows` gives them."""
+        with threadpool_limits(1):  # threads for work this small wait for each other, the longer the busier the machine
+            return result_to_rows(self.result, self.samples.samples, self.embeddings)
 
 
 def write_results(path: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
@@ -49,7 +73,7 @@ def write_results(path: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
     Returns:
         The rows of every result, as :func:`result_to_rows` gives them.
     """
-    rows = [result_to_rows(one.result, one.samples.samples, one.embeddings) for one in scored]
+    rows = [one.rows for one in scored]
     entries = [one.result.to_dict() for one in scored]
     if not path.exists() or path.is_file():
         text = (

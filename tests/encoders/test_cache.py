@@ -16,7 +16,7 @@ from lmms_eval_emi.encoders import cache as module
 from lmms_eval_emi.encoders import load_encoders
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
 from lmms_eval_emi.samples import Sample, SampleError
-from lmms_eval_emi.scoring.embedding import cache_of_embeddings, embed_good_rows
+from lmms_eval_emi.scoring.embedding import cache_of_embeddings, embed_good_rows, embed_groups
 from lmms_eval_emi.settings import load_settings
 
 D = 8
@@ -171,6 +171,37 @@ def test_an_image_that_cannot_be_read_stops_the_run_with_all_of_them_named(count
     with pytest.raises(SampleError, match=r"2 of 42 rows(.|\n)*row 90(.|\n)*row 91"):
         embed_good_rows({"a": [broken[0], *samples(40), broken[1]]}, encoders, batch_size=8, strict=True, cache=cache)
     assert calls["vision"] <= 8
+
+
+def test_a_group_is_there_before_the_next_is_encoded(counted):
+    """So that one study is scored while images of the next are encoded; what was encoded by then is kept."""
+    encoders, calls, cache = counted
+    rows = samples(60)
+    whole, _ = embed_good_rows({"a": rows[:8], "b": rows[8:]}, encoders, batch_size=8)
+    calls["vision"] = 0
+    groups = embed_groups([{"a": rows[:8]}, {"b": rows[8:]}], encoders, batch_size=8, cache=cache)
+    first, bad = next(groups)
+    before = calls["vision"]
+    assert before < 60 and not bad and list(first) == ["a"]
+    groups.close()
+    assert len(list(embed_groups([{"a": rows[:8]}, {"b": rows[8:]}], encoders, batch_size=8, cache=cache))) == 2
+    assert calls["vision"] == 60, "none was encoded twice"
+    for name in ("v", "t", "y_hat", "y"):
+        np.testing.assert_array_equal(getattr(first["a"], name), getattr(whole["a"], name))
+
+
+def test_a_bad_row_is_of_its_own_group(counted):
+    encoders, _, _ = counted
+    good, broken = samples(30), Sample(b"no image", "question", "response", "reference", 90)
+    groups = [{"a": good[:10]}, {"b": [*good[10:], broken]}, {"c": [broken]}]
+    found = list(embed_groups(groups, encoders, batch_size=8))
+    assert [(list(embedded), [(one.split, one.row) for one in bad]) for embedded, bad in found] == [
+        (["a"], []),
+        (["b"], [("b", 20)]),
+        ([], [("c", 0)]),
+    ]
+    with pytest.raises(SampleError, match=r"2 of 32 rows(.|\n)*split b, row 90(.|\n)*split c, row 90"):
+        list(embed_groups(groups, encoders, batch_size=8, strict=True))
 
 
 def test_another_preprocessing_is_another_encoder(counted, in_tinyhub, tmp_path):

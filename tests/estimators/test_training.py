@@ -13,7 +13,7 @@ from conftest import fit
 
 from lmms_eval_emi import Embeddings, emi, load_estimator
 from lmms_eval_emi.cli import main
-from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE, check_encoders
+from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE, check_encoders, training
 from lmms_eval_emi.estimators.training import TrainingOptions, embeddings_to_pairs, train_estimator
 from lmms_eval_emi.responses.llava import write_response_file
 from lmms_eval_emi.studies.schema import load_study
@@ -162,6 +162,28 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, monkeypatch):
     checkpoint.unlink()
     with pytest.raises(ValueError, match="which is not there"):
         train_estimator(splits_of(), FAST, name="a", checkpoint=checkpoint, resume=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["club", "club-free", "infonce"])
+def test_a_gpu_trains_what_the_cpu_trains(kind, tmp_path, monkeypatch):
+    options = TrainingOptions(**{**vars(FAST), "kind": kind, "folds": 2})
+    expected = train_estimator(splits_of(), options, name="a")
+    saved = []
+    monkeypatch.setattr(
+        training,
+        "_save_checkpoint",
+        lambda path, content: saved.append(1) or (torch.save(content, path) if len(saved) == 3 else None),
+    )
+    found = train_estimator(splits_of(), options, name="a", device="cuda", checkpoint=tmp_path / "a.checkpoint")
+    assert all(one.device.type == "cpu" for one in found.state_dict().values())
+    monkeypatch.undo()
+    resumed = train_estimator(
+        splits_of(), options, name="a", checkpoint=tmp_path / "a.checkpoint", resume=True
+    )  # on the CPU
+    split = splits_of()["s0"]
+    for one in (found, resumed):
+        assert emi(split, one).value == pytest.approx(emi(split, expected).value, rel=1e-3)
 
 
 def test_no_image_is_on_both_sides():

@@ -27,8 +27,8 @@ from lmms_eval_emi.studies.schema import Study
 
 if TYPE_CHECKING:
     from lmms_eval_emi.harness.lmms_eval.run import Run, TaskOfRun
-    from lmms_eval_emi.scoring.pipeline import Scored
     from lmms_eval_emi.scoring.results import StudyResult
+    from lmms_eval_emi.scoring.row_results import Scored
 
 RESPONSES = "emi_responses"
 _footers: list[str] = []
@@ -149,7 +149,7 @@ def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, save
 
     settings = load_settings()
     results: dict[str, StudyResult] = {}
-    for scored in score_samples(entries, settings, allow_missing=True):
+    for scored in score_samples(entries, settings, allow_missing=True, with_rows=True):
         result = scored.result
         name = result.study.name
         results[name] = result

@@ -275,7 +275,8 @@ class _Training:
             torch.manual_seed(seed)
             kind = trainable()[options.kind]
             self.network = kind(pairs.x.shape[1], pairs.y.shape[1], options.hidden, name=name, sha256=None)
-        self.network.to(pairs.x.device).fit_data(pairs.x, pairs.y)
+        self.network.fit_data(pairs.x.cpu(), pairs.y.cpu())  # where a decomposition has the same signs every time
+        self.network.to(pairs.x.device)
         learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, lr=options.lr, fused=True)
         self.history: list[dict[str, float]] = []

@@ -167,7 +167,7 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", ["club", "club-free", "infonce"])
 def test_a_gpu_trains_what_the_cpu_trains(kind, tmp_path, monkeypatch):
-    options = TrainingOptions(**{**vars(FAST), "kind": kind, "folds": 2})
+    options = TrainingOptions(**{**vars(FAST), "kind": kind})
     expected = train_estimator(splits_of(), options, name="a")
     saved = []
     monkeypatch.setattr(

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import datasets
 
 FILE_SPLIT = "train"  # as datasets calls the rows of a file
-SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # of a folder of save_to_disk
+SAVED = "dataset_dict.json"  # of a folder of save_to_disk with several splits
+SAVED_ALONE = "state.json"  # with one, which has no name for a harness
 FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
@@ -119,6 +120,11 @@ def _arguments(spec: DatasetSpec, path: Path | None) -> dict[str, Any]:
     return {"path": spec.path if use_name else str(path), **({"name": spec.config} if spec.config else {})}
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one of ``save_to_disk``, which only ``load_from_disk`` reads rightly."""
+    return any((folder / name).is_file() for name in (SAVED, SAVED_ALONE))
+
+
 def load_source(path: str, config: str | None = None) -> Mapping[str, datasets.Dataset]:
     """The splits of any dataset: a hub name, a folder (``save_to_disk``'s too) or a file.
 
@@ -179,7 +185,7 @@ def _load(
 
     try:
         with _quiet(bars=local is None):
-            if local and any((local / name).is_file() for name in SAVED_TO_DISK):
+            if local and is_saved(local):
                 saved = datasets.load_from_disk(str(local))
                 return saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or FILE_SPLIT): saved}
             # As load_dataset does, with the files of a local folder listed once. What the builder knows of an earlier
@@ -243,7 +249,7 @@ def stale_cache(path: str, split: datasets.Dataset) -> Path | None:
 
     A harness that loads datasets itself does so through that cache; see :func:`_key_of_files`.
     """
-    if not Path(path).is_dir():
+    if not Path(path).is_dir() or is_saved(Path(path)):
         return None
     size, cache = _size_and_cache(path)
     return cache if split.info.download_size not in (None, size) else None

@@ -261,8 +261,18 @@ def test_places_that_are_not_there(study, tmp_path, capsys):
 
 
 def test_tasks_of_a_study_run_in_the_harness(study, in_tinyhub, tmp_path, capsys):
-    """And what the run logged gives, when scored again, the figures that the run gave."""
+    """And what the run logged gives, when scored again, the figures that the run gave. One dataset is of save_to_disk."""
+    from datasets import DatasetDict
+
     tasks, out = tmp_path / "tasks", tmp_path / "out"
+    folder = tmp_path / "data" / "blurred"
+    rows = load_splits(load_study(study), ["blurred"])["blurred"]
+    shutil.rmtree(folder)
+    rows.save_to_disk(str(folder))
+    assert main(["tasks", "--from-study", str(study), "--output", str(tasks)]) == 1
+    assert "the folder holds one Dataset. Save it as a DatasetDict" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    DatasetDict({"other": rows.select([0]), "test": rows}).save_to_disk(str(folder))
     assert main(["tasks", "--from-study", str(study), "--output", str(tasks)]) == 0
     assert f"lmms-eval --include_path {tasks} --tasks my_study" in capsys.readouterr().out
     done = lmms_eval(in_tinyhub, "my_study", "--include_path", str(tasks), "--output_path", str(out), "--log_samples")

@@ -16,7 +16,7 @@ import yaml
 
 from lmms_eval_emi.files import write_atomically
 from lmms_eval_emi.harness.lmms_eval.compat import CLUSTER_KEY, OURS, SCORE_KEY, tasks_folder
-from lmms_eval_emi.rows import load_dataset_arguments, split_of_dataset
+from lmms_eval_emi.rows import SAVED, is_saved, load_dataset_arguments, split_of_dataset
 from lmms_eval_emi.studies.schema import (
     BUILT_IN,
     BUNDLED,
@@ -132,6 +132,13 @@ def _task_file(study: Study, split: SplitSpec) -> str:
         fields["dataset_name"] = arguments["name"]
     if "data_files" in arguments:
         fields["dataset_kwargs"] = {"data_files": arguments["data_files"]}
+    local = study.local_path(split.dataset)
+    if local is not None and is_saved(local):
+        if not (local / SAVED).is_file():
+            raise StudyError(
+                f"{local}: expected several splits for a harness, which takes one by its name; the folder holds one Dataset. Save it as a DatasetDict, or as a parquet file."
+            )
+        fields["dataset_kwargs"] = {"load_from_disk": True}
     if split_of_dataset(study, split) != split.name:
         fields["process_docs"] = function(f"utils.{_process_docs(split)}")
     if split.prompt_suffix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import torch
 
 from lmms_eval_emi import Embeddings, emi, emid, emid_bound
 from lmms_eval_emi.core import correlation
+from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.correlation import MEASURES, correlate, operator_interval
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import adjust, verdict
 from lmms_eval_emi.core.permutation import TwoSets
 from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE
+from lmms_eval_emi.scoring.memo import DivergenceResults
 
 IMAGES, ROWS = 10, 3
 GROUPS = [f"image {row // ROWS}" for row in range(IMAGES * ROWS)]
@@ -403,3 +406,25 @@ def test_the_divergences_of_many_shifts_keep_no_copies_of_rows():
         tracemalloc.stop()
     assert len(set(found)) == len(kept) and all(value > 0 for _, value in found)
     assert taken < len(kept) * 2 * rows[0].nbytes, "as much as one copy of the rows of each pair of sets"
+
+
+def test_what_shifts_share_is_computed_once_and_is_what_each_has_by_itself(split, monkeypatch):
+    """One image shift under several questions; the ID split's responses, which all have in common."""
+    first, shifted = split(1), split(2)
+    others = [split(seed, v=shifted.v) for seed in (3, 4, 5)]
+    expected = []
+    for other in others:
+        first.cache.clear()  # nothing that one computes helps another
+        bound = emid_bound(first, other)
+        expected.append((bound.jackknife, {name: bound.test(name, 50) for name in EXPONENTS}))
+    for one in (first, *others):
+        one.cache.clear()
+    computed, deleted = [], TwoSets._deleted
+    monkeypatch.setattr(TwoSets, "_deleted", lambda self: computed.append(self.digest) or deleted(self))
+    bounds = [emid_bound(first, other) for other in others]
+    results = DivergenceResults(bounds, 50, 0)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(results.compute, results.missing))
+    assert sorted(computed) == sorted(set(computed)) and len(computed) == 1 + 1 + 2 * 3
+    assert [(bound.jackknife, {name: bound.test(name, 50) for name in EXPONENTS}) for bound in bounds] == expected
+    assert len(computed) == 8, "nothing was left to compute"

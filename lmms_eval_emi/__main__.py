@@ -2,7 +2,7 @@
 
 import sys
 
-from lmms_eval_emi.cli import main
+from lmms_eval_emi.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -12,6 +12,7 @@ import re
 import select
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ from lmms_eval_emi.memory import share_areas
 from lmms_eval_emi.redaction import redact
 from lmms_eval_emi.settings import cache_folder, load_settings
 from lmms_eval_emi.version import __version__
+
+INTERRUPTED = 130  # exit status, as shells have it
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,8 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # while a pipe that nobody reads can still be told
         return status
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+        with contextlib.suppress(KeyboardInterrupt):  # a second one
+            print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError as error:
         if not _stdout_is_closed():  # the pipe of something else
             print(f"error: {redact(str(error))}", file=sys.stderr)
@@ -155,6 +159,24 @@ def _complete(parser: argparse.ArgumentParser) -> None:
         import argcomplete
 
         argcomplete.autocomplete(parser)
+
+
+def command() -> int:
+    """:func:`main` of a process of its own, which ends at once when it is interrupted, whatever its threads are at.
+
+    They would be waited for otherwise. What is to be kept was written while the interruption went up to here.
+    """
+    status = main()
+    if status == INTERRUPTED and any(one.is_alive() and not one.daemon for one in _other_threads()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    return status
+
+
+def _other_threads() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one is not threading.current_thread()]
 
 
 def share_the_machine() -> None:

@@ -218,24 +218,30 @@ def encode_all(
     Returns:
         (M, D) float32 rows.
     """
+    return torch.cat(list(encode_parts(encoder, count, prepared, batch_size=batch_size, label=label)))
+
+
+def encode_parts(
+    encoder: Encoder, count: int, prepared: Callable[[range], Sequence[Any]], *, batch_size: int, label: str = ""
+) -> Iterator[torch.Tensor]:
+    """As :func:`encode_all`, batch by batch, for who keeps what was encoded before an error."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
-    rows: list[torch.Tensor] = []
     batch_size = min(batch_size, getattr(encoder, "most_items", batch_size))
-    with tqdm(total=count, desc=label, unit="", leave=False, dynamic_ncols=True, disable=not label) as bar:
+    with tqdm(total=count, desc=label, unit="", leave=False, dynamic_ncols=True, disable=not (label and count)) as bar:
         start = 0
         while start < count:
             positions = range(start, min(start + batch_size, count))
             try:
                 with full_precision():
-                    rows.append(encoder.encode(prepared(positions)))
+                    rows = encoder.encode(prepared(positions))
             except torch.OutOfMemoryError:
                 batch_size = make_room(encoder, len(positions))
                 encoder.most_items = batch_size  # type: ignore[attr-defined]
                 continue
             start = positions.stop
             bar.update(len(positions))
-    return torch.cat(rows)
+            yield rows
 
 
 class _FullPrecision:

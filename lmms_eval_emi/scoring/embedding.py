@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.workers import here, workers
-from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, encode_all
+from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, encode_all, encode_parts
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
 from lmms_eval_emi.files import threads
 from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image
@@ -33,6 +34,7 @@ CacheOf = Callable[[Encoder], EmbeddingCache]
 FEWEST_AT_ONCE = 8  # images of a batch
 READERS = 2  # threads that decode images
 AHEAD = 64  # decoded images that wait to be encoded: 10 MB of CLIP's
+MOST_WAIT = 5  # seconds for a batch of texts to end
 KEPT_BYTES = 2**26  # of encoded images that are kept from hashing to decoding, so that each is read once
 
 
@@ -181,6 +183,7 @@ def embed_groups(
     if unread and strict and len(unread) == sum(map(len, splits.values())):
         raise SampleError(_listed(unread, splits))
     encoding: list[Future[_Texts]] = []
+    stopped = threading.Event()
     waiting = deque(groups)
 
     def embedded() -> tuple[dict[str, Embeddings], list[BadRow]]:
@@ -193,21 +196,27 @@ def embed_groups(
 
         def begin() -> None:
             if not encoding:
-                encoding.append(beside.submit(_encode_texts, splits, encoders.text, batch_size, cache, release))
+                work = partial(_encode_texts, splits, encoders.text, batch_size, cache, release, stopped)
+                encoding.append(beside.submit(work))
 
-        if with_images:
-            # What ranks say to each other has to be said in one order, so their texts come after their images.
-            at_once = begin if ranks() == 1 else lambda: None
-            for _ in _encode_images(
-                images, encoders.vision, batch_size, cache, at_once, stop_at_bad=strict, release=release
-            ):
-                while waiting and images.are_ready(waiting[0]) and not (strict and (unread or images.bad)):
-                    yield embedded()
-        bad = _bad_rows(splits, images, unread)
-        if bad and strict:
-            raise SampleError(_listed(bad, splits))
-        begin()
-        encoding[0].result()
+        try:
+            if with_images:
+                # What ranks say to each other has to be said in one order, so their texts come after their images.
+                at_once = begin if ranks() == 1 else lambda: None
+                for _ in _encode_images(
+                    images, encoders.vision, batch_size, cache, at_once, stop_at_bad=strict, release=release
+                ):
+                    while waiting and images.are_ready(waiting[0]) and not (strict and (unread or images.bad)):
+                        yield embedded()
+            bad = _bad_rows(splits, images, unread)
+            if bad and strict:
+                raise SampleError(_listed(bad, splits))
+            begin()
+            encoding[0].result()
+        except BaseException:  # texts are not encoded to their end, and their bar is gone before an error is shown
+            stopped.set()
+            wait(encoding, timeout=MOST_WAIT)
+            raise
     while waiting:
         yield embedded()
 
@@ -435,9 +444,14 @@ def _with_last(items: Iterable[Item]) -> Iterator[tuple[bool, Item]]:
 
 
 def _encode_texts(
-    splits: Mapping[str, Sequence[Sample]], encoder: Encoder, batch_size: int, cache: CacheOf | None, release: bool
+    splits: Mapping[str, Sequence[Sample]],
+    encoder: Encoder,
+    batch_size: int,
+    cache: CacheOf | None,
+    release: bool,
+    stopped: threading.Event,
 ) -> _Texts:
-    """Rows of the texts of all splits. Batches hold texts of like length."""
+    """Rows of the texts of all splits. Batches hold texts of like length; none begins after ``stopped`` is set."""
     distinct = sorted(
         {
             text
@@ -451,19 +465,21 @@ def _encode_texts(
     rows, missing = _known_rows(encoder, digests, cache)
     missing = own_part(missing)
 
+    def prepared(positions: range) -> list[Any]:
+        if stopped.is_set():
+            raise RuntimeError("the images could not be encoded")
+        return [encoder.prepare(distinct[missing[position]]) for position in positions]
+
     def encode() -> tuple[list[int], torch.Tensor]:
-        if not missing:
-            return [], rows[:0]
-        found = encode_all(
-            encoder,
-            len(missing),
-            lambda positions: [encoder.prepare(distinct[missing[position]]) for position in positions],
-            batch_size=batch_size,
-            label="Encoding texts",
-        )
-        if cache:
-            cache(encoder).add({digests[number]: row.numpy() for number, row in zip(missing, found, strict=True)})
-        return missing, found
+        found: list[torch.Tensor] = []
+        try:
+            found.extend(encode_parts(encoder, len(missing), prepared, batch_size=batch_size, label="Encoding texts"))
+        finally:  # what was encoded is kept, whatever ends the run
+            parts = torch.cat([rows[:0], *found])
+            found.clear()
+            if cache:
+                cache(encoder).add({digests[number]: row.numpy() for number, row in zip(missing, parts, strict=False)})
+        return missing, parts
 
     for own, found in over_ranks(encode):
         rows[torch.tensor(own, dtype=torch.long)] = found

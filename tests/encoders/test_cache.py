@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -147,22 +149,48 @@ def test_nothing_is_encoded_twice_over_runs(counted):
     assert all(np.array_equal(getattr(first["a"], name), getattr(again["a"], name)) for name in ("v", "t", "y"))
 
 
-def test_what_was_encoded_before_an_error_is_kept(counted, monkeypatch):
+@pytest.mark.parametrize(("kind", "items"), [("vision", 40), ("text", 81)])
+def test_what_was_encoded_before_an_error_is_kept(counted, monkeypatch, kind, items):
     encoders, calls, cache = counted
-    rows, encode = samples(40), encoders.vision.encode
+    rows, encode = samples(40), getattr(encoders, kind).encode
 
     def fail(items):
-        if calls["vision"] >= 16:
+        if calls[kind] >= 16:
             raise RuntimeError("the device is gone")
         return encode(items)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoders.vision, "encode", fail)
+        patch.setattr(getattr(encoders, kind), "encode", fail)
         with pytest.raises(RuntimeError, match="the device is gone"):
             embed_good_rows({"a": rows}, encoders, batch_size=8, cache=cache)
-    before = calls["vision"]
+    before = calls[kind]
     embed_good_rows({"a": rows}, encoders, batch_size=8, cache=cache)
-    assert before >= 16 and calls["vision"] <= 40 + before - 8
+    assert before >= 16 and calls[kind] <= items + before - 8
+
+
+def test_texts_are_not_encoded_to_their_end_when_images_cannot_be(counted, monkeypatch):
+    """Those that were are kept, and nothing is written to the terminal after the error."""
+    encoders, calls, cache = counted
+    rows, encode, begun = samples(40), encoders.text.encode, threading.Event()
+
+    def slow(items):
+        begun.set()
+        time.sleep(0.05)
+        return encode(items)
+
+    def fail(items):
+        assert begun.wait(20)
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoders.text, "encode", slow)
+        patch.setattr(encoders.vision, "encode", fail)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            embed_good_rows({"a": rows}, encoders, batch_size=4, cache=cache)
+    before = calls["text"]
+    assert 4 <= before < 81
+    embed_good_rows({"a": rows}, encoders, batch_size=4, cache=cache)
+    assert calls["text"] == 81, "each once"
 
 
 def test_an_image_that_cannot_be_read_stops_the_run_with_all_of_them_named(counted):

@@ -50,7 +50,7 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
     entries = (
         entry for name in ("natural", "synthetic") for entry in collect_samples(load_study(name), [arguments.responses])
     )
-    scored = score_samples(entries, settings, with_rows=True)
+    scored = score_samples(entries, settings, to_write=True)
     write_results(arguments.output, scored)
     for one in scored:
         results_to_table([one.result])

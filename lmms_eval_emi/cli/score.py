@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
                 scored += score_store(entry.study, store, settings, splits=list(entry.samples), read=read, **options)
         else:
             scored = score_samples(
-                _entries(args, studies, chosen, renamed), settings, with_rows=bool(args.output), **options
+                _entries(args, studies, chosen, renamed), settings, to_write=bool(args.output), **options
             )
         if rank():
             return 0

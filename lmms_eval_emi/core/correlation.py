@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,10 +67,17 @@ MEASURES: dict[str, Callable[[Sequence[float], Sequence[float]], float | None]] 
 def correlate(
     measure: str, a: Sequence[Jackknife], b: Sequence[Jackknife | None], draws: int, seed: int
 ) -> Correlation | None:
-    """A correlation over shifts, with its interval for new images.
+    """One of :func:`correlations`, or ``None`` where it is not defined."""
+    return correlations([measure], a, b, draws, seed).get(measure)
+
+
+def correlations(
+    measures: Iterable[str], a: Sequence[Jackknife], b: Sequence[Jackknife | None], draws: int, seed: int
+) -> dict[str, Correlation]:
+    """Correlations over shifts, with their intervals for new images, from the same draws.
 
     Args:
-        measure: one of :data:`MEASURES`.
+        measures: some of :data:`MEASURES`.
         a: of every shift.
         b: of every shift; ``None`` where it has no jackknife. One without any cluster, such as a score that somebody
             else has, counts as fixed.
@@ -78,23 +85,25 @@ def correlate(
         seed: of the draws.
 
     Returns:
-        ``None`` for fewer than 8 shifts, or where the correlation is not defined.
+        By measure those that are defined; none for fewer than 8 shifts.
     """
     known = [one for one in b if one is not None]
     if len(a) < FEWEST_SHIFTS or len(known) < len(a):
-        return None
-    value = MEASURES[measure]([one.value for one in a], [one.value for one in known])
-    if value is None:
-        return None
+        return {}
+    sides = [one.value for one in a], [one.value for one in known]
+    values = {measure: value for measure in measures if (value := MEASURES[measure](*sides)) is not None}
     random = [one for one in (*a, *known) if one.strata]
-    if not draws or not random or not all(one.is_sure for one in random):
-        return Correlation(value, None)
+    if not values or not draws or not random or not all(one.is_sure for one in random):
+        return {measure: Correlation(value, None) for measure, value in values.items()}
     df = min(one.clusters for one in random) - 1
     drawn = _drawn([*a, *known], draws, seed, df)
-    fisher = _fisher(_ROWWISE[measure](drawn[:, : len(a)], drawn[:, len(a) :]))
-    reach = float(special.stdtrit(df, 0.5 + LEVEL / 2) * fisher.std())
-    centre = float(_fisher(np.array(value)))
-    return Correlation(value, (math.tanh(centre - reach), math.tanh(centre + reach)))
+    found = {}
+    for measure, value in values.items():
+        fisher = _fisher(_ROWWISE[measure](drawn[:, : len(a)], drawn[:, len(a) :]))
+        reach = float(special.stdtrit(df, 0.5 + LEVEL / 2) * fisher.std())
+        centre = float(_fisher(np.array(value)))
+        found[measure] = Correlation(value, (math.tanh(centre - reach), math.tanh(centre + reach)))
+    return found
 
 
 def lead(

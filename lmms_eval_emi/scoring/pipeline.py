@@ -89,7 +89,7 @@ def score_samples(
     estimators: Sequence[str] = (),
     instruments: Instruments | None = None,
     allow_missing: bool = False,
-    with_rows: bool = False,
+    to_write: bool = False,
 ) -> list[Scored]:
     """Score the samples of some models and studies; each distinct image and text of all is encoded once.
 
@@ -99,7 +99,7 @@ def score_samples(
         estimators: names or paths; default: that of the settings.
         instruments: encoders and estimators, if they are loaded already.
         allow_missing: as in :func:`score`.
-        with_rows: make the rows of every result as well, while others are scored.
+        to_write: make what is written of every result as well, while others are scored.
 
     Returns:
         One result for every entry and estimator, entry by entry. A study of which no split can be scored
@@ -134,8 +134,8 @@ def score_samples(
             for (entry, embeddings), kinds in zip(embedded, told, strict=True):
                 if rank() == 0:  # the first has all embeddings and scores them
                     results.append(scoring.submit(_scored, entry, embeddings, kinds, instruments, settings, memo))
-                    if with_rows:  # an error in them costs no score, and comes again where they are used
-                        scoring.submit(lambda scored: [one.rows for one in scored.result()], results[-1])
+                    if to_write:  # an error in it costs no score, and comes again where it is written
+                        scoring.submit(lambda scored: [(one.rows, one.entry) for one in scored.result()], results[-1])
         return [one for result in results for one in result.result()]
 
 

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
-from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlate, operator_interval, pearson
+from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlations, operator_interval, pearson
 from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, decompose_together, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import (
@@ -197,6 +197,7 @@ class StudyResult:
     estimator_fit: dict[str, Any] = field(default_factory=lambda: {"verdict": "unknown"})
     inference: Inference = field(default_factory=Inference)
     degenerate: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def unit(self) -> str:
@@ -235,31 +236,34 @@ class StudyResult:
             measure: ``pearson_r``, ``spearman_r`` or ``kendall_tau``.
             modality: of the shifts; default: all.
         """
-        shifts = self._shifts(modality).values()
-        return self._correlation(measure, list(shifts))
+        return self._correlations(MEASURES if modality is None else [measure], self._shifts(modality)).get(measure)
 
-    def _correlation(self, measure: str, shifts: Sequence[SplitScores]) -> Correlation | None:
-        emids = [one.emid.jackknife for one in shifts if one.emid]
-        indices = [one.bound.jackknife for one in shifts if one.bound]
-        draws = CHEAP_DRAWS if self.inference.resamples else 0
-        return correlate(measure, emids, indices, draws, self.inference.seed)
+    def _correlations(self, measures: Iterable[str], shifts: Mapping[str, SplitScores]) -> dict[str, Correlation]:
+        """By measure; the table, the JSON and a report ask for the same."""
+        key = (tuple(measures), tuple(shifts))
+        if key not in self._known:
+            emids = [one.emid.jackknife for one in shifts.values() if one.emid]
+            indices = [one.bound.jackknife for one in shifts.values() if one.bound]
+            draws = CHEAP_DRAWS if self.inference.resamples else 0
+            self._known[key] = correlations(key[0], emids, indices, draws, self.inference.seed)
+        return self._known[key]
 
     def correlations_within(self) -> dict[str, tuple[int, Correlation]]:
         """Pearson's r within groups of shifts of one kind, with the number of shifts; groups of fewer than 8 are left out.
 
         The r over all shifts may be one contrast, such as two sets of images, and no relation within them.
         """
-        groups: dict[str, list[SplitScores]] = {}
+        groups: dict[str, dict[str, SplitScores]] = {}
         for name, scores in self._shifts().items():
             shifts = {shift.modality: shift.name for shift in self.study.splits[name].shifts}
             for modality in ("visual", "text"):
                 kinds = [f"{modality} {shifts[modality]}", f"{modality} shifted"] if modality in shifts else []
                 for kind in kinds or [f"{modality} unshifted"]:
-                    groups.setdefault(kind, []).append(scores)
+                    groups.setdefault(kind, {})[name] = scores
         total = len(self._shifts())
         found = {}
         for kind, members in sorted(groups.items()):
-            correlation = self._correlation("pearson_r", members) if len(members) < total else None
+            correlation = self._correlations(["pearson_r"], members).get("pearson_r") if len(members) < total else None
             if correlation is not None:
                 found[kind] = (len(members), correlation)
         return found
@@ -275,7 +279,9 @@ class StudyResult:
             if scores.emid and scores.bound:
                 cells[kinds["visual"], kinds["text"]] = (scores.emid.value, scores.bound.value)
         draws = CHEAP_DRAWS if self.inference.resamples else 0
-        return operator_interval(cells, draws, self.inference.seed) if draws else None
+        if "operators" not in self._known:
+            self._known["operators"] = operator_interval(cells, draws, self.inference.seed) if draws else None
+        return self._known["operators"]
 
     def count_verdicts(self, modality: str | None = None) -> dict[str, int]:
         """How many shifts were lost, gained, held and undecided."""

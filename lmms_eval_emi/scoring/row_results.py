@@ -62,6 +62,11 @@ class Scored:
         with threadpool_limits(1):  # threads for work this small wait for each other, the longer the busier the machine
             return result_to_rows(self.result, self.samples.samples, self.embeddings)
 
+    @cached_property
+    def entry(self) -> dict[str, Any]:
+        """The result as its JSON has it."""
+        return self.result.to_dict()
+
 
 def write_results(path: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
     """Write results as JSON, and their rows beside them.
@@ -74,7 +79,7 @@ def write_results(path: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
         The rows of every result, as :func:`result_to_rows` gives them.
     """
     rows = [one.rows for one in scored]
-    entries = [one.result.to_dict() for one in scored]
+    entries = [one.entry for one in scored]
     if not path.exists() or path.is_file():
         text = (
             json.dumps({"format_version": FORMAT_VERSION, "results": rows}, ensure_ascii=False, allow_nan=False) + "\n"

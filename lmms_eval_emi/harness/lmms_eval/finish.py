@@ -149,7 +149,7 @@ def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, save
 
     settings = load_settings()
     results: dict[str, StudyResult] = {}
-    for scored in score_samples(entries, settings, allow_missing=True, with_rows=True):
+    for scored in score_samples(entries, settings, allow_missing=True, to_write=True):
         result = scored.result
         name = result.study.name
         results[name] = result

@@ -167,16 +167,13 @@ def command() -> int:
     They would be waited for otherwise. What is to be kept was written while the interruption went up to here.
     """
     status = main()
-    if status == INTERRUPTED and any(one.is_alive() and not one.daemon for one in _other_threads()):
+    others = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
+    if status == INTERRUPTED and others:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status)
     return status
-
-
-def _other_threads() -> list[threading.Thread]:
-    return [one for one in threading.enumerate() if one is not threading.current_thread()]
 
 
 def share_the_machine() -> None:

@@ -42,6 +42,11 @@ def here() -> AbstractContextManager[_Here]:
     return nullcontext(_Here())
 
 
+def settle_threads() -> None:
+    """Let PyTorch set how many threads a new thread computes in; it would do so later, over a limit set in between."""
+    torch.get_num_threads()
+
+
 def _compute_alone() -> None:
-    torch.get_num_threads()  # which sets the number that holds for a new thread, and would do so later
+    settle_threads()
     threadpool_limits(1, user_api="openmp")

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.streaming import SplitStatistics
+from lmms_eval_emi.core.workers import settle_threads
 from lmms_eval_emi.estimators import Estimator
 from lmms_eval_emi.files import threads
 from lmms_eval_emi.memory import give_back
@@ -112,7 +112,7 @@ def score_samples(
     memo = Memo(settings) if settings.cache_limit else None
     own = instruments is None
     # Kinds are told from texts alone, while images are encoded, and a study is scored while those of the next are.
-    with threads(1) as telling, threads(1, torch.get_num_threads) as scoring:
+    with threads(1) as telling, threads(1, settle_threads) as scoring:
         collected, told = [], []
         for entry in entries:
             collected.append(entry)

@@ -14,7 +14,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from lmms_eval_emi.core.information import (
     shared_clusters,
 )
 from lmms_eval_emi.core.jackknife import Jackknife
+from lmms_eval_emi.core.lazy import lazy
 from lmms_eval_emi.core.workers import threads_for_small_work
 from lmms_eval_emi.files import parse_json, threads, to_json, write_atomically
 from lmms_eval_emi.images import ImageError, content_key, open_image, to_rgb
@@ -56,13 +56,13 @@ class Scored:
     samples: StudySamples
     embeddings: Mapping[str, Embeddings] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @lazy
     def rows(self) -> dict[str, Any]:
         """Its rows, as :func:`result_to_rows` gives them."""
         with threadpool_limits(1):  # threads for work this small wait for each other, the longer the busier the machine
             return result_to_rows(self.result, self.samples.samples, self.embeddings)
 
-    @cached_property
+    @lazy
     def entry(self) -> dict[str, Any]:
         """The result as its JSON has it."""
         return self.result.to_dict()

@@ -282,7 +282,9 @@ class _Training:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": -float("inf"), "iteration": 0, "state": None}
         self.iteration = 0
-        self.unchecked: list[torch.Tensor] = []  # losses: asking a GPU for each would make it wait every time
+        # Losses since the last check: asking a GPU for each would make it wait every time, and a tensor each, kept
+        # between what an iteration takes and frees, would let the process grow by megabytes in every iteration.
+        self.losses, self.unchecked = torch.empty(max(1, options.every), device=pairs.x.device), 0
         self._split(torch.ones(len(pairs.x), dtype=torch.bool))
 
     def leave_out(self, rows: torch.Tensor) -> None:
@@ -353,7 +355,10 @@ class _Training:
             # Pairs are gathered by index from where they lie, and none is touched by Python.
             batch = self.train[torch.randint(len(self.train), (size,), generator=self.generator)].to(pairs.x.device)
             loss = self.network.loss(pairs.x[batch], pairs.y[batch])
-            self.unchecked.append(loss.detach())
+            if self.unchecked == len(self.losses):
+                self._check()
+            self.losses[self.unchecked] = loss.detach()
+            self.unchecked += 1
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -363,13 +368,13 @@ class _Training:
 
     def _check(self) -> None:
         """Raise if a loss since the last time was not finite."""
-        finite = torch.isfinite(torch.stack(self.unchecked)).tolist()
+        finite = torch.isfinite(self.losses[: self.unchecked]).tolist()
         if not all(finite):
             first = self.iteration - len(finite) + finite.index(False) + 1
             raise ValueError(
                 f"the training diverged in iteration {first}. Use a smaller --lr than {self.options.lr:g}."
             )
-        self.unchecked.clear()
+        self.unchecked = 0
 
     def finish(self) -> TrainedEstimator:
         """The network in the state that is kept, on the CPU."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tinyhub as builder
 import torch
 from conftest import fit
+from tqdm import tqdm
 
 from lmms_eval_emi import Embeddings, emi, load_estimator
 from lmms_eval_emi.cli import main
@@ -371,3 +374,22 @@ def test_prefetch(in_tinyhub, tmp_path, monkeypatch, capsys):
         and "hf download xlm-roberta-base" in printed
         and "dataset synthetic" not in printed
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs the memory of this process as Linux tells it")
+def test_memory_does_not_grow_with_iterations():
+    """Small tensors that are kept between large ones that are freed made it grow by a megabyte an iteration."""
+
+    def taken() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    v, t, y_hat, y = (torch.nn.functional.normalize(torch.randn(1200, 768), dim=1) for _ in range(4))
+    pairs = embeddings_to_pairs({"all": Embeddings(v=v, t=t, y_hat=y_hat, y=y)})
+    options = TrainingOptions(
+        iterations=400, batch_size=1024, hidden=64, folds=1, seeds=1, held_out=0.0, keep="last", every=400
+    )
+    one, bar = training._Training(pairs, options, 0, "one"), tqdm(disable=True)
+    one.advance(50, bar)
+    before = taken()
+    one.advance(200, bar)
+    assert taken() - before < 60e6

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -66,6 +66,22 @@ class DivergenceTest:
         return self.value - self.floor
 
 
+@dataclass(frozen=True)
+class _Expansion:
+    """The von Neumann entropy of the kernel of some weighted rows, and how it changes with them.
+
+    Attributes:
+        entropy: in nats.
+        slopes: (U,) its derivative by each weight; 0 for rows of no weight.
+        products: (2 G, 2 G) inner products of what each cluster of each set adds to a kernel: of two matrices A and B
+            sum_ij c_ij A_ij B_ij, with c as in the module's text, in the eigenbasis of this kernel. Where they were asked for.
+    """
+
+    entropy: float
+    slopes: np.ndarray
+    products: np.ndarray | None
+
+
 class TwoSets:
     """Two sets of rows, and the clusters that their rows belong to.
 
@@ -101,7 +117,7 @@ class TwoSets:
         self.convention = str(convention)
         self.counts = np.zeros((2, len(self.clusters), len(position)))  # of every distinct row, by set and cluster
         np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, own), 1)
-        self._second_orders: dict[bytes, np.ndarray] = {}
+        self._expansions: dict[bytes, _Expansion] = {}
         self.known: dict[str, np.ndarray] = {}  # results as vectors, by name; a caller may keep them and give them back
         self.identical = bool((self.counts.sum(axis=1)[0] == self.counts.sum(axis=1)[1]).all())
 
@@ -122,7 +138,7 @@ class TwoSets:
     def release(self) -> None:
         """Drop what results are made of; it is made again when another one is asked for."""
         self.__dict__.pop("gram", None)
-        self._second_orders.clear()
+        self._expansions.clear()
 
     def _distinct(self) -> np.ndarray:
         """(U, D) float64 distinct rows in the order of their bytes; a copy for each set would take more room than all else."""
@@ -140,10 +156,24 @@ class TwoSets:
             convention: default: that of the two sets.
         """
         convention = convention or self.convention
-        entropies = (self.entropies(x) + self.entropies(y)) / 2
-        values = (self.entropies(self._mixed(x, y, convention)) if mixed is None else mixed) - entropies
-        values[(values < NOISE_FLOOR) | (x == y).all(axis=1)] = 0.0
+        of_mixed = self.entropies(self._mixed(x, y, convention)) if mixed is None else mixed
+        return self._to_divergences(of_mixed, self.entropies(x), self.entropies(y), (x == y).all(axis=1), convention)
+
+    @staticmethod
+    def _to_divergences(
+        mixed: np.ndarray | float, x: np.ndarray, y: np.ndarray, same: np.ndarray, convention: str
+    ) -> np.ndarray:
+        """(B,) divergences from the entropies of mixtures and of (B,) sets, some of which are the same."""
+        values = mixed - (x + y) / 2
+        values[(values < NOISE_FLOOR) | same] = 0.0
         return np.minimum(values, math.log(2)) if convention == "equal_weight" else values
+
+    def _divergence(self, convention: str) -> float:
+        """The divergence of the two sets, from the decompositions that its error and test need as well."""
+        x, y = self.counts.sum(axis=1)
+        weights = (self._mixed(x, y, convention), x, y)
+        mixed, of_x, of_y = (np.array([self._expand(own).entropy]) for own in weights)
+        return float(self._to_divergences(mixed, of_x, of_y, np.array([self.identical]), convention)[0])
 
     @staticmethod
     def _mixed(x: np.ndarray, y: np.ndarray, convention: str) -> np.ndarray:
@@ -169,8 +199,7 @@ class TwoSets:
     @lazy
     def value(self) -> float:
         """Divergence of the two sets."""
-        x, y = self.counts.sum(axis=1)
-        return float(self.divergences(x[None], y[None])[0])
+        return self._divergence(self.convention)
 
     def jackknife(self) -> Jackknife:
         """The divergence with and without each cluster, such that the variance is right near the floor too.
@@ -197,8 +226,8 @@ class TwoSets:
         return Jackknife(value, tuple(side for side in sides if side))
 
     def _deleted(self) -> dict[Hashable, float]:
+        interactions = self._interactions() ** 2  # first, for its decomposition serves the others
         deleted = self.without_each()
-        interactions = self._interactions() ** 2
         np.fill_diagonal(interactions, 0)
         quadratic = dict(zip(self.clusters, interactions.sum(axis=1) / 2, strict=True))
         members = self.counts.sum(axis=2) > 0
@@ -212,7 +241,7 @@ class TwoSets:
         """The divergence without each cluster, to first order."""
         x, y = self.counts.sum(axis=1)
         equal_weight = self.convention == "equal_weight"
-        mixed, of_x, of_y = (self._slopes(weights) for weights in (self._mixed(x, y, self.convention), x, y))
+        mixed, of_x, of_y = (self._expand(own).slopes for own in (self._mixed(x, y, self.convention), x, y))
         deleted = {}
         for number, cluster in enumerate(self.clusters):
             dx, dy = self.counts[:, number]
@@ -232,40 +261,58 @@ class TwoSets:
 
             (a^2 + b^2) / 4  sum_ij c_ij (P - Q)_ij^2
 
-        with c of M; see :meth:`second_order`. P - Q is a sum over clusters, each of which is centred: their mean is
+        with c of M; see :meth:`_expand`. P - Q is a sum over clusters, each of which is centred: their mean is
         the shift, and what the shift adds is linear in them.
         """
         x, y = self.counts.sum(axis=1)
         a = 0.5 if self.convention == "equal_weight" else x.sum() / (x.sum() + y.sum())
         masses = [side @ np.diag(self.gram) for side in (x, y)]
-        parts = self.second_order(self._mixed(x, y, self.convention))
+        products = self._products(self._mixed(x, y, self.convention))
         count = len(self.clusters)
         changes = np.zeros((count, 2 * count))
         for sign, side, mass in zip((1, -1), (0, 1), masses, strict=True):
             own = np.flatnonzero(self.counts[side].any(axis=1))
             centred = np.eye(len(own)) - 1 / len(own)
             changes[np.ix_(own, side * count + own)] += sign * centred / mass
-        return (a**2 + (1 - a) ** 2) / 2 * changes @ parts @ changes.T
+        return (a**2 + (1 - a) ** 2) / 2 * changes @ products @ changes.T
 
-    def second_order(self, weights: np.ndarray) -> np.ndarray:
-        """(2 G, 2 G) inner products of what each cluster of each set adds to a kernel, in the metric of a divergence.
+    def _products(self, weights: np.ndarray) -> np.ndarray:
+        """(2 G, 2 G) inner products around the kernel of the distinct rows with (U,) weights."""
+        found = self._expand(weights, with_products=True).products
+        assert found is not None
+        return found
 
-        Of two matrices A and B it is sum_ij c_ij A_ij B_ij, with c as in the module's text, in the eigenbasis of the
-        kernel of the distinct rows with (U,) ``weights``.
+    def _expand(self, weights: np.ndarray, with_products: bool = False) -> _Expansion:
+        """The expansion around the distinct rows with (U,) weights, by one decomposition however often it is asked for.
+
+        Args:
+            weights: of which the entropy depends on the shares alone.
+            with_products: give them as well, which takes as long as the rest of it.
         """
-        weights = weights / weights.sum()
-        key = np.round(weights, 12).tobytes()
-        if key not in self._second_orders:
-            weights = weights / (weights @ np.diag(self.gram))
-            used = np.flatnonzero(weights)
-            roots = np.sqrt(weights[used])
+        total = float(weights.sum())
+        shares = weights / total
+        key = np.round(shares, 12).tobytes()
+        known = self._expansions.get(key)
+        if known is None or (with_products and known.products is None):
+            squares = np.diag(self.gram)
+            mass = float(shares @ squares)
+            used = np.flatnonzero(shares)
+            roots = np.sqrt(shares[used] / mass)
             p, vectors = np.linalg.eigh(self.gram[np.ix_(used, used)] * roots[:, None] * roots)
-            kept = p > NOISE_FLOOR
-            p = p[kept]
-            z = np.zeros((len(weights), len(p)))  # the rows, in the eigenbasis
-            z[used] = vectors[:, kept] * np.sqrt(p) / roots[:, None]
-            self._second_orders[key] = self._inner_products(z, _slope_ratios(p))
-        return self._second_orders[key]
+            p = np.maximum(p, 0)
+            p /= p.sum()
+            terms = p * np.log(np.where(p > 0, p, 1))
+            entropy = -float(terms.sum())
+            slopes = np.zeros(len(shares))
+            slopes[used] = -((vectors**2) @ terms / shares[used] + squares[used] * entropy / mass)
+            products = None
+            if with_products:
+                kept = p > NOISE_FLOOR
+                z = np.zeros((len(shares), int(kept.sum())))  # the rows, in the eigenbasis
+                z[used] = vectors[:, kept] * np.sqrt(p[kept]) / roots[:, None]
+                products = self._inner_products(z, _slope_ratios(p[kept]))
+            known = self._expansions[key] = _Expansion(entropy, slopes, products)
+        return replace(known, slopes=known.slopes / total)
 
     def _inner_products(self, z: np.ndarray, ratios: np.ndarray) -> np.ndarray:
         flat_counts = self.counts.reshape(-1, len(z))
@@ -290,20 +337,6 @@ class TwoSets:
         whole[np.ix_(numbers, numbers)] = found
         return whole
 
-    def _slopes(self, counts: np.ndarray) -> np.ndarray:
-        """(U,) derivative of the entropy of (U,) counts or weights by each of them; 0 where there is none."""
-        used = np.flatnonzero(counts)
-        roots = np.sqrt(counts[used])
-        eigenvalues, vectors = np.linalg.eigh(self.gram[np.ix_(used, used)] * roots[:, None] * roots)
-        eigenvalues = np.maximum(eigenvalues, 0)
-        trace = eigenvalues.sum()
-        logs = np.log(np.where(eigenvalues > 0, eigenvalues / trace, 1))
-        entropy = -(eigenvalues * logs).sum() / trace
-        slopes = np.zeros(len(counts))
-        quadratic = (vectors**2) @ (eigenvalues * logs) / counts[used]
-        slopes[used] = -(quadratic + np.diag(self.gram)[used] * entropy) / trace
-        return slopes
-
     def test(self, resamples: int, seed: int, paired: bool) -> DivergenceTest:
         """Permutation test of no shift; see the module's text.
 
@@ -322,7 +355,6 @@ class TwoSets:
     def _test(self, resamples: int, seed: int, paired: bool) -> DivergenceTest:
         convention = self.convention if paired else "equal_weight"
         x, y = self.counts.sum(axis=1)
-        observed = float(self.divergences(x[None], y[None], None, convention)[0])
         random = np.random.default_rng([seed, int(self.digest[:15], 16)])
         clusters = len(self.clusters)
         if paired:
@@ -334,19 +366,20 @@ class TwoSets:
             first = np.zeros((resamples, clusters))
             np.put_along_axis(first, order[:, :of_x], 1, axis=1)
             shares = np.concatenate([first, first], axis=1)
-        parts = self.second_order(x + y)
+        products = self._products(x + y)
+        observed = self._divergence(convention)
         flat_counts = self.counts.reshape(2 * clusters, -1)
         masses = flat_counts @ np.diag(self.gram)
 
         def statistic(shares: np.ndarray) -> np.ndarray:
             changes = shares / (shares @ masses)[:, None] - (1 - shares) / ((1 - shares) @ masses)[:, None]
-            return ((changes @ parts) * changes).sum(axis=1) / 8
+            return ((changes @ products) * changes).sum(axis=1) / 8
 
         own = np.repeat([1.0, 0.0], clusters)[None]
         goal, drawn = float(statistic(own)[0]), statistic(shares)
         reached = int((drawn >= goal * (1 - TIE)).sum())
         # Both sides of a pair have as many rows, so the mixture is the same in every draw.
-        mixed = float(self.entropies((x + y)[None])[0]) if paired else None
+        mixed = self._expand(x + y).entropy if paired else None
         some = shares[:MEASURED]
         measured = np.concatenate(
             [

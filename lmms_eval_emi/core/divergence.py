@@ -489,9 +489,11 @@ def _mixture(left: Embeddings, left_name: str, right: Embeddings, right_name: st
 
 def _key(embeddings: Embeddings, name: str) -> tuple[str, ...]:
     """What tells one of the matrices from all others, by its content."""
-    key = ("digest", name)
+    matrix, key = getattr(embeddings, name), ("digest", name)
+    if matrix is None:
+        return ("",)
     if key not in embeddings.cache:
-        embeddings.cache[key] = _digest(getattr(embeddings, name)) if getattr(embeddings, name) is not None else ""
+        embeddings.cache[key] = _digest(matrix)
     return (embeddings.cache[key],)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,22 @@ class Embeddings:
             groups=[self.groups[row] for row in rows] if self.groups is not None else None,
             encoders=self.encoders,
         )
+
+    def with_images(self, v: torch.Tensor, encoders: str | None = None) -> Embeddings:
+        """The same rows with their images; what is known of their texts is known of both.
+
+        Args:
+            v: (N, D) rows of the images.
+            encoders: record of what made all of them.
+
+        Raises:
+            ValueError: they have images already, or as for new embeddings.
+        """
+        if self.v is not None:
+            raise ValueError("v: expected embeddings without images, got some that have them.")
+        whole = replace(self, v=v, encoders=encoders)
+        object.__setattr__(whole, "cache", self.cache)
+        return whole
 
     @property
     def n(self) -> int:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 CacheOf = Callable[[Encoder], EmbeddingCache]
+TextsReady = Callable[[int, Mapping[str, Embeddings]], object]
 
 FEWEST_AT_ONCE = 8  # images of a batch
 READERS = 2  # threads that decode images
@@ -76,16 +77,27 @@ class _Images:
         return self.waiting.isdisjoint(number for name in splits for number in self.numbers[name])
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """The distinct texts of a run: (number of texts, D) rows, and the number of each."""
+class _Shared:
+    """Matrices of some of the rows of one. Where two have the same rows, as references of many splits do, they are one."""
 
-    rows: torch.Tensor
-    numbers: Mapping[str, int]
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+        self._made: dict[tuple[int, ...], torch.Tensor] = {}
 
-    def of(self, texts: Iterable[str]) -> torch.Tensor:
-        """(N, D) rows of N texts."""
-        return self.rows[torch.tensor([self.numbers[text] for text in texts])]
+    def of(self, numbers: Iterable[int]) -> torch.Tensor:
+        """(N, D) rows with these N numbers."""
+        key = tuple(numbers)
+        if key not in self._made:
+            self._made[key] = self.rows[torch.tensor(key)]
+        return self._made[key]
+
+
+@dataclass
+class _Readable:
+    """Rows of some splits whose image is there to be read: their numbers and their embeddings by text, by split."""
+
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    by_text: dict[str, Embeddings] = field(default_factory=dict)
 
 
 def cache_of_embeddings(settings: Settings) -> CacheOf | None:
@@ -159,6 +171,7 @@ def embed_groups(
     strict: bool = False,
     cache: CacheOf | None = None,
     release: bool = False,
+    texts_ready: TextsReady | None = None,
 ) -> Generator[tuple[dict[str, Embeddings], list[BadRow]], None, None]:
     """As :func:`embed_good_rows`, for groups of splits, each as soon as its images are encoded.
 
@@ -168,6 +181,9 @@ def embed_groups(
     Args:
         groups: samples by split; no two splits have one name.
         encoders, batch_size, strict, cache, release: as there.
+        texts_ready: called in another thread with the number of every group and its embeddings by text alone, as soon
+            as all texts are encoded. What is computed of these is known of those that are yielded later, unless rows
+            are left out because their image turns out to be damaged; see :meth:`Embeddings.with_images`.
 
     Yields:
         Embeddings and bad rows of every group, in their order.
@@ -182,22 +198,30 @@ def embed_groups(
     images, unread = _distinct_images(splits) if with_images else (_Images(), [])
     if unread and strict and len(unread) == sum(map(len, splits.values())):
         raise SampleError(_listed(unread, splits))
-    encoding: list[Future[_Texts]] = []
+    encoding: list[Future[list[_Readable]]] = []
     stopped = threading.Event()
-    waiting = deque(groups)
+    waiting = deque(range(len(groups)))
+
+    def texts() -> list[_Readable]:
+        rows, numbers = _encode_texts(splits, encoders.text, batch_size, cache, release, stopped)
+        shared = _Shared(rows)
+        found = [_readable(group, images, unread, shared, numbers, encoders) for group in groups]
+        if texts_ready:
+            for number, one in enumerate(found):
+                texts_ready(number, one.by_text)
+        return found
 
     def embedded() -> tuple[dict[str, Embeddings], list[BadRow]]:
-        group = waiting.popleft()
-        bad, texts = _bad_rows(group, images, unread), encoding[0].result()
+        number = waiting.popleft()
+        bad, readable = _bad_rows(groups[number], images, unread), encoding[0].result()[number]
         with threadpool_limits(1):  # several threads would wait for each other here, for others are busy
-            return _embedded(group, bad, images, texts, encoders), bad
+            return _embedded(readable, bad, images, encoders), bad
 
     with workers(1) as beside:  # texts in one thread, beside the images in all
 
         def begin() -> None:
             if not encoding:
-                work = partial(_encode_texts, splits, encoders.text, batch_size, cache, release, stopped)
-                encoding.append(beside.submit(work))
+                encoding.append(beside.submit(texts))
 
         try:
             if with_images:
@@ -206,7 +230,7 @@ def embed_groups(
                 for _ in _encode_images(
                     images, encoders.vision, batch_size, cache, at_once, stop_at_bad=strict, release=release
                 ):
-                    while waiting and images.are_ready(waiting[0]) and not (strict and (unread or images.bad)):
+                    while waiting and images.are_ready(groups[waiting[0]]) and not (strict and (unread or images.bad)):
                         yield embedded()
             bad = _bad_rows(splits, images, unread)
             if bad and strict:
@@ -221,30 +245,48 @@ def embed_groups(
         yield embedded()
 
 
-def _embedded(
+def _readable(
     group: Mapping[str, Sequence[Sample]],
-    bad: Sequence[BadRow],
     images: _Images,
-    texts: _Texts,
+    unread: Sequence[BadRow],
+    rows_of: _Shared,
+    numbers: Mapping[str, int],
     encoders: Encoders,
-) -> dict[str, Embeddings]:
-    """Embeddings of the good rows of some splits, whose images and texts are encoded."""
-    excluded = {(one.split, one.row) for one in bad}
-    embedded = {}
+) -> _Readable:
+    """The rows of some splits but those whose image is known to be unreadable, by their text."""
+    excluded = {(one.split, one.row) for one in unread}
+    found = _Readable()
     for name, samples in group.items():
         rows = [row for row in range(len(samples)) if (name, row) not in excluded]
         if not rows:
             continue
-        numbers = [images.numbers[name][row] for row in rows] if images.rows is not None else None
-        embedded[name] = Embeddings(
-            v=images.rows[torch.tensor(numbers)] if images.rows is not None else None,
-            t=texts.of(samples[row].question for row in rows),
-            y_hat=texts.of(samples[row].response for row in rows),
-            y=texts.of(samples[row].reference for row in rows),
+        found.rows[name] = rows
+        own = images.numbers.get(name)
+        found.by_text[name] = Embeddings(
+            v=None,
+            t=rows_of.of(numbers[samples[row].question] for row in rows),
+            y_hat=rows_of.of(numbers[samples[row].response] for row in rows),
+            y=rows_of.of(numbers[samples[row].reference] for row in rows),
             ids=[samples[row].key for row in rows],
-            groups=[images.keys[number] for number in numbers if number is not None] if numbers else None,
-            encoders=encoders.signature if numbers else encoders.text_signature,
+            groups=[images.keys[number] for row in rows if (number := own[row]) is not None] if own else None,
+            encoders=encoders.text_signature,
         )
+    return found
+
+
+def _embedded(readable: _Readable, bad: Sequence[BadRow], images: _Images, encoders: Encoders) -> dict[str, Embeddings]:
+    """Embeddings of the good rows of some splits, whose images are encoded, if there are any."""
+    if images.rows is None:
+        return readable.by_text
+    excluded = {(one.split, one.row) for one in bad}
+    rows_of, embedded = _Shared(images.rows), {}
+    for name, by_text in readable.by_text.items():
+        places = [place for place, row in enumerate(readable.rows[name]) if (name, row) not in excluded]
+        if places:
+            numbers = (images.numbers[name][readable.rows[name][place]] for place in places)
+            v = rows_of.of(number for number in numbers if number is not None)
+            good = by_text if len(places) == by_text.n else by_text.select(places)
+            embedded[name] = good.with_images(v, encoders.signature)
     return embedded
 
 
@@ -450,8 +492,11 @@ def _encode_texts(
     cache: CacheOf | None,
     release: bool,
     stopped: threading.Event,
-) -> _Texts:
-    """Rows of the texts of all splits. Batches hold texts of like length; none begins after ``stopped`` is set."""
+) -> tuple[torch.Tensor, dict[str, int]]:
+    """Rows of the distinct texts of all splits, and the number of each text.
+
+    Batches hold texts of like length; none begins after ``stopped`` is set.
+    """
     distinct = sorted(
         {
             text
@@ -484,7 +529,7 @@ def _encode_texts(
     for own, found in over_ranks(encode):
         rows[torch.tensor(own, dtype=torch.long)] = found
     _done_with(encoder, release)
-    return _Texts(rows, {text: number for number, text in enumerate(distinct)})
+    return rows, {text: number for number, text in enumerate(distinct)}
 
 
 def _listed(bad: Sequence[BadRow], splits: Mapping[str, Sequence[Sample]], most: int = 10) -> str:

@@ -63,7 +63,9 @@ class DivergenceResults:
 
     def __init__(self, bounds: Iterable[EMIDBound], resamples: int, seed: int, memo: Memo | None = None) -> None:
         self.memo = memo
-        found = [one for bound in bounds for one in bound.errors_and_tests(resamples, seed)]
+        found = [
+            one for bound in bounds for one in bound.errors_and_tests(resamples, seed) if one.name not in one.sets.known
+        ]
         with threads(threads_for_small_work()) as pool:  # a digest takes most of this, and no lock of Python's
             for _ in pool.map(lambda sets: sets.digest, {id(one.sets): one.sets for one in found}.values()):
                 pass

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,19 @@ from lmms_eval_emi.files import threads
 from lmms_eval_emi.memory import give_back
 from lmms_eval_emi.samples import SampleError, without_images
 from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of, release_languages
-from lmms_eval_emi.scoring.embedding import BadRow, CacheOf, cache_of_embeddings, embed_groups
+from lmms_eval_emi.scoring.embedding import BadRow, CacheOf, TextsReady, cache_of_embeddings, embed_groups
 from lmms_eval_emi.scoring.joining import StudySamples, chosen_splits, collect_samples
 from lmms_eval_emi.scoring.memo import Memo
 from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
 from lmms_eval_emi.scoring.ranks import merged_over_ranks, part_of_rank, rank
-from lmms_eval_emi.scoring.results import Inference, StudyResult, notes_on_samples, score_statistics, score_study
+from lmms_eval_emi.scoring.results import (
+    Inference,
+    StudyResult,
+    begin_scores,
+    notes_on_samples,
+    score_statistics,
+    score_study,
+)
 from lmms_eval_emi.scoring.row_results import Scored
 from lmms_eval_emi.scoring.stores import SplitStore, Store, StoreError
 from lmms_eval_emi.settings import Settings, load_settings, override_settings
@@ -121,6 +129,12 @@ def score_samples(
         if settings.without_degenerate:
             collected = [_without(entry, one.result()) for entry, one in zip(collected, told, strict=True)]
         instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(collected))
+
+        def begin(number: int, by_text: Mapping[str, Embeddings]) -> None:  # an error comes again where it is scored
+            if rank() == 0:
+                work = partial(begin_scores, collected[number].study, by_text, convention=settings.convention)
+                scoring.submit(work, inference=_inference(settings), memo=memo)
+
         embedded = embed_samples(
             collected,
             instruments,
@@ -128,6 +142,7 @@ def score_samples(
             allow_missing=allow_missing,
             cache=cache_of_embeddings(settings),
             release=own,
+            texts_ready=begin,
         )
         results = []
         with closing(embedded):
@@ -165,7 +180,7 @@ def _scored(
             lost=entry.lost,
             degenerate=counts,
             without_degenerate=settings.without_degenerate,
-            inference=Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
+            inference=_inference(settings),
             memo=memo,
         )
         for estimator in instruments.estimators
@@ -220,7 +235,7 @@ def score_store(
         "convention": settings.convention,
         "entropy": settings.entropy,
         "left_out": left_out,
-        "inference": Inference(settings.resamples, settings.seed, settings.adjust, settings.margin),
+        "inference": _inference(settings),
     }
     try:
         if max(one.n for one in chosen.values()) <= MOST_IN_MEMORY:
@@ -269,13 +284,15 @@ def embed_samples(
     allow_missing: bool = False,
     cache: CacheOf | None = None,
     release: bool = False,
+    texts_ready: TextsReady | None = None,
 ) -> Generator[tuple[StudySamples, dict[str, Embeddings]], None, None]:
     """Embed the samples of some models and studies together; each is there as soon as its images are encoded.
 
     Args:
         entries: samples of each model in each study.
         instruments: whose encoders are taken.
-        batch_size, cache, release: as in :func:`~lmms_eval_emi.scoring.embedding.embed_good_rows`.
+        batch_size, cache, release, texts_ready: as in :func:`~lmms_eval_emi.scoring.embedding.embed_groups`, with the
+            entries for groups.
         allow_missing: leave bad rows out.
 
     Yields:
@@ -291,6 +308,12 @@ def embed_samples(
     ]
     if not any(groups):
         raise SampleError("expected rows to embed, got none.")
+
+    def by_split(number: int, texts: Mapping[str, Embeddings]) -> None:
+        assert texts_ready
+        own = ((name, labels[number, name]) for name in entries[number].samples)
+        texts_ready(number, {name: texts[label] for name, label in own if label in texts})
+
     embedded = embed_groups(
         groups,
         instruments.encoders,
@@ -298,6 +321,7 @@ def embed_samples(
         strict=not allow_missing,
         cache=cache,
         release=release,
+        texts_ready=by_split if texts_ready else None,
     )
     with closing(embedded):
         for number, (entry, (rows_of, bad)) in enumerate(zip(entries, embedded, strict=True)):
@@ -326,6 +350,10 @@ def embed_samples(
                 else:
                     good.leave_out(name, f"split {name}: none of its rows can be embedded")
             yield good, embeddings
+
+
+def _inference(settings: Settings) -> Inference:
+    return Inference(settings.resamples, settings.seed, settings.adjust, settings.margin)
 
 
 def _without(entry: StudySamples, kinds: Mapping[str, Sequence[str | None]]) -> StudySamples:

@@ -480,6 +480,31 @@ def score_study(
     )
 
 
+def begin_scores(
+    study: Study,
+    embeddings: Mapping[str, Embeddings],
+    *,
+    convention: str = "published",
+    inference: Inference | None = None,
+    memo: Memo | None = None,
+) -> None:
+    """Compute what scores of a study need of its texts alone, which :func:`score_study` then finds.
+
+    Args:
+        study, convention, inference, memo: as there.
+        embeddings: by split, without images; those that are scored later are made of them by
+            :meth:`Embeddings.with_images`.
+    """
+    inference = inference or Inference()
+    id = embeddings.get(study.id_split)
+    others = [embeddings[name] for name in study.splits if name in embeddings and name != study.id_split]
+    if id is None or max((one.n for one in (id, *others)), default=0) > MOST_BESIDE:
+        return
+    with threadpool_limits(1):
+        decompose_together(id, others, convention)
+        _errors_and_tests([emid_bound(id, one, convention) for one in others], inference, memo)
+
+
 def score_statistics(
     study: Study,
     statistics: Mapping[str, SplitStatistics],
@@ -597,18 +622,9 @@ def _with_inference(
 ) -> dict[str, SplitScores]:
     """The scores with tests of their divergences, adjusted p-values and verdicts."""
     shifted = [name for name, one in scores.items() if one.emid and one.bound]
-    with threadpool_limits(1):  # one thread for each test beats several for each small matrix
+    with threadpool_limits(1):
         bounds = {name: bound for name in shifted if (bound := scores[name].bound)}
-        results = DivergenceResults(bounds.values(), inference.resamples, inference.seed, memo)
-        with (
-            threads(threads_for_small_work()) as pool,
-            tqdm(
-                total=len(results.missing), desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1
-            ) as bar,
-        ):
-            for _ in pool.map(results.compute, results.missing):
-                bar.update()
-        results.keep()
+        _errors_and_tests(bounds.values(), inference, memo)
         tests = {
             name: {
                 divergence: found
@@ -630,6 +646,20 @@ def _with_inference(
         called = verdict(one.emid.jackknife, p_adjusted, inference.held_within(one.emi.unit))
         completed[name] = replace(one, tests=tests[name], p_adjusted=p_adjusted, verdict=called)
     return completed
+
+
+def _errors_and_tests(bounds: Iterable[EMIDBound], inference: Inference, memo: Memo | None) -> None:
+    """Compute the errors and tests of divergences, which then are known; one thread each beats several for each small matrix."""
+    results = DivergenceResults(bounds, inference.resamples, inference.seed, memo)
+    with (
+        threads(threads_for_small_work()) as pool,
+        tqdm(
+            total=len(results.missing), desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1
+        ) as bar,
+    ):
+        for _ in pool.map(results.compute, results.missing):
+            bar.update()
+    results.keep()
 
 
 def _without_partners(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from lmms_eval_emi.core.correlation import MEASURES, correlate, operator_interva
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import adjust, verdict
 from lmms_eval_emi.core.permutation import TwoSets
-from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE
+from lmms_eval_emi.estimators import CLUB, HSIC, KSG, InfoNCE
 from lmms_eval_emi.scoring.memo import DivergenceResults
+from lmms_eval_emi.scoring.results import Inference, begin_scores, score_study
+from lmms_eval_emi.studies.schema import parse_study
 
 IMAGES, ROWS = 10, 3
 GROUPS = [f"image {row // ROWS}" for row in range(IMAGES * ROWS)]
@@ -406,6 +409,38 @@ def test_the_divergences_of_many_shifts_keep_no_copies_of_rows():
         tracemalloc.stop()
     assert len(set(found)) == len(kept) and all(value > 0 for _, value in found)
     assert taken < len(kept) * 2 * rows[0].nbytes, "as much as one copy of the rows of each pair of sets"
+
+
+def test_what_was_computed_of_texts_is_not_computed_again_with_their_images(make_embeddings, monkeypatch):
+    splits = {name: make_embeddings(seed, n=12) for seed, name in enumerate(("clean", "foggy", "dark"))}
+    study = parse_study(
+        "name: mine\nid_split: clean\ndataset: {path: rows.parquet}\nsplits:\n  clean: {}\n"
+        "  foggy: {shifts: [{modality: visual, name: fog}]}\n  dark: {shifts: [{modality: visual, name: dark}]}\n",
+        "mine.yaml",
+    )
+    expected = score_study(study, splits, HSIC(), model="m", inference=Inference(99)).to_dict()
+    by_text = {name: replace(one, v=None) for name, one in splits.items()}
+    computed, compute = [], TwoSets._test
+    monkeypatch.setattr(TwoSets, "_test", lambda self, *options: computed.append(self) or compute(self, *options))
+    begin_scores(study, by_text, inference=Inference(99))
+    assert len(computed) == 2 + 1 + 2, "questions, responses of the ID split, and of each shift"
+    whole = {name: one.with_images(splits[name].v, one.encoders) for name, one in by_text.items()}
+    assert score_study(study, whole, HSIC(), model="m", inference=Inference(99)).to_dict() == expected
+    assert len(computed) == 5 + 2, "images alone were left"
+    with pytest.raises(ValueError, match="without images"):
+        whole["clean"].with_images(splits["clean"].v)
+    with pytest.raises(ValueError, match="rows"):
+        by_text["clean"].with_images(splits["clean"].v[:5])
+
+
+def test_one_decomposition_of_each_set_and_of_their_mixture_serves_error_and_test(split, monkeypatch):
+    rows = IMAGES * ROWS
+    sets = TwoSets(split(1).y_hat, split(1).y, GROUPS, GROUPS, "equal_weight")
+    sizes, eigh = [], np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
+    sets.jackknife()
+    sets.test(19, 0, True)
+    assert sorted(sizes) == [rows, rows, 2 * rows]
 
 
 def test_what_shifts_share_is_computed_once_and_is_what_each_has_by_itself(split, monkeypatch):

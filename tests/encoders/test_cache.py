@@ -232,6 +232,37 @@ def test_a_bad_row_is_of_its_own_group(counted):
         list(embed_groups(groups, encoders, batch_size=8, strict=True))
 
 
+def test_what_is_known_of_texts_stays_known_of_their_rows_with_images(counted):
+    """So that what scores need of texts is computed while images are encoded."""
+    encoders, _, _ = counted
+    good, broken = samples(40), Sample(b"no image", "question", "response", "reference", 90)
+    groups = [{"a": good[:20], "b": [good[20], broken, *good[21:30]]}, {"c": good[30:]}]
+    early = {}
+
+    def ready(number, by_text):
+        early[number] = by_text
+        for one in by_text.values():
+            one.cache["known"] = f"{one.n} rows"
+
+    found = [embedded for embedded, _ in embed_groups(groups, encoders, batch_size=8, texts_ready=ready)]
+    assert {number: {name: one.n for name, one in own.items()} for number, own in early.items()} == {
+        0: {"a": 20, "b": 11},
+        1: {"c": 10},
+    }
+    for number, name, known in ((0, "a", "20 rows"), (0, "b", None), (1, "c", "10 rows")):
+        late, first = found[number][name], early[number][name]
+        assert late.cache.get("known") == known, "of the very rows, and of no others"
+        if known:
+            assert late.v is not None and first.v is None
+            assert late.ids == first.ids and late.groups == first.groups and late.encoders != first.encoders
+            for texts in ("t", "y_hat", "y"):
+                assert getattr(late, texts).data_ptr() == getattr(first, texts).data_ptr(), "no copy"
+    assert found[0]["b"].ids == [sample.key for sample in good[20:30]]
+    whole, _ = embed_good_rows({"b": groups[0]["b"]}, encoders, batch_size=8)
+    for name in ("v", "t", "y_hat", "y"):
+        np.testing.assert_array_equal(getattr(found[0]["b"], name), getattr(whole["b"], name))
+
+
 def test_another_preprocessing_is_another_encoder(counted, in_tinyhub, tmp_path):
     import shutil
 

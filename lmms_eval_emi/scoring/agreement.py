@@ -439,14 +439,14 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
         if name in rows
     )
     told = [
-        (len(strange), f"splits of the scores are none of the results, such as {strange[0] if strange else ''}"),
-        (unknown, "scores are of rows that the results do not have"),
-        (absent, "rows of the results have no score; EMI and cosines over splits are of all rows"),
-        (len(lone), f"splits are left out, for their scores are of one image, such as {lone[0] if lone else ''}"),
+        ("splits of the scores that the results lack", len(strange), f", such as {strange[0] if strange else ''}"),
+        ("scores of rows that the results lack", unknown, ""),
+        ("rows of the results without a score", absent, "; EMI and cosines over splits are of all rows"),
+        ("splits left out because their scores are of one image", len(lone), f", such as {lone[0] if lone else ''}"),
     ]
-    for count, what in told:
+    for what, count, more in told:
         if count:
-            log.warning("%s and %s: %d %s.", outside.name, result.model, count, what)
+            log.warning("%s and %s: %s: %d%s.", outside.name, result.model, what, count, more)
 
 
 def _loss(id: Jackknife, own: Jackknife, emid: Jackknife) -> Jackknife:

@@ -13,14 +13,23 @@ import time
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from lmms_eval_emi import Embeddings
-from lmms_eval_emi.estimators import CLUB
 from lmms_eval_emi.estimators.training import TrainingOptions, _Training, embeddings_to_pairs
 
 D, PAIRS, TURN = 768, 10_000, 50
+
+
+class Plain(nn.Module):
+    """The two networks of CLUB, of PyTorch's own layers."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: int) -> None:
+        super().__init__()
+        self.p_mu = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+        self.p_logvar = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs), nn.Tanh())
 
 
 def main() -> None:
@@ -53,7 +62,7 @@ def main() -> None:
         return loss
 
     ours.network.loss = remember  # type: ignore[method-assign]
-    plain = CLUB(D, pairs.y.shape[1], options.hidden).to(device)
+    plain = Plain(D, pairs.y.shape[1], options.hidden).to(device)
     plain.load_state_dict(ours.network.state_dict())
     optimizer = torch.optim.AdamW(plain.parameters(), lr=options.lr)
     drawn = torch.Generator()
@@ -68,7 +77,7 @@ def main() -> None:
     def turn_of_plain(count: int) -> None:
         for _ in range(count):
             x, y = (one.to(device) for one in next(loader))
-            mu, logvar = plain(x)
+            mu, logvar = plain.p_mu(x), plain.p_logvar(x)
             loss = ((y - mu) ** 2 * torch.exp(-logvar) + logvar).sum(dim=1).mean()
             optimizer.zero_grad()
             loss.backward()

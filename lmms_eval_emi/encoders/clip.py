@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, silu
 
+from lmms_eval_emi.core.products import REORDER, has_onednn, product
 from lmms_eval_emi.core.workers import here, workers
 from lmms_eval_emi.encoders.base import mean_over_positions
 from lmms_eval_emi.encoders.checkpoint import EncoderUnavailable, tensors_below
@@ -205,8 +206,7 @@ class _Layer:
 class _Linear:
     """``act(x W^T + b)``.
 
-    On the CPU oneDNN's product is a tenth faster than the one that PyTorch takes by itself, and it takes a weight in
-    an order of its own, in which one is put that serves several products.
+    oneDNN takes a weight in an order of its own, in which one is put that serves several products.
 
     Args:
         weight: (D', D).
@@ -214,9 +214,6 @@ class _Linear:
         rows: of the inputs of several products; 0 where there is one, or where the order does not matter.
         act: ``silu``, which oneDNN computes with the product, or ``gelu``.
     """
-
-    ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-    REORDER = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 
     def __init__(
         self,
@@ -226,13 +223,13 @@ class _Linear:
         act: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.bias, self.act = bias, act
-        self.onednn = self.ONEDNN if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
-        self.weight = self.REORDER(weight, rows) if self.onednn and self.REORDER and rows else weight
+        self.by_onednn = has_onednn(weight)
+        self.weight = REORDER(weight, rows) if self.by_onednn and REORDER and rows else weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.onednn and self.act is silu:
-            return self.onednn(x, self.weight, self.bias, "swish", [], "")
-        y = self.onednn(x, self.weight, self.bias, "none", [], "") if self.onednn else linear(x, self.weight, self.bias)
+        if self.by_onednn and self.act is silu:
+            return product(x, self.weight, self.bias, "swish")
+        y = product(x, self.weight, self.bias)
         return self.act(y) if self.act else y
 
 

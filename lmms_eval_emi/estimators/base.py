@@ -12,6 +12,7 @@ from torch import nn
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.information import Information
+from lmms_eval_emi.core.products import Linear
 from lmms_eval_emi.estimators.assignment import Assignment
 from lmms_eval_emi.estimators.card import FORMAT_VERSION
 from lmms_eval_emi.files import write_atomically
@@ -143,7 +144,7 @@ class TrainedEstimator(nn.Module, Estimator):
 
     def mlp(self, inputs: int, outputs: int) -> nn.Sequential:
         """inputs -> hidden -> outputs with tanh between."""
-        return nn.Sequential(nn.Linear(inputs, self.hidden), nn.Tanh(), nn.Linear(self.hidden, outputs))
+        return nn.Sequential(Linear(inputs, self.hidden), nn.Tanh(), Linear(self.hidden, outputs))
 
     @property
     def signature(self) -> str:

@@ -232,8 +232,8 @@ def _say_what_is_missing(scored: Sequence[Scored]) -> None:
             log.warning("%s, %s.", model, line)
         if study.id_split not in one.result.splits:
             log.warning(
-                "%s: The ID split %s was not scored, so EMID and the index are left out. Add its responses as %s.jsonl.",
+                "%s: the ID split %s of %s was not scored, for the reason above; EMID and the index are left out.",
                 model,
                 study.id_split,
-                study.id_split,
+                study.name,
             )

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -226,6 +226,8 @@ class TwoSets:
         return Jackknife(value, tuple(side for side in sides if side))
 
     def _deleted(self) -> dict[Hashable, float]:
+        if self.identical:  # to first order nothing changes, and the index would take a root of what rounding leaves
+            return {cluster: 0.0 for cluster, _, _ in self._left_by_each()}
         interactions = self._interactions() ** 2  # first, for its decomposition serves the others
         deleted = self.without_each()
         np.fill_diagonal(interactions, 0)
@@ -243,16 +245,22 @@ class TwoSets:
         equal_weight = self.convention == "equal_weight"
         mixed, of_x, of_y = (self._expand(own).slopes for own in (self._mixed(x, y, self.convention), x, y))
         deleted = {}
+        for cluster, dx, dy in self._left_by_each():
+            # A share of the rows is left out, which weighs more in what is left.
+            dx, dy = dx * x.sum() / (x - dx).sum(), dy * y.sum() / (y - dy).sum()
+            change = dx + dy
+            if equal_weight:
+                change = dx / x.sum() - x * dx.sum() / x.sum() ** 2 + dy / y.sum() - y * dy.sum() / y.sum() ** 2
+            deleted[cluster] = self.value - float(mixed @ change - (of_x @ dx + of_y @ dy) / 2)
+        return deleted
+
+    def _left_by_each(self) -> Iterator[tuple[Hashable, np.ndarray, np.ndarray]]:
+        """Each cluster without which both sets have rows, and its (U,) counts in both."""
+        x, y = self.counts.sum(axis=1)
         for number, cluster in enumerate(self.clusters):
             dx, dy = self.counts[:, number]
             if (x - dx).any() and (y - dy).any():
-                # A share of the rows is left out, which weighs more in what is left.
-                dx, dy = dx * x.sum() / (x - dx).sum(), dy * y.sum() / (y - dy).sum()
-                change = dx + dy
-                if equal_weight:
-                    change = dx / x.sum() - x * dx.sum() / x.sum() ** 2 + dy / y.sum() - y * dy.sum() / y.sum() ** 2
-                deleted[cluster] = self.value - float(mixed @ change - (of_x @ dx + of_y @ dy) / 2)
-        return deleted
+                yield cluster, dx, dy
 
     def _interactions(self) -> np.ndarray:
         """(G, G) what each pair of clusters adds to the divergence beyond what either does.
@@ -377,7 +385,8 @@ class TwoSets:
 
         own = np.repeat([1.0, 0.0], clusters)[None]
         goal, drawn = float(statistic(own)[0]), statistic(shares)
-        reached = int((drawn >= goal * (1 - TIE)).sum())
+        # Different rows may have one kernel; then all draws are as far apart, and only their rounding differs.
+        reached = resamples if observed == 0 else int((drawn >= goal * (1 - TIE)).sum())
         # Both sides of a pair have as many rows, so the mixture is the same in every draw.
         mixed = self._expand(x + y).entropy if paired else None
         some = shares[:MEASURED]

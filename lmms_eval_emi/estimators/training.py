@@ -284,7 +284,7 @@ class _Training:
         self.iteration = 0
         # Losses since the last check: asking a GPU for each would make it wait every time, and a tensor each, kept
         # between what an iteration takes and frees, would let the process grow by megabytes in every iteration.
-        self.losses, self.unchecked = torch.empty(max(1, options.every), device=pairs.x.device), 0
+        self.losses, self.unchecked = torch.empty(min(options.every, options.iterations), device=pairs.x.device), 0
         self._split(torch.ones(len(pairs.x), dtype=torch.bool))
 
     def leave_out(self, rows: torch.Tensor) -> None:

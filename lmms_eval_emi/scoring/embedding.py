@@ -21,7 +21,7 @@ from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, encode_all, 
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
 from lmms_eval_emi.files import threads
 from lmms_eval_emi.images import DatasetImage, ImageError, ImageSource, content_key, open_image
-from lmms_eval_emi.samples import Sample, SampleError
+from lmms_eval_emi.samples import Sample, SampleError, without_images
 from lmms_eval_emi.scoring.ranks import cores, from_first, over_ranks, own_part, ranks
 from lmms_eval_emi.settings import Settings
 
@@ -195,7 +195,7 @@ def embed_groups(
         if not samples:
             raise ValueError(f"split {name}: expected at least one sample, got none.")
     with_images = any(sample.image is not None for samples in splits.values() for sample in samples)
-    images, unread = _distinct_images(splits) if with_images else (_Images(), [])
+    images, unread = _distinct_images(groups) if with_images else (_Images(), [])
     if unread and strict and len(unread) == sum(map(len, splits.values())):
         raise SampleError(_listed(unread, splits))
     encoding: list[Future[list[_Readable]]] = []
@@ -290,17 +290,22 @@ def _embedded(readable: _Readable, bad: Sequence[BadRow], images: _Images, encod
     return embedded
 
 
-def _distinct_images(splits: Mapping[str, Sequence[Sample]]) -> tuple[_Images, list[BadRow]]:
+def _distinct_images(groups: Sequence[Mapping[str, Sequence[Sample]]]) -> tuple[_Images, list[BadRow]]:
     """The distinct images of all splits, and the rows that have none or whose file cannot be read at all."""
     images, bad = _Images(), []
     number_of: dict[str, int] = {}
     kept_bytes = 0
-    for name, samples in splits.items():
+    alone = {name for group in groups if without_images(group) for name in group}
+    for name, samples in (split for group in groups for split in group.items()):
         numbers = images.numbers[name] = [None] * len(samples)
         for row, sample in enumerate(samples):
             try:
                 if sample.image is None:
-                    raise ImageError("it has no image")
+                    raise ImageError(
+                        "no row of its study has an image, and rows of others have; score it in a call of its own"
+                        if name in alone
+                        else "it has no image"
+                    )
                 source = sample.image
                 if isinstance(source, DatasetImage):
                     source = source.encoded()

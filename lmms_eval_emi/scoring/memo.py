@@ -59,7 +59,7 @@ class DivergenceResults:
             Each is a list of the places that it belongs to.
     """
 
-    KIND = "divergences, 3"
+    KIND = "divergences, 4"
 
     def __init__(self, bounds: Iterable[EMIDBound], resamples: int, seed: int, memo: Memo | None = None) -> None:
         self.memo = memo

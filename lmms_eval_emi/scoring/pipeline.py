@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -130,10 +131,12 @@ def score_samples(
             collected = [_without(entry, one.result()) for entry, one in zip(collected, told, strict=True)]
         instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(collected))
 
+        stopped = threading.Event()
+
         def begin(number: int, by_text: Mapping[str, Embeddings]) -> None:  # an error comes again where it is scored
             if rank() == 0:
                 work = partial(begin_scores, collected[number].study, by_text, convention=settings.convention)
-                scoring.submit(work, inference=_inference(settings), memo=memo)
+                scoring.submit(work, inference=_inference(settings), memo=memo, stopped=stopped)
 
         embedded = embed_samples(
             collected,
@@ -145,7 +148,7 @@ def score_samples(
             texts_ready=begin,
         )
         results = []
-        with closing(embedded):
+        with closing(embedded), _set_by_an_error(stopped):
             for (entry, embeddings), kinds in zip(embedded, told, strict=True):
                 if rank() == 0:  # the first has all embeddings and scores them
                     results.append(scoring.submit(_scored, entry, embeddings, kinds, instruments, settings, memo))
@@ -350,6 +353,15 @@ def embed_samples(
                 else:
                     good.leave_out(name, f"split {name}: none of its rows can be embedded")
             yield good, embeddings
+
+
+@contextmanager
+def _set_by_an_error(event: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        event.set()
+        raise
 
 
 def _inference(settings: Settings) -> Inference:

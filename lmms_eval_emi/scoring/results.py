@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from lmms_eval_emi.core.information import (
 )
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
-from lmms_eval_emi.core.permutation import DivergenceTest
+from lmms_eval_emi.core.permutation import DivergenceTest, SetsResult
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
 from lmms_eval_emi.core.workers import threads_for_small_work, workers
@@ -452,13 +453,13 @@ def score_study(
     for name in present:
         value, compared = found[name]
         if isinstance(value, str):
-            omitted.setdefault(name, []).append(value)
+            omitted.setdefault(name, []).append(f"split {name}: {value}")
             continue
         scores[name] = SplitScores(value)
         if isinstance(estimator, Estimator) and (said := estimator.remarks(embeddings[name])):
             remarks.setdefault(name, []).extend(said)
         if isinstance(compared, str):
-            omitted.setdefault(name, []).append(compared)
+            omitted.setdefault(name, []).append(f"split {name}: {compared}")
         elif compared is not None:
             if compared[2]:
                 remarks.setdefault(name, []).append(compared[2])
@@ -487,6 +488,7 @@ def begin_scores(
     convention: str = "published",
     inference: Inference | None = None,
     memo: Memo | None = None,
+    stopped: threading.Event | None = None,
 ) -> None:
     """Compute what scores of a study need of its texts alone, which :func:`score_study` then finds.
 
@@ -494,15 +496,16 @@ def begin_scores(
         study, convention, inference, memo: as there.
         embeddings: by split, without images; those that are scored later are made of them by
             :meth:`Embeddings.with_images`.
+        stopped: set where nothing will be scored after all.
     """
-    inference = inference or Inference()
+    inference, stopped = inference or Inference(), stopped or threading.Event()
     id = embeddings.get(study.id_split)
     others = [embeddings[name] for name in study.splits if name in embeddings and name != study.id_split]
-    if id is None or max((one.n for one in (id, *others)), default=0) > MOST_BESIDE:
+    if stopped.is_set() or id is None or max((one.n for one in (id, *others)), default=0) > MOST_BESIDE:
         return
     with threadpool_limits(1):
         decompose_together(id, others, convention)
-        _errors_and_tests([emid_bound(id, one, convention) for one in others], inference, memo)
+        _errors_and_tests([emid_bound(id, one, convention) for one in others], inference, memo, stopped)
 
 
 def score_statistics(
@@ -542,7 +545,7 @@ def score_statistics(
                 difference = emid_of(id, statistics[name], scores[study.id_split].emi)
                 scores[name] = SplitScores(one.emi, difference, bound_of(id, statistics[name], convention, entropy))
             except ValueError as error:
-                omitted.setdefault(name, []).append(str(error))
+                omitted.setdefault(name, []).append(f"split {name}: {error}")
     samples = {name: one.sample for name, one in statistics.items() if one.sample is not None}
     return _to_result(
         study,
@@ -648,16 +651,26 @@ def _with_inference(
     return completed
 
 
-def _errors_and_tests(bounds: Iterable[EMIDBound], inference: Inference, memo: Memo | None) -> None:
-    """Compute the errors and tests of divergences, which then are known; one thread each beats several for each small matrix."""
+def _errors_and_tests(
+    bounds: Iterable[EMIDBound], inference: Inference, memo: Memo | None, stopped: threading.Event | None = None
+) -> None:
+    """Compute the errors and tests of divergences, which then are known, until ``stopped`` is set.
+
+    One thread each beats several for each small matrix.
+    """
     results = DivergenceResults(bounds, inference.resamples, inference.seed, memo)
+
+    def compute(own: Sequence[Sequence[SetsResult]]) -> None:
+        if stopped is None or not stopped.is_set():
+            results.compute(own)
+
     with (
         threads(threads_for_small_work()) as pool,
         tqdm(
             total=len(results.missing), desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1
         ) as bar,
     ):
-        for _ in pool.map(results.compute, results.missing):
+        for _ in pool.map(compute, results.missing):
             bar.update()
     results.keep()
 

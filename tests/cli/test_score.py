@@ -165,7 +165,7 @@ def test_without_the_id_split_emi_is_given_all_the_same(in_tinyhub, answers, tmp
     results = json.loads(output.read_text())
     assert "emi" in results["splits"][GERMAN] and "emid" not in results["splits"][GERMAN]
     assert results["summary"]["pearson_r"] is None
-    assert "The ID split llava_bench_coco_English was not scored" in caplog.text
+    assert "the ID split llava_bench_coco_English of natural was not scored" in caplog.text
 
 
 def test_an_empty_response_is_a_response(in_tinyhub, answers, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import numpy as np
 import pytest
@@ -431,6 +432,42 @@ def test_what_was_computed_of_texts_is_not_computed_again_with_their_images(make
         whole["clean"].with_images(splits["clean"].v)
     with pytest.raises(ValueError, match="rows"):
         by_text["clean"].with_images(splits["clean"].v[:5])
+
+
+def test_what_is_begun_of_texts_stops_where_nothing_will_be_scored(make_embeddings, monkeypatch):
+    study = parse_study(
+        "name: mine\nid_split: clean\ndataset: {path: rows.parquet}\nsplits:\n  clean: {}\n"
+        "  foggy: {shifts: [{modality: visual, name: fog}]}\n",
+        "mine.yaml",
+    )
+    by_text = {name: make_embeddings(seed, n=12, v=None) for seed, name in enumerate(study.splits)}
+    stopped, computed, compute = Event(), [], TwoSets._deleted
+
+    def deleted(sets):
+        stopped.set()
+        computed.append(sets)
+        return compute(sets)
+
+    monkeypatch.setattr(TwoSets, "_deleted", deleted)
+    monkeypatch.setattr("lmms_eval_emi.scoring.results.threads_for_small_work", lambda: 1)
+    begin_scores(study, by_text, inference=Inference(0), stopped=stopped)
+    assert len(computed) == 1
+
+
+def test_without_any_shift_a_divergence_has_no_error_from_rounding(split):
+    """The index takes its root, which would make 1e-8 of 1e-16."""
+    rows = split(1)
+    sets = TwoSets(rows.t, rows.t, GROUPS, GROUPS)
+    assert sets.value == 0 and set(sets.jackknife().strata[0].values()) == {0.0}
+    assert sets.jackknife().clusters == IMAGES
+
+
+def test_different_rows_with_one_kernel_have_not_shifted():
+    """All draws are then as far apart, and which rounding is greater says nothing."""
+    rows = torch.nn.functional.normalize(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    for paired in (True, False):
+        test = TwoSets(rows, -rows, range(8), range(8) if paired else range(8, 16)).test(99, 0, paired)
+        assert test.value == 0 and test.p_value == 1
 
 
 def test_one_decomposition_of_each_set_and_of_their_mixture_serves_error_and_test(split, monkeypatch):

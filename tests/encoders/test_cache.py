@@ -232,6 +232,14 @@ def test_a_bad_row_is_of_its_own_group(counted):
         list(embed_groups(groups, encoders, batch_size=8, strict=True))
 
 
+def test_a_study_without_images_beside_one_with_images_is_told_to_be_scored_alone(counted):
+    encoders, _, _ = counted
+    alone = [Sample(None, f"question {row}", "response", "reference", row) for row in range(3)]
+    (_, first), (found, bad) = embed_groups([{"a": samples(3)}, {"b": alone}], encoders, batch_size=8)
+    assert not first and not found and len(bad) == 3
+    assert "score it in a call of its own" in str(bad[0])
+
+
 def test_what_is_known_of_texts_stays_known_of_their_rows_with_images(counted):
     """So that what scores need of texts is computed while images are encoded."""
     encoders, _, _ = counted

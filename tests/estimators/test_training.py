@@ -376,6 +376,15 @@ def test_prefetch(in_tinyhub, tmp_path, monkeypatch, capsys):
     )
 
 
+def test_held_out_scores_may_be_wanted_never(make_embeddings):
+    """Nothing is as large as the steps between them."""
+    splits = {"all": make_embeddings(0, 40)}
+    options = TrainingOptions(iterations=3, batch_size=8, hidden=4, folds=1, seeds=1, every=10**13)
+    assert [
+        one["iteration"] for one in train_estimator(splits, options, name="one").card["networks"][0]["history"]
+    ] == [1, 2, 3]
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs the memory of this process as Linux tells it")
 def test_memory_does_not_grow_with_iterations():
     """Small tensors that are kept between large ones that are freed made it grow by a megabyte an iteration."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 REORDER = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
@@ -29,11 +29,15 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
         x: (..., D) rows.
         weight: (D', D), or what ``REORDER`` made of it.
         bias: (D',) or ``None``.
-        act: ``none``, or ``swish`` where :func:`has_onednn` says that oneDNN takes the product.
+        act: ``none``, or ``swish``, which oneDNN computes with the product.
+
+    Returns:
+        (..., D') rows.
     """
     if has_onednn(x):
         return ONEDNN(x, weight, bias, act, [], "")  # type: ignore[misc]
-    return linear(x, weight, bias)
+    y = linear(x, weight, bias)
+    return silu(y) if act == "swish" else y
 
 
 class _Product(torch.autograd.Function):

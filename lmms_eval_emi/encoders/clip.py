@@ -223,11 +223,10 @@ class _Linear:
         act: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.bias, self.act = bias, act
-        self.by_onednn = has_onednn(weight)
-        self.weight = REORDER(weight, rows) if self.by_onednn and REORDER and rows else weight
+        self.weight = REORDER(weight, rows) if has_onednn(weight) and REORDER and rows else weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.by_onednn and self.act is silu:
+        if self.act is silu:
             return product(x, self.weight, self.bias, "swish")
         y = product(x, self.weight, self.bias)
         return self.act(y) if self.act else y

@@ -658,10 +658,11 @@ def _errors_and_tests(
 
     One thread each beats several for each small matrix.
     """
+    stopped = stopped or threading.Event()
     results = DivergenceResults(bounds, inference.resamples, inference.seed, memo)
 
     def compute(own: Sequence[Sequence[SetsResult]]) -> None:
-        if stopped is None or not stopped.is_set():
+        if not stopped.is_set():
             results.compute(own)
 
     with (

@@ -65,3 +65,4 @@ def test_without_onednn_products_are_pytorchs(monkeypatch):
     x = torch.randn(5, 6)
     assert not has_onednn(x)
     assert torch.equal(own(x), theirs(x)) and torch.equal(product(x, own.weight), x @ own.weight.T)
+    assert torch.equal(product(x, own.weight, act="swish"), nn.functional.silu(x @ own.weight.T))

@@ -412,13 +412,15 @@ def test_the_divergences_of_many_shifts_keep_no_copies_of_rows():
     assert taken < len(kept) * 2 * rows[0].nbytes, "as much as one copy of the rows of each pair of sets"
 
 
+def study_of(*shifts):
+    splits = "".join(f"  {name}: {{shifts: [{{modality: visual, name: {name}}}]}}\n" for name in shifts)
+    head = "name: mine\nid_split: clean\ndataset: {path: rows.parquet}\nsplits:\n  clean: {}\n"
+    return parse_study(head + splits, "mine.yaml")
+
+
 def test_what_was_computed_of_texts_is_not_computed_again_with_their_images(make_embeddings, monkeypatch):
     splits = {name: make_embeddings(seed, n=12) for seed, name in enumerate(("clean", "foggy", "dark"))}
-    study = parse_study(
-        "name: mine\nid_split: clean\ndataset: {path: rows.parquet}\nsplits:\n  clean: {}\n"
-        "  foggy: {shifts: [{modality: visual, name: fog}]}\n  dark: {shifts: [{modality: visual, name: dark}]}\n",
-        "mine.yaml",
-    )
+    study = study_of("foggy", "dark")
     expected = score_study(study, splits, HSIC(), model="m", inference=Inference(99)).to_dict()
     by_text = {name: replace(one, v=None) for name, one in splits.items()}
     computed, compute = [], TwoSets._test
@@ -435,11 +437,7 @@ def test_what_was_computed_of_texts_is_not_computed_again_with_their_images(make
 
 
 def test_what_is_begun_of_texts_stops_where_nothing_will_be_scored(make_embeddings, monkeypatch):
-    study = parse_study(
-        "name: mine\nid_split: clean\ndataset: {path: rows.parquet}\nsplits:\n  clean: {}\n"
-        "  foggy: {shifts: [{modality: visual, name: fog}]}\n",
-        "mine.yaml",
-    )
+    study = study_of("foggy")
     by_text = {name: make_embeddings(seed, n=12, v=None) for seed, name in enumerate(study.splits)}
     stopped, computed, compute = Event(), [], TwoSets._deleted
 

@@ -21,14 +21,14 @@ from lmms_eval_emi.cli.demo import ASSETS
 from lmms_eval_emi.encoders import load_encoders
 from lmms_eval_emi.estimators import load_estimator, registered_estimators
 from lmms_eval_emi.harness.lmms_eval.compat import tasks_folder
-from lmms_eval_emi.harness.lmms_eval.task_files import package_task_files
-from lmms_eval_emi.responses import formats
+from lmms_eval_emi.harness.lmms_eval.write_tasks import package_task_files
+from lmms_eval_emi.data.responses import formats
 from lmms_eval_emi.shifts import operators
-from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
-from lmms_eval_emi.rows import load_splits
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
+from lmms_eval_emi.data.rows import load_splits
 from lmms_eval_emi.report.page import to_html
 from lmms_eval_emi.schemas import load_schema, schema_names
-from lmms_eval_emi.suites import load_suite, suite_names
+from lmms_eval_emi.data.suites import load_suite, suite_names
 import lmms_eval.evaluator
 from lmms_eval.tasks import TaskManager
 

@@ -135,14 +135,14 @@ def readers(folder: Path) -> list[Reader]:
 
     from lmms_eval_emi.estimators import CLUB, load_estimator
     from lmms_eval_emi.estimators.base import save_state
-    from lmms_eval_emi.journal import Journal, JournalError, read_journal, read_manifest, to_line
+    from lmms_eval_emi.util.journal import Journal, JournalError, read_journal, read_manifest, to_line
     from lmms_eval_emi.report.page import to_text
     from lmms_eval_emi.report.reading import ReportError, read_results
-    from lmms_eval_emi.responses import ResponsesError, find_responses, read_responses
-    from lmms_eval_emi.scoring.comparison import read_stored
-    from lmms_eval_emi.scoring.row_results import rows_path
+    from lmms_eval_emi.data.responses import ResponsesError, find_responses, read_responses
+    from lmms_eval_emi.scoring.compare import read_stored
+    from lmms_eval_emi.scoring.rows import rows_path
     from lmms_eval_emi.scoring.stored import StoredError
-    from lmms_eval_emi.studies.schema import StudyError, load_study
+    from lmms_eval_emi.data.study import StudyError, load_study
 
     natural = load_study("natural")
 

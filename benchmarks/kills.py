@@ -124,7 +124,7 @@ def import_everything() -> None:
 
     torch.set_num_threads(1)
     for module in (
-        *("lmms_eval.__main__", "lmms_eval.models", "lmms_eval_emi.cli", "lmms_eval_emi.harness.lmms_eval.resumable"),
+        *("lmms_eval.__main__", "lmms_eval.models", "lmms_eval_emi.cli", "lmms_eval_emi.harness.lmms_eval.resume.runs"),
         *("lmms_eval_emi.harness.lmms_eval.hooks", "lmms_eval_emi.scoring.pipeline", "lmms_eval_emi.report.page"),
         *("transformers", "datasets", "matplotlib.pyplot", "scipy.stats", "py3langid.langid"),
     ):
@@ -206,7 +206,7 @@ def wait(processes: Sequence[int], seconds: float) -> dict[int, int | None]:
 
 def acknowledged(out: Path) -> dict[tuple, Any]:
     """The responses that the journal of a run holds."""
-    from lmms_eval_emi.journal import read_journal
+    from lmms_eval_emi.util.journal import read_journal
 
     found = {}
     for record in read_journal(out).records:

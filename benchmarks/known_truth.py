@@ -34,7 +34,7 @@ from lmms_eval_emi.cli.demo import ASSETS
 from lmms_eval_emi.estimators import HSIC, KSG, DistanceCorrelation, Estimator, load_estimator
 from lmms_eval_emi.estimators.cosine import Cosine
 from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
-from lmms_eval_emi.samples import Sample
+from lmms_eval_emi.data.sample import Sample
 
 ROWS = 90
 TRAINED = ("club", "club-free", "infonce")

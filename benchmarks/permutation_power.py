@@ -17,7 +17,7 @@ import torch
 from tabulate import tabulate
 from threadpoolctl import threadpool_limits
 
-from lmms_eval_emi.core.permutation import TwoSets
+from lmms_eval_emi.core.exchange_test import TwoSets
 
 D = 48
 DRAWS = 499

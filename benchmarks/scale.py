@@ -31,7 +31,7 @@ from tabulate import tabulate
 from lmms_eval_emi import Embeddings
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.estimators import CLUB
-from lmms_eval_emi.scoring.stores import to_table
+from lmms_eval_emi.scoring.embedding_files import to_table
 
 D = 768
 BLOCK = 4096

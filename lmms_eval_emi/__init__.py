@@ -15,34 +15,34 @@ from lmms_eval_emi.version import __version__
 if TYPE_CHECKING:
     from lmms_eval_emi.core.divergence import EMIDBound, emid_bound, rjsd
     from lmms_eval_emi.core.embeddings import Embeddings
-    from lmms_eval_emi.core.information import EMI, EMID, emi, emid
+    from lmms_eval_emi.core.emi import EMI, EMID, emi, emid
     from lmms_eval_emi.encoders import load_encoders
     from lmms_eval_emi.estimators import load_estimator
-    from lmms_eval_emi.samples import Sample
-    from lmms_eval_emi.scoring.embedding import embed_splits
+    from lmms_eval_emi.data.sample import Sample
+    from lmms_eval_emi.scoring.embed import embed_splits
     from lmms_eval_emi.scoring.pipeline import score
     from lmms_eval_emi.scoring.preflight import preflight
-    from lmms_eval_emi.scoring.results import score_study
-    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.scoring.result import score_study
+    from lmms_eval_emi.data.study import load_study
 
 # Loaded when first used, so that the command line answers --help without importing torch.
 _HOME = {
     "Embeddings": "core.embeddings",
-    "EMI": "core.information",
-    "EMID": "core.information",
+    "EMI": "core.emi",
+    "EMID": "core.emi",
     "EMIDBound": "core.divergence",
-    "emi": "core.information",
-    "emid": "core.information",
+    "emi": "core.emi",
+    "emid": "core.emi",
     "emid_bound": "core.divergence",
     "rjsd": "core.divergence",
     "load_estimator": "estimators",
     "load_encoders": "encoders",
-    "Sample": "samples",
-    "embed_splits": "scoring.embedding",
-    "load_study": "studies.schema",
+    "Sample": "data.sample",
+    "embed_splits": "scoring.embed",
+    "load_study": "data.study",
     "preflight": "scoring.preflight",
     "score": "scoring.pipeline",
-    "score_study": "scoring.results",
+    "score_study": "scoring.result",
 }
 
 __all__ = [

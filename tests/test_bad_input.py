@@ -21,11 +21,11 @@ from lmms_eval_emi import cli
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.estimators import CLUB, load_estimator
 from lmms_eval_emi.estimators.base import save_state
-from lmms_eval_emi.files import parse_json
-from lmms_eval_emi.redaction import redact
+from lmms_eval_emi.util.files import parse_json
+from lmms_eval_emi.util.redact import redact
 from lmms_eval_emi.report.page import to_html, to_text
 from lmms_eval_emi.report.reading import ReportError, read_results
-from lmms_eval_emi.responses.llava import write_response_file
+from lmms_eval_emi.data.responses.llava import write_response_file
 
 ID, GERMAN = "llava_bench_coco_English", "llava_bench_coco_German"
 STRANGE = {
@@ -128,7 +128,7 @@ def test_responses_to_other_questions_are_told(in_tinyhub, answers, tmp_path, ca
 
 
 def test_samples_whose_row_is_true_are_no_row(tmp_path):
-    from lmms_eval_emi.harness.lmms_eval.samples_files import read_file as read_samples
+    from lmms_eval_emi.data.responses.lmms_eval import read_file as read_samples
 
     lines = [{"doc_id": doc, "filtered_resps": "a"} for doc in (True, [1], 1.5, "1", 10**30, 2)]
     (tmp_path / "x_samples_t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lmms_eval_emi.estimators import CLUB
-from lmms_eval_emi.studies.schema import BUILT_IN, Study, load_study
+from lmms_eval_emi.data.study import BUILT_IN, Study, load_study
 
 DIMENSION = 32
 ROWS = 5

@@ -44,11 +44,11 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from lmms_eval_emi.harness.lmms_eval.task_files import SUITE, tasks_folder
-from lmms_eval_emi.rows import load_splits
-from lmms_eval_emi.studies.schema import Study, load_study
+from lmms_eval_emi.harness.lmms_eval.write_tasks import SUITE, tasks_folder
+from lmms_eval_emi.data.rows import load_splits
+from lmms_eval_emi.data.study import Study, load_study
 
-ASSETS = Path(str(resources.files("lmms_eval_emi.demo"))) / "assets"
+ASSETS = Path(str(resources.files("lmms_eval_emi.slices.demo"))) / "assets"
 PICTURE, PATCH = 112, 14  # pixels, as the models see them
 PATCHES = PICTURE // PATCH
 MEAN, STD = 0.5, 0.5

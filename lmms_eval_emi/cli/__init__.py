@@ -41,9 +41,9 @@ from lmms_eval_emi.cli import (
     twins,
     validate,
 )
-from lmms_eval_emi.files import write_atomically
+from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.memory import share_areas
-from lmms_eval_emi.redaction import redact
+from lmms_eval_emi.util.redact import redact
 from lmms_eval_emi.settings import cache_folder, load_settings
 from lmms_eval_emi.version import __version__
 

@@ -12,7 +12,7 @@ from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, 
 
 if TYPE_CHECKING:
     from lmms_eval_emi.core.correlation import Correlation
-    from lmms_eval_emi.scoring.agreement import Agreement
+    from lmms_eval_emi.slices.judge.agreement import Agreement
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -56,9 +56,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, correlate, print, write."""
     settings = settings_of(args)
-    from lmms_eval_emi.files import check_output, to_json, write_atomically
-    from lmms_eval_emi.judge.verdicts import read_verdicts
-    from lmms_eval_emi.scoring.agreement import (
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.slices.judge.verdicts import read_verdicts
+    from lmms_eval_emi.slices.judge.agreement import (
         AgreementError,
         agree,
         read_results_to_compare,

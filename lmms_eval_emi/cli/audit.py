@@ -67,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     from tabulate import tabulate
 
-    from lmms_eval_emi.files import check_output, to_json, write_atomically
-    from lmms_eval_emi.scoring.audit import audit
-    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.slices.audit.audit import audit
+    from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.table import MARK, with_error
-    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.data.study import load_study
 
     study = load_study(study_of(args))
     if args.output:

@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from lmms_eval_emi.core.jackknife import Jackknife
-    from lmms_eval_emi.files import check_output, to_json, write_atomically
-    from lmms_eval_emi.scoring.comparison import StoredError, check_comparable, compare, indistinguishable, read_stored
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.scoring.compare import StoredError, check_comparable, compare, indistinguishable, read_stored
     from lmms_eval_emi.scoring.table import MARK, NOTHING, with_error
 
     if args.output:

@@ -19,11 +19,11 @@ from lmms_eval_emi.cli.options import add_command
 from lmms_eval_emi.harness.lmms_eval import compat
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.samples import Sample
-    from lmms_eval_emi.scoring.joining import StudySamples
-    from lmms_eval_emi.scoring.results import StudyResult
+    from lmms_eval_emi.data.sample import Sample
+    from lmms_eval_emi.scoring.join import StudySamples
+    from lmms_eval_emi.scoring.result import StudyResult
 
-ASSETS = Path(__file__).resolve().parents[1] / "demo" / "assets"
+ASSETS = Path(__file__).resolve().parents[1] / "slices" / "demo" / "assets"
 TASKS, STUDY = "llavabench_shift_demo", "demo"
 UNTRAINED = ("hsic", "dcor", "cosine")  # estimators that are shown beside the demo's own
 NAME = "a small LLaVA"  # on the demo's page, where its folder's name would say nothing
@@ -100,10 +100,10 @@ def write_page(results: Path, responses: Path, output: Path) -> None:
         responses: the folder of its response files.
         output: folder to write to.
     """
-    from lmms_eval_emi.files import to_json, write_atomically
+    from lmms_eval_emi.util.files import to_json, write_atomically
     from lmms_eval_emi.report.page import write_report
     from lmms_eval_emi.report.reading import read_findings, read_results
-    from lmms_eval_emi.scoring.agreement import OutsideScores, agree, read_results_to_compare
+    from lmms_eval_emi.slices.judge.agreement import OutsideScores, agree, read_results_to_compare
 
     rows = {
         name: {str(key[0]): (float(right), 1.0) for key, right in own.items()}
@@ -173,7 +173,7 @@ def side_by_side(responses: Path) -> str:
 
     from lmms_eval_emi.core.correlation import spearman
     from lmms_eval_emi.scoring.table import disagreements_to_lines, with_error
-    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.data.study import load_study
 
     study = load_study(STUDY)
     entry = collect_with_controls(responses)
@@ -212,8 +212,8 @@ def collect_with_controls(responses: Path) -> StudySamples:
     Args:
         responses: the folder of the run's response files.
     """
-    from lmms_eval_emi.scoring.joining import collect_samples
-    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.scoring.join import collect_samples
+    from lmms_eval_emi.data.study import load_study
 
     study = load_study(STUDY)
     (entry,) = collect_samples(study, [responses], models=["all"], allow_missing=True)
@@ -231,8 +231,8 @@ def accuracy_of(entry: StudySamples) -> dict[str, float]:
 
 def right_rows(entry: StudySamples) -> dict[str, dict[tuple[str, str], bool]]:
     """Whether each row names every object asked about, by split and the row's key."""
-    from lmms_eval_emi.rows import load_splits
-    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.data.rows import load_splits
+    from lmms_eval_emi.data.study import load_study
 
     study = load_study(STUDY)
     asked = {

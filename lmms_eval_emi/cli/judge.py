@@ -20,8 +20,8 @@ from lmms_eval_emi.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.judge.asking import Asked
-    from lmms_eval_emi.scoring.joining import StudySamples
+    from lmms_eval_emi.slices.judge.client import Asked
+    from lmms_eval_emi.scoring.join import StudySamples
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -92,11 +92,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan, ask, add up, print."""
     settings = settings_of(args)
-    from lmms_eval_emi.files import OutputError
-    from lmms_eval_emi.judge.asking import Judge, ask, plan
-    from lmms_eval_emi.judge.verdicts import JudgeError, read_verdicts
-    from lmms_eval_emi.scoring.joining import collect_samples
-    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.util.files import OutputError
+    from lmms_eval_emi.slices.judge.client import Judge, ask, plan
+    from lmms_eval_emi.slices.judge.verdicts import JudgeError, read_verdicts
+    from lmms_eval_emi.scoring.join import collect_samples
+    from lmms_eval_emi.data.study import load_study
 
     for name, lowest in (("repeats", 1), ("concurrency", 1), ("max_tokens", 1)):
         if getattr(args, name) < lowest:
@@ -152,7 +152,7 @@ def _summary_of(path: Path) -> Path:
 
 
 def _is_summary(path: Path) -> bool:
-    from lmms_eval_emi.files import read_json
+    from lmms_eval_emi.util.files import read_json
 
     try:
         found = read_json(path)
@@ -162,11 +162,11 @@ def _is_summary(path: Path) -> bool:
 
 
 def _wanted(entry: StudySamples, args: argparse.Namespace) -> list[Asked]:
-    from lmms_eval_emi.judge.asking import Asked
-    from lmms_eval_emi.judge.prompt import ORDERS, Case
-    from lmms_eval_emi.judge.verdicts import Key
-    from lmms_eval_emi.responses.base import id_text
-    from lmms_eval_emi.rows import column_values, load_splits
+    from lmms_eval_emi.slices.judge.client import Asked
+    from lmms_eval_emi.slices.judge.prompt import ORDERS, Case
+    from lmms_eval_emi.slices.judge.verdicts import Key
+    from lmms_eval_emi.data.responses.base import id_text
+    from lmms_eval_emi.data.rows import column_values, load_splits
 
     rows = load_splits(entry.study, list(entry.samples))
     orders = ORDERS if args.orders == "both" else (args.orders,)
@@ -201,7 +201,7 @@ def _wanted(entry: StudySamples, args: argparse.Namespace) -> list[Asked]:
 
 
 def _column(present: Sequence[str], given: str | None, usual: Sequence[str], what: str) -> str | None:
-    from lmms_eval_emi.judge.verdicts import JudgeError
+    from lmms_eval_emi.slices.judge.verdicts import JudgeError
 
     if given is None:
         return next((name for name in usual if name in present), None)
@@ -224,10 +224,10 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     """Add up, write beside the verdicts, print."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.files import to_json, write_atomically
-    from lmms_eval_emi.images import ImageError, content_key
-    from lmms_eval_emi.judge.preference import prefer, self_agreement
-    from lmms_eval_emi.judge.verdicts import group_verdicts
+    from lmms_eval_emi.util.files import to_json, write_atomically
+    from lmms_eval_emi.data.images import ImageError, content_key
+    from lmms_eval_emi.slices.judge.preference import prefer, self_agreement
+    from lmms_eval_emi.slices.judge.verdicts import group_verdicts
     from lmms_eval_emi.scoring.table import NOTHING, with_error
 
     by_split = group_verdicts(verdicts)

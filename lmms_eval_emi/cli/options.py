@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lmms_eval_emi.settings import PREFIX, Settings, override_settings
-from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
 
 EXAMPLES = "examples:"
 METAVARS = {"vision_encoder": "NAME|PATH", "text_encoder": "NAME|PATH", "entropy": "NATS", "batch_size": "N"}
@@ -159,7 +159,7 @@ def opened_engine(args: argparse.Namespace) -> Iterator[Any]:
     if args.engine != "ray":
         yield None
         return
-    from lmms_eval_emi.engines import ray
+    from lmms_eval_emi.slices.ray import engine as ray
 
     with ray.cluster(args.ray_address):
         yield ray

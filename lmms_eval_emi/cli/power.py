@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Read, compute, print."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.scoring.comparison import power, read_stored
+    from lmms_eval_emi.scoring.compare import power, read_stored
 
     for result in read_stored(args.results):
         found = power(result, args.effect, args.power)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.cli.options import add_command
-from lmms_eval_emi.studies.schema import BUILT_IN
+from lmms_eval_emi.data.study import BUILT_IN
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder
     from lmms_eval_emi.estimators import load_estimator, registered_estimators
     from lmms_eval_emi.estimators.registry import locate
-    from lmms_eval_emi.rows import load_splits
+    from lmms_eval_emi.data.rows import load_splits
     from lmms_eval_emi.settings import load_settings
-    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.data.study import load_study
 
     settings = load_settings()
 
@@ -85,13 +85,13 @@ def run(args: argparse.Namespace) -> int:
     }
     described = []
     for name in args.suite:
-        from lmms_eval_emi.suites import load_suite
+        from lmms_eval_emi.data.suites import load_suite
 
         suite = load_suite(name)
         described.append(f"suite {name} needs {' '.join(suite.needs.split())}")
         wanted |= _wanted_by(suite)
     if args.reproduce:
-        from lmms_eval_emi.report.reproduction import fetch_responses
+        from lmms_eval_emi.slices.reproduce.reproduction import fetch_responses
 
         def responses() -> tuple[str, int]:
             folder = fetch_responses()
@@ -116,8 +116,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _wanted_by(suite: Any) -> dict[str, Callable[[], tuple[str, int]]]:
     """What of a suite is on the hub, with what fetches it."""
-    from lmms_eval_emi.rows import load_source, load_splits
-    from lmms_eval_emi.studies.schema import load_study, parse_study
+    from lmms_eval_emi.data.rows import load_source, load_splits
+    from lmms_eval_emi.data.study import load_study, parse_study
 
     def sizes(rows: Iterable[Any]) -> tuple[str, int]:
         loaded = list(rows)

@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Recover, and say of how many responses."""
-    from lmms_eval_emi.harness.lmms_eval.resumable import recover
+    from lmms_eval_emi.harness.lmms_eval.resume.runs import recover
 
     folder = args.folder.resolve()
     output = args.output.resolve() if args.output else folder / "recovered"

@@ -52,7 +52,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, write."""
-    from lmms_eval_emi.files import check_output
+    from lmms_eval_emi.util.files import check_output
     from lmms_eval_emi.report.finding import comparability_lines
     from lmms_eval_emi.report.page import to_text, write_report
     from lmms_eval_emi.report.reading import ReportError, read_findings, read_results

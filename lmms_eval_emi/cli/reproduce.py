@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
-from lmms_eval_emi.studies.schema import BUILT_IN
+from lmms_eval_emi.data.study import BUILT_IN
 
 MODELS = ("llava-v1.5-13b", "llava-v1.6-vicuna-13b")
 
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     """Score, compare, print."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.files import check_output, to_json, write_atomically
-    from lmms_eval_emi.report import reproduction
-    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.slices.reproduce import reproduction
+    from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.pipeline import score_samples
 
     settings = reproduction.settings_of_the_paper(settings_of(args))

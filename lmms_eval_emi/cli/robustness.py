@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.robustness.comparison import Consistency, MetricRobustness, ShiftedTask
+    from lmms_eval_emi.slices.robustness.comparison import Consistency, MetricRobustness, ShiftedTask
     from lmms_eval_emi.settings import Settings
 
 log = logging.getLogger("lmms_eval_emi")
@@ -86,9 +86,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, compare, print, write."""
     settings = settings_of(args)
-    from lmms_eval_emi.files import check_output, to_json, write_atomically
-    from lmms_eval_emi.harness.lmms_eval.logged import find_pairs, read_tasks
-    from lmms_eval_emi.robustness.comparison import RobustnessError, measure_all, relative_to
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.slices.robustness.logged import find_pairs, read_tasks
+    from lmms_eval_emi.slices.robustness.comparison import RobustnessError, measure_all, relative_to
 
     if args.output:
         check_output(args.output, [args.out], overwrite=args.overwrite, example="robustness.json")
@@ -151,7 +151,7 @@ def _consistencies(
 
     from lmms_eval_emi.encoders import EncoderUnavailable, load_text_encoder
     from lmms_eval_emi.encoders.base import encode_all
-    from lmms_eval_emi.robustness.comparison import RobustnessError, consistency
+    from lmms_eval_emi.slices.robustness.comparison import RobustnessError, consistency
 
     try:
         encoder = load_text_encoder(settings.text_encoder, settings.device)
@@ -181,7 +181,7 @@ def _consistencies(
 
 
 def _plain(found: Consistency) -> dict[str, Any]:
-    from lmms_eval_emi.robustness.comparison import plain
+    from lmms_eval_emi.slices.robustness.comparison import plain
 
     return {
         key: value

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command
-from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
 
 GROUPS = {**{name: f"llavabench_shift_{name}" for name in (*BUILT_IN, *BUNDLED)}, "all": "llavabench_shift"}
 
@@ -69,9 +69,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run, or show what there is to do."""
     from lmms_eval_emi.harness.lmms_eval import compat
-    from lmms_eval_emi.harness.lmms_eval.resumable import RunOptions, dry_run
-    from lmms_eval_emi.harness.lmms_eval.resumable import run as run_resumable
-    from lmms_eval_emi.harness.stopping import Stopped
+    from lmms_eval_emi.harness.lmms_eval.resume.runs import RunOptions, dry_run
+    from lmms_eval_emi.harness.lmms_eval.resume.runs import run as run_resumable
+    from lmms_eval_emi.harness.signals import Stopped
 
     options = RunOptions(args.output_path, tuple(harness_arguments(args)), args.save_every, not args.no_share)
     if args.dry_run:

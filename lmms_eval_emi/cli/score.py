@@ -25,9 +25,9 @@ from lmms_eval_emi.settings import PREFIX
 
 if TYPE_CHECKING:
     from lmms_eval_emi.core.embeddings import Embeddings
-    from lmms_eval_emi.scoring.joining import StudySamples
-    from lmms_eval_emi.scoring.row_results import Scored
-    from lmms_eval_emi.studies.schema import Study
+    from lmms_eval_emi.scoring.join import StudySamples
+    from lmms_eval_emi.scoring.rows import Scored
+    from lmms_eval_emi.data.study import Study
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
     """Score, write, print."""
     _complete_demo(args)
     settings = settings_of(args)
-    from lmms_eval_emi.files import check_folder_writable, check_output
-    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.util.files import check_folder_writable, check_output
+    from lmms_eval_emi.data.study import load_study
 
     studies = [load_study(name) for name in studies_of(args)]
     chosen = {study.name: [name for name in args.split if name in study.splits] for study in studies}
@@ -128,9 +128,9 @@ def run(args: argparse.Namespace) -> int:
         check_folder_writable(args.save_embeddings)
 
     from lmms_eval_emi.scoring.pipeline import score_samples, score_store
-    from lmms_eval_emi.scoring.ranks import process_group, rank
-    from lmms_eval_emi.scoring.row_results import write_results
-    from lmms_eval_emi.scoring.stores import open_store
+    from lmms_eval_emi.scoring.distributed import process_group, rank
+    from lmms_eval_emi.scoring.rows import write_results
+    from lmms_eval_emi.scoring.embedding_files import open_store
     from lmms_eval_emi.scoring.table import fit_to_warnings, results_to_table
 
     options: dict[str, Any] = {"estimators": args.estimator, "allow_missing": args.allow_missing}
@@ -187,7 +187,7 @@ def _entries(
     args: argparse.Namespace, studies: Sequence[Study], chosen: Mapping[str, Sequence[str]], renamed: Mapping[str, str]
 ) -> Iterator[StudySamples]:
     """Samples of each model in each study, one study after the other."""
-    from lmms_eval_emi.scoring.joining import collect_samples
+    from lmms_eval_emi.scoring.join import collect_samples
 
     for study in studies:
         yield from collect_samples(
@@ -202,7 +202,7 @@ def _entries(
 
 def _save_embeddings(folder: Path, scored: Sequence[Scored]) -> None:
     """Write the embeddings of every model and study, each in a folder of its own where there are several."""
-    from lmms_eval_emi.scoring.stores import write_store
+    from lmms_eval_emi.scoring.embedding_files import write_store
 
     by_model: dict[str, dict[str, Embeddings]] = {}
     for one in scored:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lmms_eval_emi.shifts.apply import Step
     from lmms_eval_emi.shifts.operators.textual.words import TextOptions
-    from lmms_eval_emi.studies.schema import Columns
+    from lmms_eval_emi.data.study import Columns
 
 PREVIEW_QUESTION = "What are the people in this picture doing, and what might have happened before it was taken?"
 
@@ -208,7 +208,7 @@ def _rows(args: argparse.Namespace) -> datasets.Dataset:
     """The rows of SOURCE."""
     import datasets
 
-    from lmms_eval_emi.rows import load_source
+    from lmms_eval_emi.data.rows import load_source
     from lmms_eval_emi.shifts.operators import ShiftError
 
     splits = load_source(args.source, args.config)
@@ -223,7 +223,7 @@ def _rows(args: argparse.Namespace) -> datasets.Dataset:
 
 
 def _rows_and_columns(args: argparse.Namespace) -> tuple[datasets.Dataset, Columns]:
-    from lmms_eval_emi.shifts.suite import choose_columns
+    from lmms_eval_emi.shifts.writer import choose_columns
 
     return choose_columns(_rows(args), args.image_column, args.question_column, args.reference_column, args.id_column)
 
@@ -232,11 +232,11 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     from tqdm import tqdm
 
     from lmms_eval_emi.harness.lmms_eval.compat import command_line
-    from lmms_eval_emi.harness.lmms_eval.task_files import write_task_files
-    from lmms_eval_emi.rows import source_roots
+    from lmms_eval_emi.harness.lmms_eval.write_tasks import write_task_files
+    from lmms_eval_emi.data.rows import source_roots
     from lmms_eval_emi.shifts.apply import recipes
     from lmms_eval_emi.shifts.operators import ShiftError
-    from lmms_eval_emi.shifts.suite import Suite, write_suite
+    from lmms_eval_emi.shifts.writer import Suite, write_suite
 
     made = recipes(visual, textual, args.joint)
     name = args.name or _name_of(args.dest)
@@ -328,13 +328,13 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
 
     from PIL import Image
 
-    from lmms_eval_emi.files import check_output, write_atomically
-    from lmms_eval_emi.images import ImageError, encoded_image, open_image
-    from lmms_eval_emi.rows import source_roots
+    from lmms_eval_emi.util.files import check_output, write_atomically
+    from lmms_eval_emi.data.images import ImageError, encoded_image, open_image
+    from lmms_eval_emi.data.rows import source_roots
     from lmms_eval_emi.shifts.apply import parse_steps
     from lmms_eval_emi.shifts.contact_sheet import contact_sheet
     from lmms_eval_emi.shifts.operators import ShiftError, operators
-    from lmms_eval_emi.shifts.suite import plain_rows
+    from lmms_eval_emi.shifts.writer import plain_rows
 
     kind = Image.registered_extensions().get(args.output.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP", "TIFF", "PDF"):

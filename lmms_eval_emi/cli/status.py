@@ -24,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, print."""
-    from lmms_eval_emi.harness.lmms_eval.resumable import status
+    from lmms_eval_emi.harness.lmms_eval.resume.runs import status
 
     runs = status(args.folder)
     for number, one in enumerate(runs):

@@ -13,7 +13,7 @@ from lmms_eval_emi.cli.options import add_command
 from lmms_eval_emi.cli.twins import print_next_commands
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.suites import Suite
+    from lmms_eval_emi.data.suites import Suite
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -54,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List, describe or write."""
-    from lmms_eval_emi.suites import SuiteError, load_suite, suite_names
+    from lmms_eval_emi.data.suites import SuiteError, load_suite, suite_names
 
     if args.name is None:
         if args.output or args.data:
@@ -120,10 +120,10 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
 
     import yaml
 
-    from lmms_eval_emi.files import write_atomically
-    from lmms_eval_emi.harness.lmms_eval.task_files import write_task_files
-    from lmms_eval_emi.studies.schema import load_study
-    from lmms_eval_emi.suites import SuiteError
+    from lmms_eval_emi.util.files import write_atomically
+    from lmms_eval_emi.harness.lmms_eval.write_tasks import write_task_files
+    from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.data.suites import SuiteError
 
     path = args.output / "study.yaml"
     if args.data is not None and not suite.prepare and not args.data.exists():
@@ -134,7 +134,7 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
     if suite.prepare:
         if args.data is None:
             raise SuiteError(f"suite {suite.name}: expected --data FOLDER. It needs {' '.join(suite.needs.split())}")
-        from lmms_eval_emi.suites.prepare import PREPARE
+        from lmms_eval_emi.data.suites.prepare import PREPARE
 
         count = PREPARE[suite.prepare](args.data, args.output)
         log.info("%d rows written to %s", count, args.output)
@@ -154,7 +154,7 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
 
 
 def _write_twins(suite: Suite, args: argparse.Namespace) -> None:
-    from lmms_eval_emi.harness.lmms_eval.twin_files import TwinOptions, twin_files, write_twin_files
+    from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, twin_files, write_twin_files
     from lmms_eval_emi.harness.lmms_eval.twin_tasks import resolve
     from lmms_eval_emi.shifts.apply import parse_steps, recipes
 
@@ -168,7 +168,7 @@ def _write_twins(suite: Suite, args: argparse.Namespace) -> None:
 
 def _write_domains(suite: Suite, args: argparse.Namespace) -> None:
     from lmms_eval_emi.harness.lmms_eval.domain_tasks import domain_files, write_pictures
-    from lmms_eval_emi.harness.lmms_eval.twin_files import PICTURES, write_twin_files
+    from lmms_eval_emi.harness.lmms_eval.write_twins import PICTURES, write_twin_files
 
     files = domain_files(suite, args.data, args.per_class, args.seed)
     write_twin_files(args.output, files)

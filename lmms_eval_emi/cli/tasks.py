@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from lmms_eval_emi.harness.lmms_eval.compat import tasks_folder
-    from lmms_eval_emi.harness.lmms_eval.task_files import groups
-    from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
+    from lmms_eval_emi.harness.lmms_eval.write_tasks import groups
+    from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 
     if args.from_study or args.output:
         return _write(args)
@@ -79,8 +79,8 @@ def _check() -> int:
 
 def _write(args: argparse.Namespace) -> int:
     from lmms_eval_emi.harness.lmms_eval.compat import command_line
-    from lmms_eval_emi.harness.lmms_eval.task_files import groups, write_task_files
-    from lmms_eval_emi.studies.schema import StudyError, load_study
+    from lmms_eval_emi.harness.lmms_eval.write_tasks import groups, write_task_files
+    from lmms_eval_emi.data.study import StudyError, load_study
 
     if not (args.from_study and args.output):
         raise StudyError("tasks: --from-study FILE and --output DIR go together.")

@@ -76,7 +76,7 @@ def print_next_commands(folder: Path, tasks: Iterable[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Resolve, and show or write."""
-    from lmms_eval_emi.harness.lmms_eval.twin_files import TwinOptions, preview, twin_files, write_twin_files
+    from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, preview, twin_files, write_twin_files
     from lmms_eval_emi.harness.lmms_eval.twin_tasks import TaskError, resolve
     from lmms_eval_emi.shifts.apply import parse_steps, recipes
     from lmms_eval_emi.shifts.operators import ShiftError
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         raise TaskError("twins: expected --output DIR, or --dry-run.")
     names, visual, textual = list(args.task), list(args.visual), list(args.textual)
     if args.suite:
-        from lmms_eval_emi.suites import load_suite
+        from lmms_eval_emi.data.suites import load_suite
 
         suite = load_suite(args.suite, kind="twins")
         names, visual, textual = (

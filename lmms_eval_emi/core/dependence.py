@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 
-from lmms_eval_emi.core.information import Information
+from lmms_eval_emi.core.emi import Information
 
 FEWEST_ROWS = 4
 CHUNK = 512  # rows of the matrices that are held at a time

@@ -38,10 +38,10 @@ import xxhash
 
 from lmms_eval_emi.core.conventions import CONVENTIONS, EXPONENTS
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, ArrayLike, Embeddings, as_matrix, shared_encoders
-from lmms_eval_emi.core.information import clusters_of, shared_clusters
+from lmms_eval_emi.core.emi import clusters_of, shared_clusters
 from lmms_eval_emi.core.jackknife import Jackknife, combine
 from lmms_eval_emi.core.lazy import lazy
-from lmms_eval_emi.core.permutation import MOST_ROWS, NOISE_FLOOR, DivergenceTest, SetsResult, TwoSets, test_name
+from lmms_eval_emi.core.exchange_test import MOST_ROWS, NOISE_FLOOR, DivergenceTest, SetsResult, TwoSets, test_name
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.spectral import matrix_to_entropy, rows_to_matrix
 

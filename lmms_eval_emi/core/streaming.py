@@ -20,7 +20,7 @@ import xxhash
 from lmms_eval_emi.core.club import ClusterSums
 from lmms_eval_emi.core.divergence import EMIDBound, Kernel, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings, shared_encoders
-from lmms_eval_emi.core.information import EMI, EMID, MOST_CLUSTERS, MutualInformationEstimator, cluster_hash
+from lmms_eval_emi.core.emi import EMI, EMID, MOST_CLUSTERS, MutualInformationEstimator, cluster_hash
 from lmms_eval_emi.core.jackknife import Jackknife, difference
 from lmms_eval_emi.core.signature import Signature
 

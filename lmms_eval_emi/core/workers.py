@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
-from lmms_eval_emi.files import threads
+from lmms_eval_emi.util.files import threads
 
 Result = TypeVar("Result")
 
@@ -24,7 +24,7 @@ def threads_for_small_work() -> int:
 
 
 def workers(count: int) -> AbstractContextManager[ThreadPoolExecutor]:
-    """A pool as :func:`~lmms_eval_emi.files.threads`, whose threads compute in one thread each, where others of the process may use all."""
+    """A pool as :func:`~lmms_eval_emi.util.files.threads`, whose threads compute in one thread each, where others of the process may use all."""
     return threads(count, _compute_alone)
 
 

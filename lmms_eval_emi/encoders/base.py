@@ -16,7 +16,7 @@ import xxhash
 from tqdm import tqdm
 
 from lmms_eval_emi.encoders.checkpoint import Checkpoint, EncoderUnavailable, check_loaded
-from lmms_eval_emi.files import read_json, write_atomically
+from lmms_eval_emi.util.files import read_json, write_atomically
 from lmms_eval_emi.memory import give_back
 from lmms_eval_emi.settings import cache_folder
 

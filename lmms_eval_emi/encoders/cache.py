@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from lmms_eval_emi.encoders.checkpoint import tensors_of_safetensors
-from lmms_eval_emi.files import write_atomically
+from lmms_eval_emi.util.files import write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
 

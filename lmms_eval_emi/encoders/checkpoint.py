@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import xxhash
 
-from lmms_eval_emi.files import read_json
+from lmms_eval_emi.util.files import read_json
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 BLOCK = 2**24  # bytes that are hashed at a time

@@ -17,7 +17,7 @@ from lmms_eval_emi.core.workers import here, workers
 from lmms_eval_emi.encoders.base import mean_over_positions
 from lmms_eval_emi.encoders.checkpoint import EncoderUnavailable, tensors_below
 from lmms_eval_emi.encoders.vision import VisionEncoder
-from lmms_eval_emi.files import blocks_of
+from lmms_eval_emi.util.files import blocks_of
 
 AT_ONCE = 12  # images in a layer on the CPU
 ACTIVATIONS = ("quick_gelu", "gelu")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from lmms_eval_emi.encoders.base import EncoderUnavailable, unavailable
 from lmms_eval_emi.encoders.checkpoint import checkpoint_file
-from lmms_eval_emi.files import read_json
-from lmms_eval_emi.images import to_rgb
+from lmms_eval_emi.util.files import read_json
+from lmms_eval_emi.data.images import to_rgb
 
 LONGEST_RESIZED_EDGE = 8192
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, of the filters that PyTorch has for 8-bit pixels

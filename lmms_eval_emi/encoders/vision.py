@@ -16,7 +16,7 @@ from lmms_eval_emi.encoders.base import (
     normalised,
 )
 from lmms_eval_emi.encoders.preprocessing import Preprocessing
-from lmms_eval_emi.images import to_rgb
+from lmms_eval_emi.data.images import to_rgb
 
 VARIABLE = "LMMS_EVAL_EMI_VISION_ENCODER"
 

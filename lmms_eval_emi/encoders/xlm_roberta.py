@@ -13,7 +13,7 @@ from torch.nn.functional import layer_norm, normalize
 from lmms_eval_emi.encoders.base import unavailable
 from lmms_eval_emi.encoders.checkpoint import Checkpoint, checkpoint_file, tensors_below
 from lmms_eval_emi.encoders.text import MAX_TOKENS, TextEncoder
-from lmms_eval_emi.files import read_json
+from lmms_eval_emi.util.files import read_json
 
 AT_ONCE = 1024  # tokens, or those of one text more: 3 MB, which stay in the processor's caches
 MOST_WORDS = 2**14  # whose rows are remembered: 50 MB

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmms_eval_emi.files import newer_version, parse_json
+from lmms_eval_emi.util.files import newer_version, parse_json
 
 FORMAT_VERSION = 1  # of an estimator's file; files without one are of the first
 Positive = Annotated[float, Field(gt=0)]

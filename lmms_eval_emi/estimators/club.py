@@ -16,7 +16,7 @@ from torch import nn
 
 from lmms_eval_emi.core.club import ClusterSums, Moments, embeddings_to_moments, moments_to_contributions
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, Embeddings
-from lmms_eval_emi.core.information import Information
+from lmms_eval_emi.core.emi import Information
 from lmms_eval_emi.estimators.base import TrainedEstimator, by_network, undivided
 
 Gaussian = tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]

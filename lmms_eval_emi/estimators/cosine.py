@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lmms_eval_emi.core.information import Information
+from lmms_eval_emi.core.emi import Information
 from lmms_eval_emi.estimators.base import Estimator
 
 

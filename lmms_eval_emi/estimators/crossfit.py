@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.core.information import Information
+from lmms_eval_emi.core.emi import Information
 from lmms_eval_emi.estimators.assignment import Assignment
 from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator, by_network, save_state, undivided
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from lmms_eval_emi.core.dependence import FEWEST_ROWS, dependence_to_information
-from lmms_eval_emi.core.information import Information
+from lmms_eval_emi.core.emi import Information
 from lmms_eval_emi.estimators.base import Estimator, undivided
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.core.information import EMI, clusters_of
+from lmms_eval_emi.core.emi import EMI, clusters_of
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS
 from lmms_eval_emi.core.multiple import ALPHA, holm
 from lmms_eval_emi.estimators.base import Estimator

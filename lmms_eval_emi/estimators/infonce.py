@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lmms_eval_emi.core.information import Information
+from lmms_eval_emi.core.emi import Information
 from lmms_eval_emi.estimators.base import TrainedEstimator
 
 CRITIC_DIMENSION = 32

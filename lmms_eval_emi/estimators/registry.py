@@ -265,7 +265,7 @@ def place_of_encoder(signature: str) -> str | None:
         ``None`` for a folder that is not on this machine.
     """
     name = signature.partition("#")[0]
-    own = Path(str(resources.files("lmms_eval_emi.demo").joinpath("assets"))) / Path(name).name
+    own = Path(str(resources.files("lmms_eval_emi.slices.demo").joinpath("assets"))) / Path(name).name
     if Path(name).is_dir():
         return name
     if own.is_dir():  # of the demo, whose estimator knows them by their last names

@@ -26,7 +26,7 @@ from lmms_eval_emi.estimators.base import TrainedEstimator
 from lmms_eval_emi.estimators.crossfit import CrossFitted
 from lmms_eval_emi.estimators.fitness import training_domain
 from lmms_eval_emi.estimators.registry import trainable
-from lmms_eval_emi.files import write_atomically
+from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
 
 log = logging.getLogger("lmms_eval_emi")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from lmms_eval_emi.core.conventions import EXPONENTS
-from lmms_eval_emi.files import write_atomically
+from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.report.finding import (
     MOST_NAMED,
     comparability_lines,
@@ -37,7 +37,7 @@ from lmms_eval_emi.report.plots import MOST_CELLS, MOST_SERIES, pictures_of, roo
 from lmms_eval_emi.report.reading import JSDS, Findings, ReportedResult, published_results
 from lmms_eval_emi.scoring.stored import StoredAgreement, StoredAudit, StoredCorrelation, StoredFinding
 from lmms_eval_emi.scoring.table import FEW_ROWS
-from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, load_study
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.version import __version__
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import yaml
 
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.jackknife import Jackknife, combine
-from lmms_eval_emi.scoring.results import StudyResult, Summary
-from lmms_eval_emi.scoring.row_results import read_rows, to_jackknife
+from lmms_eval_emi.scoring.result import StudyResult, Summary
+from lmms_eval_emi.scoring.rows import read_rows, to_jackknife
 from lmms_eval_emi.scoring.stored import (
     StoredAgreement,
     StoredAudit,
@@ -31,7 +31,7 @@ from lmms_eval_emi.scoring.stored import (
     is_entry,
     read_entries,
 )
-from lmms_eval_emi.studies.schema import BUILT_IN, BUNDLED, Shift, StudyError, load_study
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, Shift, StudyError, load_study
 
 log = logging.getLogger("lmms_eval_emi")
 JSDS = tuple(EXPONENTS)
@@ -199,7 +199,7 @@ def from_result(result: StudyResult, rows: Mapping[str, Any], source: str) -> Re
 
     Args:
         result: of one model in one study.
-        rows: as :func:`lmms_eval_emi.scoring.row_results.result_to_rows` gives them.
+        rows: as :func:`lmms_eval_emi.scoring.rows.result_to_rows` gives them.
         source: what the report says of where it comes from.
     """
     return _from_entry(check_entry(Path(source), result.to_dict()), rows, source)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from lmms_eval_emi.core.conventions import EXPONENTS
-from lmms_eval_emi.scoring.results import StudyResult
+from lmms_eval_emi.scoring.result import StudyResult
 
 COLUMNS = ("split", "n", "emi", "mi_response", "mi_reference", "emid", "emid_bound", *EXPONENTS)
 

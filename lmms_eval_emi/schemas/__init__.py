@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.files import parse_json, read_json
+from lmms_eval_emi.util.files import parse_json, read_json
 
 SUFFIX = ".schema.json"
 MOST = 10  # problems that are told

@@ -19,7 +19,7 @@ import regex
 
 from lmms_eval_emi.encoders.cache import content_digest
 from lmms_eval_emi.memory import give_back
-from lmms_eval_emi.samples import Sample
+from lmms_eval_emi.data.sample import Sample
 
 if TYPE_CHECKING:
     from lmms_eval_emi.scoring.memo import Memo

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from lmms_eval_emi.core.divergence import EMIDBound
-from lmms_eval_emi.core.permutation import SetsResult
+from lmms_eval_emi.core.exchange_test import SetsResult
 from lmms_eval_emi.core.workers import threads_for_small_work
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
-from lmms_eval_emi.files import threads
+from lmms_eval_emi.util.files import threads
 from lmms_eval_emi.settings import Settings
 from lmms_eval_emi.version import __version__
 

@@ -19,16 +19,16 @@ from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.streaming import SplitStatistics
 from lmms_eval_emi.core.workers import settle_threads
 from lmms_eval_emi.estimators import Estimator
-from lmms_eval_emi.files import threads
+from lmms_eval_emi.util.files import threads
 from lmms_eval_emi.memory import give_back
-from lmms_eval_emi.samples import SampleError, without_images
+from lmms_eval_emi.data.sample import SampleError, without_images
 from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of, release_languages
-from lmms_eval_emi.scoring.embedding import BadRow, CacheOf, TextsReady, cache_of_embeddings, embed_groups
-from lmms_eval_emi.scoring.joining import StudySamples, chosen_splits, collect_samples
+from lmms_eval_emi.scoring.embed import BadRow, CacheOf, TextsReady, cache_of_embeddings, embed_groups
+from lmms_eval_emi.scoring.join import StudySamples, chosen_splits, collect_samples
 from lmms_eval_emi.scoring.memo import Memo
 from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
-from lmms_eval_emi.scoring.ranks import merged_over_ranks, part_of_rank, rank
-from lmms_eval_emi.scoring.results import (
+from lmms_eval_emi.scoring.distributed import merged_over_ranks, part_of_rank, rank
+from lmms_eval_emi.scoring.result import (
     Inference,
     StudyResult,
     begin_scores,
@@ -36,10 +36,10 @@ from lmms_eval_emi.scoring.results import (
     score_statistics,
     score_study,
 )
-from lmms_eval_emi.scoring.row_results import Scored
-from lmms_eval_emi.scoring.stores import SplitStore, Store, StoreError
+from lmms_eval_emi.scoring.rows import Scored
+from lmms_eval_emi.scoring.embedding_files import SplitStore, Store, StoreError
 from lmms_eval_emi.settings import Settings, load_settings, override_settings
-from lmms_eval_emi.studies.schema import Study, load_study
+from lmms_eval_emi.data.study import Study, load_study
 
 log = logging.getLogger("lmms_eval_emi")
 MOST_IN_MEMORY = 20_000  # rows of a split that is scored as a whole
@@ -294,7 +294,7 @@ def embed_samples(
     Args:
         entries: samples of each model in each study.
         instruments: whose encoders are taken.
-        batch_size, cache, release, texts_ready: as in :func:`~lmms_eval_emi.scoring.embedding.embed_groups`, with the
+        batch_size, cache, release, texts_ready: as in :func:`~lmms_eval_emi.scoring.embed.embed_groups`, with the
             entries for groups.
         allow_missing: leave bad rows out.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from lmms_eval_emi.files import check_folder_writable
+from lmms_eval_emi.util.files import check_folder_writable
 from lmms_eval_emi.settings import Settings, load_settings
 
 if TYPE_CHECKING:

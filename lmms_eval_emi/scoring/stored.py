@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmms_eval_emi.files import newer_version, read_json
-from lmms_eval_emi.scoring.results import FORMAT_VERSION
-from lmms_eval_emi.studies.schema import Shift
+from lmms_eval_emi.util.files import newer_version, read_json
+from lmms_eval_emi.scoring.result import FORMAT_VERSION
+from lmms_eval_emi.data.study import Shift
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 SHOWN = 3  # problems that a message lists

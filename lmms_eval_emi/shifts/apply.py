@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from lmms_eval_emi.files import encodable
-from lmms_eval_emi.images import ImageError, check_size, encoded_image, open_image, to_rgb
+from lmms_eval_emi.util.files import encodable
+from lmms_eval_emi.data.images import ImageError, check_size, encoded_image, open_image, to_rgb
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.operators import Family, Operator, Refused, ShiftError, operator, random_state
 from lmms_eval_emi.shifts.operators.textual.words import TextOptions
-from lmms_eval_emi.studies.schema import Columns, Shift
+from lmms_eval_emi.data.study import Columns, Shift
 
 if TYPE_CHECKING:
     import datasets

@@ -22,7 +22,7 @@ import xxhash
 from lmms_eval_emi.shifts.apply import Recipe, Step, default_options, parse_steps
 from lmms_eval_emi.shifts.operators import Family, ShiftError, operators
 from lmms_eval_emi.shifts.operators.textual.words import TextOptions
-from lmms_eval_emi.studies.columns import (
+from lmms_eval_emi.data.columns import (
     QUESTION_COLUMNS,
     find_id_column,
     find_image_columns,

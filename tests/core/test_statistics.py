@@ -17,11 +17,11 @@ from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.correlation import MEASURES, correlate, operator_interval
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import adjust, verdict
-from lmms_eval_emi.core.permutation import TwoSets
+from lmms_eval_emi.core.exchange_test import TwoSets
 from lmms_eval_emi.estimators import CLUB, HSIC, KSG, InfoNCE
 from lmms_eval_emi.scoring.memo import DivergenceResults
-from lmms_eval_emi.scoring.results import Inference, begin_scores, score_study
-from lmms_eval_emi.studies.schema import parse_study
+from lmms_eval_emi.scoring.result import Inference, begin_scores, score_study
+from lmms_eval_emi.data.study import parse_study
 
 IMAGES, ROWS = 10, 3
 GROUPS = [f"image {row // ROWS}" for row in range(IMAGES * ROWS)]
@@ -143,7 +143,7 @@ def test_rows_without_groups_are_clusters_of_their_own(make_embeddings):
 
 
 def test_many_clusters_are_merged_and_give_about_the_same_error(make_embeddings, monkeypatch):
-    import lmms_eval_emi.core.information as module
+    import lmms_eval_emi.core.emi as module
 
     torch.manual_seed(0)
     rows, club = make_embeddings(1, 900), CLUB(12, 12, 8)
@@ -362,7 +362,7 @@ def test_the_default_margin_is_what_it_is_said_to_be():
     from scipy import stats
 
     from lmms_eval_emi.report.reading import published_results
-    from lmms_eval_emi.scoring.results import PUBLISHED_MARGIN
+    from lmms_eval_emi.scoring.result import PUBLISHED_MARGIN
 
     visual = ["", *(f"_{name}_{level}" for name in ("defocus_blur", "frost") for level in (1, 3, 5))]
     textual = ["", "_sr_4", "_sr_7", "_KeyboardAug_1", "_KeyboardAug_3"]
@@ -447,7 +447,7 @@ def test_what_is_begun_of_texts_stops_where_nothing_will_be_scored(make_embeddin
         return compute(sets)
 
     monkeypatch.setattr(TwoSets, "_deleted", deleted)
-    monkeypatch.setattr("lmms_eval_emi.scoring.results.threads_for_small_work", lambda: 1)
+    monkeypatch.setattr("lmms_eval_emi.scoring.result.threads_for_small_work", lambda: 1)
     begin_scores(study, by_text, inference=Inference(0), stopped=stopped)
     assert len(computed) == 1
 

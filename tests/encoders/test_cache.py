@@ -17,8 +17,8 @@ import tinyhub as builder
 from lmms_eval_emi.encoders import cache as module
 from lmms_eval_emi.encoders import load_encoders
 from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
-from lmms_eval_emi.samples import Sample, SampleError
-from lmms_eval_emi.scoring.embedding import cache_of_embeddings, embed_good_rows, embed_groups
+from lmms_eval_emi.data.sample import Sample, SampleError
+from lmms_eval_emi.scoring.embed import cache_of_embeddings, embed_good_rows, embed_groups
 from lmms_eval_emi.settings import load_settings
 
 D = 8

@@ -15,8 +15,8 @@ from PIL import Image
 from lmms_eval_emi.encoders import EncoderUnavailable, load_encoders, load_text_encoder, load_vision_encoder
 from lmms_eval_emi.encoders.base import encode_all, resolve_device
 from lmms_eval_emi.encoders.preprocessing import Preprocessing
-from lmms_eval_emi.samples import Sample, SampleError
-from lmms_eval_emi.scoring.embedding import embed_splits
+from lmms_eval_emi.data.sample import Sample, SampleError
+from lmms_eval_emi.scoring.embed import embed_splits
 
 VISION, TEXT = "openai/clip-vit-base-patch32", "xlm-roberta-base"
 
@@ -288,7 +288,7 @@ class CountingEncoder:
 
 def test_each_distinct_item_is_encoded_once():
     from lmms_eval_emi.encoders import Encoders
-    from lmms_eval_emi.scoring.embedding import embed_splits
+    from lmms_eval_emi.scoring.embed import embed_splits
 
     class Lengths(CountingEncoder):
         dimension, signature = 1, "lengths"

@@ -152,7 +152,7 @@ def test_ksg_takes_repeated_rows_as_discrete():
 
 def test_repeated_rows_are_told():
     from lmms_eval_emi import score_study
-    from lmms_eval_emi.studies.schema import load_study
+    from lmms_eval_emi.data.study import load_study
 
     random = np.random.default_rng(0)
     once = random.normal(size=(10, 6))

@@ -22,8 +22,8 @@ from lmms_eval_emi.report.finding import comparability_lines, findings_of
 from lmms_eval_emi.report.page import _library, to_html, to_text
 from lmms_eval_emi.report.plots import pictures_of, plot_emid_against_bound, plot_models, severity_series
 from lmms_eval_emi.report.reading import ReportError, published_results, read_results
-from lmms_eval_emi.responses.llava import write_response_file
-from lmms_eval_emi.studies.schema import load_study
+from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.data.study import load_study
 
 ROWS = 5
 EVIL = '<script>document.title = "owned"</script>'

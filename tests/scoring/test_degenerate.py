@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lmms_eval_emi.samples import Sample
+from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.scoring.degenerate import _is_english, _may_repeat, degenerate_kind
 
 QUESTION = "What is the person in the yellow shirt doing at the back of the taxi?"

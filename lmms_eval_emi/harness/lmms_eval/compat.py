@@ -113,7 +113,7 @@ def check_before_the_model() -> None:
         caller = inspect.currentframe()
         given = caller.f_back.f_locals.get("args") if caller and caller.f_back else None
         if ours and given is not None:
-            importlib.import_module("lmms_eval_emi.harness.lmms_eval.early").check(
+            importlib.import_module("lmms_eval_emi.harness.lmms_eval.preflight").check(
                 ours, str(getattr(given, "model", ""))
             )
         return names

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmms_eval_emi.harness.lmms_eval.task_files import MARK, dump, function
-from lmms_eval_emi.harness.lmms_eval.twin_files import PICTURES, TWIN
-from lmms_eval_emi.images import open_image, to_rgb
-from lmms_eval_emi.suites import Domains, Suite, SuiteError, load_suite
+from lmms_eval_emi.harness.lmms_eval.write_tasks import MARK, dump, function
+from lmms_eval_emi.harness.lmms_eval.write_twins import PICTURES, TWIN
+from lmms_eval_emi.data.images import open_image, to_rgb
+from lmms_eval_emi.data.suites import Domains, Suite, SuiteError, load_suite
 
 if TYPE_CHECKING:
     import datasets

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 import yaml
 from loguru import logger
 
-from lmms_eval_emi.files import check_folder_writable, flush_folder, write_atomically
+from lmms_eval_emi.util.files import check_folder_writable, flush_folder, write_atomically
 from lmms_eval_emi.harness.lmms_eval import compat
-from lmms_eval_emi.harness.lmms_eval.parts import writable_folder
-from lmms_eval_emi.harness.lmms_eval.task_files import portable_study
-from lmms_eval_emi.responses.llava import write_response_file
-from lmms_eval_emi.scoring.joining import StudySamples, add_rows
+from lmms_eval_emi.harness.lmms_eval.partial_responses import writable_folder
+from lmms_eval_emi.harness.lmms_eval.write_tasks import portable_study
+from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.scoring.join import StudySamples, add_rows
 from lmms_eval_emi.settings import cache_folder, load_settings
-from lmms_eval_emi.studies.schema import Study
+from lmms_eval_emi.data.study import Study
 
 if TYPE_CHECKING:
     from lmms_eval_emi.harness.lmms_eval.run import Run, TaskOfRun
-    from lmms_eval_emi.scoring.results import StudyResult
-    from lmms_eval_emi.scoring.row_results import Scored
+    from lmms_eval_emi.scoring.result import StudyResult
+    from lmms_eval_emi.scoring.rows import Scored
 
 RESPONSES = "emi_responses"
 _footers: list[str] = []
@@ -182,7 +182,7 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
         from lmms_eval_emi.report.page import write_report
         from lmms_eval_emi.report.reading import from_result
         from lmms_eval_emi.report.trackers import log_result
-        from lmms_eval_emi.scoring.row_results import write_results
+        from lmms_eval_emi.scoring.rows import write_results
 
         path = _unused(folder / f"{stamp}_emi_{name}.json")
         rows = write_results(path, [scored])

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.harness.lmms_eval import compat, finish
 from lmms_eval_emi.harness.lmms_eval.compat import NO_SCORE, SCORE_KEY
 from lmms_eval_emi.harness.lmms_eval.run import Item, find_run, open_task
-from lmms_eval_emi.images import encoded_image, open_image, to_rgb
-from lmms_eval_emi.rows import image_roots, shift_at_load
-from lmms_eval_emi.scoring.results import Summary
-from lmms_eval_emi.studies.schema import Columns, Study, StudyError, load_study
+from lmms_eval_emi.data.images import encoded_image, open_image, to_rgb
+from lmms_eval_emi.data.rows import image_roots, shift_at_load
+from lmms_eval_emi.scoring.result import Summary
+from lmms_eval_emi.data.study import Columns, Study, StudyError, load_study
 
 if TYPE_CHECKING:
     import datasets

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from lmms_eval_emi.files import encodable
+from lmms_eval_emi.util.files import encodable
 from lmms_eval_emi.harness.lmms_eval import compat
-from lmms_eval_emi.harness.lmms_eval.early import RunStopped, check_environment
-from lmms_eval_emi.harness.lmms_eval.parts import Parts
-from lmms_eval_emi.images import ImageError, encoded_image
-from lmms_eval_emi.rows import check_columns, image_roots, stale_cache
-from lmms_eval_emi.studies.schema import Study, StudyError
+from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, check_environment
+from lmms_eval_emi.harness.lmms_eval.partial_responses import Parts
+from lmms_eval_emi.data.images import ImageError, encoded_image
+from lmms_eval_emi.data.rows import check_columns, image_roots, stale_cache
+from lmms_eval_emi.data.study import Study, StudyError
 
 if TYPE_CHECKING:
     import datasets
 
-    from lmms_eval_emi.scoring.results import SplitScores, StudyResult
+    from lmms_eval_emi.scoring.result import SplitScores, StudyResult
 
 MOST_RUNS = 16  # that are remembered; a server may do any number
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.shifts import twins
 from lmms_eval_emi.shifts.operators import ShiftError
-from lmms_eval_emi.studies.columns import find_image_columns, holds_text
+from lmms_eval_emi.data.columns import find_image_columns, holds_text
 
 if TYPE_CHECKING:
     import datasets

@@ -15,11 +15,11 @@ from PIL import Image
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.harness.lmms_eval import compat
-from lmms_eval_emi.harness.lmms_eval.request_content import Contents, content_hash, is_greedy
-from lmms_eval_emi.harness.lmms_eval.resumable import block_size
-from lmms_eval_emi.harness.lmms_eval.resume import Blocks, ResumeError, from_plain, identity, to_plain
-from lmms_eval_emi.harness.ranks import Ranks
-from lmms_eval_emi.journal import Journal, read_journal
+from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, content_hash, is_greedy
+from lmms_eval_emi.harness.lmms_eval.resume.runs import block_size
+from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, ResumeError, from_plain, identity, to_plain
+from lmms_eval_emi.harness.heartbeat import Ranks
+from lmms_eval_emi.util.journal import Journal, read_journal
 
 ROOT = Path(__file__).resolve().parents[3]
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
@@ -354,7 +354,7 @@ def test_a_local_checkpoint_that_was_trained_on_is_another_model(tmp_path):
 
 
 def test_a_torn_file_is_set_aside_and_nothing_else_is_touched(tmp_path):
-    from lmms_eval_emi.harness.lmms_eval.resumable import set_torn_files_aside
+    from lmms_eval_emi.harness.lmms_eval.resume.runs import set_torn_files_aside
 
     own = tmp_path / "model"
     parts = tmp_path / "x.emi_parts"
@@ -373,7 +373,7 @@ def test_signals_to_forked_children_do_not_end_a_run():
     """A pool that is left terminates its processes, which share the socket that wakes this one."""
     code = """
 import multiprocessing, time
-from lmms_eval_emi.harness.stopping import stop_signals
+from lmms_eval_emi.harness.signals import stop_signals
 with stop_signals(lambda name: f"LAST WORDS {name}", deadline=1):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         pool.map(abs, range(10))
@@ -476,7 +476,7 @@ def test_wrong_usage_is_told_at_once(arguments, message, tmp_path, monkeypatch, 
 
 
 def test_secrets_are_in_no_file_of_a_run(tmp_path, monkeypatch):
-    from lmms_eval_emi.harness.lmms_eval import resumable
+    from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import runs as resumable
 
     monkeypatch.setattr(compat, "run_command_line", lambda arguments, prepare: prepare(SimpleNamespace(model="openai", model_args="api_key=verysecret,model=x", batch_size=1)))  # fmt: skip
     arguments = (

@@ -14,7 +14,7 @@ from lmms_eval_emi.harness.lmms_eval import compat, finish
 from lmms_eval_emi.harness.lmms_eval import run as run_module_
 from lmms_eval_emi.harness.lmms_eval.hooks import group_mean, study_hooks
 from lmms_eval_emi.harness.lmms_eval.run import Item, RunStopped, find_run, forget_runs
-from lmms_eval_emi.studies.schema import load_study
+from lmms_eval_emi.data.study import load_study
 
 
 @pytest.fixture(scope="module")
@@ -472,7 +472,7 @@ def test_the_parts_of_several_ranks_are_one_run(in_tinyhub, tmp_path):
 
 
 def test_parts_that_cannot_be_written_cost_no_run(fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path):
-    from lmms_eval_emi.harness.lmms_eval import parts
+    from lmms_eval_emi.harness.lmms_eval import partial_responses as parts
 
     monkeypatch.setattr(parts, "writable_folder", lambda args: 1 / 0)
     hooks, (docs,) = load_split(ID)

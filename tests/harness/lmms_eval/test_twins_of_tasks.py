@@ -16,7 +16,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from lmms_eval_emi.cli import main
-from lmms_eval_emi.harness.lmms_eval.twin_files import TwinOptions, preview, twin_files
+from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, preview, twin_files
 from lmms_eval_emi.harness.lmms_eval.twin_tasks import TaskError, prompt_columns, prompt_of, resolve, twin_of
 from lmms_eval_emi.shifts import ShiftError
 from lmms_eval_emi.shifts.apply import Recipe, parse_steps

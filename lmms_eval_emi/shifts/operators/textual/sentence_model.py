@@ -13,8 +13,8 @@ from collections import Counter
 from functools import lru_cache
 from typing import Any
 
-from lmms_eval_emi.files import write_atomically
-from lmms_eval_emi.samples import encodable
+from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.data.sample import encodable
 from lmms_eval_emi.settings import cache_folder
 from lmms_eval_emi.shifts.operators import Refused, ShiftError
 from lmms_eval_emi.shifts.operators.textual.words import NUMBER_WORDS, TextOptions, split

@@ -1,0 +1,141 @@
+"""Existing responses: which files hold them, and what is in them. One module for each file format.
+
+A format is a module with the functions of :class:`lmms_eval_emi.data.responses.base.Format`, registered
+under the entry-point group ``lmms_eval_emi.data.responses``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from lmms_eval_emi.data.responses import llava
+from lmms_eval_emi.data.responses.base import (
+    Format,
+    ModelResponses,
+    ResponsesError,
+    SplitResponses,
+    by_model,
+    first_record,
+    rename,
+)
+from lmms_eval_emi.data.study import Study
+
+__all__ = [
+    "Format",
+    "ModelResponses",
+    "ResponsesError",
+    "SplitResponses",
+    "choose_models",
+    "expected_files",
+    "find_responses",
+    "read_responses",
+    "responses_of_study",
+]
+
+GROUP = "lmms_eval_emi.responses"
+ALL = "all"
+
+
+def find_responses(folder: Path, study: Study) -> list[ModelResponses]:
+    """The responses of every model in a folder: a harness run's samples, or LLaVA's response files.
+
+    Args:
+        folder: the output folder of a harness run or a folder below it, or a folder of response files.
+        study: whose splits are looked for.
+
+    Raises:
+        ResponsesError: the folder is not there or has no such files, or one that cannot be read.
+    """
+    if not folder.is_dir():
+        state = "a file" if folder.exists() else "not there"
+        raise ResponsesError(f"responses: expected a folder of response files, got {folder}, which is {state}.")
+    found = (reader.find_models(folder, study) for reader in formats())
+    return next(models for models in found if models)
+
+
+def responses_of_study(study: Study) -> list[ModelResponses]:
+    """The responses in the files that a study file names itself, by model.
+
+    Raises:
+        ResponsesError: the study names none, or one that cannot be read.
+    """
+    files = {name: path for name in study.splits if (path := study.response_file(name))}
+    if not files:
+        raise ResponsesError(
+            f"{study.source}: no split names its responses. Add responses: FILE.jsonl to the splits, or give a folder with --responses."
+        )
+    return by_model(files, read_responses)
+
+
+def choose_models(
+    found: Mapping[str, Sequence[ModelResponses]], wanted: Sequence[str] = (), renamed: Mapping[str, str] | None = None
+) -> list[tuple[str, ModelResponses]]:
+    """Which models of some folders to use.
+
+    Args:
+        found: models by folder.
+        wanted: names to take, wherever they are; ``all`` takes every one. Without any, each folder must
+            hold one model.
+        renamed: new name by old name. Models that get the same name become one.
+
+    Returns:
+        Pairs of folder and model.
+
+    Raises:
+        ResponsesError: a folder holds several models and none was chosen, or a wanted one is in no folder.
+    """
+    renamed = dict(renamed or {})
+    known = {entry.model for models in found.values() for entry in models}
+    unknown = [old for old in renamed if old not in known]
+    if unknown:
+        raise ResponsesError(
+            f"--model-name: expected one of {', '.join(sorted(map(str, known)))} before the =, got {unknown[0]}."
+        )
+    chosen: list[tuple[str, ModelResponses]] = []
+    missing = set(wanted) - {ALL}
+    for folder, models in found.items():
+        models = rename(models, renamed)
+        if not wanted and len(models) > 1:
+            names = ", ".join(sorted(str(entry.model) for entry in models))
+            raise ResponsesError(
+                f"{folder}: responses of several models ({names}). Choose with --model NAME, or take every one with --model all."
+            )
+        for entry in models:
+            names_of = {entry.model, *entry.aliases}
+            if not wanted or ALL in wanted or names_of & set(wanted):
+                chosen.append((folder, entry))
+                missing -= {name for name in names_of if name}
+    if missing:
+        listed = "; ".join(
+            f"{folder} has {', '.join(sorted(str(entry.model) for entry in models))}"
+            for folder, models in found.items()
+        )
+        raise ResponsesError(f"--model: expected a model that is there, got {', '.join(sorted(missing))}. {listed}.")
+    return chosen
+
+
+def read_responses(path: Path) -> dict[str | None, SplitResponses]:
+    """Read a response file of any known format; responses by model.
+
+    Raises:
+        ResponsesError: the file cannot be read at all.
+    """
+    record = first_record(path)
+    readers = formats()
+    return next((reader for reader in readers if reader.reads(record)), readers[-1]).read_file(path)
+
+
+def expected_files(study: Study, split: str) -> str:
+    """What the file of a split may be called, for messages."""
+    return " or ".join(reader.expected_file(study, split) for reader in reversed(formats()))
+
+
+@lru_cache(maxsize=1)
+def formats() -> tuple[Format, ...]:
+    """The formats in the order in which they are tried; LLaVA's, the last, says what is wrong where none fits."""
+    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
+    others = [entry.load() for name, entry in sorted(registered.items()) if name != "llava"]
+    return (*others, llava)

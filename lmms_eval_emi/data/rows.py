@@ -1,0 +1,360 @@
+"""The rows of a study's splits, and of any dataset: from the hub, its cache, folders or files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import xxhash
+
+from lmms_eval_emi.util.files import check_folder_writable
+from lmms_eval_emi.data.images import DatasetImage
+from lmms_eval_emi.memory import MappedColumns
+from lmms_eval_emi.data.sample import Sample, SampleError
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.data.study import Columns, DatasetSpec, SplitSpec, Study, StudyError
+
+if TYPE_CHECKING:
+    import datasets
+
+FILE_SPLIT = "train"  # as datasets calls the rows of a file
+SAVED = "dataset_dict.json"  # of a folder of save_to_disk with several splits
+SAVED_ALONE = "state.json"  # with one, which has no name for a harness
+FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+
+
+def load_splits(study: Study, names: Iterable[str] | None = None) -> dict[str, datasets.Dataset]:
+    """The rows of a study's splits.
+
+    Args:
+        study: whose splits.
+        names: of the splits; default: all.
+
+    Returns:
+        Rows by split. A dataset that several splits share is loaded once.
+
+    Raises:
+        StudyError: a dataset is not there, or lacks a split or columns.
+    """
+    loaded: dict[tuple[str, str | None], Any] = {}
+    rows = {}
+    for name in names or study.splits:
+        split = study.split(name)
+        spec = split.dataset
+        key = (spec.path, spec.config)
+        if key not in loaded:
+            loaded[key] = _load(
+                spec,
+                study.local_path(spec),
+                load_dataset_arguments(study, spec),
+                f"The dataset {spec.path!r} of the study {study.name}",
+            )
+        dataset_split = split_of_dataset(study, split)
+        if dataset_split not in loaded[key]:
+            raise StudyError(
+                f"{spec.path}: expected the split {dataset_split}, which is missing; it has {', '.join(loaded[key])}. Name another one under dataset: split: in the study file."
+            )
+        check_columns(loaded[key][dataset_split], spec.columns, f"{spec.path}, split {dataset_split}")
+        rows[name] = shift_at_load(study, split, loaded[key][dataset_split])
+    return rows
+
+
+def shift_at_load(study: Study, split: SplitSpec, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows of a split, made by operators from those of the ID split where the study says so, in memory.
+
+    Raises:
+        StudyError: a shift of the split is no operator, or one that lacks what it needs.
+    """
+    made = split.dataset.shifts_at_load
+    if made is None or not split.shifts:
+        return rows
+    from lmms_eval_emi.shifts.apply import Recipe, Step, default_options, shift_rows
+    from lmms_eval_emi.shifts.operators import ShiftError, operator
+
+    try:
+        steps = {}
+        for shift in split.shifts:
+            if made.only not in (None, shift.modality):
+                continue
+            family: Literal["visual", "text"] = shift.modality
+            name, _, level = shift.name.partition(" ")
+            steps[shift.modality] = Step(operator(family, name), shift.severity if shift.severity else level or None)
+        synonyms = study.folder / made.synonyms if made.synonyms else None
+        options = default_options(keep=made.keep, synonyms=synonyms)
+        recipe = Recipe(visual=steps.get("visual"), textual=steps.get("text"))
+        roots = image_roots(study, split.dataset)
+        return shift_rows(rows, recipe, split.dataset.columns, made.seed, options, roots)
+    except ShiftError as error:
+        raise StudyError(f"{study.source}: the split {split.name}: {error}") from error
+
+
+def split_of_dataset(study: Study, split: SplitSpec) -> str:
+    """Name of the dataset's split that holds a split's rows; a file has one only."""
+    path = study.local_path(split.dataset)
+    return FILE_SPLIT if path is not None and path.is_file() else split.dataset_split
+
+
+def load_dataset_arguments(study: Study, spec: DatasetSpec) -> dict[str, Any]:
+    """What ``datasets.load_dataset`` is to be given for a dataset.
+
+    Raises:
+        StudyError: a file of an unknown format.
+    """
+    return _arguments(spec, study.local_path(spec))
+
+
+def _arguments(spec: DatasetSpec, path: Path | None) -> dict[str, Any]:
+    if path is not None and path.is_file():
+        if path.suffix not in FILE_FORMATS:
+            raise StudyError(
+                f"{path}: expected a dataset folder or a file of {', '.join(FILE_FORMATS)}, got {path.suffix or 'no suffix'}."
+            )
+        return {"path": FILE_FORMATS[path.suffix], "data_files": {FILE_SPLIT: str(path)}}
+    # A folder below the current one is found by its name, which keeps caches and logs the same everywhere.
+    use_name = path is None or path == Path(spec.path)
+    return {"path": spec.path if use_name else str(path), **({"name": spec.config} if spec.config else {})}
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one of ``save_to_disk``, which only ``load_from_disk`` reads rightly."""
+    return any((folder / name).is_file() for name in (SAVED, SAVED_ALONE))
+
+
+def load_source(path: str, config: str | None = None) -> Mapping[str, datasets.Dataset]:
+    """The splits of any dataset: a hub name, a folder (``save_to_disk``'s too) or a file.
+
+    Raises:
+        StudyError: it is not there or cannot be read.
+    """
+    folder = Path(path).expanduser()
+    local = folder if folder.exists() else None
+    if local is None and folder.suffix in FILE_FORMATS:
+        raise StudyError(f"The dataset {path!r} is not there: expected a file at {folder.resolve()}.")
+    spec = DatasetSpec(path=path, config=config)
+    return _load(spec, local, _arguments(spec, local), f"The dataset {path!r}")
+
+
+def source_roots(path: str) -> tuple[Path, ...]:
+    """Folders in which the images of a dataset given by path or name may lie; see :func:`image_roots`."""
+    local = Path(path).expanduser()
+    own = local.resolve().parent if local.is_file() else local.resolve() if local.is_dir() else None
+    return _roots([own], from_hub=own is None)
+
+
+def image_roots(study: Study, spec: DatasetSpec) -> tuple[Path, ...]:
+    """Folders that paths of images in a dataset are relative to, and that they must lie in.
+
+    These are the folder of the dataset file, or the dataset's folder; the folder that the study names
+    under ``dataset: images:``; the folder of the study file; the cache of a dataset from the hub; and the folder of the setting ``images``.
+    """
+    local = study.local_path(spec)
+    own = None if local is None else local.resolve().parent if local.is_file() else local.resolve()
+    base = study.folder.resolve() if str(study.folder) not in ("", ".") else None
+    images = (study.folder / spec.images).resolve() if spec.images else None
+    return _roots([own, images, base], from_hub=own is None)
+
+
+def _roots(folders: Iterable[Path | None], *, from_hub: bool) -> tuple[Path, ...]:
+    allowed = _allowed_images(tuple(sorted(os.environ.items())))
+    found = [folder for folder in folders if folder is not None]
+    if from_hub:
+        import datasets
+        from huggingface_hub import constants
+
+        caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+        found += [Path(cache) for cache in caches]
+    found += [allowed.expanduser()] if allowed else []
+    return tuple(dict.fromkeys(folder.resolve() for folder in found))
+
+
+@lru_cache(maxsize=4)
+def _allowed_images(environment: tuple[tuple[str, str], ...]) -> Path | None:
+    """The further folder of images in some environment, for reading the settings takes milliseconds for each split."""
+    return load_settings().images
+
+
+def _load(
+    spec: DatasetSpec, local: Path | None, arguments: dict[str, Any], label: str
+) -> Mapping[str, datasets.Dataset]:
+    import datasets
+
+    try:
+        with _quiet(bars=local is None):
+            if local and is_saved(local):
+                saved = datasets.load_from_disk(str(local))
+                return saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or FILE_SPLIT): saved}
+            # As load_dataset does, with the files of a local folder listed once. What the builder knows of an earlier
+            # folder of that name is in the cache that it would have by itself.
+            own = Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" if local else None
+            builder = datasets.load_dataset_builder(**arguments, cache_dir=str(own) if own else None)
+            builder.download_and_prepare(output_dir=str(own / _key_of_files(builder)) if own else None)
+            return builder.as_dataset()
+    except Exception as error:  # datasets raises a dozen kinds, the hub's among them
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+        try:
+            check_folder_writable(cache)
+        except OSError as problem:
+            raise StudyError(
+                f"The cache of datasets cannot be written, so {label[0].lower()}{label[1:]} cannot be loaded: {problem}\nPoint to a folder that can: export HF_DATASETS_CACHE=/path/to/folder"
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if local or Path(spec.path).suffix in FILE_FORMATS:
+            cause = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
+            raise StudyError(
+                f"{label} cannot be read: {reason}{cause}\nPaths are relative to the study file, or to the current folder."
+            ) from error
+        raise StudyError(
+            f"{label} cannot be loaded: {reason}\n"
+            f"Fetch it on a machine with a connection:\n  hf download --repo-type dataset {spec.path}\n"
+            f"then copy the Hugging Face cache here, or have a folder {spec.path}/ below the current one."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet(*, bars: bool) -> Iterator[None]:
+    """Keep messages of datasets from the user, and its bars where there is nothing to fetch; as before afterwards."""
+    import datasets
+
+    level, shown = datasets.logging.get_verbosity(), datasets.utils.logging.is_progress_bar_enabled()
+    datasets.logging.set_verbosity_error()
+    if not bars:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _key_of_files(builder: datasets.DatasetBuilder) -> str:
+    """Name of a cache folder for just these local files, as they are now.
+
+    The key of datasets' own cache knows a local folder's name but neither its place nor its files,
+    so that another folder of that name, or a changed file, would be answered with the old rows.
+    """
+    files = {
+        split: (list(paths), list(paths.origin_metadata)) for split, paths in (builder.config.data_files or {}).items()
+    }
+    return xxhash.xxh3_64_hexdigest(repr([builder.cache_dir, files]).encode())
+
+
+def stale_cache(path: str, split: datasets.Dataset) -> Path | None:
+    """The folder of datasets' cache that answered for a local folder with rows of other files, if it did.
+
+    A harness that loads datasets itself does so through that cache; see :func:`_key_of_files`.
+    """
+    if not Path(path).is_dir() or is_saved(Path(path)):
+        return None
+    size, cache = _size_and_cache(path)
+    return cache if split.info.download_size not in (None, size) else None
+
+
+@lru_cache(maxsize=64)
+def _size_and_cache(path: str) -> tuple[int, Path]:
+    import datasets
+
+    builder = datasets.load_dataset_builder(path)
+    files = {file for paths in (builder.config.data_files or {}).values() for file in paths}
+    return sum(Path(file).stat().st_size for file in files), Path(builder.cache_dir)
+
+
+def check_columns(split: datasets.Dataset, columns: Columns, label: str) -> None:
+    """Raise ``StudyError`` unless a split has the columns that its study names."""
+    wanted = {columns.id, columns.question, columns.reference} | ({columns.image} if columns.image else set())
+    missing = sorted(wanted - set(split.column_names))
+    if missing:
+        raise StudyError(
+            f"{label}: expected the columns {', '.join(missing)}, which are missing; it has {', '.join(split.column_names)}. Name them under dataset: columns: in the study file (image: null for text alone)."
+        )
+
+
+def to_samples(
+    split: datasets.Dataset,
+    columns: Columns,
+    responses: Mapping[int, str],
+    roots: tuple[Path, ...] = (),
+    problems: dict[int, str] | None = None,
+) -> list[Sample]:
+    """Samples of the rows that have a response, in the dataset's order.
+
+    Args:
+        split: one split of the dataset; its images may be decoded or not.
+        columns: of the dataset.
+        responses: response by row number.
+        roots: folders that paths of images are relative to; see :func:`image_roots`.
+        problems: takes the reason by row number of rows that cannot be used; without it they raise.
+
+    Raises:
+        SampleError: a question or reference is not a text.
+    """
+    images = dataset_images(split, columns.image, roots) if columns.image else [None] * len(split)
+    ids, questions, references = (
+        column_values(split, name) for name in (columns.id, columns.question, columns.reference)
+    )
+    samples = []
+    for row in range(len(split)):
+        if row not in responses:
+            continue
+        try:
+            samples.append(
+                Sample(
+                    image=images[row],
+                    question=questions[row],
+                    response=responses[row],
+                    reference=references[row],
+                    id=ids[row],
+                    row=row,
+                )
+            )
+        except SampleError as error:
+            if problems is None:
+                raise
+            problems[row] = str(error)
+    return samples
+
+
+def dataset_images(split: datasets.Dataset, column: str, roots: tuple[Path, ...]) -> list[DatasetImage | None]:
+    """The images of all rows, still in the dataset and encoded; ``None`` where a row has none."""
+    if split._indices is None:
+        cells: Any = _Cells(split.data.column(column), column)
+        missing = cells.values.is_null().to_pylist()
+    else:
+        cells = undecoded(split, column).select_columns([column])
+        missing = [image is None for image in cells[column]]
+    return [None if absent else DatasetImage(cells, row, column, roots) for row, absent in enumerate(missing)]
+
+
+def column_values(split: datasets.Dataset, column: str) -> list[Any]:
+    """The values of a column that needs no decoding."""
+    return split.data.column(column).to_pylist() if split._indices is None else list(split[column])
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A column of a dataset as it is stored, of which a cell is read in microseconds."""
+
+    values: Any
+    name: str
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        value = self.values[row].as_py()
+        _columns.was_read(
+            self.values, len(value["bytes"] or b"") if isinstance(value, dict) and "bytes" in value else 0
+        )
+        return {self.name: value}
+
+
+_columns = MappedColumns()
+
+
+def undecoded(split: datasets.Dataset, column: str) -> datasets.Dataset:
+    """The split with a column of images, or of their paths, as ``{"bytes": ..., "path": ...}``."""
+    from datasets import Image
+
+    return split.cast_column(column, Image(decode=False))

@@ -1,0 +1,65 @@
+"""A sample: one row of a split, with the response of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lmms_eval_emi.util.files import encodable
+from lmms_eval_emi.data.images import DatasetImage, ImageSource
+
+
+class SampleError(ValueError):
+    """A sample cannot be used; the message says which one and why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a split.
+
+    Args:
+        image: a Pillow image, encoded bytes, a path, or a cell of a dataset; ``None`` for text alone.
+        question: as the model was asked, without any instruction about its response.
+        response: of the model.
+        reference: what the response is compared with.
+        id: identifies the row in its split.
+        row: number of the row in its split, where it comes from a dataset.
+
+    Raises:
+        SampleError: a field has another type.
+    """
+
+    image: ImageSource | None
+    question: str
+    response: str
+    reference: str
+    id: Any = None
+    row: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("question", "response", "reference"):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise SampleError(f"row {self.id}: expected text in {name}, got {type(text).__name__}.")
+            object.__setattr__(self, name, encodable(text))
+        if self.image is not None and not isinstance(self.image, Image.Image | bytes | str | Path | DatasetImage):
+            raise SampleError(
+                f"row {self.id}: expected a Pillow image, encoded bytes or a path in image, got {type(self.image).__name__}. Convert with PIL.Image.fromarray or .open."
+            )
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Tells the row from all others of a study, and is the same for its shifted twins: id and reference.
+
+        Ids alone do not: question 7 of one image set is not question 7 of another.
+        """
+        return (str(self.id), self.reference)
+
+
+def without_images(splits: Mapping[str, Sequence[Sample]]) -> bool:
+    """Whether the samples of all splits are text alone."""
+    return all(sample.image is None for samples in splits.values() for sample in samples)

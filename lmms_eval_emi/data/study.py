@@ -1,0 +1,455 @@
+"""Studies as data: a YAML file says which splits there are, what shifts each of them, and where they are.
+
+The two built-in families are such files beside this module, in the format that any other study uses:
+
+    name: my_study
+    id_split: clean
+    dataset: {path: my/dataset, columns: {id: id, image: image, question: question, reference: answer}}
+    splits:
+      clean: {}
+      foggy:
+        shifts: [{modality: visual, name: fog, severity: 3}]
+        dataset: {path: my/foggy_dataset, split: test}
+        responses: responses/foggy.jsonl
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lmms_eval_emi.data.suites import load_suite, suite_names
+
+BUILT_IN = ("natural", "synthetic")
+BUNDLED = ("demo",)  # studies whose rows come with the package, beside their tasks
+Modality = Literal["id", "visual", "text", "joint", "control"]
+SHIFT_MODALITIES: tuple[Modality, ...] = ("visual", "text", "joint")
+LONGEST_NAME = 100
+# A file of a few hundred bytes can name itself in itself and stand for billions of nodes.
+MOST_NODES = 200_000
+
+
+class StudyError(ValueError):
+    """A study file is missing or does not say what a study must say, or its dataset is not there."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(_Strict):
+    """Names of a dataset's columns. Without an image, rows are scored on their text alone."""
+
+    id: str = "question_id"
+    image: str | None = "image"
+    question: str = "question"
+    reference: str = "reference_answer"
+
+
+class ShiftsAtLoad(_Strict):
+    """Says that a dataset holds the rows of the ID split, from which operators make every shift when it is loaded."""
+
+    seed: int = 0
+    keep: tuple[str, ...] = ()  # words that textual operators leave alone
+    synonyms: str | None = None  # a file of synonyms, relative to the study file; default: WordNet
+    only: Literal["visual", "text"] | None = None  # of which modality; what else is shifted, the rows hold already
+
+
+class DatasetSpec(_Strict):
+    """Where rows are: a hub name, a folder (of ``save_to_disk`` too), or a file; see :mod:`lmms_eval_emi.data.rows`."""
+
+    path: str
+    config: str | None = None  # name of the dataset's configuration
+    split: str | None = None  # default: the name of the study's split
+    columns: Columns = Columns()
+    images: str | None = None  # folder of the images, where it is neither the dataset's nor the study file's
+    shifts_at_load: ShiftsAtLoad | None = None
+
+
+class Shift(_Strict):
+    """One shift of one modality."""
+
+    modality: Literal["visual", "text"]
+    name: str
+    severity: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.severity is None else f"{self.name} {self.severity}"
+
+
+class SplitSpec(_Strict):
+    """One split of a study, every default filled in.
+
+    A split without shifts is the ID split, or with ``modality: control`` a control: other rows in distribution, such
+    as of other images. A control has EMID and index like a shift and is no part of means, adjustments and correlations.
+    """
+
+    name: str = Field(max_length=LONGEST_NAME)
+    task: str = Field(pattern=r"^[a-z0-9_]+$", max_length=LONGEST_NAME)
+    modality: Modality
+    shifts: tuple[Shift, ...] = ()
+    dataset: DatasetSpec
+    responses: str | None = None  # a response file, or the stem of one that several splits share
+    prompt_suffix: str = ""  # added to the question when a model is asked, not when it is embedded
+    variant_of: str | None = None  # the split whose rows another task asks in its own way
+
+    @model_validator(mode="after")
+    def _name_is_plain(self) -> SplitSpec:
+        if not _is_plain(self.name):
+            raise ValueError(
+                f"the name of a split becomes the name of a file: expected letters, digits, _, - and single dots, got {self.name!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _modality_is_that_of_the_shifts(self) -> SplitSpec:
+        modalities = {shift.modality for shift in self.shifts}
+        expected = "id" if not modalities else "joint" if len(modalities) > 1 else modalities.pop()
+        if self.modality != expected and not (self.modality == "control" and not self.shifts):
+            raise ValueError(f"the shifts of {self.name} make its modality {expected!r}, not {self.modality!r}")
+        return self
+
+    @property
+    def response_stems(self) -> tuple[str, ...]:
+        """Stems of the files that may hold its responses, the split's own first."""
+        return (self.name, self.responses) if self.responses and not _is_file_name(self.responses) else (self.name,)
+
+    @property
+    def dataset_split(self) -> str:
+        """The split of its dataset."""
+        return self.dataset.split or self.name
+
+
+class Study(_Strict):
+    """A family of splits, one of which is in distribution."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=LONGEST_NAME)
+    title: str
+    group: str = Field(pattern=r"^[a-z0-9_]+$", max_length=LONGEST_NAME)
+    id_split: str
+    splits: dict[str, SplitSpec]
+    means: str = ""  # what means over the shifts average, where a reader may take them for something else
+    source: str = ""  # what load_study was given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("splits"), dict):
+            return data
+        filled = {**data, "splits": {name: _fill_in_split(name, split, data) for name, split in data["splits"].items()}}
+        filled.pop("dataset", None)
+        if isinstance(data.get("name"), str):
+            if not _is_plain(data["name"]):
+                raise ValueError(
+                    f"the name of a study becomes the name of a folder: expected letters, digits, _, - and single dots, got {data['name']!r}"
+                )
+            filled.setdefault("title", data["name"])
+            filled.setdefault("group", _slug(data["name"]))
+        return filled
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Study:
+        id_splits = [name for name, split in self.splits.items() if split.modality == "id" and split.variant_of is None]
+        for split in self.splits.values():
+            if split.variant_of is not None and split.variant_of not in self.splits:
+                raise ValueError(f"{split.name}: variant_of names the split {split.variant_of}, which is missing")
+        if id_splits != [self.id_split]:
+            raise ValueError(f"expected the one split without shifts to be id_split {self.id_split!r}, got {id_splits}")
+        tasks = [split.task for split in self.splits.values()]
+        doubled = sorted({task for task in tasks if tasks.count(task) > 1})
+        if doubled:
+            raise ValueError(f"several splits have the task name {', '.join(doubled)}; give each a task of its own")
+        return self
+
+    def split(self, name: str) -> SplitSpec:
+        """A split by name.
+
+        Raises:
+            StudyError: there is none of that name.
+        """
+        if name not in self.splits:
+            close = difflib.get_close_matches(name, self.splits, n=1)
+            close += [
+                other
+                for other, split in self.splits.items()
+                if name.lower() in (split.task, other.lower().rsplit("_", 1)[-1])
+            ]
+            hint = f" Did you mean {close[0]}?" if close else ""
+            known = list(self.splits)
+            listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+            raise StudyError(f"split: the study {self.name} has no split {name!r}.{hint} It has {listed}.")
+        return self.splits[name]
+
+    def shifts(self, modality: str | None = None) -> list[str]:
+        """Names of the shifted splits, in the file's order, of one modality or of all; variants and controls are no shifts."""
+        return [
+            name
+            for name, split in self.splits.items()
+            if split.modality not in ("id", "control")
+            and split.variant_of is None
+            and modality in (None, split.modality)
+        ]
+
+    def controls(self) -> list[str]:
+        """Names of the splits of other rows in distribution, whose EMID should be within its error."""
+        return [name for name, split in self.splits.items() if split.modality == "control" and split.variant_of is None]
+
+    def variants(self) -> list[str]:
+        """Names of the splits that ask the rows of another split in their own way."""
+        return [name for name, split in self.splits.items() if split.variant_of is not None]
+
+    def with_variant(self, name: str, of: str) -> Study:
+        """The study with a further split: the rows of one that it has, asked by another task.
+
+        Args:
+            name: of the variant, such as its task's.
+            of: name of the split whose rows it asks.
+        """
+        base = self.split(of)
+        variant = base.model_copy(
+            update={
+                "name": name,
+                "task": _slug(name) or "variant",
+                "variant_of": base.variant_of or of,
+                "responses": None,
+                "dataset": base.dataset.model_copy(update={"split": base.dataset_split}),
+            }
+        )
+        return self.model_copy(update={"splits": {**self.splits, name: variant}})
+
+    def task_name(self, split: str) -> str:
+        """Name of the harness task of a split."""
+        return f"{self.group}_{self.split(split).task}"
+
+    def response_file(self, split: str) -> Path | None:
+        """The response file that the study itself names for a split, relative to the study file."""
+        responses = self.split(split).responses
+        return Path(self.source).parent / responses if responses and _is_file_name(responses) else None
+
+    @property
+    def folder(self) -> Path:
+        """What the study's relative paths are relative to."""
+        return Path(self.source).parent if self.source not in (*BUILT_IN, *suite_names()) else Path()
+
+    def local_path(self, spec: DatasetSpec) -> Path | None:
+        """The file or folder that a dataset's path means, below the study file's folder or the current one, if it is there."""
+        candidates = (self.folder / spec.path, Path(spec.path).expanduser())
+        return next((path for path in candidates if path.exists()), None)
+
+
+def _fill_in_split(name: str, split: Any, study: dict) -> Any:
+    if split is None:
+        split = {}
+    if not isinstance(split, dict):
+        return split
+    filled = {"name": name, "task": _slug(name), **split}
+    if "answers" in filled and "responses" not in filled:  # as the key was called at first
+        filled["responses"] = filled.pop("answers")
+    base = study.get("dataset")
+    own = split.get("dataset", {})
+    if isinstance(base, dict) and isinstance(own, dict):
+        filled["dataset"] = {**base, **own}
+        if isinstance(base.get("columns"), dict) and isinstance(own.get("columns"), dict):
+            filled["dataset"]["columns"] = {**base["columns"], **own["columns"]}
+    if "modality" not in split:
+        shifts = split.get("shifts")
+        shifts = shifts if isinstance(shifts, list | tuple) else []
+        named = [shift.get("modality") for shift in shifts if isinstance(shift, dict)]
+        modalities = {modality for modality in named if modality in ("visual", "text")}
+        filled["modality"] = (
+            "id" if not shifts else "joint" if len(modalities) > 1 else next(iter(modalities), "visual")
+        )
+    return filled
+
+
+def _is_file_name(responses: str) -> bool:
+    return Path(responses).suffix in {".json", ".jsonl"} or "/" in responses
+
+
+def _is_plain(name: str) -> bool:
+    return bool(re.fullmatch(r"\w(?:[\w-]|\.(?!\.))*", name)) and not name.endswith(".")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def load_study(name_or_path: str | Path) -> Study:
+    """Load a built-in or bundled study, or a suite that is one, by name, or a study file.
+
+    Raises:
+        StudyError: neither such a name nor a file, or the file is not a study; with the lines
+            that are wrong.
+    """
+    source = str(name_or_path)
+    if source in BUILT_IN:
+        return _built_in(source)
+    if source in suite_names() and not Path(source).is_file():
+        return _suite(source)
+    path = Path(source).expanduser()
+    if source in BUNDLED:
+        path = Path(str(resources.files("lmms_eval_emi.tasks"))) / "llavabench_shift" / source / "study.yaml"
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with a zero in it
+        there = False
+    if not there:
+        raise StudyError(
+            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))}, a suite (lmms-eval-emi suites) or the path of a study file, got {source[:200]!r}."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: expected a UTF-8 file: {error}") from error
+    return parse_study(text, str(path.resolve()))
+
+
+@lru_cache(maxsize=len(BUILT_IN))
+def _built_in(name: str) -> Study:
+    text = resources.files("lmms_eval_emi.data").joinpath("studies", f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_study(text, name)
+
+
+@lru_cache(maxsize=8)
+def _suite(name: str) -> Study:
+    suite = load_suite(name)
+    if suite.study is None:
+        raise StudyError(
+            f"study: the suite {name} is none, for it is of the kind {suite.kind}. lmms-eval-emi suites {name} says how it is used."
+        )
+    if suite.prepare:
+        raise StudyError(
+            f"study: the rows of {name} have to be made first: lmms-eval-emi suites {name} --output DIR --data FOLDER, then --study DIR/study.yaml."
+        )
+    return parse_study(yaml.safe_dump(suite.study, sort_keys=False, allow_unicode=True), name)
+
+
+def parse_study(text: str, source: str) -> Study:
+    """Read a study from YAML text; ``source`` names it in errors and resolves its relative paths.
+
+    Raises:
+        StudyError: it is not a study.
+    """
+    try:
+        loader = _TextLoader(text)
+        node = loader.get_single_node()
+        _check_size(node, source)
+        _keys_are_text(node)
+        data = loader.construct_document(node) if node else None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise StudyError(f"{source}{line}: not a YAML file: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError as error:
+        raise StudyError(f"{source}: not a study: it is nested too deeply") from error
+    problems = list(_doubled_keys(node)) if node else []
+    if isinstance(data, dict) and not problems:
+        try:
+            return Study.model_validate({**data, "source": source})
+        except ValidationError as error:
+            for problem in error.errors():
+                location = [part for part in problem["loc"] if part != "source"]
+                problems.append(
+                    (_line(node, location), f"{'.'.join(map(str, location)) or 'study'}: {_message(problem)}")
+                )
+    elif not problems:
+        problems.append((1, f"expected a mapping with name, id_split, dataset and splits, got {type(data).__name__}"))
+    raise StudyError(
+        f"{source}: not a study:\n" + "\n".join(f"  line {line}: {message}" for line, message in sorted(set(problems)))
+    )
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Reads every scalar as text but an empty one, so that a split may be called ``no``, ``on`` or ``2024``."""
+
+
+_TextLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _keys_are_text(node: yaml.Node | None) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag.endswith(":null"):
+                key.tag = "tag:yaml.org,2002:str"
+            _keys_are_text(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _keys_are_text(item)
+
+
+def _check_size(root: yaml.Node | None, source: str) -> None:
+    """Raise ``StudyError`` where aliases make a file stand for more nodes than any study has, or for itself."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST_NODES + 1  # an alias of what it stands in
+            inside = (
+                [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            )
+            sizes[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(map(size, inside))
+        return sizes[id(node)]
+
+    if root is not None and size(root) > MOST_NODES:
+        raise StudyError(
+            f"{source}: not a study: its aliases stand for more than {MOST_NODES:,} entries, or for themselves. Write the entries out."
+        )
+
+
+def _message(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        models: dict[str, type[BaseModel]] = {
+            "columns": Columns,
+            "shifts_at_load": ShiftsAtLoad,
+            "dataset": DatasetSpec,
+            "shifts": Shift,
+        }
+        inside = next((models[part] for part in reversed(problem["loc"][:-1]) if part in models), None)
+        inside = inside or (SplitSpec if problem["loc"][0] == "splits" else Study)
+        known = [name for name in inside.model_fields if name != "source"] + (["dataset"] if inside is Study else [])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        return f"unknown key.{f' Did you mean {close[0]}?' if close else ''} Known are {', '.join(known)}"
+    if problem["type"] == "missing":
+        return "missing"
+    return problem["msg"].removeprefix("Value error, ")
+
+
+def _line(node: yaml.Node | None, location: list[Any]) -> int:
+    """The line of the deepest part of a location that the file has."""
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if found is None:
+                return line
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _doubled_keys(node: yaml.Node) -> Any:
+    """Keys that stand twice in one mapping, of which YAML readers keep the last in silence."""
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            if key.value in lines:
+                yield key.start_mark.line + 1, f"{key.value}: stands in line {lines[key.value]} already"
+            lines[key.value] = key.start_mark.line + 1
+            yield from _doubled_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _doubled_keys(item)

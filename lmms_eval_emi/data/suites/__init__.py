@@ -1,0 +1,125 @@
+"""Published robustness suites as data: one YAML file each, with its source, its licence and what is known of it.
+
+A suite is a study (splits with reference responses, scored by EMI), twins (operators and tasks of lmms-eval, compared by the
+tasks' own metrics), or domains (labelled pictures by domain, which become tasks). What a publication does not say and we
+chose is under ``ours`` in its file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Kind = Literal["study", "twins", "domains"]
+
+
+class SuiteError(ValueError):
+    """A suite is unknown, or cannot be used as asked; the message says what to do."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Domains(_Strict):
+    """Labelled pictures by domain.
+
+    Attributes:
+        path: hub name of a dataset with one row a picture; ``None`` where there is none, and a folder
+            ``DOMAIN/CLASS/file`` has to be given.
+        config, split: of the dataset.
+        image, domain, label: its columns.
+        names: of the domains, the one in distribution first.
+    """
+
+    path: str | None = None
+    config: str | None = None
+    split: str = "train"
+    image: str = "image"
+    domain: str = "domain"
+    label: str = "label"
+    names: tuple[str, ...]
+
+
+class Suite(_Strict):
+    """A published suite.
+
+    Attributes:
+        name: of the suite and of its file.
+        title: what it is, in a line.
+        source: publication.
+        url: where it comes from.
+        licence: of the data, as published.
+        needs: what it takes and where that is had.
+        published: what is published about it.
+        ours: what we chose, for the publication does not say it.
+        study: of the kind ``study``: a study file's content.
+        prepare: name of what makes the study's rows of published files, if they have to be made.
+        tasks, visual, textual: of the kind ``twins``: tasks of lmms-eval and operators.
+        domains: of the kind ``domains``.
+    """
+
+    name: str
+    title: str
+    source: str
+    url: str
+    licence: str
+    needs: str
+    published: str
+    ours: str = ""
+    study: dict[str, Any] | None = None
+    prepare: str | None = None
+    tasks: tuple[str, ...] = ()
+    visual: tuple[str, ...] = ()
+    textual: tuple[str, ...] = ()
+    domains: Domains | None = Field(default=None)
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Suite:
+        if sum((self.study is not None, bool(self.tasks), self.domains is not None)) != 1:
+            raise ValueError("expected one of study, tasks and domains")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        """What it is made of."""
+        return "study" if self.study is not None else "twins" if self.tasks else "domains"
+
+
+@lru_cache(maxsize=1)
+def suite_names() -> tuple[str, ...]:
+    """Names of all suites."""
+    folder = resources.files("lmms_eval_emi.data.suites")
+    return tuple(sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml")))
+
+
+@lru_cache(maxsize=32)
+def load_suite(name: str, kind: Kind | None = None) -> Suite:
+    """A suite by name.
+
+    Args:
+        name: of the suite.
+        kind: that it must be of.
+
+    Raises:
+        SuiteError: there is none of that name, or it is of another kind.
+    """
+    if name not in suite_names():
+        close = difflib.get_close_matches(name, suite_names(), n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise SuiteError(f"suite: there is no suite {name!r}.{hint} The suites are {', '.join(suite_names())}.")
+    text = resources.files("lmms_eval_emi.data.suites").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    try:
+        found = Suite.model_validate({"name": name, **yaml.safe_load(text)})
+    except ValidationError as error:
+        raise SuiteError(f"suite {name}: its file is not one of a suite: {error}") from error
+    if kind is not None and found.kind != kind:
+        raise SuiteError(
+            f"suite {name}: it is of the kind {found.kind}, and {kind} is expected here. lmms-eval-emi suites {name} says how it is used."
+        )
+    return found

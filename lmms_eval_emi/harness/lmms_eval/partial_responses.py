@@ -1,0 +1,127 @@
+"""The responses of a plain run of lmms-eval on the disk as they come in, rank by rank, until the run has saved them itself.
+
+They lie in ``{output_path}/{run}.emi_parts/``, as samples files that ``score`` reads. The end of a run that got that
+far writes all responses elsewhere, and removes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from loguru import logger
+
+from lmms_eval_emi.util.files import check_folder_writable
+from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.data.responses.lmms_eval import PARTS
+from lmms_eval_emi.settings import cache_folder
+
+_needed = True
+
+
+@contextmanager
+def not_needed() -> Iterator[None]:
+    """Write nothing meanwhile, for the responses are in a journal."""
+    global _needed
+    _needed = False
+    try:
+        yield
+    finally:
+        _needed = True
+
+
+class Parts:
+    """The files of one run in this process.
+
+    Args:
+        args: the command line's namespace, as far as it is known when the run begins.
+    """
+
+    def __init__(self, args: object = None) -> None:
+        self.folder: Path | None = None
+        self._files: dict[str, IO[str]] = {}
+        self._lock = threading.Lock()
+        self._stamp = time.strftime("%Y%m%d_%H%M%S")
+        self._failed = False
+        if args is not None and compat.ranks() > 1 and compat.is_main_process():
+            self._set_aside(args)
+
+    def _set_aside(self, args: object) -> None:
+        """Rename what an earlier run of this name has left, before the other ranks begin."""
+        output = compat.output_path(args)
+        folder = output / f"{self._name()}{PARTS}" if output else None
+        try:
+            if folder is not None and folder.is_dir():
+                folder.rename(folder.with_name(f"{self._stamp}-{os.getpid()}-earlier{PARTS}"))
+        except OSError as error:
+            self._failed = True
+            logger.warning(
+                f"{folder} of an earlier run cannot be set aside: {error}. Responses are saved at the end of the run."
+            )
+
+    def write(self, task: str, row: int, response: str) -> None:
+        """Add a response. Never raises: what cannot be written costs no run."""
+        if not _needed or self._failed:
+            return
+        with self._lock:
+            try:
+                file = self._files.get(task) or self._open(task)
+                file.write(json.dumps({"doc_id": row, "filtered_resps": response}, ensure_ascii=False) + "\n")
+                file.flush()
+            except Exception as error:
+                self._failed = True
+                logger.warning(
+                    f"Responses cannot be written as they come in: {error}. They are saved at the end of the run."
+                )
+
+    def _open(self, task: str) -> IO[str]:
+        if self.folder is None:
+            caller = compat.calling_task()
+            self.folder = (
+                writable_folder(compat.arguments_of(caller.task) if caller else None) / f"{self._name()}{PARTS}"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = compat.samples_name(f"rank-{compat.rank():05d}", task)
+        self._files[task] = (self.folder / name).open("a", encoding="utf-8")
+        return self._files[task]
+
+    def _name(self) -> str:
+        """One name on all ranks, which share the address of their launcher and the number of their job."""
+        if compat.ranks() == 1:
+            return f"{self._stamp}-{os.getpid()}"
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+        known = [value for name in names if (value := os.environ.get(name))]
+        return "-".join(["ranks", *(re.sub(r"[^\w.]+", "_", value) for value in known)])
+
+    def remove(self) -> None:
+        """All responses of the run are saved elsewhere."""
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+            if self.folder is not None and compat.is_main_process():
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def writable_folder(args: object) -> Path:
+    """The output folder of the run, or else the cache, or else a temporary folder."""
+    output = compat.output_path(args)
+    for choose in (lambda: output, lambda: cache_folder() / "runs"):
+        try:
+            folder = choose()
+            if folder is None:
+                continue
+            check_folder_writable(folder)
+            return folder
+        except Exception as error:
+            logger.error(f"The files of this run cannot be written where they belong: {error}")
+    return Path(tempfile.mkdtemp(prefix="lmms_eval_emi-"))

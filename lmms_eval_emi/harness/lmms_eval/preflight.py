@@ -1,0 +1,105 @@
+"""What a run needs, checked as early as it can be: before the model is loaded, and again when our tasks load."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.data.rows import load_splits
+from lmms_eval_emi.scoring.preflight import PreflightError, preflight
+from lmms_eval_emi.settings import SettingsError, is_offline, load_settings
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, StudyError, load_study
+
+# What models of the harness import and lmms-eval does not install, with how to have it.
+NEEDED_BY_MODELS = {
+    "llava_hf": ("decord", "pip install decord"),
+    "llava": ("llava", "the LLaVA package, which its repository github.com/haotian-liu/LLaVA says how to install"),
+    "llava_onevision": ("llava", "the package of github.com/LLaVA-VL/LLaVA-NeXT"),
+    "llava_vid": ("llava", "the package of github.com/LLaVA-VL/LLaVA-NeXT"),
+}
+
+
+class RunStopped(SystemExit):
+    """What a run needs is missing. It ends the process: lmms-eval retries and swallows other errors."""
+
+
+def check(files: Sequence[str], model: str) -> None:
+    """Check a run that asks for our tasks, before its model is loaded.
+
+    Args:
+        files: of the tasks and groups of ours that it asks for.
+        model: name of the model's class in the harness.
+
+    Raises:
+        RunStopped: something is missing, with everything that is.
+    """
+    if not compat.is_main_process():
+        return
+    check_environment([*_missing_package(model), *_missing_datasets(files)])
+
+
+def check_environment(problems: Sequence[str] = ()) -> None:
+    """Rank 0 computes all scores, so it checks what they need; every rank checks the settings.
+
+    Args:
+        problems: that were found already.
+
+    Raises:
+        RunStopped: something is missing, with everything that is.
+    """
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        raise RunStopped(f"lmms_eval_emi: {error}") from error
+    if not compat.is_main_process():
+        return
+    found = list(problems)
+    if settings.preflight:
+        try:
+            preflight(settings)
+        except PreflightError as error:
+            found.append(str(error))
+    if found:
+        told = "\n\n".join(found)
+        later = "\n\nTo generate now and score later: LMMS_EVAL_EMI_PREFLIGHT=0" if len(found) > len(problems) else ""
+        raise RunStopped(
+            f"lmms_eval_emi: this run could not be scored, so it is stopped before anything is generated.\n\n{told}{later}"
+        )
+
+
+def _missing_package(model: str) -> list[str]:
+    needed = NEEDED_BY_MODELS.get(model)
+    if needed is None or importlib.util.find_spec(needed[0]) is not None:
+        return []
+    return [
+        f"The model class {model} of lmms-eval imports {needed[0]}, which is not installed. Install it: {needed[1]}"
+    ]
+
+
+def _missing_datasets(files: Sequence[str]) -> list[str]:
+    """What of the datasets is not here, where nothing can be fetched."""
+    if not is_offline():
+        return []
+    problems = []
+    for name in dict.fromkeys(name for file in files for name in _studies_of(Path(file))):
+        try:
+            load_splits(load_study(name))
+        except StudyError as error:
+            problems.append(f"missing: dataset {name}\n{error}")
+    return problems
+
+
+def _studies_of(file: Path) -> list[str]:
+    """The studies of one of our task or group files."""
+    if file.parent.name in (*BUILT_IN, *BUNDLED):
+        return [file.parent.name]
+    try:
+        loader = yaml.BaseLoader(file.read_text(encoding="utf-8").replace("!function ", ""))
+        metadata = (loader.get_single_data() or {}).get("metadata", {})
+        return [str(one) for one in metadata.get(compat.OURS, {}).get("studies", [])]
+    except (OSError, yaml.YAMLError, AttributeError):
+        return []

@@ -1,0 +1,300 @@
+"""A model of lmms-eval whose responses are on the disk before the next ones are generated, and never generated twice.
+
+The harness hands a model all requests of a rank in one call, and keeps what the call returns. Here the call is handed on
+in blocks of consecutive requests. A finished block is appended to the journal of the run; a block that is there already is not
+generated again. Blocks follow from the requests alone, so a run that was interrupted has the batches of one that was not.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lmms_eval_emi.util.files import blocks_of
+from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, sample_of_file
+from lmms_eval_emi.util.journal import Answers, Journal, Request
+from lmms_eval_emi.util.redact import redact
+
+log = logging.getLogger("lmms_eval_emi")
+
+
+class ResumeError(RuntimeError):
+    """A model returned something that cannot be kept, or fewer responses than it was asked for."""
+
+
+def identity(model: str, model_args: Any) -> str:
+    """What tells the journals of two models in one folder apart: the model and its arguments, in any order.
+
+    Keys and tokens are no part of it. The files of a local checkpoint are, so that one that was trained on is another.
+    """
+    if isinstance(model_args, Mapping):
+        pairs = sorted(f"{key}={value}" for key, value in model_args.items())
+    else:
+        pairs = sorted(part.strip() for part in str(model_args or "").split(",") if part.strip())
+    places = [Path(pair.partition("=")[2]) for pair in pairs if pair.partition("=")[2]]
+    content = [str(model), [redact(pair) for pair in pairs], [_checkpoint(place) for place in places]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _checkpoint(place: Path) -> list[list[Any]]:
+    """Names, sizes, beginnings and ends of the files of a local checkpoint; nothing for other values."""
+    try:
+        files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else []
+        return [[path.name, *sample_of_file(path)] for path in files]
+    except OSError:
+        return []
+
+
+@dataclass
+class Progress:
+    """How far a rank is: what the command says when it is stopped."""
+
+    planned: int = 0
+    answered: int = 0
+
+
+@dataclass
+class Blocks:
+    """Answers the calls of a model from the journal, and by the model what is not there.
+
+    Attributes:
+        journal: of this rank.
+        run: identity of the model with its arguments.
+        size: requests of a block.
+        share: whether requests of one content are asked once, where nothing is drawn.
+        seed: of what is drawn.
+        command: identity of the command, whose plan the requests are.
+        answers: what the journal knows of this run.
+        progress: how far this rank is.
+    """
+
+    journal: Journal
+    run: str
+    size: int = 32
+    share: bool = True
+    seed: str = ""
+    command: str = ""
+    answers: Answers = field(init=False)
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.answers = self.journal.contents.answers(self.run)
+        self._planned = set(self.journal.contents.plan(self.command).items())
+        self._start = self.journal.contents.starts + 1
+        self._inside = False
+        self._rounds: dict[tuple[str, int], int] = {}  # of documents that take several calls
+
+    def wrap(self, lm: Any) -> Any:
+        """Let a model's methods go through here; the model stays the object that it is."""
+        for method in compat.MODEL_METHODS:
+            original = getattr(lm, method, None)
+            if callable(original):
+                setattr(lm, method, functools.partial(self.answer, lm, method, original))
+        return lm
+
+    def answer(self, lm: Any, method: str, original: Callable, requests: Sequence[Any]) -> list[Any]:
+        """The responses to the requests of one call, in their order."""
+        if self._inside:  # a model that calls itself
+            return list(original(requests))
+        self._inside = True
+        try:
+            return self._answer(lm, method, original, requests)
+        finally:
+            self._inside = False
+
+    def _answer(self, lm: Any, method: str, original: Callable, requests: Sequence[Any]) -> list[Any]:
+        alone = compat.is_call_of_one_round()  # such calls are not made by every rank
+        described = self._describe(lm, method, requests, self._rounds if alone else {})
+        together = not alone and compat.ranks_step_together(lm)
+        share = self.share and not together and not compat.answers_by_place(lm)
+        padding = [compat.is_padding(one) for one in requests]
+        plan = {one.request: share and one.shared for one, pad in zip(described, padding, strict=True) if not pad}
+        across = share and not alone and compat.ranks() > 1
+        owners = self._owners(plan) if across else {}
+        asked: dict[str, int] = {}
+        owned = []  # positions that this rank asks the model for
+        for position, one in enumerate(described):
+            if padding[position] and not together:
+                continue
+            if share and one.shared:
+                if owners.get(one.request.content, compat.rank()) != compat.rank():
+                    continue
+                if asked.setdefault(one.request.content, position) != position:
+                    continue
+            owned.append(position)
+        self._write_plan(plan)
+        done = sum(self._known(described[position], share) for position in owned)
+        self.progress.planned, self.progress.answered = len(owned), done
+        with (
+            compat.quiet_bars(lm),
+            tqdm(
+                total=len(owned),
+                initial=done,
+                desc="Responses",
+                unit="",
+                dynamic_ncols=True,
+                smoothing=0.05,
+                disable=alone or not compat.is_main_process(),
+            ) as bar,
+        ):
+            for block in blocks_of(owned, self.size):
+                missing = [position for position in block if not self._known(described[position], share)]
+                wanted = compat.any_rank(bool(missing)) if together else bool(missing)
+                if not wanted:
+                    continue
+                positions = block if together else missing
+                found = self._generate(original, [requests[position] for position in positions], method)
+                self._keep(method, described, positions, found, padding, bar, share)
+        if across:
+            self._exchange(plan, owners)
+        return [
+            self._padding(one, method) if pad else self._response(one, share)
+            for one, pad in zip(described, padding, strict=True)
+        ]
+
+    def _describe(
+        self, lm: Any, method: str, requests: Sequence[Any], seen: dict[tuple[str, int], int]
+    ) -> list[Described]:
+        contents = Contents(lambda task, split, document: lm.task_dict[task][split][document], method, self.seed, seen)
+        quiet = not compat.is_main_process() or len(requests) < 2
+        with tqdm(
+            requests, desc="Reading requests", unit="", leave=False, dynamic_ncols=True, delay=1, disable=quiet
+        ) as bar:
+            return [contents.describe(one) for one in bar]
+
+    def _padding(self, one: Described, method: str) -> Any:
+        """Whatever is known; nobody looks at it."""
+        known = self.answers.by_content.get(one.request.content)
+        return ((0.0, False) if method == "loglikelihood" else "") if known is None else from_plain(known)
+
+    def _known(self, one: Described, share: bool) -> bool:
+        return self.answers.has(one.request, shared=share and one.shared)
+
+    def _response(self, one: Described, share: bool) -> Any:
+        return from_plain(self.answers.of(one.request, shared=share))
+
+    def _generate(self, original: Callable, requests: list[Any], method: str) -> list[Any]:
+        responses = list(original(requests))
+        if len(responses) != len(requests):
+            raise ResumeError(
+                f"the model returned {len(responses)} responses to {len(requests)} requests of {method}, so they cannot be told apart."
+            )
+        if compat.is_budget_exceeded():
+            raise ResumeError(
+                "the token budget of --max_tokens is used up, and the model returns placeholders, which are not kept. Start again with a larger one, or make results of what is there: lmms-eval-emi recover DIR"
+            )
+        return [to_plain(one) for one in responses]
+
+    def _keep(
+        self,
+        method: str,
+        described: Sequence[Described],
+        positions: Sequence[int],
+        found: Sequence[Any],
+        padding: Sequence[bool],
+        bar: tqdm,
+        share: bool,
+    ) -> None:
+        new = [
+            (described[position], response)
+            for position, response in zip(positions, found, strict=True)
+            if not padding[position] and not self._known(described[position], share)
+        ]
+        if not new:
+            return
+        self.journal.append(
+            {
+                "kind": "block",
+                "run": self.run,
+                "method": method,
+                "requests": [[*one.request, response] for one, response in new],
+            }
+        )
+        for one, response in new:
+            self.answers.add(one.request, response)
+        self.progress.answered += len(new)
+        bar.update(len(new))
+
+    def _write_plan(self, plan: Mapping[Request, bool]) -> None:
+        new = {request: shared for request, shared in plan.items() if (request, shared) not in self._planned}
+        if new:
+            self.journal.append(
+                {
+                    "kind": "plan",
+                    "run": self.run,
+                    "command": self.command,
+                    "start": self._start,
+                    "requests": [[*request, shared] for request, shared in new.items()],
+                }
+            )
+            self._planned |= set(new.items())
+
+    def _owners(self, plan: Mapping[Request, bool]) -> dict[str, int]:
+        """The rank that asks for each content that several may share: the first that has it."""
+        owners: dict[str, int] = {}
+        mine = sorted({request.content for request, shared in plan.items() if shared})
+        for rank, contents in enumerate(compat.gather(mine)):
+            for content in contents:
+                owners.setdefault(content, rank)
+        return owners
+
+    def _exchange(self, plan: Mapping[Request, bool], owners: Mapping[str, int]) -> None:
+        """Get the responses of contents that other ranks have asked for, and give them ours."""
+        me = compat.rank()
+        wanted = {request.content for request, shared in plan.items() if shared and owners[request.content] != me}
+        asked = set().union(*compat.gather(sorted(wanted)))
+        mine = {content: self.answers.by_content[content] for content in sorted(asked) if owners[content] == me}
+        for given in compat.gather(mine):
+            for content, response in given.items():
+                self.answers.by_content.setdefault(content, response)
+
+
+def to_plain(response: Any) -> Any:
+    """A response as JSON: text as it is, and whatever else under the name of its kind.
+
+    Raises:
+        ResumeError: it is of a kind that cannot be kept.
+    """
+    found = compat.response_to_plain(response)
+    if found is not None:
+        return found
+    if isinstance(response, str):
+        return str(response)
+    if hasattr(response, "item") and getattr(response, "size", None) in (1,):  # a scalar of numpy
+        return to_plain(response.item())
+    if response is None or isinstance(response, bool | int | float):
+        return {"value": response}
+    if isinstance(response, tuple):
+        return {"tuple": [to_plain(one) for one in response]}
+    if isinstance(response, list):
+        return {"list": [to_plain(one) for one in response]}
+    if isinstance(response, Mapping) and all(isinstance(key, str) for key in response):
+        return {"mapping": {key: to_plain(value) for key, value in response.items()}}
+    if hasattr(response, "item") and callable(getattr(response, "numel", None)) and response.numel() == 1:
+        return to_plain(response.item())
+    raise ResumeError(f"the model returned a {type(response).__name__}, which cannot be kept in a journal.")
+
+
+def from_plain(found: Any) -> Any:
+    """The response that :func:`to_plain` made plain."""
+    if not isinstance(found, dict):
+        return found
+    ((kind, content),) = found.items()
+    if kind == "value":
+        return content
+    if kind == "tuple":
+        return tuple(from_plain(one) for one in content)
+    if kind == "list":
+        return [from_plain(one) for one in content]
+    if kind == "mapping":
+        return {key: from_plain(value) for key, value in content.items()}
+    return compat.response_from_plain(kind, content)

@@ -1,0 +1,166 @@
+"""What a request of lmms-eval asks, as a hash: two requests of one hash get one response from a model that draws nothing.
+
+The harness's own cache knows the text of a prompt and not its image. Here whatever the model is given counts: texts,
+generation arguments, and the pixels, samples or files that the task's functions give for the document.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from PIL import Image
+
+from lmms_eval_emi.util.journal import Request
+
+SAMPLED = 65_536  # bytes of a file's beginning and end
+LONGEST_PATH = 4096  # a longer text is no path
+
+
+@dataclass(frozen=True)
+class Described:
+    """A request as a journal knows it.
+
+    Attributes:
+        request: what identifies it.
+        shared: whether another request of the same content may have its response.
+    """
+
+    request: Request
+    shared: bool
+
+
+class Contents:
+    """Describes the requests of one call of a model.
+
+    Args:
+        documents: gives the row of a task, split and document number, as the model will see it.
+        method: of the model, such as ``generate_until``.
+        seed: of what is drawn, which is part of the content of a request whose response is.
+        seen: how many requests of each document there were before; kept up to date.
+    """
+
+    def __init__(
+        self,
+        documents: Callable[[str, str, int], Any],
+        method: str,
+        seed: str = "",
+        seen: dict[tuple[str, int], int] | None = None,
+    ) -> None:
+        self.documents = documents
+        self.method = method
+        self.seed = seed
+        self._seen = {} if seen is None else seen  # requests of a document so far
+        self._asked: set[tuple[str, int, str]] = set()
+        self._given: tuple[Any, dict[str, str | None]] = (None, {})  # what the latest document's functions gave
+
+    def describe(self, instance: Any) -> Described:
+        """Describe the next request; its arguments are left as they are."""
+        task, document = str(instance.task_name), int(instance.doc_id)
+        number = self._seen.get((task, document), 0)
+        self._seen[task, document] = number + 1
+        content, whole = self._content(instance, task, document)
+        # Repeats of one document are there to see how far its responses differ.
+        again = (task, document, content) in self._asked
+        self._asked.add((task, document, content))
+        shared = whole and not again and (self.method == "loglikelihood" or is_greedy(instance.args))
+        return Described(Request(task, document, number, content), shared)
+
+    def _content(self, instance: Any, task: str, document: int) -> tuple[str, bool]:
+        """The hash, and whether it covers all that the model is given."""
+        arguments = instance.args
+        split = arguments[-1] if len(arguments) > 3 and isinstance(arguments[-1], str) else ""
+        # The last three are the document's number, the task and the split, which say where it is asked and not what.
+        asked = arguments[:-3] if len(arguments) > 3 else arguments
+        digest, whole = xxhash.xxh3_128(self.method.encode()), True
+        for place, argument in enumerate(asked):
+            found = (
+                self._given_by(argument, place, task, split, document) if callable(argument) else content_hash(argument)
+            )
+            whole = whole and found is not None
+            digest.update(f"\0{place}:{found}".encode())
+        if self.seed and self.method != "loglikelihood" and not is_greedy(arguments):
+            digest.update(f"\0seed {self.seed}".encode())
+        if not whole:  # something that cannot be told apart by its content is told apart by its place
+            digest.update(f"\0{task}\0{split}\0{document}".encode())
+        return digest.hexdigest(), whole
+
+    def _given_by(self, function: Callable, place: int, task: str, split: str, document: int) -> str | None:
+        """Hash of what a task's function gives for the document."""
+        at = (task, split, document)
+        if self._given[0] != at:
+            self._given = (at, {})
+        name = f"{place}:{getattr(function, '__qualname__', type(function).__name__)}:{id(function)}"
+        known = self._given[1]
+        if name not in known:
+            try:
+                known[name] = content_hash(function(self.documents(task, split, document)))
+            except Exception:  # the model will meet it too, and says more about it
+                known[name] = None
+        return known[name]
+
+
+def is_greedy(arguments: Sequence[Any]) -> bool:
+    """Whether the generation arguments say that nothing is drawn. A model may draw where they say nothing."""
+    options = next((one for one in arguments if isinstance(one, Mapping)), {})
+    temperature = options.get("temperature")
+    return options.get("do_sample") is False or (
+        temperature is not None and not options.get("do_sample") and temperature == 0
+    )
+
+
+def content_hash(value: Any) -> str | None:
+    """A hash of the content of a value, wherever it lies in memory; ``None`` for one that has none that is known."""
+    digest = xxhash.xxh3_128()
+    return digest.hexdigest() if _feed(digest, value) else None
+
+
+def _feed(digest: Any, value: Any) -> bool:
+    """Feed a value into a digest; returns whether it is known how."""
+    if isinstance(value, Image.Image):
+        digest.update(f"image:{value.mode}:{value.size}:".encode())
+        digest.update(value.tobytes())
+    elif isinstance(value, str):
+        digest.update(f"text:{len(value)}:".encode() + value.encode("utf-8", "surrogatepass"))
+        digest.update(_state_of_file(value))
+    elif isinstance(value, bytes | bytearray):
+        digest.update(f"bytes:{len(value)}:".encode() + bytes(value))
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        digest.update(f"array:{value.dtype}:{value.shape}:".encode() + np.ascontiguousarray(value).tobytes())
+    elif value is None or isinstance(value, bool | int | float | np.generic):
+        digest.update(f"{type(value).__name__}:{json.dumps(value, default=str)};".encode())
+    elif isinstance(value, Mapping):
+        digest.update(f"mapping:{len(value)}:".encode())
+        return all(_feed(digest, str(key)) and _feed(digest, value[key]) for key in sorted(value, key=str))
+    elif isinstance(value, list | tuple):
+        digest.update(f"sequence:{len(value)}:".encode())
+        return all(_feed(digest, one) for one in value)
+    else:
+        return False
+    return True
+
+
+def _state_of_file(text: str) -> bytes:
+    """Size, beginning and end of the file that a text names, such as a video's; nothing for other texts."""
+    if not 0 < len(text) < LONGEST_PATH or "\n" in text or "\0" in text or "/" not in text:
+        return b""
+    try:
+        path = Path(text)
+        return f"file:{sample_of_file(path)}".encode() if path.is_file() else b""
+    except (OSError, ValueError):
+        return b""
+
+
+def sample_of_file(path: Path) -> tuple[int, str]:
+    """Size of a file and a hash of its beginning and end, which tell it from others wherever it lies."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = xxhash.xxh3_64(file.read(SAMPLED))
+        file.seek(max(0, size - SAMPLED))
+        digest.update(file.read(SAMPLED))
+    return size, digest.hexdigest()

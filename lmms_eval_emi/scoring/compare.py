@@ -1,0 +1,228 @@
+"""Models compared on the same splits, and how many images a difference would need.
+
+Both work from results that are on disk: the scores without each image, which ``score`` writes beside its
+results, are all that a paired difference needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from scipy import special
+
+from lmms_eval_emi.core.conventions import Adjustment
+from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine, difference
+from lmms_eval_emi.core.multiple import ALPHA, adjust
+from lmms_eval_emi.scoring.result import CHEAP_DRAWS
+from lmms_eval_emi.scoring.rows import read_rows, to_jackknife
+from lmms_eval_emi.scoring.stored import StoredError, check_entry, is_entry, read_entries
+
+MOST_IMAGES = 10_000_000
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """One model's results in one study, with and without each image.
+
+    Attributes:
+        label: what tells it apart.
+        study: name of the study.
+        settings: what the scores depend on, by name.
+        emi: of every split.
+        emid: of every shift.
+    """
+
+    label: str
+    study: str
+    settings: dict[str, str]
+    emi: dict[str, Jackknife]
+    emid: dict[str, Jackknife]
+
+    def mean_emid(self, shifts: Sequence[str]) -> Jackknife:
+        """Mean EMID over some shifts."""
+        return combine(lambda values: math.fsum(values) / len(values), [self.emid[name] for name in shifts])
+
+
+def read_stored(paths: Iterable[str | Path]) -> list[StoredResult]:
+    """Read results with their rows.
+
+    Raises:
+        StoredError: a file holds no results, or its rows are missing or those of other results.
+    """
+    found: list[StoredResult] = []
+    for path in map(Path, paths):
+        found += [_read_entry(path, entry) for entry in read_entries(path)]
+    labels = [one.label for one in found]
+    return [
+        one if labels.count(one.label) == 1 else StoredResult(f"{one.label} ({number})", *list(vars(one).values())[1:])
+        for number, one in enumerate(found, 1)
+    ]
+
+
+def _read_entry(path: Path, entry: Any) -> StoredResult:
+    if not is_entry(entry):
+        raise StoredError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
+    stored = check_entry(path, entry)
+    without = read_rows(path, entry).get("without_each_image")
+    if not isinstance(without, dict):
+        raise StoredError(
+            f"{path}: its rows are not beside it, which comparing needs. Keep *.rows.json with the results, or score again."
+        )
+    scores: dict[str, dict[str, Jackknife]] = {"emi": {}, "emid": {}}
+    try:
+        for name, split in stored.splits.items():
+            for metric, known in scores.items():
+                value = getattr(split, metric)
+                if value is not None and metric in without.get(name, {}):
+                    known[name] = to_jackknife(value, without[name][metric])
+    except (TypeError, AttributeError, ValueError) as error:
+        raise StoredError(f"{path}: its results are damaged: {error}") from error
+    settings = {key: str(value) for key, value in stored.settings.items()}
+    return StoredResult(stored.model, stored.shift, settings, scores["emi"], scores["emid"])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two models differ in one split: the first less the second.
+
+    Attributes:
+        name: of the split, or ``mean over N shifts``.
+        emi: difference of EMI; ``None`` for a mean over shifts.
+        emid: difference of EMID; ``None`` for the ID split. Positive: the first lost more.
+        p_adjusted: p of the difference of EMID, adjusted over the shifts.
+    """
+
+    name: str
+    emi: Jackknife | None
+    emid: Jackknife | None
+    p_adjusted: float | None
+
+    @property
+    def separates(self) -> bool:
+        """Whether the difference of EMID is not 0."""
+        return self.p_adjusted is not None and self.p_adjusted < ALPHA
+
+
+def check_comparable(results: Sequence[StoredResult]) -> list[str]:
+    """Why some results cannot be compared, in words; nothing if they can."""
+    problems = []
+    if len({one.study for one in results}) > 1:
+        problems.append(f"they are of different studies: {', '.join(sorted({one.study for one in results}))}")
+    for key in ("encoders", "estimator", "convention", "kind"):
+        values = sorted({one.settings.get(key, "unknown") for one in results})
+        if len(values) > 1:
+            problems.append(f"the {key} differs: {' and '.join(values)}")
+    return problems
+
+
+def compare(first: StoredResult, second: StoredResult, method: Adjustment = "holm", seed: int = 0) -> list[Difference]:
+    """Differences of EMI and EMID in every split that two results have, and of their mean EMID.
+
+    Rows are matched by image, so what both models find hard cancels.
+
+    Args:
+        first, second: of one study.
+        method: of adjusting p-values over the shifts.
+        seed: of ``maxt``.
+    """
+    names = [name for name in first.emi if name in second.emi]
+    shifts = [name for name in names if name in first.emid and name in second.emid]
+    emids = {name: difference(first.emid[name], second.emid[name]) for name in shifts}
+    adjusted = dict(zip(shifts, adjust(list(emids.values()), method, CHEAP_DRAWS, seed), strict=True))
+    found = [
+        Difference(name, difference(first.emi[name], second.emi[name]), emids.get(name), adjusted.get(name))
+        for name in names
+    ]
+    if shifts:
+        overall = difference(first.mean_emid(shifts), second.mean_emid(shifts))
+        found.append(Difference(f"mean over {len(shifts)} shifts", None, overall, overall.p_value))
+    return found
+
+
+def indistinguishable(results: Sequence[StoredResult]) -> list[list[str]]:
+    """Groups of models whose mean EMIDs cannot be told apart, each as large as it can be (Holm over all pairs).
+
+    Returns:
+        Labels by group, models that lost least first. A model may be in several groups.
+    """
+    shifts = [name for name in results[0].emid if all(name in one.emid for one in results)]
+    if not shifts:
+        return []
+    ranked = sorted(results, key=lambda one: one.mean_emid(shifts).value)
+    pairs = list(combinations(range(len(ranked)), 2))
+    means = [one.mean_emid(shifts) for one in ranked]
+    p_values = adjust([difference(means[i], means[j]) for i, j in pairs], "holm")
+    apart = {pair for pair, p in zip(pairs, p_values, strict=True) if p is not None and p < ALPHA}
+    groups: list[set[int]] = []
+    for start in range(len(ranked)):
+        group = {start}
+        for other in range(len(ranked)):
+            if all((min(other, one), max(other, one)) not in apart for one in group if one != other):
+                group.add(other)
+        if not any(group <= known for known in groups):
+            groups = [known for known in groups if not known <= group] + [group]
+    return [[ranked[one].label for one in sorted(group)] for group in groups]
+
+
+@dataclass(frozen=True)
+class Power:
+    """What the images of a shift can show.
+
+    Attributes:
+        name: of the shift.
+        images: today, of the smallest sample.
+        stderr: of EMID today.
+        detectable: the smallest EMID that today's images would find.
+        needed: images that would find the effect asked for.
+    """
+
+    name: str
+    images: int
+    stderr: float
+    detectable: float
+    needed: int
+
+
+def power(result: StoredResult, effect: float, chance: float = 0.8) -> list[Power]:
+    """How many images each shift would need, from the variance between images that was observed.
+
+    An effect is found if the two-sided t-test at 5 % rejects with the chance asked for; rows of one image
+    are one observation, so it is images that count.
+
+    Args:
+        result: of one model.
+        effect: EMID to be found.
+        chance: of finding it.
+
+    Raises:
+        ValueError: the effect is not positive, or the chance is not between 0.05 and 1.
+    """
+    if not (math.isfinite(effect) and effect > 0):
+        raise ValueError(f"effect: expected a positive EMID, got {effect}.")
+    if not ALPHA < chance < 1:
+        raise ValueError(f"power: expected a chance between {ALPHA} and 1, got {chance}.")
+    found = []
+    for name, emid in result.emid.items():
+        error = emid.stderr
+        if error is None:
+            continue
+        images, shape = emid.clusters, emid.df / emid.clusters
+
+        def reach(count: int, shape: float = shape) -> float:
+            df = max(1.0, shape * count)
+            return float(special.stdtrit(df, 1 - ALPHA / 2) + special.stdtrit(df, chance))
+
+        needed, above = 2, 2
+        while above < MOST_IMAGES and reach(above) * error * math.sqrt(images / above) > effect:
+            needed, above = above, 2 * above
+        while needed < above:  # the smallest count that is enough
+            middle = (needed + above) // 2
+            enough = reach(middle) * error * math.sqrt(images / middle) <= effect
+            needed, above = (needed, middle) if enough else (middle + 1, above)
+        found.append(Power(name, images, error, reach(images) * error, max(above, FEWEST_CLUSTERS)))
+    return found

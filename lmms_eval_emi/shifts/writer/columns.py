@@ -1,0 +1,115 @@
+"""The columns of the rows that a suite is made of."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval_emi.shifts.operators import ShiftError
+from lmms_eval_emi.data.columns import (
+    QUESTION_COLUMNS,
+    REFERENCE_COLUMNS,
+    count_distinct,
+    find_id_column,
+    find_image_columns,
+)
+from lmms_eval_emi.data.study import Columns
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+
+
+def choose_columns(
+    rows: datasets.Dataset, image: str | None, question: str | None, reference: str | None, id: str | None
+) -> tuple[datasets.Dataset, Columns]:
+    """The columns to use, where ``None`` means the usual names, and the rows with an id of each.
+
+    Raises:
+        ShiftError: a column is missing, or not of a kind that can be shifted.
+    """
+    from datasets import Value
+
+    def pick(given: str | None, usual: tuple[str, ...], option: str) -> str:
+        found = next((name for name in ([given] if given else usual) if name in rows.column_names), None)
+        if found is None:
+            raise ShiftError(
+                f"{option}: expected a column {given or ' or '.join(usual)}; the rows have {', '.join(rows.column_names)}. Name one with {option}."
+            )
+        return found
+
+    texts = {
+        "--question-column": pick(question, QUESTION_COLUMNS, "--question-column"),
+        "--reference-column": pick(reference, REFERENCE_COLUMNS, "--reference-column"),
+    }
+    for option, name in texts.items():
+        feature = rows.features[name]
+        if not isinstance(feature, Value):
+            raise ShiftError(
+                f"{option}: expected a column of texts, {name} holds {feature}. Name another, or write one text per row first."
+            )
+        if feature.dtype not in ("string", "large_string"):
+            rows = rows.cast_column(name, Value("string"))
+    images = find_image_columns(rows)
+    if image not in (None, "none") and image not in rows.column_names:
+        pick(image, (), "--image-column")
+    column = (
+        None
+        if image == "none"
+        else image or next((name for name in ("image", *images) if name in rows.column_names), None)
+    )
+    if (
+        column is not None
+        and column not in images
+        and rows.features[column] not in (Value("string"), Value("large_string"))
+    ):
+        raise ShiftError(
+            f"--image-column: expected a column with an image or the path of one in every row, {column} holds {rows.features[column]}."
+        )
+    if id is not None:
+        pick(id, (), "--id-column")
+        different = count_distinct(rows, id)
+        if different != len(rows):
+            raise ShiftError(
+                f"--id-column: expected an id of its own in every row, {id} has {different} in {len(rows)} rows. Leave the option out to number the rows."
+            )
+    else:
+        id = find_id_column(rows)
+    if id is None:
+        id = free_name("row_id", rows)
+        rows = rows.add_column(id, list(range(len(rows))))
+    names = {"id": id, "question": texts["--question-column"], "reference": texts["--reference-column"]}
+    # The loader of image folders takes columns of such names for paths of images.
+    for name in rows.column_names:
+        if name != column and name.endswith(("file_name", "file_names")):
+            new = free_name(f"{name}_", rows)
+            rows = rows.rename_column(name, new)
+            names = {use: new if chosen == name else chosen for use, chosen in names.items()}
+    return rows, Columns(image=column, **names)
+
+
+def free_name(name: str, rows: datasets.Dataset) -> str:
+    """A name that no column has, the given one if it is free."""
+    return name if name not in rows.column_names else free_name(f"{name}_", rows)
+
+
+def plain_rows(rows: datasets.Dataset, image: str | None) -> datasets.Dataset:
+    """The rows with their image still encoded, and of the other columns those that a table of text can hold."""
+    from datasets import Image as ImageFeature
+    from datasets import List, Value
+
+    def plain(feature: Any) -> bool:
+        return (
+            isinstance(feature, Value)
+            or type(feature).__name__ == "ClassLabel"
+            or (isinstance(feature, List) and plain(feature.feature))
+        )
+
+    if image and isinstance(rows.features[image], ImageFeature):
+        rows = rows.cast_column(image, ImageFeature(decode=False))
+    dropped = [name for name, feature in rows.features.items() if name != image and not plain(feature)]
+    if dropped:
+        logger.info("left out of the suite: %s, which are no plain values", ", ".join(dropped))
+        rows = rows.remove_columns(dropped)
+    return rows

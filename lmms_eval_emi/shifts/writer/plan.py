@@ -1,0 +1,52 @@
+"""What a suite is: the splits to make of some rows, and what came of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from lmms_eval_emi.shifts.apply import Recipe, Step
+from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+from lmms_eval_emi.data.study import Columns
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is to be written.
+
+    Attributes:
+        name: of the study, and, in lower case, of its group of tasks.
+        source: what the rows are from, for the card.
+        recipes: of the splits, the ID split first.
+        columns: of the rows; ``image`` is ``None`` where there are none.
+        seed: of all randomness.
+        options: of textual operators.
+        roots: folders that paths of images are relative to, and that they must lie in.
+    """
+
+    name: str
+    source: str
+    recipes: tuple[Recipe, ...]
+    columns: Columns
+    seed: int = 0
+    options: TextOptions = field(default_factory=TextOptions)
+    roots: tuple[str, ...] = ()
+
+    @property
+    def visual(self) -> list[Step]:
+        """Steps for images, each once."""
+        return list(dict.fromkeys(recipe.visual for recipe in self.recipes if recipe.visual))
+
+    @property
+    def textual(self) -> list[Step]:
+        """Steps for texts, each once."""
+        return list(dict.fromkeys(recipe.textual for recipe in self.recipes if recipe.textual))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of it."""
+
+    rows: int
+    left: Counter  # rows that a step left as they were, by its name
+    resumed: int  # rows that an earlier run had done

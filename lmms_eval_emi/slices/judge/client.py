@@ -1,0 +1,317 @@
+"""Asks a judge for the verdicts that are missing.
+
+Requests go through the client of the package openai, which waits and asks again after a refusal for too many requests
+(429), an error of the server (5xx) or a lost connection, as long as the server says or ever longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lmms_eval_emi.util.files import threads
+from lmms_eval_emi.data.images import ImageError, content_key
+from lmms_eval_emi.slices.judge.prompt import Case, read_scores, to_messages
+from lmms_eval_emi.slices.judge.verdicts import JudgeError, Key, Verdict, VerdictFile, opened, read_verdicts
+
+log = logging.getLogger("lmms_eval_emi")
+
+TRIES = 3  # of a reply that cannot be read
+RETRIES = 8  # of a request that fails, about a minute in all
+GRACE = 60.0  # seconds for requests that were sent before asking ends with an error
+MOST_FAILURES = 10  # in a row, after which an endpoint counts as gone
+CHARACTERS = 4  # of a token, about
+REPLY_TOKENS = 150  # of a verdict with its explanation, about
+REASONING = re.compile(r"(^|/)(o\d|gpt-5)")  # models that take no temperature and name the limit otherwise
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A judge model behind an endpoint.
+
+    Attributes:
+        base_url: of an OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``.
+        model: its name there.
+        temperature: of sampling; repeats need one above 0.
+        max_tokens: of a reply.
+        timeout: seconds for one request.
+    """
+
+    base_url: str
+    model: str
+    temperature: float = 0.2
+    max_tokens: int = 1024
+    timeout: float = 120.0
+
+    def request(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """All that is sent."""
+        if REASONING.search(self.model):
+            return {"model": self.model, "messages": messages, "max_completion_tokens": 8 * self.max_tokens}
+        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        return {"model": self.model, "messages": messages, **sampling}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One verdict that is wanted."""
+
+    key: Key
+    question_id: str
+    case: Case = field(repr=False)
+
+    def digest(self, judge: Judge) -> str:
+        """Of all that the reply depends on beside chance; the image counts by its content."""
+        image = content_key(self.case.image) if self.case.image is not None else ""
+        fields = {**vars(self.case), "image": image}
+        content = [judge.model, judge.temperature, judge.max_tokens, self.key.order, fields]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is wanted, and what of it is there.
+
+    Attributes:
+        wanted: all verdicts.
+        missing: those that are to be asked for.
+        kept: those that are there.
+    """
+
+    wanted: Sequence[Asked]
+    missing: Sequence[Asked]
+    kept: Sequence[Verdict]
+
+    def tokens(self) -> int:
+        """About how many tokens the missing ones will take, images left out."""
+        total = 0
+        for one in self.missing:
+            case = one.case
+            text = len(case.question) + len(case.reference) + len(case.response) + len(case.context) + 700
+            total += math.ceil(text / CHARACTERS) + REPLY_TOKENS
+        return total
+
+
+def plan(wanted: Sequence[Asked], judge: Judge, path: Path | None, *, retry_missing: bool = False) -> Plan:
+    """Find out what is missing in a file.
+
+    Args:
+        wanted: all verdicts.
+        judge: whose.
+        path: of the file, which need not be there; ``None``: everything is missing.
+        retry_missing: ask again for verdicts that are recorded as missing.
+
+    Raises:
+        JudgeError: the file holds verdicts of other responses, questions or judges.
+    """
+    there = path is not None and path.exists() and path.stat().st_size
+    known = {one.key: one for one in read_verdicts(path)} if path is not None and there else {}
+    missing, kept, others = [], [], []
+    for one in wanted:
+        try:
+            verdict, digest = known.get(one.key), one.digest(judge)
+        except ImageError as error:
+            raise JudgeError(f"split {one.key.split}, row {one.question_id}: {error}") from error
+        if verdict is None:
+            missing.append(one)
+        elif verdict.request != digest:
+            others.append(one)
+        elif verdict.scores is None and retry_missing:
+            missing.append(one)
+        else:
+            kept.append(verdict)
+    if others:
+        first = others[0].key
+        raise JudgeError(
+            f"{path}: {len(others)} of its verdicts are of another judge, prompt, response or context than asked for now, such as split {first.split}, row {others[0].question_id} of {first.model}. Name another file, or pass --overwrite to start over."
+        )
+    return Plan(wanted, missing, kept)
+
+
+def ask(
+    wanted: Sequence[Asked],
+    judge: Judge,
+    path: Path,
+    *,
+    retry_missing: bool = False,
+    fresh: bool = False,
+    concurrency: int = 8,
+    key: str | None = None,
+) -> list[Verdict]:
+    """Ask for what is missing, a few at a time, and write each verdict as soon as it is there.
+
+    Args:
+        wanted: all verdicts.
+        judge: to be asked.
+        path: of the file of verdicts, which no other process may be writing to.
+        retry_missing: as in :func:`plan`.
+        fresh: replace what is there, once the first new verdict has scores.
+        concurrency: requests under way at once.
+        key: of the endpoint; default: ``OPENAI_API_KEY``.
+
+    Returns:
+        All verdicts, in the order in which they were wanted.
+
+    Raises:
+        JudgeError: as in :func:`plan`; the endpoint refuses, does not answer, or answers nothing that can be read. What it has answered is
+            in the file.
+    """
+    import openai
+
+    client = openai.OpenAI(
+        base_url=judge.base_url,
+        api_key=key or os.environ.get("OPENAI_API_KEY") or "none",
+        max_retries=RETRIES,
+        timeout=judge.timeout,
+    )
+    failures: list[str] = []
+    with opened(path, fresh) as file:
+        found = plan(wanted, judge, None if fresh else path, retry_missing=retry_missing)
+
+        def work(one: Asked) -> Verdict | str:
+            try:
+                return _verdict(client, judge, one, file)
+            except JudgeError:
+                raise
+            except (openai.APIError, ValueError) as error:  # a refusal, a lost connection, or an answer that is no JSON
+                if isinstance(error, openai.APIStatusError) and error.status_code in (401, 403, 404):
+                    raise JudgeError(
+                        f"The endpoint {judge.base_url} refuses the model {judge.model!r}: {error.message} Give its key in OPENAI_API_KEY, and the names that it knows with --base-url and --judge-model."
+                    ) from error
+                return f"split {one.key.split}, row {one.question_id}: {error}"
+
+        in_a_row, without = 0, 0
+        new: dict[Key, Verdict] = {}
+        with _bar(found) as told:
+            for outcome in _some_at_a_time(work, found.missing, concurrency):
+                if isinstance(outcome, Verdict):
+                    in_a_row = 0
+                    new[outcome.key] = outcome
+                    told(outcome)
+                    without = len(found.missing) if outcome.scores else without + 1
+                    if without == MOST_FAILURES:
+                        break
+                    continue
+                in_a_row += 1
+                failures.append(outcome)
+                if in_a_row >= MOST_FAILURES:
+                    break
+        done = len(found.kept) + file.count
+    if without == MOST_FAILURES and len(new) < len(found.missing):
+        reasons = Counter(one.missing for one in new.values())
+        kept = "Earlier verdicts stay as they are" if fresh else "They are recorded as missing; pass --retry-missing"
+        raise JudgeError(
+            f"The first {without} verdicts have no scores, mostly because {reasons.most_common(1)[0][0]}. Look at --base-url (which mostly ends in /v1), --judge-model and --max-tokens. {kept}."
+        )
+    if failures:
+        raise JudgeError(
+            f"{len(failures)} requests failed, the last with: {failures[-1]}\n{done} of {len(found.wanted)} verdicts are in {path}; the same command asks for the rest."
+        )
+    by_key = {one.key: one for one in found.kept} | new
+    return [by_key[one.key] for one in found.wanted]
+
+
+def _verdict(client: Any, judge: Judge, one: Asked, file: VerdictFile) -> Verdict:
+    """Ask until a reply can be read, and keep the verdict."""
+    import openai
+
+    messages = to_messages(one.case, one.key.order)
+    reply, scores, missing, tokens = "", None, "", [0, 0]
+    tries = 0
+    while tries < TRIES and scores is None:
+        tries += 1
+        try:
+            completion = client.chat.completions.create(**judge.request(messages))
+        except openai.BadRequestError as error:
+            missing = f"the endpoint refuses the request: {error.message}"
+            break
+        choices = getattr(completion, "choices", None) or []
+        reply = _text_of(choices[0].message.content if choices and choices[0].message else None)
+        usage = getattr(completion, "usage", None)
+        if usage is not None:
+            tokens[0] += int(getattr(usage, "prompt_tokens", 0) or 0)
+            tokens[1] += int(getattr(usage, "completion_tokens", 0) or 0)
+        scores = read_scores(reply, one.key.order)
+        missing = "" if scores else f"its reply does not begin with two scores of 1 to 10, in {tries} tries"
+    verdict = Verdict(
+        one.key,
+        one.question_id,
+        scores,
+        reply,
+        judge.model,
+        one.digest(judge),
+        tries,
+        (tokens[0], tokens[1]),
+        missing,
+    )
+    file.append(verdict)
+    return verdict
+
+
+def _text_of(content: Any) -> str:
+    """What a message says; some endpoints give it in parts."""
+    if isinstance(content, list):
+        parts = [one if isinstance(one, dict) else vars(one) if hasattr(one, "__dict__") else {} for one in content]
+        return "".join(str(one.get("text") or "") for one in parts)
+    return content if isinstance(content, str) else ""
+
+
+def _some_at_a_time(
+    work: Callable[[Asked], Verdict | str], items: Sequence[Asked], concurrency: int
+) -> Iterator[Verdict | str]:
+    """Results as they come. Whoever stops waits for the requests that were sent, whose replies are kept."""
+    waiting = deque(items)
+    stopped = threading.Event()
+
+    def unless_stopped(one: Asked) -> Verdict | str:
+        return "stopped" if stopped.is_set() else work(one)
+
+    with threads(concurrency) as pool:
+        running: set[Future[Verdict | str]] = set()
+        try:
+            while waiting or running:
+                while waiting and len(running) < concurrency:
+                    running.add(pool.submit(unless_stopped, waiting.popleft()))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except KeyboardInterrupt:
+            stopped.set()
+            log.warning("Waiting for %d requests that were sent; press Ctrl-C again to drop them.", len(running))
+            wait(running)
+            raise
+        except BaseException:  # an endpoint that refuses, a full disk, or a caller that has had enough
+            stopped.set()
+            wait(running, timeout=GRACE)
+            raise
+
+
+class _bar:
+    """A progress bar of verdicts, with the tokens so far."""
+
+    def __init__(self, found: Plan) -> None:
+        self.bar = tqdm(total=len(found.wanted), initial=len(found.kept), desc="Judging", unit="", dynamic_ncols=True)
+        self.tokens = sum(sum(one.tokens) for one in found.kept)
+
+    def __enter__(self) -> Callable[[Verdict], None]:
+        return self._told
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def _told(self, verdict: Verdict) -> None:
+        self.tokens += sum(verdict.tokens)
+        self.bar.set_postfix_str(f"{self.tokens:,} tokens", refresh=False)
+        self.bar.update(1)

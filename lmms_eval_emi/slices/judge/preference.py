@@ -1,0 +1,211 @@
+"""What verdicts add up to: relative preference, win rate, and how far a judge agrees with itself.
+
+The relative preference of a split is llava-bench's score, 100 x mean score of the model / mean score of the references.
+A row's scores are means over repeats within each order first, and then over both orders, so that a verdict that is
+missing moves no weight from one order to the other. A row without any verdict is left out and counted: a missing verdict
+is no score. Errors are for new images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from lmms_eval_emi.core.jackknife import Jackknife
+from lmms_eval_emi.core.totals import Sums, mean, ratio
+from lmms_eval_emi.slices.judge.prompt import ORDERS
+from lmms_eval_emi.slices.judge.verdicts import Verdict
+
+TIE = 1e-9
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A judge's view of one model in one split.
+
+    Attributes:
+        model: whose responses.
+        split: of the rows.
+        rows: with a verdict.
+        missing: rows without one.
+        relative: 100 x mean(model) / mean(reference).
+        win_rate: share of rows whose response scores above the reference, ties half, in percent.
+        scores: of reference and model by row number.
+        ids: question id by row number.
+    """
+
+    model: str
+    split: str
+    rows: int
+    missing: int
+    relative: Jackknife
+    win_rate: Jackknife
+    scores: Mapping[int, tuple[float, float]]
+    ids: Mapping[int, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        found: dict[str, Any] = {"model": self.model, "split": self.split, "rows": self.rows, "missing": self.missing}
+        for name in ("relative", "win_rate"):
+            one: Jackknife = getattr(self, name)
+            found |= {name: one.value, f"{name}_stderr": one.stderr, f"{name}_ci95": one.ci95}
+        return found
+
+
+@dataclass(frozen=True)
+class SelfAgreement:
+    """How far a judge agrees with itself over all splits.
+
+    Attributes:
+        repeats: share of pairs of repeats with the same winner; ``None`` without repeats.
+        orders: share of rows with the same winner in both orders; ``None`` where one order was asked.
+        position_bias: what coming first adds to a score, in points.
+        reliability: share of the variance of a row's score difference, within a split of a model, that is not the
+            judge's chance, of the mean of its k verdicts (ICC(3, k), Shrout & Fleiss 1979: what coming first adds to
+            every row is no chance); ``None`` for one verdict a row.
+        ceiling: its root, which no correlation with the row's scores can be expected to exceed.
+    """
+
+    repeats: float | None
+    orders: float | None
+    position_bias: float | None
+    reliability: float | None
+    ceiling: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """As plain data."""
+        return dict(vars(self))
+
+    def to_lines(self) -> list[str]:
+        """In words."""
+        lines = []
+        if self.orders is not None:
+            lines.append(
+                f"The judge names the same winner in both orders for {self.orders:.0%} of the rows; coming first adds {self.position_bias:+.2f} points."
+            )
+        if self.repeats is not None:
+            lines.append(f"Asked again, it names the same winner in {self.repeats:.0%} of the cases.")
+        if self.ceiling is not None:
+            lines.append(
+                f"Its scores of a row have a reliability of {self.reliability:.2f} within splits, so no correlation with them over rows can be expected above {self.ceiling:.2f}."
+            )
+        return lines
+
+
+def row_scores(verdicts: Sequence[Verdict]) -> dict[int, tuple[float, float]]:
+    """Scores of reference and model by row: means over repeats within an order, then over orders."""
+    by_row: dict[int, dict[str, list[tuple[float, float]]]] = {}
+    for one in verdicts:
+        if one.scores is not None:
+            by_row.setdefault(one.key.row, {}).setdefault(one.key.order, []).append(one.scores)
+    found = {}
+    for row, by_order in by_row.items():
+        means = [np.mean(scores, axis=0) for scores in by_order.values()]
+        reference, model = np.mean(means, axis=0)
+        found[row] = (float(reference), float(model))
+    return found
+
+
+def prefer(verdicts: Sequence[Verdict], clusters: Mapping[int, Hashable] | None = None) -> Preference | None:
+    """The preference of one model in one split.
+
+    Args:
+        verdicts: of that model and split.
+        clusters: image of every row; default: each row is one.
+
+    Returns:
+        ``None`` where every verdict is missing.
+    """
+    scores = row_scores(verdicts)
+    if not scores:
+        return None
+    rows = sorted(scores)
+    images = [clusters.get(row, row) if clusters else row for row in rows]
+    pairs = np.array([scores[row] for row in rows])
+    wins = np.where(
+        pairs[:, 1] > pairs[:, 0] + TIE, 100.0, np.where(np.abs(pairs[:, 1] - pairs[:, 0]) <= TIE, 50.0, 0.0)
+    )
+    first = verdicts[0].key
+    ids = {one.key.row: one.question_id for one in verdicts}
+    return Preference(
+        first.model,
+        first.split,
+        len(rows),
+        len(set(ids) - set(rows)),
+        Sums.of(pairs[:, ::-1] * [100.0, 1.0], images).jackknife(ratio),
+        Sums.of_values(wins, images).jackknife(mean),
+        scores,
+        ids,
+    )
+
+
+def self_agreement(verdicts: Sequence[Verdict]) -> SelfAgreement:
+    """How far the verdicts of one judge agree with each other."""
+    groups: dict[tuple[str, str, int], dict[str, list[tuple[float, float]]]] = {}
+    for one in verdicts:
+        if one.scores is not None:
+            own = groups.setdefault((one.key.model, one.key.split, one.key.row), {order: [] for order in ORDERS})
+            own[one.key.order].append(one.scores)
+    repeats = [
+        _winner(a) == _winner(b)
+        for by_order in groups.values()
+        for scores in by_order.values()
+        for a, b in combinations(scores, 2)
+    ]
+    orders, bias = [], []
+    for by_order in groups.values():
+        if all(by_order[order] for order in ORDERS):
+            first, second = (np.mean(by_order[order], axis=0) for order in ORDERS)  # reference first, model first
+            orders.append(_winner(tuple(first)) == _winner(tuple(second)))
+            bias.append(((first[0] - second[0]) + (second[1] - first[1])) / 2)
+    by_split: dict[tuple[str, str], list[Mapping[str, list[float]]]] = {}
+    for (model, split, _), by_order in groups.items():
+        by_split.setdefault((model, split), []).append(
+            {order: [own - reference for reference, own in scores] for order, scores in by_order.items()}
+        )
+    reliability = _reliability(list(by_split.values()))
+    return SelfAgreement(
+        float(np.mean(repeats)) if repeats else None,
+        float(np.mean(orders)) if orders else None,
+        float(np.mean(bias)) if bias else None,
+        reliability,
+        math.sqrt(reliability) if reliability is not None else None,
+    )
+
+
+def _winner(scores: tuple[float, ...]) -> int:
+    difference = scores[1] - scores[0]
+    return 0 if abs(difference) <= TIE else 1 if difference > 0 else -1
+
+
+def _reliability(splits: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> float | None:
+    """ICC(3, k) of values by row and order, pooled over splits, k being the harmonic mean of values a row; 0 at least.
+
+    The mean of each order within a split is removed first, and costs its degrees of freedom.
+    """
+    within = between = 0.0
+    within_df = between_df = 0
+    sizes: list[int] = []
+    for rows in splits:
+        several = [own for own in rows if sum(map(len, own.values())) > 1]
+        if len(several) < 2:
+            continue
+        orders = [order for order in ORDERS if any(own[order] for own in several)]
+        usual = {order: np.mean([one for own in several for one in own[order]]) for order in orders}
+        centred = [np.array([one - usual[order] for order in orders for one in own[order]]) for own in several]
+        means = np.array([own.mean() for own in centred])
+        counts = [len(own) for own in centred]
+        within += sum(((own - own.mean()) ** 2).sum() for own in centred)
+        within_df += sum(counts) - len(counts) - (len(orders) - 1)
+        between += ((means - means.mean()) ** 2).sum()
+        between_df += len(counts) - 1
+        sizes += counts
+    if not sizes or within_df < 1 or between <= 0:
+        return None
+    size = len(sizes) / sum(1 / one for one in sizes)
+    return float(max(0.0, 1 - (within / within_df) / (size * between / between_df)))

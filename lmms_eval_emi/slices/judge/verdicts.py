@@ -1,0 +1,214 @@
+"""The file of verdicts: one JSON object a line, on the disk as soon as a reply is there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+
+from lmms_eval_emi.util.files import check_folder_writable, encodable, parse_json
+from lmms_eval_emi.slices.judge.prompt import ORDERS, Order
+
+log = logging.getLogger("lmms_eval_emi")
+
+
+class JudgeError(ValueError):
+    """Verdicts cannot be read, asked for or kept; the message says why and what to do."""
+
+
+class Key(NamedTuple):
+    """What tells a verdict from all others of a file."""
+
+    model: str
+    split: str
+    row: int
+    order: Order
+    repeat: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said of one response.
+
+    Attributes:
+        key: of what.
+        question_id: of the row, as text.
+        scores: of the reference and of the model, 1 to 10; ``None`` for one that is missing.
+        reply: of the judge, the last one where it was asked again.
+        judge: name of the judge model.
+        request: hash of all that the reply depends on beside chance.
+        tries: how often it was asked.
+        tokens: of prompts and replies, where the endpoint says.
+        missing: why there are no scores.
+    """
+
+    key: Key
+    question_id: str
+    scores: tuple[float, float] | None
+    reply: str
+    judge: str
+    request: str
+    tries: int = 1
+    tokens: tuple[int, int] = (0, 0)
+    missing: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a line has it."""
+        scores = {"reference": self.scores[0], "model": self.scores[1]} if self.scores else None
+        found = {**self.key._asdict(), "question_id": self.question_id, "scores": scores, "reply": self.reply}
+        found |= {"judge": self.judge, "request": self.request, "tries": self.tries}
+        found["tokens"] = {"prompt": self.tokens[0], "completion": self.tokens[1]}
+        return {**found, "missing": self.missing} if self.missing else found
+
+    @classmethod
+    def from_dict(cls, line: Any) -> Verdict:
+        """From a line.
+
+        Raises:
+            ValueError: it is none of ours.
+        """
+        try:
+            order = line["order"]
+            if order not in ORDERS:
+                raise ValueError(f"its order is {order!r}")
+            scores = line["scores"]
+            pair = (float(scores["reference"]), float(scores["model"])) if scores is not None else None
+            tokens = line.get("tokens") or {}
+            return cls(
+                Key(str(line["model"]), str(line["split"]), int(line["row"]), order, int(line["repeat"])),
+                str(line["question_id"]),
+                pair,
+                str(line.get("reply", "")),
+                str(line.get("judge", "")),
+                str(line.get("request", "")),
+                int(line.get("tries", 1)),
+                (int(tokens.get("prompt", 0)), int(tokens.get("completion", 0))),
+                str(line.get("missing", "")),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"it is no verdict: {error}") from error
+
+
+def read_verdicts(path: Path) -> list[Verdict]:
+    """The verdicts of a file, the last of each key; lines that cannot be read are left out, and told.
+
+    Raises:
+        JudgeError: it is not there, or holds no verdicts.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise JudgeError(f"{path}: expected a file of lmms-eval-emi judge: {error}") from error
+    found: dict[Key, Verdict] = {}
+    damaged = []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            verdict = Verdict.from_dict(parse_json(line.decode("utf-8")))
+        except ValueError as error:
+            damaged.append(f"line {number}: {error}")
+            continue
+        found[verdict.key] = verdict
+    if damaged and not found:
+        raise JudgeError(f"{path}: expected verdicts of lmms-eval-emi judge; {damaged[0]}.")
+    if damaged:
+        log.warning("%s: %d lines cannot be read, and are left out: %s.", path, len(damaged), damaged[0])
+    return list(found.values())
+
+
+class VerdictFile:
+    """A file that verdicts are appended to, one at a time, by many threads.
+
+    Args:
+        path: of the file.
+        fresh: start over. Verdicts go beside the file, and take its place with the first that has scores, so that an
+            endpoint that gives none costs no earlier verdicts.
+    """
+
+    def __init__(self, path: Path, fresh: bool = False) -> None:
+        self._lock = threading.Lock()
+        self._path = path
+        self._beside = path.with_name(path.name + ".new") if fresh else None
+        self._file = path.open("ab", buffering=0) if self._beside is None else self._beside.open("wb", buffering=0)
+        self.count = 0
+        if self._beside is None and path.stat().st_size:
+            with path.open("rb") as before:
+                before.seek(-1, os.SEEK_END)
+                torn = before.read(1) != b"\n"
+            if torn:  # what a kill left of a line stays one of its own, and is not read
+                self._file.write(b"\n")
+
+    def append(self, verdict: Verdict) -> None:
+        """Write one verdict to the disk.
+
+        Raises:
+            JudgeError: it cannot be written.
+        """
+        text = json.dumps({key: _clean(value) for key, value in verdict.to_dict().items()}, ensure_ascii=False)
+        line = text.encode("utf-8") + b"\n"
+        with self._lock:
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError("the disk is full")
+                os.fsync(self._file.fileno())
+                self.count += 1
+                if self._beside is not None and verdict.scores is not None:
+                    self._beside.replace(self._path)
+                    self._beside = None
+            except OSError as error:
+                raise JudgeError(
+                    f"a verdict cannot be written: {error}. The same command goes on from here."
+                ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._file.close()
+            if self._beside is not None:
+                self._beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened(path: Path, fresh: bool = False) -> Iterator[VerdictFile]:
+    """A file of verdicts that this process alone appends to, or with ``fresh`` replaces.
+
+    Raises:
+        JudgeError: another process does, or it cannot be written.
+    """
+    check_folder_writable(path.resolve().parent)
+    lock = filelock.FileLock(path.with_name(path.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise JudgeError(f"{path}: another process is writing to it. Wait for it, or name another file.") from error
+    try:
+        file = VerdictFile(path, fresh)
+        try:
+            yield file
+        finally:
+            file.close()
+    except OSError as error:
+        raise JudgeError(f"{path}: it cannot be written: {error}") from error
+    finally:
+        lock.release()  # the lock's file stays: whoever removes it may remove the lock of another
+
+
+def group_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]:
+    """Verdicts by model and split."""
+    found: dict[tuple[str, str], list[Verdict]] = {}
+    for one in verdicts:
+        found.setdefault((one.key.model, one.key.split), []).append(one)
+    return found
+
+
+def _clean(value: Any) -> Any:
+    return encodable(value) if isinstance(value, str) else value

@@ -1,0 +1,293 @@
+"""The published results, computed again from the published responses, and how far the two are apart.
+
+The responses of two models lie in one archive of the authors' repository, at a commit that pins it. What they say
+is pinned as well, where its hash is known, so that responses of other contents are never compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lmms_eval_emi.core.correlation import pearson
+from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.report.reading import ReportedResult, published_results, read_results
+from lmms_eval_emi.data.responses import find_responses
+from lmms_eval_emi.scoring.result import StudyResult
+from lmms_eval_emi.settings import Settings, cache_folder, is_offline
+from lmms_eval_emi.data.study import Study, load_study
+
+log = logging.getLogger("lmms_eval_emi")
+
+COMMIT = "80beb58f3911b8470973a96071226b09ed172893"
+ARCHIVE = f"https://github.com/deeplearning-wisc/mllmshift-emi/raw/{COMMIT}/data.zip"
+# SHA-256 of what the responses of a model say, family by family, as responses_digest computes it.
+DIGESTS: dict[tuple[str, str], str] = {
+    ("llava-v1.5-13b", "natural"): "e9a13914ec8404ea078afcaf833934940026f32a6f7524dd2622f95c6d2ddd29",
+    ("llava-v1.5-13b", "synthetic"): "830ea78cb40a4926284630a7f231149ccf94ab81ee4eca654e147836bc02c16f",
+}
+LARGEST, MOST = 50_000_000, 2000  # bytes of a file of the archive, and files
+
+# Largest deviations that count as reproduced. EMI and EMID are published to float32, of values of 0.003 to 0.1; the
+# index by the published float32 eigenvalues, which is its roots' own error near 0.
+TOLERANCES = {"EMI": 5e-4, "EMID": 5e-4, "index": 5e-3, "r": 5e-3}
+# What the published results were made with, whatever the environment says.
+PUBLISHED = {
+    "estimator": "club-global",
+    "vision_encoder": "openai/clip-vit-base-patch32",
+    "text_encoder": "xlm-roberta-base",
+    "convention": "published",
+    "resamples": 0,
+    "without_degenerate": False,
+    "allow_other_encoders": False,
+}
+
+
+class ReproductionError(RuntimeError):
+    """The published responses are not here and cannot be fetched, or are others."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one score is from the published one.
+
+    Attributes:
+        score: ``EMI``, ``EMID``, ``index`` or ``r`` of EMID and index.
+        count: of splits that have it.
+        worst, mean: absolute deviations.
+        where: the split with the worst.
+        published, ours: the values of ``r``; those of the worst split otherwise.
+    """
+
+    score: str
+    count: int
+    worst: float
+    mean: float
+    where: str
+    published: float
+    ours: float
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is within its tolerance."""
+        return self.worst <= TOLERANCES[self.score]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """One family of one model, published and ours.
+
+    Attributes:
+        model: whose responses.
+        study: name of the family.
+        deviations: of every score.
+        missing: splits of which a published score was not computed.
+        pinned: whether what the responses say is known to be what was published.
+    """
+
+    model: str
+    study: str
+    deviations: tuple[Deviation, ...]
+    missing: tuple[str, ...]
+    pinned: bool
+
+    @property
+    def passes(self) -> bool:
+        """Whether every score is there and within its tolerance, and something was compared."""
+        return bool(self.deviations) and not self.missing and all(one.passes for one in self.deviations)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to JSON."""
+        return {
+            "model": self.model,
+            "study": self.study,
+            "passes": self.passes,
+            "missing": list(self.missing),
+            "responses_pinned": self.pinned,
+            "deviations": {
+                one.score: {**vars(one), "tolerance": TOLERANCES[one.score], "passes": one.passes}
+                for one in self.deviations
+            },
+        }
+
+
+def settings_of_the_paper(settings: Settings) -> Settings:
+    """The settings that decide a score as the published results had them, and the others as they are."""
+    return settings.model_copy(update={**PUBLISHED, "entropy": None})
+
+
+def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = False) -> Reproduction:
+    """How far a result is from a published one.
+
+    Args:
+        result: of the published responses.
+        published: as :func:`lmms_eval_emi.report.reading.published_results` or a JSON of the published script has it.
+        pinned: whether the responses are known to be the published ones.
+    """
+    pairs: dict[str, dict[str, tuple[float, float]]] = {"EMI": {}, "EMID": {}, "index": {}}
+    for name, one in published.splits.items():
+        ours = result.splits.get(name)
+        if ours is None:
+            continue
+        pairs["EMI"][name] = (one.emi, ours.emi.value)
+        if one.emid is not None and ours.emid is not None:
+            pairs["EMID"][name] = (one.emid, ours.emid.value)
+        if one.bound is not None and ours.bound is not None:
+            pairs["index"][name] = (one.bound, ours.bound.value)
+    deviations = [_deviation(score, own) for score, own in pairs.items() if own]
+    both = sorted(pairs["EMID"].keys() & pairs["index"].keys())
+    values = [
+        pearson([pairs["EMID"][name][side] for name in both], [pairs["index"][name][side] for name in both])
+        for side in (0, 1)
+    ]
+    if values[0] is not None and values[1] is not None:
+        gap = abs(values[0] - values[1])
+        deviations.append(Deviation("r", len(both), gap, gap, "", values[0], values[1]))
+    wanted = {
+        "EMI": set(published.splits),
+        "EMID": {name for name, one in published.splits.items() if one.emid is not None},
+        "index": {name for name, one in published.splits.items() if one.bound is not None},
+    }
+    missing = tuple(sorted(set().union(*(names - pairs[score].keys() for score, names in wanted.items()))))
+    return Reproduction(published.model, published.study, tuple(deviations), missing, pinned)
+
+
+def _deviation(score: str, pairs: Mapping[str, tuple[float, float]]) -> Deviation:
+    gaps = {name: abs(first - second) for name, (first, second) in pairs.items()}
+    where = max(gaps, key=lambda name: gaps[name])
+    return Deviation(score, len(gaps), gaps[where], sum(gaps.values()) / len(gaps), where, *pairs[where])
+
+
+def published_of(model: str, study: str, against: Sequence[Path] = ()) -> ReportedResult:
+    """What was published of a model in a family, or what JSON of the published script says.
+
+    Raises:
+        ReproductionError: nothing was.
+    """
+    known = read_results(against) if against else published_results(study)
+    found = [one for one in known if one.study == study and (against or one.model == model)]
+    if not found:
+        raise ReproductionError(
+            f"--against: expected results of the published script for {study}, got those of {', '.join(sorted({one.study for one in known})) or 'nothing'}."
+        )
+    return next((one for one in found if one.model == model), found[0])
+
+
+def responses_digest(folder: Path, study: Study, model: str) -> str:
+    """SHA-256 of what the responses of a model in a family say: of every split, question id and text, in order."""
+    digest = hashlib.sha256()
+    for found in find_responses(folder, study):
+        if model not in (found.model, *found.aliases):
+            continue
+        for split, own in sorted(found.splits.items()):
+            for key, text in sorted(own.texts.items(), key=lambda one: str(one[0])):
+                digest.update(json.dumps([split, str(key), text]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def is_published(folder: Path, study: Study, model: str) -> bool:
+    """Whether responses are known to be the published ones.
+
+    Raises:
+        ReproductionError: they are known to be others.
+    """
+    expected = DIGESTS.get((model, study.name))
+    found = responses_digest(folder, study, model)
+    if expected and found != expected:
+        raise ReproductionError(
+            f"{folder}: the responses of {model} in {study.name} are not the published ones: their SHA-256 is {found}, and that of the published ones {expected}. Fetch them again, or score them with lmms-eval-emi score."
+        )
+    if not expected:
+        log.warning("The published responses of %s in %s have no known hash; these have %s.", model, study.name, found)
+    return bool(expected)
+
+
+def fetch_responses() -> Path:
+    """The folder of the published responses, fetched into the cache once.
+
+    Raises:
+        ReproductionError: they are not here and cannot be fetched, or the archive is damaged; with what to do.
+    """
+    target = cache_folder() / "published_responses" / COMMIT[:12]
+    if target.is_dir():
+        return target
+    unavailable = (
+        f"  url    {ARCHIVE}\n  place  {target}\n"
+        "Fetch that archive on a machine with a connection (lmms-eval-emi prefetch --reproduce does), then copy the place above, or unpack it anywhere and pass --responses DIR."
+    )
+    if is_offline():
+        raise ReproductionError(
+            f"The published responses are not on this machine, and HF_HUB_OFFLINE is set.\n{unavailable}"
+        )
+    import requests
+    from tqdm import tqdm
+
+    try:
+        with requests.get(ARCHIVE, stream=True, timeout=30) as reply:
+            reply.raise_for_status()
+            buffer = io.BytesIO()
+            size = int(reply.headers.get("content-length", 0)) or None
+            with tqdm(total=size, unit="B", unit_scale=True, desc="Published responses", leave=False) as bar:
+                for part in reply.iter_content(1 << 16):
+                    buffer.write(part)
+                    bar.update(len(part))
+                    if buffer.tell() > LARGEST * 10:
+                        raise ReproductionError(
+                            f"The archive of the published responses is larger than it can be.\n{unavailable}"
+                        )
+    except requests.RequestException as error:
+        raise ReproductionError(f"The published responses cannot be fetched: {error}\n{unavailable}") from error
+    content = buffer.getvalue()
+    log.info("fetched %s, SHA-256 %s", ARCHIVE, hashlib.sha256(content).hexdigest())
+    return unpack(content, target)
+
+
+def unpack(content: bytes, target: Path) -> Path:
+    """Write the response files of an archive into a folder, all of them or none.
+
+    Names of folders in the archive are dropped, so nothing is written elsewhere.
+
+    Raises:
+        ReproductionError: it is no archive, holds no response files, or larger ones than there can be.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = [
+                one for one in archive.infolist() if re.fullmatch(r"[\w.-]+\.jsonl", PurePosixPath(one.filename).name)
+            ]
+            members = [one for one in members if "__MACOSX" not in one.filename]
+            if not members or len(members) > MOST or any(one.file_size > LARGEST for one in members):
+                raise ReproductionError(
+                    f"The archive of the published responses holds {len(members)} response files of usable size; expected 1 to {MOST}."
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+            try:
+                for one in members:
+                    with archive.open(one) as file:
+                        write_atomically(
+                            temporary / PurePosixPath(one.filename).name, file.read(LARGEST + 1), durable=False
+                        )
+                temporary.rename(target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                if not target.is_dir():  # another process was first
+                    raise
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ReproductionError(f"The archive of the published responses cannot be unpacked: {error}") from error
+    return target
+
+
+def families(names: Sequence[str]) -> list[Study]:
+    """The families by name."""
+    return [load_study(name) for name in names]

@@ -1,0 +1,412 @@
+"""A task under its shifts: what each metric loses, whether that is more than chance, and which shift is worst.
+
+A loss is the clean score less the shifted one, or the other way round where less is better, so that a positive loss is
+worse. MMI, the multimodal impact score of Qiu et al. (2024), is the loss as a share of the clean score. Errors are for
+new images, or for new rows where none share one; differences are paired in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lmms_eval_emi.core.conventions import Adjustment
+from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
+from lmms_eval_emi.core.multiple import adjust, verdict
+from lmms_eval_emi.core.totals import Sums, exchange_test, relabel_test
+from lmms_eval_emi.slices.robustness.metrics import RowMetric
+
+
+class RobustnessError(ValueError):
+    """Two tasks cannot be compared; the message says why and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredTask:
+    """A task as one model answered it.
+
+    Attributes:
+        name: of the task.
+        model: that answered.
+        targets: what is right, by row.
+        responses: by row.
+        prompts: by row.
+        clusters: of rows that share an image; a row that is not among them is one by itself.
+        metrics: of the rows.
+        reported: what the harness reports, by metric, with whether higher is better.
+        settings: of the run, which should be those of the runs that it is compared with.
+    """
+
+    name: str
+    model: str
+    targets: Mapping[int, str] = field(repr=False)
+    responses: Mapping[int, str] = field(repr=False)
+    prompts: Mapping[int, str] = field(repr=False)
+    clusters: Mapping[int, Hashable] = field(repr=False)
+    metrics: Sequence[RowMetric]
+    reported: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def metric(self, name: str) -> RowMetric | None:
+        """A metric by name."""
+        return next((one for one in self.metrics if one.name == name), None)
+
+
+@dataclass(frozen=True)
+class ShiftedTask:
+    """A clean task and a shifted one.
+
+    Attributes:
+        clean, shifted: both tasks.
+        shift: what was shifted, in words.
+        operators: of the shift, by modality, without their levels.
+        level: of the shift, where it has one.
+        paired: whether the rows of both are the same questions.
+    """
+
+    clean: ScoredTask
+    shifted: ScoredTask
+    shift: str
+    operators: Mapping[str, str] = field(default_factory=dict)
+    level: str = ""
+    paired: bool = True
+
+    @property
+    def group(self) -> str:
+        """What its levels are averaged within."""
+        return " + ".join(self.operators.values()) or self.shift
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one shift costs by one metric.
+
+    Attributes:
+        pair: the tasks.
+        metric: name of the metric.
+        rows: that were compared; of the shifted task where they are not the same.
+        clean, shifted: scores.
+        loss: positive: worse.
+        mmi: loss / clean score; ``None`` unless the clean score is above 0.
+        right_to_wrong, wrong_to_right: share of rows whose response was right and is wrong under the shift, and the
+            reverse; ``None`` where rows are not scored right or wrong, or are not the same questions.
+        p_value: of a paired test, or for rows that are not the same, of an unpaired one.
+        p_adjusted: over the shifts of the task.
+        verdict: ``lost``, ``gained``, ``held`` or ``undecided``.
+    """
+
+    pair: ShiftedTask
+    metric: str
+    rows: int
+    clean: Jackknife
+    shifted: Jackknife
+    loss: Jackknife
+    mmi: Jackknife | None
+    right_to_wrong: float | None
+    wrong_to_right: float | None
+    p_value: float
+    p_adjusted: float | None = None
+    verdict: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        found: dict[str, Any] = {
+            "task": self.pair.shifted.name,
+            "shift": self.pair.shift,
+            "operators": dict(self.pair.operators),
+            "level": self.pair.level,
+            "design": "paired" if self.pair.paired else "unpaired",
+            "rows": self.rows,
+            "images": self.loss.clusters,
+        }
+        for name in ("clean", "shifted", "loss", "mmi"):
+            found |= plain(name, getattr(self, name))
+        return found | {
+            "right_to_wrong": self.right_to_wrong,
+            "wrong_to_right": self.wrong_to_right,
+            "p": self.p_value,
+            "p_adjusted": self.p_adjusted,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class MetricRobustness:
+    """A task by one metric under all its shifts.
+
+    Attributes:
+        metric: name of the metric.
+        higher_is_better: whether more is better.
+        losses: by shift.
+        by_group: mean loss and mean MMI over the levels of an operator.
+        mean: mean over the operators.
+        worst: the shift that costs most.
+        notes: what a reader should know.
+    """
+
+    metric: str
+    higher_is_better: bool
+    losses: Sequence[Loss]
+    by_group: Mapping[str, tuple[Jackknife, Jackknife | None]]
+    mean: tuple[Jackknife, Jackknife | None]
+    worst: Loss
+    notes: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "shifts": [one.to_dict() for one in self.losses],
+            "by_operator": {
+                name: {**plain("loss", loss), **plain("mmi", mmi)} for name, (loss, mmi) in self.by_group.items()
+            },
+            "mean": {**plain("loss", self.mean[0]), **plain("mmi", self.mean[1])},
+            "worst": {"shift": self.worst.pair.shift, "loss": self.worst.loss.value},
+            "notes": list(self.notes),
+        }
+
+
+def plain(name: str, one: Jackknife | None) -> dict[str, Any]:
+    """A score with its error as plain data."""
+    if one is None or not math.isfinite(one.value):
+        return {name: None, f"{name}_stderr": None, f"{name}_ci95": None}
+    return {name: one.value, f"{name}_stderr": one.stderr, f"{name}_ci95": one.interval(corrected=False)}
+
+
+def check_pair(pair: ShiftedTask) -> list[int]:
+    """The rows that both tasks have.
+
+    Raises:
+        RobustnessError: there are none, or what is right differs, so that they are not the same questions.
+    """
+    rows = sorted(set(pair.clean.targets) & set(pair.shifted.targets))
+    if not rows:
+        raise RobustnessError(f"{pair.clean.name} and {pair.shifted.name}: they have no row in common.")
+    differ = [row for row in rows if pair.clean.targets[row] != pair.shifted.targets[row]]
+    if differ:
+        raise RobustnessError(
+            f"{pair.clean.name} and {pair.shifted.name}: what is right differs in {len(differ)} of {len(rows)} rows, such as row {differ[0]}, so they are not the same questions. Compare them with --other-rows {pair.clean.name}={pair.shifted.name}."
+        )
+    return rows
+
+
+def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
+    """What a shift costs by a metric; ``None`` where one of both lacks it.
+
+    Raises:
+        RobustnessError: as :func:`check_pair`.
+    """
+    first, second = pair.clean.metric(metric), pair.shifted.metric(metric)
+    if first is None or second is None:
+        return None
+    sign = 1.0 if first.higher_is_better else -1.0
+    if pair.paired:
+        rows = [row for row in check_pair(pair) if row in first.parts and row in second.parts]
+        if not rows:
+            return None
+        clusters = {row: pair.clean.clusters.get(row, pair.shifted.clusters.get(row, ("row", row))) for row in rows}
+        a, b = first.sums(rows, clusters), second.sums(rows, clusters)
+        p_value = exchange_test(a, b, first.function, seed=seed)
+        own, other = a.jackknife(first.function), b.jackknife(first.function)
+    else:
+        a, b = (
+            one.sums(list(one.parts), {row: (label, task.clusters.get(row, row)) for row in one.parts})
+            for label, one, task in (("clean", first, pair.clean), ("shifted", second, pair.shifted))
+        )
+        p_value = relabel_test(a, b, first.function, seed=seed)
+        own, other = a.jackknife(first.function), b.jackknife(first.function)
+        rows = []
+    loss = combine(lambda e: sign * (e[0] - e[1]), (own, other))
+    mmi = combine(lambda e: sign * (e[0] - e[1]) / e[0] if e[0] else math.nan, (own, other)) if own.value > 0 else None
+    right_to_wrong = wrong_to_right = None
+    if rows and first.binary and second.binary:
+        was, now = (np.array([one.parts[row][0] for row in rows]) for one in (first, second))
+        right_to_wrong, wrong_to_right = (
+            float(((was == 1) & (now == 0)).mean()),
+            float(((was == 0) & (now == 1)).mean()),
+        )
+        if sign < 0:
+            right_to_wrong, wrong_to_right = wrong_to_right, right_to_wrong
+    count = len(rows) or len(second.parts)
+    return Loss(pair, metric, count, own, other, loss, mmi, right_to_wrong, wrong_to_right, p_value)
+
+
+def measure_all(
+    pairs: Sequence[ShiftedTask], *, method: Adjustment = "holm", margin: float | None = None, seed: int = 0
+) -> list[MetricRobustness]:
+    """A task under all its shifts, by every metric of its rows.
+
+    Args:
+        pairs: of one clean task.
+        method: of adjusting p-values over the shifts.
+        margin: loss within which a shift counts as held.
+        seed: of the tests.
+    """
+    found = []
+    clean = pairs[0].clean
+    for metric in clean.metrics:
+        losses = [one for pair in pairs if (one := measure(pair, metric.name, seed)) is not None]
+        undefined = [one.pair.shift for one in losses if not math.isfinite(one.loss.value)]
+        losses = [one for one in losses if math.isfinite(one.loss.value)]
+        if not losses:
+            continue
+        p_values = None if method == "maxt" else [one.p_value for one in losses]
+        adjusted = adjust([one.loss for one in losses], method, seed=seed, p_values=p_values)
+        losses = [
+            replace(one, p_adjusted=p, verdict=verdict(one.loss, p, margin))
+            for one, p in zip(losses, adjusted, strict=True)
+        ]
+        groups: dict[str, list[Loss]] = {}
+        for one in losses:
+            groups.setdefault(one.pair.group, []).append(one)
+        by_group = {name: (_mean([one.loss for one in own]), _mean_mmi(own)) for name, own in groups.items()}
+        mmis = [mmi for _, mmi in by_group.values()]
+        overall = (
+            _mean([loss for loss, _ in by_group.values()]),
+            _mean([one for one in mmis if one is not None]) if all(mmis) else None,
+        )
+        worst = max(losses, key=lambda one: one.loss.value)
+        found.append(
+            MetricRobustness(
+                metric.name,
+                metric.higher_is_better,
+                losses,
+                by_group,
+                overall,
+                worst,
+                [*_notes(clean, metric), *_notes_of_losses(metric, losses, undefined)],
+            )
+        )
+    return found
+
+
+def _mean(parts: Sequence[Jackknife]) -> Jackknife:
+    return parts[0] if len(parts) == 1 else combine(lambda values: math.fsum(values) / len(values), parts)
+
+
+def _mean_mmi(losses: Sequence[Loss]) -> Jackknife | None:
+    known = [one.mmi for one in losses if one.mmi is not None]
+    return _mean(known) if len(known) == len(losses) else None
+
+
+def _notes_of_losses(metric: RowMetric, losses: Sequence[Loss], undefined: Sequence[str]) -> list[str]:
+    """What differs between shifts: rows without a score are left out on both sides, so clean scores may differ, too."""
+    notes = [f"not defined, and left out: {', '.join(undefined)}"] if undefined else []
+    for one in losses:
+        shifted = one.pair.shifted.metric(metric.name)
+        if shifted is not None and shifted.note and shifted.note != metric.note:
+            notes.append(f"{one.pair.shift}: {shifted.note}; the clean score of its rows is {one.clean.value:.4g}")
+    return notes
+
+
+def _notes(task: ScoredTask, metric: RowMetric) -> list[str]:
+    notes = [metric.note] if metric.note else []
+    reported = task.reported.get(metric.name)
+    if reported is not None:
+        value = metric.value()
+        if not math.isclose(value, reported[0], rel_tol=1e-3, abs_tol=1e-3):
+            notes.append(
+                f"the mean over rows is {value:.4g}, and the task reports {reported[0]:.4g}, which it aggregates in its own way"
+            )
+    return notes
+
+
+@dataclass(frozen=True)
+class Relative:
+    """How a model's losses compare with those of a baseline model, as relative mCE compares errors of classifiers.
+
+    Attributes:
+        metric: name of the metric.
+        differences: loss of the model less that of the baseline, by shift, paired in images.
+        ratio: sum of the model's losses over that of the baseline; ``None`` where the baseline's is not above 0 beyond
+            its error, for then the ratio says nothing.
+    """
+
+    metric: str
+    differences: Mapping[str, Jackknife]
+    ratio: Jackknife | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        by_shift = {name: {**plain("difference", one), "p": one.p_value} for name, one in self.differences.items()}
+        return {"metric": self.metric, "shifts": by_shift, **plain("ratio", self.ratio)}
+
+
+def relative_to(own: Sequence[MetricRobustness], baseline: Sequence[MetricRobustness]) -> list[Relative]:
+    """A model's losses beside those of a baseline, over the shifts that both have."""
+    found = []
+    for one in own:
+        other = next((known for known in baseline if known.metric == one.metric), None)
+        if other is None:
+            continue
+        losses = {loss.pair.shifted.name: loss for loss in other.losses}
+        pairs = [(loss, losses[loss.pair.shifted.name]) for loss in one.losses if loss.pair.shifted.name in losses]
+        if not pairs:
+            continue
+        shifts = [loss.pair.shift for loss, _ in pairs]
+        sums = [_total([side[place].loss for side in pairs]) for place in (0, 1)]
+        reach = sums[1].interval(corrected=False)
+        sure = sums[1].value > 0 and reach is not None and reach[0] > 0
+        found.append(
+            Relative(
+                one.metric,
+                {
+                    loss.pair.shift if shifts.count(loss.pair.shift) == 1 else loss.pair.shifted.name: difference(
+                        loss.loss, base.loss
+                    )
+                    for loss, base in pairs
+                },
+                combine(lambda e: e[0] / e[1], sums) if sure else None,
+            )
+        )
+    return found
+
+
+def _total(parts: Sequence[Jackknife]) -> Jackknife:
+    return combine(math.fsum, parts)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How many responses stay the same under a shift.
+
+    Attributes:
+        same: share of rows whose response has the same meaning.
+        identical: share of rows whose response is the same, letter by letter.
+        cosine: mean cosine of both responses' embeddings.
+    """
+
+    same: Jackknife
+    identical: Jackknife
+    cosine: Jackknife
+
+
+def consistency(
+    pair: ShiftedTask, embed: Callable[[Sequence[str]], Mapping[str, np.ndarray]], same_from: float
+) -> Consistency | None:
+    """How many responses stay the same under a shift; ``None`` where the rows are not the same.
+
+    Args:
+        pair: the tasks.
+        embed: gives the unit embedding of every text.
+        same_from: cosine from which two responses count as one in meaning.
+    """
+    if not pair.paired:
+        return None
+    rows = [row for row in check_pair(pair) if row in pair.clean.responses and row in pair.shifted.responses]
+    if not rows:
+        return None
+    texts = [(pair.clean.responses[row], pair.shifted.responses[row]) for row in rows]
+    known = embed(sorted({text for both in texts for text in both}))
+    cosines = np.array([1.0 if a == b else float(known[a] @ known[b]) for a, b in texts])
+    clusters = [pair.clean.clusters.get(row, pair.shifted.clusters.get(row, ("row", row))) for row in rows]
+    return Consistency(
+        Sums.of_values(cosines >= same_from, clusters).jackknife(),
+        Sums.of_values([float(a == b) for a, b in texts], clusters).jackknife(),
+        Sums.of_values(cosines, clusters).jackknife(),
+    )

@@ -1,1 +1,0 @@
-"""Studies as data: their schema, the YAML files of the built-in ones, and the usual names of columns."""

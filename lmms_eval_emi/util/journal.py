@@ -1,0 +1,363 @@
+"""A journal of responses: what was acknowledged is on the disk, whatever happens next.
+
+A folder has one file for each rank, of records that are only ever appended:
+
+    16 hexadecimal digits (XXH3 of the rest of the line), a space, one JSON object, a newline
+
+A record is written by one call and flushed to the disk before :meth:`Journal.append` returns. A line that a kill or a full
+disk has torn does not fit its checksum, is never read, and is cut off when its rank opens the journal again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import xxhash
+
+try:
+    import fcntl
+except ImportError:  # where there are no such locks
+    fcntl = None  # type: ignore[assignment]
+
+from lmms_eval_emi.util.files import (
+    check_folder_writable,
+    encodable,
+    flush_folder,
+    newer_version,
+    read_json,
+    to_json,
+    write_atomically,
+)
+
+log = logging.getLogger("lmms_eval_emi")
+
+FORMAT_VERSION = 1
+FOLDER, MANIFEST = "journal", "run.json"
+DIGITS = 16  # of a checksum
+
+
+class JournalError(ValueError):
+    """A journal cannot be read or written; the message says why and what to do."""
+
+
+class Request(NamedTuple):
+    """What identifies a request in a run.
+
+    Attributes:
+        task: its name.
+        document: number of its row.
+        number: counts the requests of one document, such as the choices of a question, and repeats of one request.
+        content: hash of whatever the response depends on beside the model.
+    """
+
+    task: str
+    document: int
+    number: int
+    content: str
+
+
+@dataclass
+class Answers:
+    """Responses by request, of one model with one set of arguments.
+
+    Attributes:
+        by_request: by the whole of a request.
+        by_content: by what was asked alone, for requests whose response does not depend on chance.
+    """
+
+    by_request: dict[Request, Any] = field(default_factory=dict)
+    by_content: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, request: Request, response: Any) -> None:
+        """Take a response; the first of a request stays."""
+        self.by_request.setdefault(request, response)
+        self.by_content.setdefault(request.content, response)
+
+    def has(self, request: Request, *, shared: bool) -> bool:
+        """Whether a request is answered; ``shared`` ones also by one of the same content."""
+        return request in self.by_request or (shared and request.content in self.by_content)
+
+    def of(self, request: Request, *, shared: bool) -> Any:
+        """The response to a request.
+
+        Raises:
+            KeyError: it has none.
+        """
+        if request in self.by_request or not shared:
+            return self.by_request[request]
+        return self.by_content[request.content]
+
+
+@dataclass(frozen=True)
+class JournalContents:
+    """What the files of a journal hold.
+
+    Attributes:
+        records: in the order of each rank's file, rank by rank.
+        damaged: lines that do not fit their checksum, of which a kill leaves at most one at the end of a file.
+        intact: bytes up to the end of the last record, by the name of a file.
+    """
+
+    records: tuple[Mapping[str, Any], ...]
+    damaged: int = 0
+    intact: Mapping[str, int] = field(default_factory=dict)
+
+    def answers(self, run: str) -> Answers:
+        """The responses of the blocks of a run."""
+        found = Answers()
+        for record in self.records:
+            if record["kind"] == "block" and record["run"] == run:
+                for *request, response in record["requests"]:
+                    found.add(Request(*request), response)
+        return found
+
+    def plan(self, command: str) -> dict[Request, bool]:
+        """Every request that any rank has planned for a command, in order, and whether its response may be shared.
+
+        Where a later start asked something else in the same place, the later one counts.
+        """
+        places: dict[tuple[str, int, int], tuple[Request, bool]] = {}
+        plans = [one for one in self.records if one["kind"] == "plan" and one.get("command", one["run"]) == command]
+        for record in sorted(plans, key=_start_of):
+            for *fields, shared in record["requests"]:
+                request = Request(*fields)
+                places[request[:3]] = (request, bool(shared))
+        return dict(places.values())
+
+    @property
+    def starts(self) -> int:
+        """How often the runs of the folder were started, as far as they planned something."""
+        return max((_start_of(one) for one in self.records if one["kind"] == "plan"), default=0)
+
+
+def _start_of(record: Mapping[str, Any]) -> int:
+    start = record.get("start", 0)
+    return start if type(start) is int else 0
+
+
+class Journal:
+    """The journal of a folder, opened for appending by one rank of a run.
+
+    Args:
+        folder: of the run; files lie in ``journal/`` below it.
+        rank: of this process.
+
+    Raises:
+        JournalError: another run has it open, it cannot be written, or it is of a newer version.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder = folder / FOLDER
+        self.rank = rank
+        self.path = self.folder / rank_file(rank)
+        try:
+            check_folder_writable(self.folder)
+        except OSError as error:
+            raise JournalError(f"{self.folder} cannot be written: {error}. Choose another --output_path.") from error
+        self._lock = filelock.FileLock(self.path.with_suffix(".lock"))
+        try:
+            self._lock.acquire(timeout=1, poll_interval=0.1)  # somebody may be asking for the status
+        except filelock.Timeout as error:
+            raise JournalError(
+                f"{folder}: another run is writing there. Wait for it, stop it, or choose another --output_path."
+            ) from error
+        except OSError as error:
+            raise JournalError(f"{self.folder} cannot be locked: {error}. Choose another --output_path.") from error
+        try:
+            self.contents = read_journal(folder)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._cut_torn_end()
+            if self._end == 0:
+                self.append({"kind": "journal", "format_version": FORMAT_VERSION})
+                flush_folder(self.folder)
+        except OSError as error:
+            self._lock.release()
+            raise JournalError(f"{self.path} cannot be written: {error}") from error
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _cut_torn_end(self) -> None:
+        end = self.contents.intact.get(self.path.name, 0)
+        if end < os.fstat(self._handle).st_size:
+            log.warning("%s: its last record was not written to the end, and is cut off.", self.path)
+            os.ftruncate(self._handle, end)
+            os.fsync(self._handle)
+        self._end = end
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write a record; it is on the disk when this returns.
+
+        Raises:
+            JournalError: it could not be written, so it is not acknowledged. What was there before still is.
+        """
+        line = to_line(record)
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(self._handle, line[written:], self._end + written)
+            os.fsync(self._handle)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # otherwise the checksum tells that it is torn
+                os.ftruncate(self._handle, self._end)
+            raise JournalError(
+                f"{self.path} cannot be written: {error}. Every response that was acknowledged is in the journal; make room and start again."
+            ) from error
+        self._end += len(line)
+
+    def close(self) -> None:
+        """Let other runs write to the folder."""
+        os.close(self._handle)
+        self._lock.release()
+
+
+def rank_file(rank: int) -> str:
+    """Name of a rank's file."""
+    return f"rank-{rank:05d}.jsonl"
+
+
+def to_line(record: Mapping[str, Any]) -> bytes:
+    """A record as it is written."""
+    text = json.dumps(record, ensure_ascii=True, allow_nan=True, separators=(",", ":")).encode("ascii")
+    return _checksum(text) + b" " + text + b"\n"
+
+
+def from_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line without its newline, or ``None`` if it does not fit its checksum or is no record."""
+    checksum, _, text = line.partition(b" ")
+    if len(checksum) != DIGITS or checksum != _checksum(text):
+        return None
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and _is_record(record) else None
+
+
+def _checksum(text: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(text).encode("ascii")
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Whether a record has what its kind must have. Unknown kinds pass, and are left alone."""
+    kind = record.get("kind")
+    if kind not in ("plan", "block"):
+        return isinstance(kind, str)
+    requests = record.get("requests")
+    return (
+        isinstance(record.get("run"), str)
+        and isinstance(requests, list)
+        and all(
+            isinstance(one, list)
+            and len(one) == len(Request._fields) + 1
+            and isinstance(one[0], str)
+            and type(one[1]) is int
+            and type(one[2]) is int
+            and isinstance(one[3], str)
+            for one in requests
+        )
+    )
+
+
+def read_journal(folder: Path) -> JournalContents:
+    """What the journal of a folder holds, whichever ranks have written it; nothing where there is none.
+
+    Raises:
+        JournalError: a file cannot be read, or is of a newer version.
+    """
+    records: list[Mapping[str, Any]] = []
+    damaged = 0
+    intact: dict[str, int] = {}
+    for path in sorted((folder / FOLDER).glob("rank-*.jsonl")):
+        if not path.is_file():
+            raise JournalError(f"{path}: expected a regular file. Remove it.")
+        position = 0
+        try:
+            with path.open("rb") as file:
+                for line in file:
+                    position += len(line)
+                    record = from_line(line[:-1]) if line.endswith(b"\n") else None
+                    if record is None:
+                        damaged += 1
+                        continue
+                    version = (
+                        record.get("format_version", FORMAT_VERSION) if record["kind"] == "journal" else FORMAT_VERSION
+                    )
+                    if not isinstance(version, int) or version > FORMAT_VERSION:
+                        raise JournalError(newer_version(path, version, FORMAT_VERSION))
+                    records.append(record)
+                    intact[path.name] = position
+        except OSError as error:
+            raise JournalError(f"{path} cannot be read: {error}") from error
+    return JournalContents(tuple(records), damaged, intact)
+
+
+# The manifest: which runs a folder has
+
+
+def write_manifest(folder: Path, command: str, described: Mapping[str, Any]) -> None:
+    """Describe a run in the folder's manifest, by the identity of its command, as its latest.
+
+    Raises:
+        JournalError: the manifest is damaged or of a newer version, or cannot be written.
+    """
+    runs = {name: one for name, one in read_manifest(folder).items() if name != command}
+    content = {"format_version": FORMAT_VERSION, "runs": {**runs, command: dict(described)}}
+    try:
+        write_atomically(folder / FOLDER / MANIFEST, encodable(to_json(content)))
+    except OSError as error:
+        raise JournalError(f"{folder / FOLDER / MANIFEST} cannot be written: {error}") from error
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The runs of a folder by the identity of their command, the latest last; none where there is no journal.
+
+    Raises:
+        JournalError: the manifest is damaged, or of a newer version.
+    """
+    path = folder / FOLDER / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise JournalError(
+            f"{path}: expected JSON: {error}. Remove it and start the run again; responses are kept."
+        ) from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise JournalError(newer_version(path, version, FORMAT_VERSION))
+    runs = content.get("runs") if isinstance(content, dict) else None
+    if not isinstance(runs, dict) or not all(isinstance(one, dict) for one in runs.values()):
+        raise JournalError(
+            f"{path}: expected a description of runs. Remove it and start the run again; responses are kept."
+        )
+    return runs
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process has the journal of a folder open. Asking leaves everything as it is, and keeps nobody out."""
+    if fcntl is None:
+        return False
+    for path in (folder / FOLDER).glob("rank-*.lock"):
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:  # of somebody else's
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            continue
+        finally:
+            os.close(handle)
+    return False

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from lmms_eval_emi import EMID, Embeddings, emid, emid_bound
 from lmms_eval_emi.core.correlation import MEASURES, correlate
+from lmms_eval_emi.core.exchange_test import PairedKernels
 from lmms_eval_emi.core.multiple import adjust
-from lmms_eval_emi.core.exchange_test import TwoSets
 from lmms_eval_emi.estimators import CLUB
 
 D = 6
@@ -189,7 +189,7 @@ def permutation_once(seed: int, images: int, paired: bool) -> bool:
     rows = torch.from_numpy((image + random.normal(size=(2, images, 3, D))).reshape(2, 3 * images, D))
     groups = np.repeat(np.arange(images), 3).tolist()
     others = groups if paired else [("other", group) for group in groups]
-    return TwoSets(rows[0], rows[1], groups, others).test(199, seed, paired).p_value < 0.05
+    return PairedKernels(rows[0], rows[1], groups, others).test(199, seed, paired).p_value < 0.05
 
 
 def family_once(seed: int, images: int, shifts: int) -> dict[str, bool]:

@@ -27,6 +27,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from lmms_eval_emi.errors import ResponsesError, ResultsError, RunError, StudyError
+
 SECONDS = 5.0
 
 
@@ -133,16 +135,15 @@ def readers(folder: Path) -> list[Reader]:
     """All readers, with valid files that are made here."""
     import torch
 
+    from lmms_eval_emi.data.responses import find_responses, read_responses
+    from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.estimators import CLUB, load_estimator
     from lmms_eval_emi.estimators.base import save_state
-    from lmms_eval_emi.util.journal import Journal, JournalError, read_journal, read_manifest, to_line
     from lmms_eval_emi.report.page import to_text
-    from lmms_eval_emi.report.reading import ReportError, read_results
-    from lmms_eval_emi.data.responses import ResponsesError, find_responses, read_responses
+    from lmms_eval_emi.report.reading import read_results
     from lmms_eval_emi.scoring.compare import read_stored
     from lmms_eval_emi.scoring.rows import rows_path
-    from lmms_eval_emi.scoring.stored import StoredError
-    from lmms_eval_emi.data.study import StudyError, load_study
+    from lmms_eval_emi.util.journal import Journal, read_journal, read_manifest, to_line
 
     natural = load_study("natural")
 
@@ -155,7 +156,7 @@ def readers(folder: Path) -> list[Reader]:
     def results(path: Path) -> None:
         for format in ("md", "csv", "latex"):
             to_text(read_results([path]), format).encode()
-        with contextlib.suppress(StoredError):  # its rows are not there
+        with contextlib.suppress(ResultsError):  # its rows are not there
             read_stored([path])
 
     def rows(path: Path) -> None:
@@ -243,10 +244,10 @@ def readers(folder: Path) -> list[Reader]:
         Reader("response files", "llava_bench_coco_English.jsonl", (llava.encode(),), responses, (ResponsesError,)),
         Reader("samples files", "2026_samples_llavabench_shift_natural_coco_german.jsonl", (samples.encode(),), responses, (ResponsesError,)),
         Reader("studies", "study.yaml", (study,), load_study, (StudyError,)),
-        Reader("results", "results.json", tuple(json.dumps(one).encode() for one in (RESULT, {"results": [RESULT]}, published)), results, (ReportError, StoredError)),
-        Reader("rows of results", "results.rows.json", (json.dumps(stored_rows).encode(),), rows, (ReportError, StoredError)),
-        Reader("journals", "journal.jsonl", (lines,), journal, (JournalError,)),
-        Reader("manifests", "run.json", (json.dumps(runs).encode(),), manifest, (JournalError,)),
+        Reader("results", "results.json", tuple(json.dumps(one).encode() for one in (RESULT, {"results": [RESULT]}, published)), results, (ResultsError, ResultsError)),
+        Reader("rows of results", "results.rows.json", (json.dumps(stored_rows).encode(),), rows, (ResultsError, ResultsError)),
+        Reader("journals", "journal.jsonl", (lines,), journal, (RunError,)),
+        Reader("manifests", "run.json", (json.dumps(runs).encode(),), manifest, (RunError,)),
         Reader("estimators, safetensors", "a.safetensors", ((folder / "a.safetensors").read_bytes(),), load_estimator, (ValueError,), damage_safetensors),
         Reader("estimators, pt", "a.pt", ((folder / "a.pt").read_bytes(),), load_estimator, (ValueError,)),
     ]  # fmt: skip

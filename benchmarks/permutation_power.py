@@ -17,14 +17,14 @@ import torch
 from tabulate import tabulate
 from threadpoolctl import threadpool_limits
 
-from lmms_eval_emi.core.exchange_test import TwoSets
+from lmms_eval_emi.core.exchange_test import PairedKernels
 
 D = 48
 DRAWS = 499
 ENOUGH = 20  # draws that reach the observed value, after which the slow test stops (Besag & Clifford 1991)
 
 
-def make(seed: int, images: int, shift: float, paired: bool) -> TwoSets:
+def make(seed: int, images: int, shift: float, paired: bool) -> PairedKernels:
     random = np.random.default_rng(seed)
     scale = 1 / np.sqrt(1 + np.arange(D))  # a spectrum that falls, as that of embeddings
     counts = images if paired else images // 2
@@ -37,10 +37,12 @@ def make(seed: int, images: int, shift: float, paired: bool) -> TwoSets:
     x, y = torch.from_numpy(rows[0].reshape(-1, D)), torch.from_numpy(rows[1, :counts].reshape(-1, D))
     groups = np.repeat(np.arange(images), 3).tolist()
     others = groups if paired else [("other", group) for group in groups[: 3 * counts]]
-    return TwoSets(x, y, groups, others)
+    return PairedKernels(x, y, groups, others)
 
 
-def draws_of(both: TwoSets, count: int, random: np.random.Generator, paired: bool) -> tuple[np.ndarray, np.ndarray]:
+def draws_of(
+    both: PairedKernels, count: int, random: np.random.Generator, paired: bool
+) -> tuple[np.ndarray, np.ndarray]:
     clusters = len(both.clusters)
     if paired:
         first = random.random((count, clusters)) < 0.5
@@ -54,7 +56,7 @@ def draws_of(both: TwoSets, count: int, random: np.random.Generator, paired: boo
     return x, both.counts.sum(axis=(0, 1)) - x
 
 
-def by_divergence(both: TwoSets, draws: int, seed: int, paired: bool) -> tuple[float, float]:
+def by_divergence(both: PairedKernels, draws: int, seed: int, paired: bool) -> tuple[float, float]:
     """p-value and floor by the divergence of every draw, sequentially."""
     convention = both.convention if paired else "equal_weight"
     x, y = both.counts.sum(axis=1)

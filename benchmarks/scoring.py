@@ -35,16 +35,16 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
 
     import lmms_eval_emi.cli.score  # noqa: F401
     from lmms_eval_emi.cli import share_the_machine
+    from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.pipeline import score_samples
     from lmms_eval_emi.scoring.rows import write_results
     from lmms_eval_emi.scoring.table import results_to_table
-    from lmms_eval_emi.settings import override_settings
-    from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.settings import load_settings
 
     share_the_machine()
     start, cpu = time.perf_counter(), time.process_time()
-    settings = override_settings(
+    settings = load_settings(
         {"convention": arguments.convention, "estimator": arguments.estimator, "device": arguments.device}
     )
     entries = (
@@ -89,11 +89,12 @@ def bare_pass(device: str) -> tuple[dict[int, float], int]:
     import torch
     from transformers import CLIPVisionModel
 
-    from lmms_eval_emi.encoders.preprocessing import Preprocessing
     from lmms_eval_emi.data.images import open_image
-    from lmms_eval_emi.data.rows import dataset_images, load_splits
-    from lmms_eval_emi.settings import load_settings
+    from lmms_eval_emi.data.rows import dataset_images
     from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.encoders.preprocessing import Preprocessing
+    from lmms_eval_emi.settings import load_settings
+    from lmms_eval_emi.shifts.at_load import load_splits
 
     name = load_settings().vision_encoder
     distinct: dict[bytes, None] = {}
@@ -120,12 +121,12 @@ def naive(arguments: argparse.Namespace, splits: list[str]) -> tuple[float, int,
     import torch
     from transformers import AutoTokenizer, CLIPModel, XLMRobertaModel
 
+    from lmms_eval_emi.data.images import open_image
+    from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.encoders.preprocessing import Preprocessing
     from lmms_eval_emi.estimators import load_estimator
-    from lmms_eval_emi.data.images import open_image
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.settings import load_settings
-    from lmms_eval_emi.data.study import load_study
 
     settings = load_settings()
     (entry,) = collect_samples(load_study("natural"), [arguments.responses], splits=splits)

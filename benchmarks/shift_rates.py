@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from lmms_eval_emi.shifts import Refused, TextOptions, shift_text
+from lmms_eval_emi.shifts import Refused, ShiftOptions, shift_text
 from lmms_eval_emi.shifts.operators.textual.sr import plain
 
 PUBLISHED = [
@@ -75,7 +75,7 @@ def main() -> None:
 
     table = []
     for name, level, published in PUBLISHED:
-        normal = (lambda text: plain(text, TextOptions())) if name != "keyboard" else _close_apostrophes
+        normal = (lambda text: plain(text, ShiftOptions())) if name != "keyboard" else _close_apostrophes
         clean = prompts("llava_bench_coco")
         before = list(map(normal, clean))
         theirs = shares(before, [normal(text) for text in prompts(f"llava_bench_coco_{published}")])

@@ -18,6 +18,7 @@ from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.divergence import check_convention, check_entropy
 from lmms_eval_emi.core.exchange_test import NOISE_FLOOR
 from lmms_eval_emi.core.spectral import matrix_to_entropy, rows_to_matrix
+from lmms_eval_emi.errors import InputError
 
 __all__ = ["rjsd", "shift_index", "von_neumann_entropy"]
 
@@ -50,7 +51,7 @@ def rjsd(a: torch.Tensor, b: torch.Tensor, convention: str = "published") -> tor
     _check(a, "a")
     _check(b, "b")
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"b: expected dimension {a.shape[1]}, that of a, got {b.shape[1]}.")
+        raise InputError(f"b: expected dimension {a.shape[1]}, that of a, got {b.shape[1]}.")
     left, right = a.double(), b.double()
     if convention == "equal_weight":
         left, right = left / len(left) ** 0.5, right / len(right) ** 0.5
@@ -100,4 +101,4 @@ def _root(value: torch.Tensor, exponent: float) -> torch.Tensor:
 def _check(x: torch.Tensor, name: str) -> None:
     if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim == 2 and min(x.shape) > 0):
         shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f"{name}: expected a floating-point tensor of shape (N, D), got {shape}.")
+        raise InputError(f"{name}: expected a floating-point tensor of shape (N, D), got {shape}.")

@@ -1,33 +1,43 @@
-"""Settings, read from ``LMMS_EVAL_EMI_*`` variables."""
+"""Settings: read from ``LMMS_EVAL_EMI_*`` variables, options and keywords at the edges, and passed on."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lmms_eval_emi.core.conventions import Adjustment, Convention
+from lmms_eval_emi.errors import InputError
 
 PREFIX = "LMMS_EVAL_EMI_"
 
 
-class SettingsError(ValueError):
-    """A ``LMMS_EVAL_EMI_*`` variable is unknown or its value is not one that it takes."""
+def _default_cache() -> Path:
+    """The user's cache folder, or one below the temporary folder where there is no home folder."""
+    try:
+        return Path(platformdirs.user_cache_dir("lmms_eval_emi")).expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "lmms_eval_emi"
 
 
 class Settings(BaseSettings):
-    """What may be set. Every field is the variable ``LMMS_EVAL_EMI_`` and its name in capitals.
+    """Everything that can be set. A field is also the variable ``LMMS_EVAL_EMI_`` and its name in capitals.
 
-    The options of the command line are made from these fields, so a setting has one description and one default.
+    Options of the command line are made from these fields, so a setting has one description and one default.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+
+    @field_validator("cache", "images", "frost", "wordnet", "synonyms")
+    @classmethod
+    def _expand_home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None and str(value).startswith("~") else value
 
     estimator: str = Field(
         "club-global", description="Registered name of an estimator, or the path of a .safetensors or .pt file."
@@ -71,7 +81,7 @@ class Settings(BaseSettings):
         description="Score without responses that are empty, repetition loops, refusals, copies of the question or in another language than the reference.",
     )
     cache: Path = Field(
-        Path(platformdirs.user_cache_dir("lmms_eval_emi")),
+        default_factory=_default_cache,
         description="Folder for fetched estimators, embeddings of earlier runs and, without --output_path, the files of a run.",
     )
     cache_limit: float = Field(
@@ -106,37 +116,35 @@ class Settings(BaseSettings):
     )
 
 
-def load_settings() -> Settings:
-    """Read and check all settings.
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings from the environment; overrides other than ``None`` take precedence.
+
+    Settings are made once, at the edge (a command, a hook of the harness, a user's Python code), and passed on.
 
     Raises:
-        SettingsError: a variable with the prefix is unknown, or a value is not one that it takes.
-    """
-    return override_settings({})
-
-
-def override_settings(given: Mapping[str, Any]) -> Settings:
-    """The settings, where ``given`` values other than ``None`` come before the variables.
-
-    Raises:
-        SettingsError: as :func:`load_settings`, or a given value is not one that its setting takes.
+        InputError: a variable with the prefix is unknown, or a value is not accepted.
     """
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if variable.upper().startswith(PREFIX) and variable not in known:
             close = difflib.get_close_matches(variable, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise SettingsError(
+            raise InputError(
                 f"{variable} is not a setting.{hint} The settings are {', '.join(sorted(known))}; unset it or correct its name."
             )
-    values = {name: value for name, value in given.items() if value is not None}
+    unknown = sorted(overrides.keys() - Settings.model_fields.keys())
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], Settings.model_fields, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise InputError(f"{unknown[0]} is not a setting.{hint} The settings are {', '.join(Settings.model_fields)}.")
+    values = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         label = f"--{name.replace('_', '-')}" if name in values else f"{PREFIX}{name.upper()}"
-        raise SettingsError(
+        raise InputError(
             f"{label}: {first['msg']}, got {first['input']!r}. {Settings.model_fields[name].description}"
         ) from error
 
@@ -144,8 +152,3 @@ def override_settings(given: Mapping[str, Any]) -> Settings:
 def is_offline() -> bool:
     """Whether nothing may be fetched, as ``HF_HUB_OFFLINE`` says to all of the Hugging Face stack."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def cache_folder() -> Path:
-    """Folder of what is fetched once, which may not exist yet."""
-    return load_settings().cache.expanduser()

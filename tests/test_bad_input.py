@@ -19,13 +19,14 @@ from PIL import Image
 
 from lmms_eval_emi import cli
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.estimators import CLUB, load_estimator
 from lmms_eval_emi.estimators.base import save_state
+from lmms_eval_emi.report.page import to_html, to_text
+from lmms_eval_emi.report.reading import read_results
 from lmms_eval_emi.util.files import parse_json
 from lmms_eval_emi.util.redact import redact
-from lmms_eval_emi.report.page import to_html, to_text
-from lmms_eval_emi.report.reading import ReportError, read_results
-from lmms_eval_emi.data.responses.llava import write_response_file
 
 ID, GERMAN = "llava_bench_coco_English", "llava_bench_coco_German"
 STRANGE = {
@@ -335,7 +336,7 @@ def test_results_that_are_no_numbers_are_refused_with_their_place(change, tmp_pa
 )
 def test_json_of_another_form_is_no_result(content, tmp_path):
     (tmp_path / "r.json").write_text(content)
-    with pytest.raises(ReportError, match=r"r\.json: expected"):
+    with pytest.raises(ResultsError, match=r"r\.json: expected"):
         read_results([tmp_path / "r.json"])
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lmms_eval_emi.settings import Settings, SettingsError, load_settings, override_settings
+from lmms_eval_emi.errors import InputError
+from lmms_eval_emi.settings import Settings, load_settings
 
 
 def test_defaults_are_those_of_the_paper():
@@ -21,19 +22,19 @@ def test_variables_and_what_comes_before_them(monkeypatch):
     monkeypatch.setenv("LMMS_EVAL_EMI_CONVENTION", "equal_weight")
     monkeypatch.setenv("LMMS_EVAL_EMI_BATCH_SIZE", "8")
     assert (load_settings().convention, load_settings().batch_size) == ("equal_weight", 8)
-    assert override_settings({"convention": "published", "batch_size": None}).convention == "published"
+    assert load_settings(convention="published", batch_size=None).convention == "published"
 
 
 @pytest.mark.parametrize("variable", ["LMMS_EVAL_EMI_ESTIMATR", "lmms_eval_emi_estimator", "LMMS_EVAL_EMI_"])
 def test_an_unknown_variable_is_an_error(monkeypatch, variable):
     monkeypatch.setenv(variable, "x")
-    with pytest.raises(SettingsError, match=f"{variable} is not a setting"):
+    with pytest.raises(InputError, match=f"{variable} is not a setting"):
         load_settings()
 
 
 def test_the_error_suggests_the_right_name(monkeypatch):
     monkeypatch.setenv("LMMS_EVAL_EMI_CONVENTON", "published")
-    with pytest.raises(SettingsError, match=r"Did you mean LMMS_EVAL_EMI_CONVENTION\?"):
+    with pytest.raises(InputError, match=r"Did you mean LMMS_EVAL_EMI_CONVENTION\?"):
         load_settings()
 
 
@@ -50,7 +51,7 @@ def test_the_error_suggests_the_right_name(monkeypatch):
 )
 def test_a_value_that_is_not_taken(monkeypatch, name, value):
     monkeypatch.setenv(f"LMMS_EVAL_EMI_{name}", value)
-    with pytest.raises(SettingsError, match=f"LMMS_EVAL_EMI_{name}: .*{value}"):
+    with pytest.raises(InputError, match=f"LMMS_EVAL_EMI_{name}: .*{value}"):
         load_settings()
 
 

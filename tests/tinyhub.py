@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lmms_eval_emi.estimators import CLUB
 from lmms_eval_emi.data.study import BUILT_IN, Study, load_study
+from lmms_eval_emi.estimators import CLUB
 
 DIMENSION = 32
 ROWS = 5

@@ -44,9 +44,9 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from lmms_eval_emi.harness.lmms_eval.write_tasks import SUITE, tasks_folder
-from lmms_eval_emi.data.rows import load_splits
 from lmms_eval_emi.data.study import Study, load_study
+from lmms_eval_emi.harness.lmms_eval.write_tasks import SUITE, tasks_folder
+from lmms_eval_emi.shifts.at_load import load_splits
 
 ASSETS = Path(str(resources.files("lmms_eval_emi.slices.demo"))) / "assets"
 PICTURE, PATCH = 112, 14  # pixels, as the models see them
@@ -483,7 +483,7 @@ def _turn(tokenizer: Any, question: Question) -> tuple[list[int], int]:
 
 def make_estimator(assets: Path, shrink: float) -> None:
     """The estimator, trained by train-estimator on training scenes under the demo's own shifts."""
-    from lmms_eval_emi.estimators.registry import file_sha256
+    from lmms_eval_emi.util.digest import file_hexdigest
 
     checkpoints = Path(str(resources.files("lmms_eval_emi.estimator_ckpt")))
     with tempfile.TemporaryDirectory() as name:
@@ -491,7 +491,7 @@ def make_estimator(assets: Path, shrink: float) -> None:
         train_on(study, assets, Path(name) / "demo.safetensors", iterations=max(10, int(3000 * shrink)))
         shutil.copy(Path(name) / "demo.safetensors", checkpoints / "demo.safetensors")
     registry = checkpoints / "registry.yaml"
-    sha256 = file_sha256(checkpoints / "demo.safetensors")
+    sha256 = file_hexdigest(checkpoints / "demo.safetensors")
     entry = re.sub(r"(demo:\n(?:  .*\n)*?  sha256: )\w+", rf"\g<1>{sha256}", registry.read_text(encoding="utf-8"))
     registry.write_text(entry, encoding="utf-8")
 

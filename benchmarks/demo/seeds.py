@@ -20,8 +20,8 @@ from tabulate import tabulate
 
 from lmms_eval_emi.cli.demo import STUDY, UNTRAINED, accuracy_of, collect_with_controls, score_demo
 from lmms_eval_emi.core.correlation import spearman
-from lmms_eval_emi.util.files import to_json, write_atomically
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.util.files import to_json, write_atomically
 
 ITERATIONS = 3000  # of the estimator's training
 

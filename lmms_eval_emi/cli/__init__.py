@@ -41,10 +41,10 @@ from lmms_eval_emi.cli import (
     twins,
     validate,
 )
+from lmms_eval_emi.errors import EMIError
+from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.files import write_atomically
-from lmms_eval_emi.memory import share_areas
 from lmms_eval_emi.util.redact import redact
-from lmms_eval_emi.settings import cache_folder, load_settings
 from lmms_eval_emi.version import __version__
 
 INTERRUPTED = 130  # exit status, as shells have it
@@ -105,12 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+    except (EMIError, OSError, MemoryError) as error:
         print(f"error: {redact(str(error)) or type(error).__name__}", file=sys.stderr)
         return 1
     except Exception as error:
         print(
-            f"error: {type(error).__name__}: {redact(str(error))}. This is a fault of lmms_eval_emi or of what it runs; the details are in {write_log(error)}",
+            f"error: {type(error).__name__}: {redact(str(error))}. This is a bug of lmms_eval_emi; the traceback is in {write_log(error)}",
             file=sys.stderr,
         )
         return 1
@@ -183,7 +183,6 @@ def share_the_machine() -> None:
     times the CPU time, for they wait for each other.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    share_areas()
 
 
 def _stdout_is_closed() -> bool:
@@ -199,7 +198,7 @@ def _stdout_is_closed() -> bool:
 def write_log(error: BaseException) -> str:
     """Write an error with all its details to a file of its own; returns where."""
     text = redact("".join(traceback.format_exception(error)))
-    for folder in (cache_folder() / "logs", Path(tempfile.gettempdir())):
+    for folder in (load_settings().cache / "logs", Path(tempfile.gettempdir())):
         try:
             return str(write_atomically(folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log", text))
         except (OSError, ValueError):

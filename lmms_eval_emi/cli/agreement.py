@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
+from lmms_eval_emi.errors import ResultsError
 
 if TYPE_CHECKING:
     from lmms_eval_emi.core.correlation import Correlation
@@ -56,15 +57,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, correlate, print, write."""
     settings = settings_of(args)
-    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.slices.judge.agreement import agree, read_results_to_compare, read_scores, scores_of_verdicts
     from lmms_eval_emi.slices.judge.verdicts import read_verdicts
-    from lmms_eval_emi.slices.judge.agreement import (
-        AgreementError,
-        agree,
-        read_results_to_compare,
-        read_scores,
-        scores_of_verdicts,
-    )
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
 
     named = [one.partition("=") if "=" in one else (Path(one).stem, "=", one) for one in args.scores]
     files = [Path(path) for _, _, path in named]
@@ -73,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             args.output, [*args.results, *args.judged, *files], overwrite=args.overwrite, example="agreement.json"
         )
     if not (args.judged or named):
-        raise AgreementError(
+        raise ResultsError(
             "agreement: expected --judged FILE or --scores FILE to compare the results with, got neither."
         )
     results = [one for path in args.results for one in read_results_to_compare(path)]
@@ -97,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             f"scores of {', '.join(strangers)}: the results are of {', '.join(sorted({one.model for one in results}))}"
         )
         if not found:
-            raise AgreementError(f"{message}. Give the model its name with score --model-name OLD=NEW.")
+            raise ResultsError(f"{message}. Give the model its name with score --model-name OLD=NEW.")
         log.warning("%s, and they are left out.", message)
     for one in found:
         _print(one)

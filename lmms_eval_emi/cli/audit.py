@@ -67,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     from tabulate import tabulate
 
-    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
-    from lmms_eval_emi.slices.audit.audit import audit
+    from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.table import MARK, with_error
-    from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.slices.audit.audit import audit
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
 
     study = load_study(study_of(args))
     if args.output:
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     entries = collect_samples(
         study,
         args.responses,
+        settings,
         models=args.model,
         renamed=renamed_models(args.model_name),
         allow_missing=args.allow_missing,
@@ -86,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
     rewrite = None
     if settings.endpoint and settings.endpoint_model:
         from lmms_eval_emi.shifts.operators.textual.sentence_model import rewrite as ask
-        from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+        from lmms_eval_emi.shifts.options import ShiftOptions
 
-        options = TextOptions(endpoint=settings.endpoint, model=settings.endpoint_model)
+        options = ShiftOptions.from_settings(settings)
         instruction = "Say the following answer in other words, with the same meaning, in its own language."
 
         def rewrite(text: str) -> str:

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
+from lmms_eval_emi.errors import ResultsError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -39,18 +40,18 @@ def run(args: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from lmms_eval_emi.core.jackknife import Jackknife
-    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
-    from lmms_eval_emi.scoring.compare import StoredError, check_comparable, compare, indistinguishable, read_stored
+    from lmms_eval_emi.scoring.compare import check_comparable, compare, indistinguishable, read_stored
     from lmms_eval_emi.scoring.table import MARK, NOTHING, with_error
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
 
     if args.output:
         check_output(args.output, args.results, overwrite=args.overwrite, example="differences.json")
     results = read_stored(args.results)
     if len(results) < 2:
-        raise StoredError("compare: expected the results of at least two models, got one.")
+        raise ResultsError("compare: expected the results of at least two models, got one.")
     problems = check_comparable(results)
     if problems and not args.allow_different:
-        raise StoredError(
+        raise ResultsError(
             f"the results are not comparable: {'; '.join(problems)}. Score them alike, or pass --allow-different."
         )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_command
+from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval import compat
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ NAME = "a small LLaVA"  # on the demo's page, where its folder's name would say 
 SHUFFLED = "clean_shuffled"
 CONTROLS = {"fresh": "control: fresh clean scenes", SHUFFLED: "control: clean, responses shuffled"}
 NEEDED = {"decord": "which lmms-eval's llava_hf imports"}
-
-
-class DemoError(RuntimeError):
-    """The demo cannot run, or its run failed."""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -61,30 +58,30 @@ def run(args: argparse.Namespace) -> int:
     """Print the command, run it, and say what came of it."""
     missing = [f"{name}, {why}" for name, why in NEEDED.items() if importlib.util.find_spec(name) is None]
     if missing:
-        raise DemoError(f"The demo needs {'; '.join(missing)}. Install it with: pip install 'lmms_eval_emi[demo]'")
+        raise RunError(f"The demo needs {'; '.join(missing)}. Install it with: pip install 'lmms_eval_emi[demo]'")
     if args.processes < 1:
-        raise DemoError(f"--processes: expected 1 or more, got {args.processes}.")
+        raise RunError(f"--processes: expected 1 or more, got {args.processes}.")
     output = args.output.resolve()
     if output.exists() and not output.is_dir():
-        raise DemoError(f"--output: expected a folder, got the file {args.output}.")
+        raise RunError(f"--output: expected a folder, got the file {args.output}.")
     # The harness makes a folder a model, of a name of its own, below its --output_path.
     earlier = sorted(output.glob(f"*/*_emi_{STUDY}.json"))
     if earlier and not args.overwrite:
-        raise DemoError(
+        raise RunError(
             f"{args.output} holds the results of an earlier run. Choose another --output, or --overwrite to replace them."
         )
     variables, command = command_of(args.output, args.processes)
     print(shown(variables, command), flush=True)
     status = _run(compat.as_module(command), {**os.environ, **variables})
     if status:
-        raise DemoError(f"lmms-eval ended with the exit status {status}; its own messages are above.")
+        raise RunError(f"lmms-eval ended with the exit status {status}; its own messages are above.")
     for path in earlier:  # only now that there are new ones; all files of a run have its time stamp
         for old in path.parent.glob(f"{path.name.removesuffix(f'_emi_{STUDY}.json')}_*"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     reports = sorted(output.glob(f"*/*_emi_report_{STUDY}.html"))
     responses = sorted(output.glob(f"*/*_emi_responses/{STUDY}"))
     if not reports or not responses:
-        raise DemoError(f"lmms-eval wrote no report below {args.output}; its own messages are above.")
+        raise RunError(f"lmms-eval wrote no report below {args.output}; its own messages are above.")
     shown_beside = side_by_side(responses[-1])
     newest = sorted(output.glob(f"*/*_emi_{STUDY}.json"))[-1]
     write_page(newest, responses[-1], output)
@@ -100,10 +97,10 @@ def write_page(results: Path, responses: Path, output: Path) -> None:
         responses: the folder of its response files.
         output: folder to write to.
     """
-    from lmms_eval_emi.util.files import to_json, write_atomically
     from lmms_eval_emi.report.page import write_report
     from lmms_eval_emi.report.reading import read_findings, read_results
     from lmms_eval_emi.slices.judge.agreement import OutsideScores, agree, read_results_to_compare
+    from lmms_eval_emi.util.files import to_json, write_atomically
 
     rows = {
         name: {str(key[0]): (float(right), 1.0) for key, right in own.items()}
@@ -172,8 +169,8 @@ def side_by_side(responses: Path) -> str:
     from tabulate import tabulate
 
     from lmms_eval_emi.core.correlation import spearman
-    from lmms_eval_emi.scoring.table import disagreements_to_lines, with_error
     from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.scoring.table import disagreements_to_lines, with_error
 
     study = load_study(STUDY)
     entry = collect_with_controls(responses)
@@ -212,8 +209,8 @@ def collect_with_controls(responses: Path) -> StudySamples:
     Args:
         responses: the folder of the run's response files.
     """
-    from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.scoring.join import collect_samples
 
     study = load_study(STUDY)
     (entry,) = collect_samples(study, [responses], models=["all"], allow_missing=True)
@@ -231,8 +228,8 @@ def accuracy_of(entry: StudySamples) -> dict[str, float]:
 
 def right_rows(entry: StudySamples) -> dict[str, dict[tuple[str, str], bool]]:
     """Whether each row names every object asked about, by split and the row's key."""
-    from lmms_eval_emi.data.rows import load_splits
     from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.shifts.at_load import load_splits
 
     study = load_study(STUDY)
     asked = {
@@ -255,14 +252,12 @@ def score_demo(entry: StudySamples, encoders: Path, estimators: Sequence[str]) -
         estimators: names or paths.
     """
     from lmms_eval_emi.scoring.pipeline import score_samples
-    from lmms_eval_emi.settings import override_settings
+    from lmms_eval_emi.settings import load_settings
 
-    settings = override_settings(
-        {
-            "resamples": 0,
-            "vision_encoder": str(encoders / "vision_encoder"),
-            "text_encoder": str(encoders / "text_encoder"),
-        }
+    settings = load_settings(
+        resamples=0,
+        vision_encoder=str(encoders / "vision_encoder"),
+        text_encoder=str(encoders / "text_encoder"),
     )
     return [one.result for one in score_samples([entry], settings, estimators=estimators, allow_missing=True)]
 

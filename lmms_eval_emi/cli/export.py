@@ -37,8 +37,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, convert, write."""
-    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
     from lmms_eval_emi.slices.export.formats import read_entry, to_every_eval_ever, to_lm_eval
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
 
     check_output(args.output, [args.results], overwrite=args.overwrite, example="exported.json")
     entry = read_entry(args.results, args.model)

@@ -18,10 +18,12 @@ from lmms_eval_emi.cli.options import (
     settings_of,
     study_of,
 )
+from lmms_eval_emi.errors import EndpointError, ImageError, OutputError
+from lmms_eval_emi.settings import Settings
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.slices.judge.client import Asked
     from lmms_eval_emi.scoring.join import StudySamples
+    from lmms_eval_emi.slices.judge.client import Asked
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -92,19 +94,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan, ask, add up, print."""
     settings = settings_of(args)
-    from lmms_eval_emi.util.files import OutputError
-    from lmms_eval_emi.slices.judge.client import Judge, ask, plan
-    from lmms_eval_emi.slices.judge.verdicts import JudgeError, read_verdicts
-    from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.scoring.join import collect_samples
+    from lmms_eval_emi.slices.judge.client import Judge, ask, plan
+    from lmms_eval_emi.slices.judge.verdicts import read_verdicts
 
     for name, lowest in (("repeats", 1), ("concurrency", 1), ("max_tokens", 1)):
         if getattr(args, name) < lowest:
-            raise JudgeError(f"--{name.replace('_', '-')}: expected at least {lowest}, got {getattr(args, name)}.")
+            raise EndpointError(f"--{name.replace('_', '-')}: expected at least {lowest}, got {getattr(args, name)}.")
     if args.repeats > 1 and args.temperature <= 0:
-        raise JudgeError("--repeats: at a temperature of 0 every repeat is the same. Pass --temperature 0.2, for one.")
+        raise EndpointError(
+            "--repeats: at a temperature of 0 every repeat is the same. Pass --temperature 0.2, for one."
+        )
     if not args.dry_run and not (settings.endpoint and settings.endpoint_model):
-        raise JudgeError(
+        raise EndpointError(
             "expected --base-url URL and --judge-model NAME of an OpenAI-compatible endpoint, such as http://localhost:8000/v1, and its key in OPENAI_API_KEY if it wants one."
         )
     if args.output.is_dir():
@@ -118,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     entries = collect_samples(
         study,
         args.responses,
+        settings,
         splits=args.split,
         models=args.model,
         renamed=renamed_models(args.model_name),
@@ -126,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     judge = Judge(
         settings.endpoint or "", settings.endpoint_model or "", args.temperature, args.max_tokens, args.timeout
     )
-    wanted = [one for entry in entries for one in _wanted(entry, args)]
+    wanted = [one for entry in entries for one in _wanted(entry, args, settings)]
     if args.dry_run:
         start_over = args.overwrite or not settings.endpoint_model
         found = plan(wanted, judge, None if start_over else args.output, retry_missing=args.retry_missing)
@@ -161,14 +165,15 @@ def _is_summary(path: Path) -> bool:
     return isinstance(found, dict) and found.get("kind") == "preference"
 
 
-def _wanted(entry: StudySamples, args: argparse.Namespace) -> list[Asked]:
+def _wanted(entry: StudySamples, args: argparse.Namespace, settings: Settings) -> list[Asked]:
+    from lmms_eval_emi.data.responses.base import id_text
+    from lmms_eval_emi.data.rows import column_values
+    from lmms_eval_emi.shifts.at_load import load_splits
     from lmms_eval_emi.slices.judge.client import Asked
     from lmms_eval_emi.slices.judge.prompt import ORDERS, Case
     from lmms_eval_emi.slices.judge.verdicts import Key
-    from lmms_eval_emi.data.responses.base import id_text
-    from lmms_eval_emi.data.rows import column_values, load_splits
 
-    rows = load_splits(entry.study, list(entry.samples))
+    rows = load_splits(entry.study, list(entry.samples), settings)
     orders = ORDERS if args.orders == "both" else (args.orders,)
     wanted = []
     for name, samples in entry.samples.items():
@@ -201,14 +206,13 @@ def _wanted(entry: StudySamples, args: argparse.Namespace) -> list[Asked]:
 
 
 def _column(present: Sequence[str], given: str | None, usual: Sequence[str], what: str) -> str | None:
-    from lmms_eval_emi.slices.judge.verdicts import JudgeError
 
     if given is None:
         return next((name for name in usual if name in present), None)
     if given == "none":
         return None
     if given not in present:
-        raise JudgeError(
+        raise EndpointError(
             f"--{what}: expected a column of the study's rows, got {given}; they have {', '.join(present)}."
         )
     return given
@@ -224,11 +228,11 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     """Add up, write beside the verdicts, print."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.util.files import to_json, write_atomically
-    from lmms_eval_emi.data.images import ImageError, content_key
+    from lmms_eval_emi.data.images import content_key
+    from lmms_eval_emi.scoring.table import NOTHING, with_error
     from lmms_eval_emi.slices.judge.preference import prefer, self_agreement
     from lmms_eval_emi.slices.judge.verdicts import group_verdicts
-    from lmms_eval_emi.scoring.table import NOTHING, with_error
+    from lmms_eval_emi.util.files import to_json, write_atomically
 
     by_split = group_verdicts(verdicts)
     rows, written = [], []

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-from lmms_eval_emi.settings import PREFIX, Settings, override_settings
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
+from lmms_eval_emi.errors import InputError
+from lmms_eval_emi.settings import PREFIX, Settings, load_settings
 
 EXAMPLES = "examples:"
 METAVARS = {"vision_encoder": "NAME|PATH", "text_encoder": "NAME|PATH", "entropy": "NATS", "batch_size": "N"}
@@ -70,7 +71,8 @@ def add_settings(parser: argparse.ArgumentParser, *names: str, **renamed: str) -
     """
     for name in (*names, *renamed):
         field = Settings.model_fields[name]
-        default = "" if field.default is None else f"; default: {field.default}"
+        value = field.get_default(call_default_factory=True)
+        default = "" if value is None else f"; default: {value}"
         described = f"{(field.description or '').rstrip('.')} ({PREFIX}{name.upper()}{default})".replace("%", "%%")
         option = f"--{renamed.get(name, name).replace('_', '-')}"
         keywords: dict[str, Any] = {"dest": f"setting_{name}", "default": None, "help": described}
@@ -87,7 +89,7 @@ def add_settings(parser: argparse.ArgumentParser, *names: str, **renamed: str) -
 def settings_of(args: argparse.Namespace) -> Settings:
     """The settings, where the options of :func:`add_settings` come before the variables."""
     given = {name.removeprefix("setting_"): value for name, value in vars(args).items() if name.startswith("setting_")}
-    return override_settings(given)
+    return load_settings(**given)
 
 
 def add_study_arguments(parser: argparse.ArgumentParser, *, several: str = "") -> None:
@@ -185,6 +187,6 @@ def renamed_models(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         old, equals, new = pair.partition("=")
         if not (old and equals and new):
-            raise ValueError(f"--model-name: expected OLD=NEW, got {pair!r}.")
+            raise InputError(f"--model-name: expected OLD=NEW, got {pair!r}.")
         names[old] = new
     return names

@@ -10,6 +10,7 @@ from typing import Any
 
 from lmms_eval_emi.cli.options import add_command
 from lmms_eval_emi.data.study import BUILT_IN
+from lmms_eval_emi.errors import EMIError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -46,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image
     from tabulate import tabulate
 
+    from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder
     from lmms_eval_emi.estimators import load_estimator, registered_estimators
     from lmms_eval_emi.estimators.registry import locate
-    from lmms_eval_emi.data.rows import load_splits
     from lmms_eval_emi.settings import load_settings
-    from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.shifts.at_load import load_splits
 
     settings = load_settings()
 
@@ -62,17 +63,17 @@ def run(args: argparse.Namespace) -> int:
         return f"{len(splits)} splits, {rows} rows in {_common(files)}", _size(files)
 
     def encoder(load: Callable, name: str, item: Any) -> tuple[str, int]:
-        loaded = load(name, "cpu")
+        loaded = load(name, "cpu", settings.cache)
         loaded.encode([item])  # reads all that it needs
         folder = Path(name) if Path(name).is_dir() else _snapshot(name)
         return f"weights {loaded.signature.split('#')[1].split('/')[0]} in {folder}", _size(folder.rglob("*"))
 
     def estimator() -> tuple[str, int]:
-        loaded = load_estimator(settings.estimator)
+        loaded = load_estimator(settings.estimator, cache=settings.cache)
         entry = registered_estimators().get(settings.estimator)
         if entry and not entry.is_trained:
             return "needs no file", 0
-        path = locate(entry) if entry else Path(settings.estimator)
+        path = locate(entry, settings.cache) if entry else Path(settings.estimator)
         return f"{loaded.signature} in {path}", _size([path])
 
     wanted: dict[str, Callable[[], tuple[str, int]]] = {
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         from lmms_eval_emi.slices.reproduce.reproduction import fetch_responses
 
         def responses() -> tuple[str, int]:
-            folder = fetch_responses()
+            folder = fetch_responses(settings.cache)
             return f"{len(list(folder.glob('*.jsonl')))} files in {folder}", _size(folder.glob("*"))
 
         wanted["published responses"] = responses
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             where, size = fetch()
             rows.append([what, "there", f"{size / 1e6:.1f} MB", where])
-        except (RuntimeError, ValueError, OSError) as error:
+        except (EMIError, OSError) as error:
             missing[what] = error
             rows.append([what, "missing", "", ""])
     print(tabulate(rows, headers=["what", "state", "size", "where"], disable_numparse=True))
@@ -116,8 +117,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _wanted_by(suite: Any) -> dict[str, Callable[[], tuple[str, int]]]:
     """What of a suite is on the hub, with what fetches it."""
-    from lmms_eval_emi.data.rows import load_source, load_splits
+    from lmms_eval_emi.data.rows import load_source
     from lmms_eval_emi.data.study import load_study, parse_study
+    from lmms_eval_emi.shifts.at_load import load_splits
 
     def sizes(rows: Iterable[Any]) -> tuple[str, int]:
         loaded = list(rows)

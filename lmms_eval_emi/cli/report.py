@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command, add_overwrite
+from lmms_eval_emi.errors import ResultsError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -52,15 +53,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, write."""
-    from lmms_eval_emi.util.files import check_output
     from lmms_eval_emi.report.finding import comparability_lines
     from lmms_eval_emi.report.page import to_text, write_report
-    from lmms_eval_emi.report.reading import ReportError, read_findings, read_results
+    from lmms_eval_emi.report.reading import read_findings, read_results
+    from lmms_eval_emi.util.files import check_output
 
     findings, others = read_findings(args.results)
     results = read_results(others)
     if not results and args.format != "html":
-        raise ReportError(
+        raise ResultsError(
             f"--format {args.format}: expected results of score; audits and agreements are shown by the page alone."
         )
     if args.output is None and args.format in {"md", "csv", "latex"}:

@@ -48,19 +48,19 @@ def run(args: argparse.Namespace) -> int:
     """Score, compare, print."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
-    from lmms_eval_emi.slices.reproduce import reproduction
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.pipeline import score_samples
+    from lmms_eval_emi.slices.reproduce import reproduction
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
 
     settings = reproduction.settings_of_the_paper(settings_of(args))
     if args.output:
         check_output(args.output, args.against, overwrite=args.overwrite, example="reproduction.json")
     studies = reproduction.families(args.shift or BUILT_IN)
     published = [reproduction.published_of(args.model, study.name, args.against) for study in studies]
-    folder = args.responses or reproduction.fetch_responses()
+    folder = args.responses or reproduction.fetch_responses(settings.cache)
     pinned = [reproduction.is_published(folder, study, args.model) for study in studies]
-    entries = [entry for study in studies for entry in collect_samples(study, [folder], models=[args.model])]
+    entries = [entry for study in studies for entry in collect_samples(study, [folder], settings, models=[args.model])]
     scored = score_samples(entries, settings)
     found = [
         reproduction.compare(one.result, known, pinned=sure)

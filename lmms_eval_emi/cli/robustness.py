@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
+from lmms_eval_emi.errors import ResultsError, UnavailableError
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.slices.robustness.comparison import Consistency, MetricRobustness, ShiftedTask
     from lmms_eval_emi.settings import Settings
+    from lmms_eval_emi.slices.robustness.comparison import Consistency, MetricRobustness, ShiftedTask
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -86,16 +87,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, compare, print, write."""
     settings = settings_of(args)
-    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.slices.robustness.comparison import measure_all, relative_to
     from lmms_eval_emi.slices.robustness.logged import find_pairs, read_tasks
-    from lmms_eval_emi.slices.robustness.comparison import RobustnessError, measure_all, relative_to
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
 
     if args.output:
         check_output(args.output, [args.out], overwrite=args.overwrite, example="robustness.json")
     by_model = read_tasks(args.out, args.cluster)
     unknown = [name for name in (*args.model, *([args.baseline] if args.baseline else [])) if name not in by_model]
     if unknown:
-        raise RobustnessError(f"{args.out}: expected the models {', '.join(by_model)}, got {', '.join(unknown)}.")
+        raise ResultsError(f"{args.out}: expected the models {', '.join(by_model)}, got {', '.join(unknown)}.")
     chosen = [name for name in by_model if not args.model or name in (*args.model, args.baseline)]
     pairs = {
         model: find_pairs(by_model[model], only=args.task, pairs=args.pair, other_rows=args.other_rows)
@@ -148,28 +149,25 @@ def _consistencies(
 ) -> dict[tuple[str, str, str], Consistency | None]:
     """How many responses stay the same, by model, clean and shifted task; each distinct text is embedded once."""
     import numpy as np
+    from tqdm import tqdm
 
-    from lmms_eval_emi.encoders import EncoderUnavailable, load_text_encoder
-    from lmms_eval_emi.encoders.base import encode_all
-    from lmms_eval_emi.slices.robustness.comparison import RobustnessError, consistency
+    from lmms_eval_emi.encoders import load_text_encoder
+    from lmms_eval_emi.encoders.base import encode_batches
+    from lmms_eval_emi.slices.robustness.comparison import consistency
 
     try:
-        encoder = load_text_encoder(settings.text_encoder, settings.device)
-    except EncoderUnavailable as error:
-        raise RobustnessError(f"{error}\nOr pass --without-consistency, which needs no encoder.") from error
+        encoder = load_text_encoder(settings.text_encoder, settings.device, settings.cache)
+    except UnavailableError as error:
+        raise ResultsError(f"{error}\nOr pass --without-consistency, which needs no encoder.") from error
     known: dict[str, np.ndarray] = {}
 
     def embed(texts: Sequence[str]) -> Mapping[str, np.ndarray]:
         new = [text for text in texts if text not in known]
         if new:
-            rows = encode_all(
-                encoder,
-                len(new),
-                lambda places: [encoder.prepare(new[place]) for place in places],
-                batch_size=settings.batch_size,
-                label="Encoding responses",
-            )
-            known.update(zip(new, rows.numpy(), strict=True))
+            with tqdm(total=len(new), desc="Encoding responses", unit="", leave=False, dynamic_ncols=True) as bar:
+                for rows in encode_batches(encoder, new, settings.batch_size):
+                    known.update(zip(new[bar.n :], rows.numpy(), strict=False))
+                    bar.update(len(rows))
         return known
 
     return {

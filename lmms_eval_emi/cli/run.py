@@ -8,12 +8,9 @@ from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
+from lmms_eval_emi.errors import RunError
 
 GROUPS = {**{name: f"llavabench_shift_{name}" for name in (*BUILT_IN, *BUNDLED)}, "all": "llavabench_shift"}
-
-
-class RunError(ValueError):
-    """The command's options do not make a run."""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,11 @@ from lmms_eval_emi.cli.options import (
     settings_of,
     studies_of,
 )
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.settings import PREFIX
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.core.embeddings import Embeddings
-    from lmms_eval_emi.scoring.join import StudySamples
     from lmms_eval_emi.scoring.rows import Scored
-    from lmms_eval_emi.data.study import Study
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -97,64 +95,45 @@ def run(args: argparse.Namespace) -> int:
     """Score, write, print."""
     _complete_demo(args)
     settings = settings_of(args)
-    from lmms_eval_emi.util.files import check_folder_writable, check_output
     from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.util.files import check_folder_writable, check_output
 
     studies = [load_study(name) for name in studies_of(args)]
-    chosen = {study.name: [name for name in args.split if name in study.splits] for study in studies}
-    for name in args.split:
-        if not any(name in own for own in chosen.values()):
-            studies[0].split(name)  # says which there are
-    studies = [study for study in studies if chosen[study.name] or not args.split]
-    renamed = renamed_models(args.model_name)
-    if args.embeddings and args.responses:
-        raise ValueError("--embeddings: expected in the place of --responses, got both. Give one of them.")
     if args.output:
         inputs: list[Any] = [*args.estimator, args.embeddings]
         for study in studies:
             inputs += [study.source, *(study.response_file(name) for name in study.splits)]
             inputs += [study.local_path(split.dataset) for split in study.splits.values()]
         check_output(args.output, inputs, overwrite=args.overwrite)
-    if args.engine != "local" and not (args.embeddings or args.save_embeddings):
-        raise ValueError(
-            "--engine ray: expected --save-embeddings DIR, a folder that all machines see, for what they encode."
-        )
     if args.save_embeddings:
         started = args.save_embeddings.is_dir() and any(args.save_embeddings.iterdir())
-        if started and not args.overwrite and args.engine == "local":  # an engine goes on there
-            raise ValueError(
+        if started and not args.overwrite and args.engine == "local":  # an engine continues there
+            raise InputError(
                 f"--save-embeddings: the folder {args.save_embeddings} is not empty. Name another one, or pass --overwrite."
             )
         check_folder_writable(args.save_embeddings)
 
-    from lmms_eval_emi.scoring.pipeline import score_samples, score_store
     from lmms_eval_emi.scoring.distributed import process_group, rank
+    from lmms_eval_emi.scoring.pipeline import score_sources
     from lmms_eval_emi.scoring.rows import write_results
-    from lmms_eval_emi.scoring.embedding_files import open_store
     from lmms_eval_emi.scoring.table import fit_to_warnings, results_to_table
 
-    options: dict[str, Any] = {"estimators": args.estimator, "allow_missing": args.allow_missing}
     with process_group(), opened_engine(args) as engine:
-        read = engine.accumulate if engine else None
-        if args.embeddings:
-            scored = []
-            for study in studies:
-                store = open_store(args.embeddings, study)
-                scored += score_store(study, store, settings, splits=chosen[study.name], read=read, **options)
-        elif engine:
-            scored = []
-            for entry in _entries(args, studies, chosen, renamed):
-                folder = args.save_embeddings / entry.study.name / entry.model.replace("/", "_")
-                store = engine.encode(entry, settings, folder, allow_missing=args.allow_missing)
-                scored += score_store(entry.study, store, settings, splits=list(entry.samples), read=read, **options)
-        else:
-            scored = score_samples(
-                _entries(args, studies, chosen, renamed), settings, to_write=bool(args.output), **options
-            )
+        scored = score_sources(
+            studies,
+            args.responses,
+            settings,
+            embeddings=args.embeddings,
+            engine=engine,
+            save_embeddings=args.save_embeddings,
+            models=args.model,
+            model_names=renamed_models(args.model_name),
+            splits=args.split,
+            estimators=args.estimator,
+            allow_missing=args.allow_missing,
+        )
         if rank():
             return 0
-        if args.save_embeddings and not engine:
-            _save_embeddings(args.save_embeddings, scored)
         if args.output:
             write_results(args.output, scored)
             log.info("results written to %s", args.output)
@@ -177,43 +156,10 @@ def _complete_demo(args: argparse.Namespace) -> None:
     if not args.responses:
         found = sorted(Path("emi-demo").glob("*/*_emi_responses/demo"))
         if not found:
-            raise ValueError(
+            raise InputError(
                 "--study demo: expected the responses of a run. Make one with lmms-eval-emi demo, which leaves them in emi-demo, or give --responses DIR."
             )
         args.responses, args.allow_missing = [found[-1]], True
-
-
-def _entries(
-    args: argparse.Namespace, studies: Sequence[Study], chosen: Mapping[str, Sequence[str]], renamed: Mapping[str, str]
-) -> Iterator[StudySamples]:
-    """Samples of each model in each study, one study after the other."""
-    from lmms_eval_emi.scoring.join import collect_samples
-
-    for study in studies:
-        yield from collect_samples(
-            study,
-            args.responses,
-            splits=chosen[study.name],
-            models=args.model,
-            renamed=renamed,
-            allow_missing=args.allow_missing,
-        )
-
-
-def _save_embeddings(folder: Path, scored: Sequence[Scored]) -> None:
-    """Write the embeddings of every model and study, each in a folder of its own where there are several."""
-    from lmms_eval_emi.scoring.embedding_files import write_store
-
-    by_model: dict[str, dict[str, Embeddings]] = {}
-    for one in scored:
-        by_model.setdefault(one.samples.model, {}).update(one.embeddings)
-    if not any(by_model.values()):
-        raise ValueError("--save-embeddings: expected responses to embed, got embeddings already.")
-    studies = list(dict.fromkeys(one.samples.study.name for one in scored))
-    for model, embeddings in by_model.items():
-        own = folder / model.replace("/", "_") if len(by_model) > 1 else folder
-        write_store(own, embeddings, model=model, studies=studies)
-    log.info("embeddings written to %s", folder)
 
 
 def _say_what_is_missing(scored: Sequence[Scored]) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_command, add_engine, opened_engine
+from lmms_eval_emi.errors import ImageError, ShiftError
 
 if TYPE_CHECKING:
     import datasets
 
-    from lmms_eval_emi.shifts.apply import Step
-    from lmms_eval_emi.shifts.operators.textual.words import TextOptions
     from lmms_eval_emi.data.study import Columns
+    from lmms_eval_emi.shifts.apply import Step
+    from lmms_eval_emi.shifts.options import ShiftOptions
 
 PREVIEW_QUESTION = "What are the people in this picture doing, and what might have happened before it was taken?"
 
@@ -134,16 +135,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write a suite, a contact sheet, or the list of operators."""
-    from lmms_eval_emi.shifts.apply import default_options, parse_steps
-    from lmms_eval_emi.shifts.operators import ShiftError
+    from lmms_eval_emi.settings import load_settings
+    from lmms_eval_emi.shifts.apply import parse_steps
+    from lmms_eval_emi.shifts.options import ShiftOptions
 
     if args.list:
         return _list()
     _take_positionals(args)
     visual = [step for specification in args.visual for step in parse_steps("visual", specification)]
     textual = [step for specification in args.textual for step in parse_steps("text", specification)]
-    options = default_options(
-        keep=_keep(args), synonyms=args.synonyms, endpoint=args.endpoint, model=args.endpoint_model
+    options = ShiftOptions.from_settings(
+        load_settings(), keep=_keep(args), synonyms=args.synonyms, endpoint=args.endpoint, model=args.endpoint_model
     )
     if args.preview:
         return _preview(args, visual, textual, options)
@@ -193,7 +195,6 @@ def _list() -> int:
 
 
 def _keep(args: argparse.Namespace) -> tuple[str, ...]:
-    from lmms_eval_emi.shifts.operators import ShiftError
 
     words = list(args.keep)
     if args.keep_file:
@@ -209,7 +210,6 @@ def _rows(args: argparse.Namespace) -> datasets.Dataset:
     import datasets
 
     from lmms_eval_emi.data.rows import load_source
-    from lmms_eval_emi.shifts.operators import ShiftError
 
     splits = load_source(args.source, args.config)
     name = args.split or (next(iter(splits)) if len(splits) == 1 else "test")
@@ -228,14 +228,13 @@ def _rows_and_columns(args: argparse.Namespace) -> tuple[datasets.Dataset, Colum
     return choose_columns(_rows(args), args.image_column, args.question_column, args.reference_column, args.id_column)
 
 
-def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], options: TextOptions) -> int:
+def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], options: ShiftOptions) -> int:
     from tqdm import tqdm
 
+    from lmms_eval_emi.data.rows import source_roots
     from lmms_eval_emi.harness.lmms_eval.compat import command_line
     from lmms_eval_emi.harness.lmms_eval.write_tasks import write_task_files
-    from lmms_eval_emi.data.rows import source_roots
     from lmms_eval_emi.shifts.apply import recipes
-    from lmms_eval_emi.shifts.operators import ShiftError
     from lmms_eval_emi.shifts.writer import Suite, write_suite
 
     made = recipes(visual, textual, args.joint)
@@ -294,8 +293,6 @@ def check_name(name: str) -> None:
     """Raise ``ShiftError`` unless tasks may have the name: the harness prefers its own on a clash."""
     import re
 
-    from lmms_eval_emi.shifts.operators import ShiftError
-
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise ShiftError(f"--name: expected a letter and then letters, digits and _, got {name!r}.")
     from lmms_eval_emi.harness.lmms_eval.compat import task_names
@@ -306,7 +303,7 @@ def check_name(name: str) -> None:
         )
 
 
-def _try_operators(visual: list[Step], textual: list[Step], options: TextOptions) -> None:
+def _try_operators(visual: list[Step], textual: list[Step], options: ShiftOptions) -> None:
     """Find out what an operator lacks before the work rather than in it."""
     from PIL import Image
 
@@ -323,18 +320,18 @@ def _try_operators(visual: list[Step], textual: list[Step], options: TextOptions
             continue
 
 
-def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], options: TextOptions) -> int:
+def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], options: ShiftOptions) -> int:
     import io
 
     from PIL import Image
 
-    from lmms_eval_emi.util.files import check_output, write_atomically
-    from lmms_eval_emi.data.images import ImageError, encoded_image, open_image
+    from lmms_eval_emi.data.images import encoded_image, open_image
     from lmms_eval_emi.data.rows import source_roots
     from lmms_eval_emi.shifts.apply import parse_steps
     from lmms_eval_emi.shifts.contact_sheet import contact_sheet
-    from lmms_eval_emi.shifts.operators import ShiftError, operators
+    from lmms_eval_emi.shifts.operators import operators
     from lmms_eval_emi.shifts.writer import plain_rows
+    from lmms_eval_emi.util.files import check_output, write_atomically
 
     kind = Image.registered_extensions().get(args.output.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP", "TIFF", "PDF"):

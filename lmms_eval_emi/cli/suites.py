@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import add_command
 from lmms_eval_emi.cli.twins import print_next_commands
+from lmms_eval_emi.errors import StudyError
 
 if TYPE_CHECKING:
     from lmms_eval_emi.data.suites import Suite
@@ -54,11 +55,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List, describe or write."""
-    from lmms_eval_emi.data.suites import SuiteError, load_suite, suite_names
+    from lmms_eval_emi.data.suites import load_suite, suite_names
 
     if args.name is None:
         if args.output or args.data:
-            raise SuiteError(
+            raise StudyError(
                 f"suites: expected the NAME of a suite with --output; they are {', '.join(suite_names())}."
             )
         from tabulate import tabulate
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         print(_described(suite))
         return 0
     if args.per_class < 1:
-        raise SuiteError(f"--per-class: expected at least 1, got {args.per_class}.")
+        raise StudyError(f"--per-class: expected at least 1, got {args.per_class}.")
     write: Any = {"study": _write_study, "twins": _write_twins, "domains": _write_domains}[suite.kind]
     write(suite, args)
     return 0
@@ -120,20 +121,19 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
 
     import yaml
 
-    from lmms_eval_emi.util.files import write_atomically
-    from lmms_eval_emi.harness.lmms_eval.write_tasks import write_task_files
     from lmms_eval_emi.data.study import load_study
-    from lmms_eval_emi.data.suites import SuiteError
+    from lmms_eval_emi.harness.lmms_eval.write_tasks import write_task_files
+    from lmms_eval_emi.util.files import write_atomically
 
     path = args.output / "study.yaml"
     if args.data is not None and not suite.prepare and not args.data.exists():
-        raise SuiteError(f"--data: expected a folder or file, got {args.data}, which is not there.")
+        raise StudyError(f"--data: expected a folder or file, got {args.data}, which is not there.")
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
-        raise SuiteError(f"--output: {path} is another file than lmms-eval-emi suites writes. Name another folder.")
+        raise StudyError(f"--output: {path} is another file than lmms-eval-emi suites writes. Name another folder.")
     fields: dict[str, Any] = copy.deepcopy(suite.study or {})
     if suite.prepare:
         if args.data is None:
-            raise SuiteError(f"suite {suite.name}: expected --data FOLDER. It needs {' '.join(suite.needs.split())}")
+            raise StudyError(f"suite {suite.name}: expected --data FOLDER. It needs {' '.join(suite.needs.split())}")
         from lmms_eval_emi.data.suites.prepare import PREPARE
 
         count = PREPARE[suite.prepare](args.data, args.output)
@@ -154,8 +154,8 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
 
 
 def _write_twins(suite: Suite, args: argparse.Namespace) -> None:
-    from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, twin_files, write_twin_files
     from lmms_eval_emi.harness.lmms_eval.twin_tasks import resolve
+    from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, twin_files, write_twin_files
     from lmms_eval_emi.shifts.apply import parse_steps, recipes
 
     images = [step for one in suite.visual for step in parse_steps("visual", one)]

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command
+from lmms_eval_emi.errors import StudyError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -35,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the folder, the groups and the tasks."""
     from tabulate import tabulate
 
+    from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
     from lmms_eval_emi.harness.lmms_eval.compat import tasks_folder
     from lmms_eval_emi.harness.lmms_eval.write_tasks import groups
-    from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 
     if args.from_study or args.output:
         return _write(args)
@@ -78,9 +79,9 @@ def _check() -> int:
 
 
 def _write(args: argparse.Namespace) -> int:
+    from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.harness.lmms_eval.compat import command_line
     from lmms_eval_emi.harness.lmms_eval.write_tasks import groups, write_task_files
-    from lmms_eval_emi.data.study import StudyError, load_study
 
     if not (args.from_study and args.output):
         raise StudyError("tasks: --from-study FILE and --output DIR go together.")

@@ -15,7 +15,7 @@ from lmms_eval_emi.cli.options import (
     settings_of,
     studies_of,
 )
-from lmms_eval_emi.data.study import StudyError
+from lmms_eval_emi.errors import StudyError
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -79,16 +79,16 @@ def run(args: argparse.Namespace) -> int:
     if args.output.suffix != ".safetensors":
         raise StudyError(f"output: expected a .safetensors file, got {args.output}.")
     settings = settings_of(args)
-    from lmms_eval_emi.util.files import check_output
     from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.util.files import check_output
 
     studies = [load_study(one) for one in studies_of(args)]
     check_output(args.output, [study.source for study in studies], overwrite=args.overwrite, example="mine.safetensors")
+    from lmms_eval_emi.data.sample import without_images
     from lmms_eval_emi.encoders import resolve_device
     from lmms_eval_emi.estimators import TEXT_ONLY
     from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
-    from lmms_eval_emi.data.sample import without_images
-    from lmms_eval_emi.scoring.embed import cache_of_embeddings
+    from lmms_eval_emi.scoring.embed import embedding_cache
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.pipeline import embed_samples
     from lmms_eval_emi.scoring.preflight import load_encoders_only
@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         for entry in collect_samples(
             study,
             args.responses,
+            settings,
             models=args.model,
             renamed=renamed_models(args.model_name),
             allow_missing=args.allow_missing,
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         instruments,
         batch_size=settings.batch_size,
         allow_missing=args.allow_missing,
-        cache=cache_of_embeddings(settings),
+        cache=embedding_cache(settings),
     )
     checkpoint = args.output.with_suffix(".checkpoint")
     prefix = len(studies) > 1

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command
+from lmms_eval_emi.errors import ShiftError, StudyError
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -76,13 +77,12 @@ def print_next_commands(folder: Path, tasks: Iterable[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Resolve, and show or write."""
+    from lmms_eval_emi.harness.lmms_eval.twin_tasks import resolve
     from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, preview, twin_files, write_twin_files
-    from lmms_eval_emi.harness.lmms_eval.twin_tasks import TaskError, resolve
     from lmms_eval_emi.shifts.apply import parse_steps, recipes
-    from lmms_eval_emi.shifts.operators import ShiftError
 
     if args.output is None and not args.dry_run:
-        raise TaskError("twins: expected --output DIR, or --dry-run.")
+        raise StudyError("twins: expected --output DIR, or --dry-run.")
     names, visual, textual = list(args.task), list(args.visual), list(args.textual)
     if args.suite:
         from lmms_eval_emi.data.suites import load_suite
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             textual or list(suite.textual),
         )
     if not names:
-        raise TaskError("twins: expected at least one TASK of lmms-eval, or --suite NAME, got none.")
+        raise StudyError("twins: expected at least one TASK of lmms-eval, or --suite NAME, got none.")
     images = [step for one in visual for step in parse_steps("visual", one)]
     texts = [step for one in textual for step in parse_steps("text", one)]
     made = [recipe for recipe in recipes(images, texts, args.joint) if recipe.steps]
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             for recipe in made:
                 try:
                     print("\n".join(preview(task, recipe, options)))
-                except (TaskError, ShiftError) as error:
+                except (StudyError, ShiftError) as error:
                     failed += 1
                     print(f"{task.name}, {recipe.name}: {error}")
         print(

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_command
+from lmms_eval_emi.errors import InputError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -33,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.schema is not None:
         if args.schema not in schema_names():
-            raise ValueError(f"--schema: expected one of {', '.join(schema_names())}, got {args.schema!r}.")
+            raise InputError(f"--schema: expected one of {', '.join(schema_names())}, got {args.schema!r}.")
         print(json.dumps(load_schema(args.schema), indent=1, ensure_ascii=False))
         return 0
     if not args.files:
-        raise ValueError("validate: expected files, or --schema NAME.")
+        raise InputError("validate: expected files, or --schema NAME.")
     failed = False
     for path in args.files:
         try:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any
 
@@ -39,19 +39,19 @@ import xxhash
 from lmms_eval_emi.core.conventions import CONVENTIONS, EXPONENTS
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, ArrayLike, Embeddings, as_matrix, shared_encoders
 from lmms_eval_emi.core.emi import clusters_of, shared_clusters
+from lmms_eval_emi.core.exchange_test import MAX_ROWS, NOISE_FLOOR, DivergenceTest, PairedKernels
 from lmms_eval_emi.core.jackknife import Jackknife, combine
-from lmms_eval_emi.core.lazy import lazy
-from lmms_eval_emi.core.exchange_test import MOST_ROWS, NOISE_FLOOR, DivergenceTest, SetsResult, TwoSets, test_name
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.spectral import matrix_to_entropy, rows_to_matrix
+from lmms_eval_emi.errors import InputError
 
-TOGETHER = 2**21  # numbers of the matrices that are decomposed in one call: 16 MB
+BATCH_NUMBERS = 2**21  # of the matrices that are decomposed in one call: 16 MB
 
 
 def check_convention(convention: str) -> None:
     """Raise ``ValueError`` unless ``convention`` is one of :data:`CONVENTIONS`."""
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention: expected one of {', '.join(map(repr, CONVENTIONS))}, got {convention!r}.")
+        raise InputError(f"convention: expected one of {', '.join(map(repr, CONVENTIONS))}, got {convention!r}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +169,9 @@ def rjsd(a: ArrayLike, b: ArrayLike, convention: str = "published") -> float:
     check_convention(convention)
     left, right = as_matrix(a, "a"), as_matrix(b, "b")
     if left.shape[1] != right.shape[1]:
-        raise ValueError(f"b: expected dimension {left.shape[1]}, that of a, got {right.shape[1]}.")
+        raise InputError(f"b: expected dimension {left.shape[1]}, that of a, got {right.shape[1]}.")
     if left.device != right.device:
-        raise ValueError(f"b: expected device {left.device}, where a is, got {right.device}.")
+        raise InputError(f"b: expected device {left.device}, where a is, got {right.device}.")
     return kernels_to_jsd(embeddings_to_kernel(left), embeddings_to_kernel(right), convention)
 
 
@@ -215,7 +215,7 @@ class EMIDBound:
         """The index without any shift: that of the ID split's responses alone, twice."""
         return bound_from_jsds(0.0, 0.0, self.jsd_id_response, self.jsd_id_response, self.entropy)
 
-    @lazy
+    @cached_property
     def jackknife(self) -> Jackknife | None:
         """The index with and without each image; ``None`` for splits of more than 768 rows."""
         parts = {name: self._sets(name) for name in EXPONENTS}
@@ -264,23 +264,6 @@ class EMIDBound:
             cache[key] = sets.test(resamples, seed, paired)
         return cache[key]
 
-    def errors_and_tests(self, resamples: int, seed: int) -> list[SetsResult]:
-        """What its errors and tests are made of: what :attr:`jackknife` and :meth:`test` then have at once.
-
-        Args:
-            resamples, seed: of the tests, as in :meth:`test`.
-        """
-        found = []
-        for name in EXPONENTS:
-            sets = self._sets(name)
-            if sets is not None:
-                found.append(SetsResult(sets, "jackknife", 1 + len(sets.clusters), sets.jackknife))
-                if resamples and not sets.identical:
-                    paired = self._is_paired(name)
-                    test = partial(sets.test, resamples, seed, paired)
-                    found.append(SetsResult(sets, test_name(resamples, seed, paired), 3, test))
-        return found
-
     def _is_paired(self, name: str) -> bool:
         return name.endswith("response") or shared_clusters(self.id, self.ood) is not None
 
@@ -289,7 +272,7 @@ class EMIDBound:
         sets = self._sets(name)
         return getattr(self, name) == 0.0 if sets is None else sets.identical
 
-    def _sets(self, name: str) -> TwoSets | None:
+    def _sets(self, name: str) -> PairedKernels | None:
         sides = {
             "jsd_v": ((self.id, "v"), (self.ood, "v")),
             "jsd_t": ((self.id, "t"), (self.ood, "t")),
@@ -297,7 +280,7 @@ class EMIDBound:
             "jsd_ood_response": ((self.ood, "y_hat"), (self.ood, "y")),
         }[name]
         gone = not isinstance(self.id, Embeddings)  # statistics of rows that were read once
-        if gone or max(side.n for side, _ in sides) > MOST_ROWS or getattr(*sides[0]) is None:
+        if gone or max(side.n for side, _ in sides) > MAX_ROWS or getattr(*sides[0]) is None:
             return None
         # Shifts share what they have in common: the ID split's responses, one image shift under several questions.
         of_one = {"jsd_id_response": self.id, "jsd_ood_response": self.ood}.get(name)
@@ -314,7 +297,7 @@ class EMIDBound:
         key = ("sets", name, convention, tuple(others), *_key(self.ood, sides[1][1]))
         cache = (of_one or self.id).cache
         if key not in cache:
-            cache[key] = TwoSets(x, y, clusters, others, convention)
+            cache[key] = PairedKernels(x, y, clusters, others, convention)
         return cache[key]
 
     def __str__(self) -> str:
@@ -331,7 +314,7 @@ def _digest(rows: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _jackknife(sets: TwoSets, owner: Embeddings) -> Jackknife:
+def _jackknife(sets: PairedKernels, owner: Embeddings) -> Jackknife:
     """Jackknife of a divergence; shifts that share it (one image shift under several questions) compute it once."""
     key = ("jackknife", sets.digest, str(sets.clusters))
     if key not in owner.cache:
@@ -342,7 +325,7 @@ def _jackknife(sets: TwoSets, owner: Embeddings) -> Jackknife:
 def check_entropy(entropy: float | None) -> None:
     """Raise ``ValueError`` unless ``entropy`` is ``None`` or a positive, finite number."""
     if entropy is not None and not (isinstance(entropy, Real) and math.isfinite(entropy) and entropy > 0):
-        raise ValueError(
+        raise InputError(
             f"entropy: expected a positive, finite entropy scale in nats, or None for the scaled index, got {entropy!r}."
         )
 
@@ -386,13 +369,13 @@ def emid_bound(
     check_entropy(entropy)
     encoders = shared_encoders(id, ood)
     if (id.v is None) != (ood.v is None):
-        raise ValueError(
+        raise InputError(
             "ood.v: expected images on both sides or on none, got them on one. Compare splits of one kind."
         )
     for name in ("t", "y_hat"):
         expected, got = getattr(id, name).shape[1], getattr(ood, name).shape[1]
         if expected != got:
-            raise ValueError(f"ood.{name}: expected dimension {expected}, that of id.{name}, got {got}.")
+            raise InputError(f"ood.{name}: expected dimension {expected}, that of id.{name}, got {got}.")
     known = id.cache.setdefault("entropies", {})
     jsds = {
         "jsd_v": _jsd(id, "v", ood, "v", convention, known) if id.v is not None else 0.0,
@@ -423,7 +406,7 @@ def emid_bound(
     )
 
 
-def decompose_together(id: Embeddings, others: Sequence[Embeddings], convention: str = "published") -> None:
+def batch_entropies(id: Embeddings, others: Sequence[Embeddings], convention: str = "published") -> None:
     """Decompose every kernel that the divergences of some shifts need once, those of one size in one call.
 
     Args:
@@ -456,7 +439,7 @@ def decompose_together(id: Embeddings, others: Sequence[Embeddings], convention:
         if key not in known:
             matrix = kernel_to_matrix(make())
             by_size.setdefault(len(matrix), []).append((key, matrix))
-            if len(by_size[len(matrix)]) * matrix.numel() >= TOGETHER:
+            if len(by_size[len(matrix)]) * matrix.numel() >= BATCH_NUMBERS:
                 flush(len(matrix))
     for size in list(by_size):
         flush(size)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+
+from lmms_eval_emi.errors import InputError
 
 ArrayLike = Any  # numpy array or torch tensor
 CHUNK_ROWS = 8192  # rows that are upcast to float64 at a time
@@ -30,9 +32,9 @@ def as_matrix(values: ArrayLike, name: str) -> torch.Tensor:
         try:
             array = np.asarray(values)
         except ValueError as error:
-            raise ValueError(f"{name}: expected rows of equal length, got a ragged sequence ({error}).") from error
+            raise InputError(f"{name}: expected rows of equal length, got a ragged sequence ({error}).") from error
         if array.dtype.kind != "f":
-            raise ValueError(
+            raise InputError(
                 f"{name}: expected floating-point values, got dtype {array.dtype}. Convert with .astype('float32')."
             )
         if array.dtype not in (np.float16, np.float32, np.float64) or not array.dtype.isnative:
@@ -41,19 +43,19 @@ def as_matrix(values: ArrayLike, name: str) -> torch.Tensor:
             array = array.copy()
         matrix = torch.from_numpy(array)
     if not matrix.dtype.is_floating_point:
-        raise ValueError(f"{name}: expected floating-point values, got dtype {matrix.dtype}. Convert with .float().")
+        raise InputError(f"{name}: expected floating-point values, got dtype {matrix.dtype}. Convert with .float().")
     if matrix.layout != torch.strided:
-        raise ValueError(f"{name}: expected a dense tensor, got layout {matrix.layout}. Convert with .to_dense().")
+        raise InputError(f"{name}: expected a dense tensor, got layout {matrix.layout}. Convert with .to_dense().")
     if matrix.ndim != 2:
-        raise ValueError(f"{name}: expected shape (N, D), one row a sample, got {tuple(matrix.shape)}.")
+        raise InputError(f"{name}: expected shape (N, D), one row a sample, got {tuple(matrix.shape)}.")
     if matrix.shape[0] == 0:
-        raise ValueError(f"{name}: expected at least one row, got N = 0. A split without samples has no scores.")
+        raise InputError(f"{name}: expected at least one row, got N = 0. A split without samples has no scores.")
     if matrix.shape[1] == 0:
-        raise ValueError(f"{name}: expected at least one column, got D = 0.")
+        raise InputError(f"{name}: expected at least one column, got D = 0.")
     bad = _rows_not_finite(matrix)
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise ValueError(
+        raise InputError(
             f"{name}: expected finite values, got NaN or infinity in {len(bad)} of {len(matrix)} rows (row {shown}). Drop or re-encode them."
         )
     return matrix
@@ -117,14 +119,14 @@ class Embeddings:
         for name in names[1:]:
             matrix = getattr(self, name)
             if len(matrix) != len(first):
-                raise ValueError(
+                raise InputError(
                     f"{name}: expected {len(first)} rows, as many as {names[0]} has, got {len(matrix)}. Every sample needs all embeddings."
                 )
             if matrix.device != first.device:
-                raise ValueError(f"{name}: expected device {first.device}, where {names[0]} is, got {matrix.device}.")
+                raise InputError(f"{name}: expected device {first.device}, where {names[0]} is, got {matrix.device}.")
         for name, other in (("t", "v"), ("y_hat", "y")):
             if other in names and getattr(self, name).shape[1] != getattr(self, other).shape[1]:
-                raise ValueError(
+                raise InputError(
                     f"{name}: expected dimension {getattr(self, other).shape[1]}, that of {other}, got {getattr(self, name).shape[1]}."
                 )
         for name in names:
@@ -132,7 +134,7 @@ class Embeddings:
         for name in ("ids", "groups"):
             values = getattr(self, name)
             if values is not None and len(values) != self.n:
-                raise ValueError(f"{name}: expected {self.n} entries, one a row, got {len(values)}.")
+                raise InputError(f"{name}: expected {self.n} entries, one a row, got {len(values)}.")
 
     def select(self, rows: Sequence[int]) -> Embeddings:
         """The embeddings of some rows, by their numbers, in the order given.
@@ -141,7 +143,7 @@ class Embeddings:
             ValueError: no rows.
         """
         if len(rows) == 0:
-            raise ValueError("rows: expected at least one row to select, got none.")
+            raise InputError("rows: expected at least one row to select, got none.")
         index = torch.as_tensor(list(rows), device=self.t.device)
         return Embeddings(
             v=self.v[index] if self.v is not None else None,
@@ -152,22 +154,6 @@ class Embeddings:
             groups=[self.groups[row] for row in rows] if self.groups is not None else None,
             encoders=self.encoders,
         )
-
-    def with_images(self, v: torch.Tensor, encoders: str | None = None) -> Embeddings:
-        """The same rows with their images; what is known of their texts is known of both.
-
-        Args:
-            v: (N, D) rows of the images.
-            encoders: record of what made all of them.
-
-        Raises:
-            ValueError: they have images already, or as for new embeddings.
-        """
-        if self.v is not None:
-            raise ValueError("v: expected embeddings without images, got some that have them.")
-        whole = replace(self, v=v, encoders=encoders)
-        object.__setattr__(whole, "cache", self.cache)
-        return whole
 
     @property
     def n(self) -> int:
@@ -196,7 +182,7 @@ def shared_encoders(id: Embeddings, ood: Embeddings) -> str | None:
         ValueError: the two splits were embedded by different encoders, so they cannot be compared.
     """
     if id.encoders and ood.encoders and id.encoders != ood.encoders:
-        raise ValueError(
+        raise InputError(
             f"ood: expected embeddings of the encoders of id ({id.encoders}), got {ood.encoders}. Embed both splits alike."
         )
     return id.encoders or ood.encoders

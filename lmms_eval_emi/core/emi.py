@@ -19,6 +19,7 @@ import torch
 from lmms_eval_emi.core.embeddings import Embeddings, shared_encoders
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.signature import Signature
+from lmms_eval_emi.errors import InputError
 
 MOST_CLUSTERS = 1000  # more are merged into as many blocks, whose jackknife estimates the same error
 MOST_RECOMPUTED = 200  # the same for an estimator without a closed form
@@ -91,7 +92,7 @@ def information(
     def without(rows: torch.Tensor) -> torch.Tensor:
         try:
             return estimator.contributions(x[rows], y[rows]).mean()
-        except ValueError:  # too few rows are left
+        except InputError:  # too few rows are left
             return torch.tensor(float("nan"), dtype=torch.float64)
 
     deleted = torch.stack([without(clusters != cluster) for cluster in range(count)])

@@ -21,19 +21,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from lmms_eval_emi.core.conventions import Convention
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.core.lazy import lazy
 
 NOISE_FLOOR = 1e-12  # a smaller divergence is rounding of the eigenvalues in float64; its fourth root would not be
-MOST_ROWS = 768  # of a set; beyond, one entropy takes longer than a whole test of a small set
-MEASURED = 15  # draws of a test whose divergence itself is computed, for its mean
+MAX_ROWS = 768  # of a set; beyond, one entropy takes longer than a whole test of a small set
+EXACT_DRAWS = 15  # draws of a test whose divergence itself is computed, for its mean
 BATCH = 25  # kernels that are decomposed in one call, which lets other threads work
 TIE = 1e-9  # share of the observed value within which a draw counts as one that reaches it
 
@@ -82,7 +82,7 @@ class _Expansion:
     products: np.ndarray | None
 
 
-class TwoSets:
+class PairedKernels:
     """Two sets of rows, and the clusters that their rows belong to.
 
     Args:
@@ -118,16 +118,15 @@ class TwoSets:
         self.counts = np.zeros((2, len(self.clusters), len(position)))  # of every distinct row, by set and cluster
         np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, own), 1)
         self._expansions: dict[bytes, _Expansion] = {}
-        self.known: dict[str, np.ndarray] = {}  # results as vectors, by name; a caller may keep them and give them back
         self.identical = bool((self.counts.sum(axis=1)[0] == self.counts.sum(axis=1)[1]).all())
 
-    @lazy
+    @cached_property
     def gram(self) -> np.ndarray:
         """(U, U) inner products of the distinct rows."""
         rows = self._distinct()
         return rows @ rows.T
 
-    @lazy
+    @cached_property
     def digest(self) -> str:
         """A key of the content: equal for equal sets with equal clusters."""
         digest = hashlib.blake2b(self.convention.encode(), digest_size=16)
@@ -196,7 +195,7 @@ class TwoSets:
         p /= p.sum(axis=1, keepdims=True)
         return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1)
 
-    @lazy
+    @cached_property
     def value(self) -> float:
         """Divergence of the two sets."""
         return self._divergence(self.convention)
@@ -211,13 +210,8 @@ class TwoSets:
         cluster are drawn towards their mean until it is counted once.
         """
         members = self.counts.sum(axis=2) > 0
-        if "jackknife" not in self.known:
-            shrunk = self._deleted()
-            self.known["jackknife"] = np.array(
-                [self.value, *(shrunk.get(cluster, math.nan) for cluster in self.clusters)]
-            )
-        value, *deleted = self.known["jackknife"].tolist()
-        values = {c: v for c, v in zip(self.clusters, deleted, strict=True) if v == v}
+        deleted, value = self._deleted(), self.value
+        values = {cluster: deleted[cluster] for cluster in self.clusters if cluster in deleted}
         if (members[0] & members[1]).any():
             return Jackknife(value, (values,))
         # A cluster of one set alone is of an independent sample.
@@ -353,14 +347,6 @@ class TwoSets:
             seed: of the draws, which depend on the content of the sets beside it.
             paired: exchange the two sides of random clusters; otherwise relabel whole clusters.
         """
-        name, design = test_name(resamples, seed, paired), "exchange" if paired else "relabel"
-        if name not in self.known:
-            found = self._test(resamples, seed, paired)
-            self.known[name] = np.array([found.value, found.floor, found.p_value])
-        value, floor, p_value = self.known[name].tolist()
-        return DivergenceTest(value, floor, p_value, resamples, design)
-
-    def _test(self, resamples: int, seed: int, paired: bool) -> DivergenceTest:
         convention = self.convention if paired else "equal_weight"
         x, y = self.counts.sum(axis=1)
         random = np.random.default_rng([seed, int(self.digest[:15], 16)])
@@ -389,7 +375,7 @@ class TwoSets:
         reached = resamples if observed == 0 else int((drawn >= goal * (1 - TIE)).sum())
         # Both sides of a pair have as many rows, so the mixture is the same in every draw.
         mixed = self._expand(x + y).entropy if paired else None
-        some = shares[:MEASURED]
+        some = shares[:EXACT_DRAWS]
         measured = np.concatenate(
             [
                 self.divergences(part @ flat_counts, (1 - part) @ flat_counts, mixed, convention)
@@ -402,28 +388,6 @@ class TwoSets:
         return DivergenceTest(
             observed, floor, (reached + 1) / (resamples + 1), resamples, "exchange" if paired else "relabel"
         )
-
-
-@dataclass(frozen=True)
-class SetsResult:
-    """A result of two sets that takes time.
-
-    Attributes:
-        sets: of which it is.
-        name: in their :attr:`TwoSets.known`.
-        length: of it as a vector there.
-        compute: puts it there.
-    """
-
-    sets: TwoSets
-    name: str
-    length: int
-    compute: Callable[[], object]
-
-
-def test_name(resamples: int, seed: int, paired: bool) -> str:
-    """What :attr:`TwoSets.known` calls the result of a test."""
-    return f"test,{resamples},{seed},{'paired' if paired else 'unpaired'}"
 
 
 def _slope_ratios(p: np.ndarray) -> np.ndarray:

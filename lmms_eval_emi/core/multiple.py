@@ -9,6 +9,7 @@ import numpy as np
 
 from lmms_eval_emi.core.conventions import Adjustment
 from lmms_eval_emi.core.jackknife import Jackknife
+from lmms_eval_emi.errors import InputError
 
 ALPHA = 0.05
 WEBB = np.array([-math.sqrt(1.5), -1.0, -math.sqrt(0.5), math.sqrt(0.5), 1.0, math.sqrt(1.5)])  # Webb 2023
@@ -45,7 +46,7 @@ def adjust(
     elif method == "maxt":
         adjusted = _maxt([family[position] for position in known], draws, seed)
     else:
-        raise ValueError(f"adjust: expected holm, bh, maxt or none, got {method!r}.")
+        raise InputError(f"adjust: expected holm, bh, maxt or none, got {method!r}.")
     found: list[float | None] = [None] * len(family)
     for position, value in zip(known, adjusted, strict=True):
         found[position] = float(value)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from lmms_eval_emi.errors import InputError
+
 
 def rows_to_matrix(x: torch.Tensor) -> torch.Tensor:
     """X X^T or X^T X of (N, D) or (B, N, D) rows, whichever is smaller, in float64."""
@@ -28,7 +30,7 @@ def matrix_to_entropy(matrix: torch.Tensor) -> torch.Tensor:
     values = torch.linalg.eigvalsh(matrix)
     positive = values > 0
     if not bool(positive.any(dim=-1).all()):
-        raise ValueError(
+        raise InputError(
             "embeddings: expected at least one nonzero row, got zeros only, for which a spectrum is not defined."
         )
     kept = torch.where(positive, values, 0.0)

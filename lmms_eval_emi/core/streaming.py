@@ -23,6 +23,7 @@ from lmms_eval_emi.core.embeddings import Embeddings, shared_encoders
 from lmms_eval_emi.core.emi import EMI, EMID, MOST_CLUSTERS, MutualInformationEstimator, cluster_hash
 from lmms_eval_emi.core.jackknife import Jackknife, difference
 from lmms_eval_emi.core.signature import Signature
+from lmms_eval_emi.errors import InputError
 
 MATRICES = ("v", "t", "y_hat", "y")
 
@@ -97,7 +98,7 @@ class SplitStatistics:
         keep_partners: bool = False,
     ) -> None:
         if not hasattr(estimator, "gaussians"):
-            raise ValueError(
+            raise InputError(
                 f"estimator: expected one that scores in one pass (club, club-free), got {estimator.signature}. Score a sample of the rows, or train one of these kinds."
             )
         self.estimator, self.encoders, self.partners = estimator, encoders, partners
@@ -120,13 +121,13 @@ class SplitStatistics:
             matrix = getattr(rows, name)
             known = self.covariances.get(name)
             if (matrix is None) != (known is None) and self.n:
-                raise ValueError(f"{name}: expected the matrices of the rows before, got others.")
+                raise InputError(f"{name}: expected the matrices of the rows before, got others.")
             if matrix is None:
                 continue
             exact = matrix.double()
             product = exact.T @ exact
             if known is not None and known.shape != product.shape:
-                raise ValueError(f"{name}: expected dimension {known.shape[0]}, got {product.shape[0]}.")
+                raise InputError(f"{name}: expected dimension {known.shape[0]}, got {product.shape[0]}.")
             self.covariances[name] = product if known is None else known.add_(product)
         keys = self._clusters(rows)
         distinct, numbers = np.unique(keys, return_inverse=True)
@@ -209,7 +210,7 @@ class SplitStatistics:
     def emi(self) -> EMI:
         """EMI of the rows; its contributions and influences are empty, for they belong to rows."""
         if not self.n:
-            raise ValueError("statistics: expected at least one row, got none. A split without samples has no scores.")
+            raise InputError("statistics: expected at least one row, got none. A split without samples has no scores.")
         seeds = [[(one.value(), two.value()) for one, two in seed] for seed in self.tables]
         by_seed = [np.mean(seed, axis=0) for seed in seeds]
         response, reference = (float(value) for value in np.mean(by_seed, axis=0))

@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import xxhash
 
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.core.lazy import lazy
+from lmms_eval_emi.errors import InputError
 
 Function = Callable[[np.ndarray], np.ndarray]
-MOST_CLUSTERS = 2000  # more are merged into as many blocks, whose jackknife estimates the same error
-MOST_EXACT = 2_000_000  # operations of an exact test of whole numbers
+MAX_CLUSTERS = 2000  # more are merged into as many blocks, whose jackknife estimates the same error
+MAX_EXACT_OPERATIONS = 2_000_000  # operations of an exact test of whole numbers
 DRAWS = 9_999
 BLOCK = 2**22  # numbers drawn at a time
 TIE = 1e-9
@@ -44,7 +45,7 @@ def f1(sums: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Sums:
+class ClusterTotals:
     """What rows add up to, by cluster.
 
     Attributes:
@@ -58,7 +59,7 @@ class Sums:
     rows: int
 
     @classmethod
-    def of(cls, parts: np.ndarray, clusters: Sequence[Hashable]) -> Sums:
+    def of(cls, parts: np.ndarray, clusters: Sequence[Hashable]) -> ClusterTotals:
         """Sum rows up.
 
         Args:
@@ -70,12 +71,12 @@ class Sums:
         """
         parts = np.asarray(parts, dtype=float)
         if not len(parts) or len(parts) != len(clusters):
-            raise ValueError(
+            raise InputError(
                 f"clusters: expected one for each of at least one row, got {len(clusters)} for {len(parts)} rows."
             )
         distinct = sorted(set(clusters), key=str)
-        if len(distinct) > MOST_CLUSTERS:
-            clusters = [f"block {xxhash.xxh3_64_intdigest(str(one).encode()) % MOST_CLUSTERS}" for one in clusters]
+        if len(distinct) > MAX_CLUSTERS:
+            clusters = [f"block {xxhash.xxh3_64_intdigest(str(one).encode()) % MAX_CLUSTERS}" for one in clusters]
             distinct = sorted(set(clusters), key=str)
         number = {cluster: place for place, cluster in enumerate(distinct)}
         sums = np.zeros((len(distinct), parts.shape[1]))
@@ -83,12 +84,12 @@ class Sums:
         return cls(sums, tuple(distinct), len(parts))
 
     @classmethod
-    def of_values(cls, values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> Sums:
+    def of_values(cls, values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> ClusterTotals:
         """Values whose :func:`mean` is asked for."""
         own = np.asarray(values, dtype=float)
         return cls.of(np.stack([own, np.ones(len(own))], axis=1), clusters)
 
-    @lazy
+    @cached_property
     def total(self) -> np.ndarray:
         """(K,) sums of all rows."""
         return self.parts.sum(axis=0)
@@ -105,17 +106,19 @@ class Sums:
         }
         return Jackknife(value, (deleted,))
 
-    def among(self, clusters: Sequence[Hashable]) -> Sums:
+    def among(self, clusters: Sequence[Hashable]) -> ClusterTotals:
         """The same with these clusters, in this order; one that is not there adds nothing."""
         number = {cluster: place for place, cluster in enumerate(self.clusters)}
         parts = np.zeros((len(clusters), self.parts.shape[1]))
         for place, cluster in enumerate(clusters):
             if cluster in number:
                 parts[place] = self.parts[number[cluster]]
-        return Sums(parts, tuple(clusters), self.rows)
+        return ClusterTotals(parts, tuple(clusters), self.rows)
 
 
-def exchange_test(first: Sums, second: Sums, function: Function = mean, *, draws: int = DRAWS, seed: int = 0) -> float:
+def exchange_test(
+    first: ClusterTotals, second: ClusterTotals, function: Function = mean, *, draws: int = DRAWS, seed: int = 0
+) -> float:
     """Two-sided p of two scorings of the same rows being exchangeable, cluster by cluster.
 
     Means of whole numbers are tested exactly (of 0 and 1 in clusters of one row: McNemar 1947), everything else by
@@ -146,7 +149,9 @@ def exchange_test(first: Sums, second: Sums, function: Function = mean, *, draws
     )
 
 
-def relabel_test(first: Sums, second: Sums, function: Function = mean, *, draws: int = DRAWS, seed: int = 0) -> float:
+def relabel_test(
+    first: ClusterTotals, second: ClusterTotals, function: Function = mean, *, draws: int = DRAWS, seed: int = 0
+) -> float:
     """Two-sided p of two sets of unrelated rows being one sample: clusters are dealt out again at random.
 
     Args:
@@ -195,7 +200,7 @@ def _exact_sign_test(changes: np.ndarray) -> float | None:
     if not len(sizes):
         return 1.0
     whole = np.rint(sizes)
-    if np.abs(sizes - whole).max() > 1e-9 or len(sizes) * whole.sum() > MOST_EXACT:
+    if np.abs(sizes - whole).max() > 1e-9 or len(sizes) * whole.sum() > MAX_EXACT_OPERATIONS:
         return None
     sizes = whole.astype(int)
     reach = int(sizes.sum())

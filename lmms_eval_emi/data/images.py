@@ -19,6 +19,8 @@ import numpy as np
 import xxhash
 from PIL import Image, ImageFile, ImageOps
 
+from lmms_eval_emi.errors import ImageError
+
 if TYPE_CHECKING:
     import datasets
 
@@ -26,10 +28,6 @@ ImageSource = Union[Image.Image, bytes, str, Path, "DatasetImage"]
 
 # Above this an image is refused before its pixels are read; a small file may claim a huge size.
 MOST_PIXELS = 150_000_000
-
-
-class ImageError(ValueError):
-    """An image cannot be read; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import xxhash
-
-from lmms_eval_emi.util.files import check_folder_writable
 from lmms_eval_emi.data.images import DatasetImage
-from lmms_eval_emi.memory import MappedColumns
-from lmms_eval_emi.data.sample import Sample, SampleError
-from lmms_eval_emi.settings import load_settings
-from lmms_eval_emi.data.study import Columns, DatasetSpec, SplitSpec, Study, StudyError
+from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.study import Columns, DatasetSpec, SplitSpec, Study
+from lmms_eval_emi.errors import SampleError, StudyError
+from lmms_eval_emi.util.digest import content_hexdigest
+from lmms_eval_emi.util.files import check_folder_writable
 
 if TYPE_CHECKING:
     import datasets
@@ -28,8 +25,8 @@ SAVED_ALONE = "state.json"  # with one, which has no name for a harness
 FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
-def load_splits(study: Study, names: Iterable[str] | None = None) -> dict[str, datasets.Dataset]:
-    """The rows of a study's splits.
+def load_stored_splits(study: Study, names: Iterable[str] | None = None) -> dict[str, datasets.Dataset]:
+    """Load the rows of a study's splits as their datasets hold them.
 
     Args:
         study: whose splits.
@@ -60,37 +57,8 @@ def load_splits(study: Study, names: Iterable[str] | None = None) -> dict[str, d
                 f"{spec.path}: expected the split {dataset_split}, which is missing; it has {', '.join(loaded[key])}. Name another one under dataset: split: in the study file."
             )
         check_columns(loaded[key][dataset_split], spec.columns, f"{spec.path}, split {dataset_split}")
-        rows[name] = shift_at_load(study, split, loaded[key][dataset_split])
+        rows[name] = loaded[key][dataset_split]
     return rows
-
-
-def shift_at_load(study: Study, split: SplitSpec, rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows of a split, made by operators from those of the ID split where the study says so, in memory.
-
-    Raises:
-        StudyError: a shift of the split is no operator, or one that lacks what it needs.
-    """
-    made = split.dataset.shifts_at_load
-    if made is None or not split.shifts:
-        return rows
-    from lmms_eval_emi.shifts.apply import Recipe, Step, default_options, shift_rows
-    from lmms_eval_emi.shifts.operators import ShiftError, operator
-
-    try:
-        steps = {}
-        for shift in split.shifts:
-            if made.only not in (None, shift.modality):
-                continue
-            family: Literal["visual", "text"] = shift.modality
-            name, _, level = shift.name.partition(" ")
-            steps[shift.modality] = Step(operator(family, name), shift.severity if shift.severity else level or None)
-        synonyms = study.folder / made.synonyms if made.synonyms else None
-        options = default_options(keep=made.keep, synonyms=synonyms)
-        recipe = Recipe(visual=steps.get("visual"), textual=steps.get("text"))
-        roots = image_roots(study, split.dataset)
-        return shift_rows(rows, recipe, split.dataset.columns, made.seed, options, roots)
-    except ShiftError as error:
-        raise StudyError(f"{study.source}: the split {split.name}: {error}") from error
 
 
 def split_of_dataset(study: Study, split: SplitSpec) -> str:
@@ -139,43 +107,40 @@ def load_source(path: str, config: str | None = None) -> Mapping[str, datasets.D
     return _load(spec, local, _arguments(spec, local), f"The dataset {path!r}")
 
 
-def source_roots(path: str) -> tuple[Path, ...]:
-    """Folders in which the images of a dataset given by path or name may lie; see :func:`image_roots`."""
+def source_roots(path: str, images: Path | None = None) -> tuple[Path, ...]:
+    """Return the folders in which images of a dataset given by path or name may lie; see :func:`image_roots`."""
     local = Path(path).expanduser()
     own = local.resolve().parent if local.is_file() else local.resolve() if local.is_dir() else None
-    return _roots([own], from_hub=own is None)
+    return _roots([own, images], from_hub=own is None)
 
 
-def image_roots(study: Study, spec: DatasetSpec) -> tuple[Path, ...]:
-    """Folders that paths of images in a dataset are relative to, and that they must lie in.
+def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> tuple[Path, ...]:
+    """Return the folders that image paths of a dataset are relative to, and must lie in.
 
-    These are the folder of the dataset file, or the dataset's folder; the folder that the study names
-    under ``dataset: images:``; the folder of the study file; the cache of a dataset from the hub; and the folder of the setting ``images``.
+    These are the folder of the dataset, the folder that the study names under ``dataset: images:``, the folder of the
+    study file, the caches of a dataset from the hub, and a folder that the user allows.
+
+    Args:
+        study: with the dataset.
+        spec: of the dataset.
+        images: the folder that the user allows, as the setting ``images``.
     """
     local = study.local_path(spec)
     own = None if local is None else local.resolve().parent if local.is_file() else local.resolve()
     base = study.folder.resolve() if str(study.folder) not in ("", ".") else None
-    images = (study.folder / spec.images).resolve() if spec.images else None
-    return _roots([own, images, base], from_hub=own is None)
+    named = (study.folder / spec.images).resolve() if spec.images else None
+    return _roots([own, named, base, images], from_hub=own is None)
 
 
 def _roots(folders: Iterable[Path | None], *, from_hub: bool) -> tuple[Path, ...]:
-    allowed = _allowed_images(tuple(sorted(os.environ.items())))
     found = [folder for folder in folders if folder is not None]
     if from_hub:
         import datasets
         from huggingface_hub import constants
 
         caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
-        found += [Path(cache) for cache in caches]
-    found += [allowed.expanduser()] if allowed else []
+        found[:0] = [Path(cache) for cache in caches]
     return tuple(dict.fromkeys(folder.resolve() for folder in found))
-
-
-@lru_cache(maxsize=4)
-def _allowed_images(environment: tuple[tuple[str, str], ...]) -> Path | None:
-    """The further folder of images in some environment, for reading the settings takes milliseconds for each split."""
-    return load_settings().images
 
 
 def _load(
@@ -241,7 +206,7 @@ def _key_of_files(builder: datasets.DatasetBuilder) -> str:
     files = {
         split: (list(paths), list(paths.origin_metadata)) for split, paths in (builder.config.data_files or {}).items()
     }
-    return xxhash.xxh3_64_hexdigest(repr([builder.cache_dir, files]).encode())
+    return content_hexdigest(repr([builder.cache_dir, files]))[:16]
 
 
 def stale_cache(path: str, split: datasets.Dataset) -> Path | None:
@@ -343,14 +308,7 @@ class _Cells:
     name: str
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        value = self.values[row].as_py()
-        _columns.was_read(
-            self.values, len(value["bytes"] or b"") if isinstance(value, dict) and "bytes" in value else 0
-        )
-        return {self.name: value}
-
-
-_columns = MappedColumns()
+        return {self.name: self.values[row].as_py()}
 
 
 def undecoded(split: datasets.Dataset, column: str) -> datasets.Dataset:

@@ -9,12 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from lmms_eval_emi.util.files import encodable
 from lmms_eval_emi.data.images import DatasetImage, ImageSource
-
-
-class SampleError(ValueError):
-    """A sample cannot be used; the message says which one and why."""
+from lmms_eval_emi.errors import SampleError
+from lmms_eval_emi.util.files import encodable
 
 
 @dataclass(frozen=True)

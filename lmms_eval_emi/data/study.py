@@ -26,6 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lmms_eval_emi.data.suites import load_suite, suite_names
+from lmms_eval_emi.errors import InputError, StudyError
 
 BUILT_IN = ("natural", "synthetic")
 BUNDLED = ("demo",)  # studies whose rows come with the package, beside their tasks
@@ -34,10 +35,6 @@ SHIFT_MODALITIES: tuple[Modality, ...] = ("visual", "text", "joint")
 LONGEST_NAME = 100
 # A file of a few hundred bytes can name itself in itself and stand for billions of nodes.
 MOST_NODES = 200_000
-
-
-class StudyError(ValueError):
-    """A study file is missing or does not say what a study must say, or its dataset is not there."""
 
 
 class _Strict(BaseModel):
@@ -103,7 +100,7 @@ class SplitSpec(_Strict):
     @model_validator(mode="after")
     def _name_is_plain(self) -> SplitSpec:
         if not _is_plain(self.name):
-            raise ValueError(
+            raise InputError(
                 f"the name of a split becomes the name of a file: expected letters, digits, _, - and single dots, got {self.name!r}"
             )
         return self
@@ -113,7 +110,7 @@ class SplitSpec(_Strict):
         modalities = {shift.modality for shift in self.shifts}
         expected = "id" if not modalities else "joint" if len(modalities) > 1 else modalities.pop()
         if self.modality != expected and not (self.modality == "control" and not self.shifts):
-            raise ValueError(f"the shifts of {self.name} make its modality {expected!r}, not {self.modality!r}")
+            raise InputError(f"the shifts of {self.name} make its modality {expected!r}, not {self.modality!r}")
         return self
 
     @property
@@ -147,7 +144,7 @@ class Study(_Strict):
         filled.pop("dataset", None)
         if isinstance(data.get("name"), str):
             if not _is_plain(data["name"]):
-                raise ValueError(
+                raise InputError(
                     f"the name of a study becomes the name of a folder: expected letters, digits, _, - and single dots, got {data['name']!r}"
                 )
             filled.setdefault("title", data["name"])
@@ -159,13 +156,13 @@ class Study(_Strict):
         id_splits = [name for name, split in self.splits.items() if split.modality == "id" and split.variant_of is None]
         for split in self.splits.values():
             if split.variant_of is not None and split.variant_of not in self.splits:
-                raise ValueError(f"{split.name}: variant_of names the split {split.variant_of}, which is missing")
+                raise InputError(f"{split.name}: variant_of names the split {split.variant_of}, which is missing")
         if id_splits != [self.id_split]:
-            raise ValueError(f"expected the one split without shifts to be id_split {self.id_split!r}, got {id_splits}")
+            raise InputError(f"expected the one split without shifts to be id_split {self.id_split!r}, got {id_splits}")
         tasks = [split.task for split in self.splits.values()]
         doubled = sorted({task for task in tasks if tasks.count(task) > 1})
         if doubled:
-            raise ValueError(f"several splits have the task name {', '.join(doubled)}; give each a task of its own")
+            raise InputError(f"several splits have the task name {', '.join(doubled)}; give each a task of its own")
         return self
 
     def split(self, name: str) -> SplitSpec:

@@ -1,29 +1,26 @@
-"""What an encoder is, and what all of them need: precision, room on a device, errors that say what to do."""
+"""What every encoder has: a checkpoint, a fingerprint, full precision, and a fallback when a device runs out of memory."""
 
 from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import torch
-import xxhash
-from tqdm import tqdm
+from safetensors import SafetensorError
 
-from lmms_eval_emi.encoders.checkpoint import Checkpoint, EncoderUnavailable, check_loaded
+from lmms_eval_emi.encoders.checkpoint import Checkpoint, check_loaded
+from lmms_eval_emi.errors import InputError, UnavailableError
+from lmms_eval_emi.util.digest import content_hexdigest
 from lmms_eval_emi.util.files import read_json, write_atomically
-from lmms_eval_emi.memory import give_back
-from lmms_eval_emi.settings import cache_folder
-
-Self = TypeVar("Self", bound="CheckpointEncoder")
+from lmms_eval_emi.version import __version__
 
 log = logging.getLogger("lmms_eval_emi")
-CACHE_REVISION = 2  # goes up when rows of the same weights change
+CACHE_REVISION = 3  # raise it when the same weights give other rows
 
 
 class Encoder(Protocol):
@@ -39,12 +36,12 @@ class Encoder(Protocol):
 
     @property
     def signature(self) -> str:
-        """Name, fingerprint of the weights, and pooling, as they stand in signatures."""
+        """Name, fingerprint of the weights, and pooling, as signatures show them."""
         ...
 
     @property
     def cache_key(self) -> str:
-        """What rows depend on beside their items."""
+        """Everything that a row depends on, apart from the item."""
         ...
 
     def to(self, device: torch.device) -> Any:
@@ -52,7 +49,7 @@ class Encoder(Protocol):
         ...
 
     def prepare(self, item: Any) -> Any:
-        """What :meth:`encode` takes, of one item: the pixels of an image, a text as it is."""
+        """Return what :meth:`encode` takes for one item: the pixels of an image, a text unchanged."""
         ...
 
     def encode(self, prepared: Sequence[Any]) -> torch.Tensor:
@@ -61,35 +58,33 @@ class Encoder(Protocol):
 
 
 class CheckpointEncoder:
-    """An encoder whose model is loaded when something has to be encoded.
+    """An encoder whose model is loaded when the first item is encoded.
 
-    Its signature needs the fingerprint of the weights. That of files which have not changed is remembered in the
-    cache folder, so a run whose embeddings are all known reads no weights.
+    Its signature needs a fingerprint of the weights. With a ``cache`` folder, the fingerprint of unchanged files is
+    remembered there, so a run whose embeddings are all cached reads no weights.
 
     Args:
         name: hub name or folder of a checkpoint.
         device: where to run.
+        cache: folder that remembers fingerprints; ``None`` remembers nothing.
 
     Raises:
-        EncoderUnavailable: the checkpoint is not here and cannot be fetched, or lacks weights.
+        UnavailableError: the checkpoint is not here and cannot be fetched, or lacks weights.
     """
 
     pooling: ClassVar[str]
-    what: ClassVar[str]
-    variable: ClassVar[str]
-    # Items that one call on the CPU spreads over its threads best; 0 where it computes in one.
-    together: ClassVar[int] = 0
-    threads: int | None = None  # of such a call; default: as many as PyTorch has
-    loaded: ClassVar[tuple[str, ...]] = ("model",)  # cached properties that hold what was read of the checkpoint
+    role: ClassVar[str]  # as error messages name it
+    kinds: ClassVar[tuple[str, ...]] = ()  # model types, or prefixes of names, that the class reads
+    variable: ClassVar[str]  # the environment variable that chooses it
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, cache: Path | None = None) -> None:
         self.name, self.device = name, device
         try:
             self.checkpoint = Checkpoint(name)
         except (OSError, ValueError) as error:
-            raise unavailable(name, self.what, self.variable, error) from error
-        self.check()
-        self._fingerprint = self._remembered_fingerprint()
+            raise unavailable(name, self.role, self.variable, error) from error
+        self.check_files()
+        self._fingerprint = self._remembered_fingerprint(cache)
 
     @property
     def signature(self) -> str:
@@ -103,20 +98,22 @@ class CheckpointEncoder:
 
     @property
     def cache_key(self) -> str:
-        """What rows depend on beside their items, as the cache of embeddings tells encoders apart."""
+        """Everything that a row depends on, apart from the item."""
         return f"{type(self).__name__}#{self._fingerprint}/{self.pooling}/float32/{self.device.type}/{CACHE_REVISION}"
 
-    def check(self) -> None:
-        """Make sure of whatever else the encoder needs; it is called before weights are read."""
+    initialised: ClassVar[set[str]] = set()  # weights that the checkpoint lacks and rows do not depend on
+
+    def check_files(self) -> None:
+        """Check whatever else the encoder reads, before any weights are read."""
 
     def load(self) -> torch.nn.Module:
-        """The model, on the CPU."""
+        """Load the model, on the CPU."""
         raise NotImplementedError
 
     def load_from_transformers(
         self, class_name: str, options: Mapping[str, Any], optional_weights: Sequence[str]
     ) -> torch.nn.Module:
-        """The checkpoint as a model of transformers.
+        """Load the checkpoint as a model of transformers, in float32.
 
         Args:
             class_name: of the model.
@@ -124,7 +121,7 @@ class CheckpointEncoder:
             optional_weights: beginnings of the keys that rows do not depend on.
 
         Raises:
-            EncoderUnavailable: the checkpoint cannot be read, or lacks weights.
+            UnavailableError: the checkpoint cannot be read, or lacks weights.
         """
         import transformers
 
@@ -133,131 +130,115 @@ class CheckpointEncoder:
                 model, info = getattr(transformers, class_name).from_pretrained(
                     self.name, dtype=torch.float32, output_loading_info=True, **options
                 )
-        except (OSError, ValueError) as error:
-            raise unavailable(self.name, self.what, self.variable, error) from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise unavailable(self.name, self.role, self.variable, error) from error
         check_loaded(self.name, info["missing_keys"], optional=optional_weights)
+        self.initialised = set(info["missing_keys"])  # type: ignore[misc]
         return model.eval()
 
-    def identify(self) -> str:
-        """Eight hexadecimal digits of the weights that rows depend on, the same wherever they were read from."""
+    def compute_fingerprint(self) -> str:
+        """Return eight hexadecimal digits of the weights that rows depend on."""
         raise NotImplementedError
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        """The model; loaded when first used."""
+        """The model; loaded on first use."""
         return self.load()
 
     def place_model(self) -> torch.device:
-        """Put the model on the encoder's device, or on the CPU where that has no room; returns where it is."""
-        self.device = place(self.model, self.name, self.device)
+        """Put the model on the encoder's device, or on the CPU if that has no room; returns where it is."""
+        try:
+            self.model.to(self.device)
+        except torch.OutOfMemoryError:
+            log.warning("%s: %s has no room left; encoding on the CPU.", self.name, self.device)
+            self.device = torch.device("cpu")
+            self.model.to(self.device)
         return self.device
 
-    def to(self: Self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> CheckpointEncoder:
         """Move to a device."""
         self.device = device
         return self
 
     def release(self) -> None:
-        """Drop what was read of the checkpoint from memory, until something has to be encoded."""
-        for name in self.loaded:
-            self.__dict__.pop(name, None)
-        give_back()
+        """Drop the model from memory until something has to be encoded again."""
+        self.__dict__.pop("model", None)
+        self.checkpoint.__dict__.pop("tensors", None)
 
-    def _remembered_fingerprint(self) -> str:
-        from lmms_eval_emi.version import __version__
-
+    def _remembered_fingerprint(self, cache: Path | None) -> str:
         identity = [__version__, type(self).__qualname__, self.pooling, *self.checkpoint.identity]
-        key = xxhash.xxh3_128_hexdigest(repr(identity).encode())
-        path = cache_folder() / "fingerprints" / f"{key}.json"
+        path = cache / "fingerprints" / f"{content_hexdigest(repr(identity))}.json" if cache else None
+        if path is not None:
+            try:
+                known = read_json(path)
+                if known["identity"] == identity and len(str(known["fingerprint"])) == 8:
+                    return str(known["fingerprint"])
+            except (OSError, ValueError, KeyError, TypeError):
+                pass
         try:
-            known = read_json(path)
-            if known["identity"] == identity and len(str(known["fingerprint"])) == 8:
-                return str(known["fingerprint"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        found = self.identify()
-        try:
-            write_atomically(path, json.dumps({"identity": identity, "fingerprint": found}) + "\n", durable=False)
-        except (OSError, RuntimeError) as error:
-            log.debug("%s: its fingerprint is not remembered: %s", self.name, error)
+            found = self.compute_fingerprint()
+        except OSError as error:
+            raise unavailable(self.name, self.role, self.variable, error) from error
+        self.release()
+        if path is not None:
+            try:
+                write_atomically(path, json.dumps({"identity": identity, "fingerprint": found}) + "\n", durable=False)
+            except (OSError, RuntimeError) as error:
+                log.debug("%s: its fingerprint is not remembered: %s", self.name, error)
         return found
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that a setting means; ``auto`` is this process's CUDA device where there is one.
+    """Return the device that a setting means; ``auto`` is this process's CUDA device, or else the CPU.
 
     Raises:
-        ValueError: the device was named but is not there.
+        InputError: the device was named but is not there.
     """
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(
-            f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}. Set LMMS_EVAL_EMI_DEVICE=auto or cpu."
+        raise InputError(
+            f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}. "
+            "Set LMMS_EVAL_EMI_DEVICE=auto or cpu."
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: mps is not available here. Set LMMS_EVAL_EMI_DEVICE=auto or cpu.")
+        raise InputError("device: mps is not available here. Set LMMS_EVAL_EMI_DEVICE=auto or cpu.")
     return device
 
 
-def encode_all(
-    encoder: Encoder, count: int, prepared: Callable[[range], Sequence[Any]], *, batch_size: int, label: str = ""
-) -> torch.Tensor:
-    """Encode items in batches, under a progress bar if it has a label.
+def encode_batches(encoder: Encoder, prepared: Sequence[Any], batch_size: int) -> Iterator[torch.Tensor]:
+    """Yield float32 rows of prepared items, batch by batch, so that an error loses only the batch it occurs in.
 
-    Where the device has no room left, the batch is made smaller, and then the CPU takes over.
+    If the device runs out of memory, the batch is made smaller, and finally the CPU takes over.
 
     Args:
         encoder: of the items.
-        count: M, at least 1.
-        prepared: gives the prepared items of some positions.
+        prepared: M items, as :meth:`Encoder.prepare` gives them.
         batch_size: items per forward pass.
-        label: of the progress bar.
-
-    Returns:
-        (M, D) float32 rows.
     """
-    return torch.cat(list(encode_parts(encoder, count, prepared, batch_size=batch_size, label=label)))
-
-
-def encode_parts(
-    encoder: Encoder, count: int, prepared: Callable[[range], Sequence[Any]], *, batch_size: int, label: str = ""
-) -> Iterator[torch.Tensor]:
-    """As :func:`encode_all`, batch by batch, for who keeps what was encoded before an error."""
     if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
-    batch_size = min(batch_size, getattr(encoder, "most_items", batch_size))
-    with tqdm(total=count, desc=label, unit="", leave=False, dynamic_ncols=True, disable=not (label and count)) as bar:
-        start = 0
-        while start < count:
-            positions = range(start, min(start + batch_size, count))
-            try:
-                with full_precision():
-                    rows = encoder.encode(prepared(positions))
-            except torch.OutOfMemoryError:
-                batch_size = make_room(encoder, len(positions))
-                encoder.most_items = batch_size  # type: ignore[attr-defined]
-                continue
-            start = positions.stop
-            bar.update(len(positions))
-            yield rows
-
-
-class _FullPrecision:
-    """The settings of CUDA's products, and how many blocks of :func:`full_precision` are open."""
-
-    lock = threading.Lock()
-    open = 0
-    before: ClassVar[list[Any]] = []
+        raise InputError(f"batch_size: expected at least 1, got {batch_size}.")
+    batch_size, start = min(batch_size, getattr(encoder, "max_batch", batch_size)), 0
+    while start < len(prepared):
+        batch = prepared[start : start + batch_size]
+        try:
+            with full_precision():
+                rows = encoder.encode(batch)
+        except torch.OutOfMemoryError:
+            batch_size = smaller_batch(encoder, len(batch))
+            encoder.max_batch = batch_size  # type: ignore[attr-defined]
+            continue
+        start += len(batch)
+        yield rows
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Keep CUDA from rounding float32 products to TF32 inside the block, whatever the process has set.
+    """Keep CUDA from rounding float32 products to TF32 inside the block.
 
-    TF32 has 10 bits of mantissa; PyTorch allows it for convolutions by default, and some of
-    lmms-eval's models allow it for all products of the process. Several threads may be inside at once.
+    TF32 has 10 bits of mantissa. PyTorch allows it for convolutions by default, and some of lmms-eval's models allow
+    it for all products of the process.
     """
     matmul: Any = torch.backends.cuda.matmul
     convolution: Any = torch.backends.cudnn
@@ -266,74 +247,47 @@ def full_precision() -> Iterator[None]:
         places = ((matmul, "fp32_precision"), (convolution.conv, "fp32_precision"))
     else:  # PyTorch before 2.9
         places, exact = ((matmul, "allow_tf32"), (convolution, "allow_tf32")), False
-    state = _FullPrecision
-    with state.lock:
-        if state.open == 0:
-            state.before = [getattr(place, name) for place, name in places]
-            for place, name in places:
-                setattr(place, name, exact)
-        state.open += 1
+    before = [getattr(place, name) for place, name in places]
+    for place, name in places:
+        setattr(place, name, exact)
     try:
         yield
     finally:
-        with state.lock:
-            state.open -= 1
-            if state.open == 0:
-                for (place, name), value in zip(places, state.before, strict=True):
-                    setattr(place, name, value)
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
-def make_room(encoder: Encoder, batch_size: int) -> int:
-    """After a device ran out of memory: the batch size to go on with, on the CPU if one item was too much."""
+def smaller_batch(encoder: Encoder, batch_size: int) -> int:
+    """Return the batch size to go on with after a device ran out of memory; move to the CPU if 8 items were too many.
+
+    Raises:
+        UnavailableError: the CPU itself has no memory left.
+    """
     if encoder.device.type == "cpu":
-        raise MemoryError(
+        raise UnavailableError(
             f"{encoder.name}: no memory for a batch of {batch_size} on the CPU. Set a smaller LMMS_EVAL_EMI_BATCH_SIZE."
         )
     if encoder.device.type == "cuda":
         torch.cuda.empty_cache()
     if batch_size > 8:
-        log.warning(
-            "%s: %s has no room for a batch of %d; going on with %d.",
-            encoder.name,
-            encoder.device,
-            batch_size,
-            batch_size // 4,
-        )
-        return batch_size // 4
+        smaller = batch_size // 4
+        log.warning("%s: %s has no room for a batch of %d; going on with %d.", encoder.name, encoder.device, batch_size, smaller)  # fmt: skip
+        return smaller
     log.warning("%s: %s has no room left; going on with the CPU.", encoder.name, encoder.device)
     encoder.to(torch.device("cpu"))
     return 64
 
 
-def place(module: torch.nn.Module, name: str, device: torch.device) -> torch.device:
-    """Move a module to a device, or to the CPU with a message where that has no room; returns where it is."""
-    try:
-        module.to(device)
-        return device
-    except torch.OutOfMemoryError:
-        log.warning("%s: %s has no room left; encoding on the CPU.", name, device)
-        module.to("cpu")
-        return torch.device("cpu")
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """Eight hexadecimal digits of the weights themselves, the same wherever they were read from."""
-    digest = xxhash.xxh3_64()
-    for key, tensor in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:8]
-
-
-def unavailable(name: str, what: str, variable: str, error: Exception) -> EncoderUnavailable:
-    """The error for an encoder that could not be read."""
+def unavailable(name: str, role: str, variable: str, error: Exception) -> UnavailableError:
+    """Return the error for an encoder that could not be read, with the command that mends it."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if Path(name).is_dir():
-        return EncoderUnavailable(
-            f"The folder {name!r} does not hold the {what}: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
+        return UnavailableError(
+            f"The folder {name!r} does not hold the {role}: {reason}\n"
             f"Point to one that does:\n  export {variable}=/path/to/folder"
         )
-    return EncoderUnavailable(
-        f"The {what} {name!r} is not on this machine and could not be fetched: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
+    return UnavailableError(
+        f"The {role} {name!r} is not on this machine and could not be fetched: {reason}\n"
         f"Fetch it on a machine with a connection:\n"
         f"  hf download {name}\n"
         f"then copy the Hugging Face cache here, or point to a folder with its files:\n"
@@ -343,7 +297,7 @@ def unavailable(name: str, what: str, variable: str, error: Exception) -> Encode
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and its report of keys that are not needed from the user."""
+    """Hide transformers' progress bars and its report of unused keys inside the block."""
     from transformers.utils import logging as transformers_logging
 
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

@@ -1,36 +1,27 @@
-"""The files of a checkpoint: its configuration, and its tensors, each read when it is used.
-
-A whole model of transformers holds every weight in memory, and importing one costs more memory than some of
-them have. Where an encoder uses a part of a checkpoint only (one tower, some rows of a word table), it reads that
-part from here.
-"""
+"""The files of a checkpoint: its configuration, and its tensors, memory-mapped."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from lmms_eval_emi.errors import InputError, UnavailableError
 from lmms_eval_emi.util.files import read_json
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-BLOCK = 2**24  # bytes that are hashed at a time
-DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
-
-
-class EncoderUnavailable(RuntimeError):
-    """An encoder's weights or its preprocessing are not on this machine and could not be fetched."""
 
 
 class Checkpoint:
-    """A checkpoint in a folder or on the hub, by safetensors or the older ``.bin`` files, sharded or not.
+    """A checkpoint in a folder or on the hub: safetensors or ``.bin`` files, sharded or not.
 
     Args:
         name: hub name or folder.
@@ -42,62 +33,46 @@ class Checkpoint:
     def __init__(self, name: str) -> None:
         self.name = name
         self.config = read_config(name)
-        self._paths = self._find()
+        self.paths = self._find_weights()
 
     @cached_property
-    def _tensors(self) -> dict[str, TensorInFile | torch.Tensor]:
-        found: dict[str, TensorInFile | torch.Tensor] = {}
-        for path in self._paths:
-            found |= _weights(path) if path.suffix == ".safetensors" else _pickled(path)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by key, mapped from the files, so only what is used is read.
+
+        Raises:
+            OSError: a file is damaged.
+        """
+        found: dict[str, torch.Tensor] = {}
+        for path in self.paths:
+            try:
+                found |= load_file(path) if path.suffix == ".safetensors" else _load_bin(path)
+            except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                raise OSError(f"{path} is damaged: {error}") from error
         return found
+
+    def select(self, prefixes: Sequence[str], names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Return some tensors by name, wherever the checkpoint nests them.
+
+        Args:
+            prefixes: that the names may have in the checkpoint.
+            names: of the tensors, without a prefix.
+
+        Raises:
+            UnavailableError: one is missing under each of the prefixes.
+        """
+        found = max(({n: p + n for n in names if p + n in self.tensors} for p in prefixes), key=len)
+        check_loaded(self.name, sorted(set(names) - set(found)))
+        return {name: self.tensors[key] for name, key in found.items()}
 
     @property
     def identity(self) -> list[list[Any]]:
-        """What changes when a file of the weights does: its path, size and time of change."""
+        """Path, size and times of every weights file; it changes when a file is replaced."""
         return [
-            [str(path.resolve()), (status := path.stat()).st_size, status.st_mtime_ns] for path in sorted(self._paths)
+            [str(path.resolve()), (status := path.stat()).st_size, status.st_mtime_ns, status.st_ctime_ns]
+            for path in sorted(self.paths)
         ]
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._tensors
-
-    def tensor(self, key: str) -> torch.Tensor:
-        """One tensor as float32, in the shape that the file has."""
-        found = self._tensors[key]
-        if isinstance(found, torch.Tensor):
-            return found.detach().float()
-        return torch.from_numpy(found.read())
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of one tensor."""
-        return tuple(self._tensors[key].shape)
-
-    def rows(self, key: str, numbers: np.ndarray) -> np.ndarray:
-        """(M, D) float32 rows of a matrix, of which nothing else is read."""
-        found = self._tensors[key]
-        if isinstance(found, torch.Tensor):
-            return found.detach()[torch.from_numpy(numbers)].float().numpy()
-        return found.rows(numbers)
-
-    def fingerprint(self, names: dict[str, str]) -> str:
-        """Eight hexadecimal digits of some weights in float32, a block of a file at a time.
-
-        Args:
-            names: key of every tensor by the name that it counts under; see :func:`~lmms_eval_emi.encoders.base.fingerprint`.
-        """
-        digest = xxhash.xxh3_64()
-        for name, key in sorted(names.items()):
-            digest.update(name.encode())
-            found = self._tensors[key]
-            if isinstance(found, torch.Tensor):
-                content: Any = found.detach().float().contiguous().view(torch.uint8).numpy()
-                digest.update(content)
-            else:
-                for block in found.blocks():
-                    digest.update(block)
-        return digest.hexdigest()[:8]
-
-    def _find(self) -> list[Path]:
+    def _find_weights(self) -> list[Path]:
         problem: Exception | None = None
         for file in FILES:
             try:
@@ -112,7 +87,7 @@ class Checkpoint:
 
 
 def checkpoint_file(name: str, file: str) -> Path:
-    """A file of a checkpoint, in its folder or in the hub's cache, fetched if it is not there yet.
+    """Return a file of a checkpoint, from its folder or the hub's cache; it is fetched if it is not there yet.
 
     Raises:
         OSError: it is not there and cannot be fetched.
@@ -132,150 +107,46 @@ def checkpoint_file(name: str, file: str) -> Path:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """A checkpoint's ``config.json``.
+    """Return a checkpoint's ``config.json``.
 
     Raises:
-        OSError, ValueError: it is not there, or holds no object.
+        OSError: it is not there.
+        InputError: it is not a JSON object.
     """
     found = read_json(checkpoint_file(name, "config.json"))
     if not isinstance(found, dict):
-        raise ValueError(f"expected an object in config.json, got {type(found).__name__}")
+        raise InputError(f"expected an object in config.json, got {type(found).__name__}")
     return found
 
 
-class TensorInFile:
-    """A tensor that stays in its file until it is read.
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return eight hexadecimal digits of some weights in float32, the same whatever file format they came from."""
+    digest = xxhash.xxh3_64()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        for block in tensor.detach().reshape(-1).split(2**22):
+            digest.update(block.float().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:8]
 
-    Args:
-        path: of the file.
-        begin: first byte of the tensor.
-        dtype: of the file.
-        shape: of the tensor.
+
+def check_loaded(name: str, missing: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Check that a checkpoint has every weight that is used; transformers initialises missing ones at random.
+
+    Raises:
+        UnavailableError: weights are missing.
     """
-
-    def __init__(self, path: Path, begin: int, dtype: str, shape: Sequence[int]) -> None:
-        self.path, self.begin, self.kind, self.shape = path, begin, dtype, tuple(shape)
-
-    @property
-    def _width(self) -> int:
-        return 2 if self.kind == "BF16" else DTYPES[self.kind].itemsize
-
-    def read(self) -> np.ndarray:
-        """The whole of it as float32."""
-        return self._part(0, int(np.prod(self.shape))).reshape(self.shape)
-
-    def read_as(self, dtype: Any) -> np.ndarray:
-        """The whole of it as the file has it.
-
-        Raises:
-            ValueError: it is of another type, or cut off.
-        """
-        kind, count = np.dtype(dtype), int(np.prod(self.shape))
-        with self.path.open("rb") as file:
-            file.seek(self.begin)
-            content = file.read(count * kind.itemsize)
-        if self.kind != f"{kind.kind.upper()}{8 * kind.itemsize}" or len(content) != count * kind.itemsize:
-            raise ValueError(f"{self.path}: expected {count} values of {kind}")
-        return np.frombuffer(content, kind).reshape(self.shape)
-
-    def rows(self, numbers: np.ndarray) -> np.ndarray:
-        """(M, D) float32 rows of a matrix."""
-        columns = self.shape[1]
-        found = np.empty((len(numbers), columns), dtype=np.float32)
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            for place, number in enumerate(numbers.tolist()):
-                where = self.begin + number * columns * self._width
-                if self.kind == "F32":
-                    if os.preadv(handle, [found[place]], where) != columns * self._width:
-                        raise OSError(f"{self.path} is cut off")
-                else:
-                    found[place] = self._decode(os.pread(handle, columns * self._width, where))
-        finally:
-            os.close(handle)
-        return found
-
-    def blocks(self) -> Iterator[Any]:
-        """The bytes of the tensor in float32, a block at a time."""
-        count, step = int(np.prod(self.shape)), BLOCK // 4
-        for start in range(0, count, step):
-            yield self._part(start, min(step, count - start)).view(np.uint8)
-
-    def _part(self, start: int, count: int) -> np.ndarray:
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.begin + start * self._width)
-            if self.kind == "F32":
-                found = np.empty(count, dtype=np.float32)
-                view = memoryview(found).cast("B")  # type: ignore[arg-type]
-                done = 0
-                while done < len(view):
-                    got = file.readinto(view[done:])
-                    if not got:
-                        raise OSError(f"{self.path} is cut off")
-                    done += got
-                return found
-            return self._decode(file.read(count * self._width))
-
-    def _decode(self, content: bytes) -> np.ndarray:
-        if self.kind == "BF16":  # the upper half of a float32
-            return (np.frombuffer(content, np.dtype("<u2")).astype(np.uint32) << 16).view(np.float32)
-        return np.frombuffer(content, DTYPES[self.kind]).astype(np.float32)
+    needed = sorted(key for key in missing if not key.startswith(tuple(optional)))
+    if needed:
+        raise UnavailableError(
+            f"{name}: its checkpoint lacks {len(needed)} of the weights that the encoder uses, such as {needed[0]}. "
+            "Give a checkpoint of the same architecture."
+        )
 
 
-def _weights(path: Path) -> dict[str, TensorInFile | torch.Tensor]:
-    return {key: one for key, one in tensors_of_safetensors(path).items() if one.kind in {*DTYPES, "BF16"}}
-
-
-def tensors_of_safetensors(path: Path) -> dict[str, TensorInFile]:
-    """Tensors of a safetensors file, none of which is read: JSON behind its length in eight bytes says where each begins behind it."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise OSError(f"{path} is no safetensors file: {error}") from error
-    return {
-        key: TensorInFile(path, 8 + length + one["data_offsets"][0], one["dtype"], one["shape"])
-        for key, one in header.items()
-        if key != "__metadata__"
-    }
-
-
-def _pickled(path: Path) -> dict[str, TensorInFile | torch.Tensor]:
-    """Tensors of a ``.bin`` file, without running what is pickled in it."""
+def _load_bin(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a ``.bin`` file; nothing that is pickled in it is run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, ValueError):  # files before PyTorch 1.6 cannot be mapped
         state = torch.load(path, map_location="cpu", weights_only=True)
     return {key: tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-
-
-def check_loaded(name: str, missing: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """Raise unless the checkpoint had every weight that is used, for transformers makes up those that it lacks.
-
-    Raises:
-        EncoderUnavailable: weights are missing.
-    """
-    needed = sorted(key for key in missing if not key.startswith(tuple(optional)))
-    if needed:
-        raise EncoderUnavailable(
-            f"{name}: its checkpoint lacks {len(needed)} of the weights that the encoder uses, such as {needed[0]}. Give a checkpoint of the same architecture."
-        )
-
-
-def tensors_below(checkpoint: Checkpoint, prefixes: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Key of every tensor by its name, behind the prefix that the checkpoint has.
-
-    Args:
-        checkpoint: to look in.
-        prefixes: that the names may have there.
-        names: of the tensors.
-
-    Raises:
-        EncoderUnavailable: one is missing under each of the prefixes.
-    """
-    found = max(
-        ({name: prefix + name for name in names if prefix + name in checkpoint} for prefix in prefixes), key=len
-    )
-    check_loaded(checkpoint.name, list(set(names) - set(found)))
-    return found

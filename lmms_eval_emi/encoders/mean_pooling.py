@@ -12,6 +12,7 @@ from lmms_eval_emi.encoders.text import TextEncoder
 class MeanPoolingEncoder(TextEncoder):
     """Embeds texts by the mean of the last layer's states over all tokens but padding, as most sentence encoders do."""
 
+    kinds = ("mean",)
     model_class = "AutoModel"
     pooling = "mean"
     optional_weights = ("pooler",)

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lmms_eval_emi.encoders.base import EncoderUnavailable, unavailable
-from lmms_eval_emi.encoders.checkpoint import checkpoint_file
-from lmms_eval_emi.util.files import read_json
 from lmms_eval_emi.data.images import to_rgb
+from lmms_eval_emi.encoders.base import unavailable
+from lmms_eval_emi.encoders.checkpoint import checkpoint_file
+from lmms_eval_emi.errors import InputError, UnavailableError
+from lmms_eval_emi.util.files import read_json
 
 LONGEST_RESIZED_EDGE = 8192
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, of the filters that PyTorch has for 8-bit pixels
@@ -32,7 +33,7 @@ class Preprocessing:
         name: hub name or folder of the checkpoint.
 
     Raises:
-        EncoderUnavailable: the file is not there, or asks for a step that is not known here.
+        UnavailableError: the file is not there, or asks for a step that is not known here.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,8 +66,8 @@ class Preprocessing:
         """Its steps, such that two with the same give the same pixels."""
         return repr((self.resized, self.resample, self.crop, self.scale, self.mean.tolist(), self.std.tolist()))
 
-    def _refused(self, what: str) -> EncoderUnavailable:
-        return EncoderUnavailable(
+    def _refused(self, what: str) -> UnavailableError:
+        return UnavailableError(
             f"{self.name}: its preprocessor_config.json asks for {what}, which lmms_eval_emi does not have. Use another checkpoint."
         )
 
@@ -138,7 +139,7 @@ def _read_config(name: str) -> dict[str, Any]:
         except (OSError, ValueError, KeyError, TypeError):
             raise error from None
     if not isinstance(found, dict):
-        raise ValueError(f"expected an object in preprocessor_config.json, got {type(found).__name__}")
+        raise InputError(f"expected an object in preprocessor_config.json, got {type(found).__name__}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the encoders of texts have in common: a tokenizer, a checkpoint, and a mean over tokens."""
+"""Base class of text encoders: a tokenizer, a checkpoint, and a mean over tokens."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import torch
 
 from lmms_eval_emi.encoders.base import (
     CheckpointEncoder,
-    fingerprint,
     mean_over_positions,
     normalised,
     quiet_transformers,
     unavailable,
 )
-from lmms_eval_emi.encoders.checkpoint import checkpoint_file
+from lmms_eval_emi.encoders.checkpoint import checkpoint_file, fingerprint
+from lmms_eval_emi.util.digest import content_hexdigest
 
 MAX_TOKENS = 512
 TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
 class TextEncoder(CheckpointEncoder):
-    """Embeds texts: the mean over a text's tokens of what a model gives for them, L2-normalised.
+    """Embeds texts by the L2-normalised mean over their tokens of a model's states.
 
-    A subclass names the model's class in transformers and says which states it takes in :meth:`states`; or it has
-    :meth:`load`, :meth:`identify` and :meth:`encode` of its own.
+    A subclass names the model's class in transformers and returns the states in :meth:`states`; or it overrides
+    :meth:`load`, :meth:`compute_fingerprint` and :meth:`encode`.
 
     Args:
         name: hub name or folder of a checkpoint with its tokenizer.
         device: where to run.
+        cache: folder that remembers fingerprints; ``None`` remembers nothing.
 
     Raises:
-        EncoderUnavailable: the checkpoint or its tokenizer is not here and cannot be fetched, or lacks weights.
+        UnavailableError: the checkpoint or its tokenizer is not here and cannot be fetched, or lacks weights.
     """
 
     model_class: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {}
     optional_weights: ClassVar[tuple[str, ...]] = ()
-    loaded: ClassVar[tuple[str, ...]] = ("model", "tokenizer")
-    what, variable = "text encoder", "LMMS_EVAL_EMI_TEXT_ENCODER"
+    role, variable = "text encoder", "LMMS_EVAL_EMI_TEXT_ENCODER"
 
     @property
     def dimension(self) -> int:
@@ -48,42 +48,48 @@ class TextEncoder(CheckpointEncoder):
         return int(self.checkpoint.config["hidden_size"])
 
     @cached_property
+    def cache_key(self) -> str:  # type: ignore[override]
+        """Everything that a row depends on, with the tokenizer's files."""
+        files = [content_hexdigest(path.read_bytes()) for path in self._tokenizer_files()]
+        return f"{super().cache_key}/{content_hexdigest(' '.join(files))}"
+
+    @cached_property
     def tokenizer(self) -> Any:
-        """Of the checkpoint."""
+        """The checkpoint's tokenizer."""
         from transformers import AutoTokenizer
 
         try:
             with quiet_transformers():
                 return AutoTokenizer.from_pretrained(self.name)
-        except (OSError, ValueError) as error:
-            raise unavailable(self.name, self.what, self.variable, error) from error
+        except Exception as error:  # a damaged file makes tokenizers raise its own bare Exception
+            raise unavailable(self.name, self.role, self.variable, error) from error
 
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of a text that are looked at."""
-        return min(MAX_TOKENS, int(getattr(self.tokenizer, "model_max_length", MAX_TOKENS)))
+    def tokenize(self, texts: Sequence[str], **options: Any) -> Any:
+        """Tokenise texts with special tokens, truncated at 512 tokens or the tokenizer's own limit."""
+        limit = min(MAX_TOKENS, int(getattr(self.tokenizer, "model_max_length", MAX_TOKENS)))
+        return self.tokenizer(list(texts), truncation=True, max_length=limit, **options)
 
     def prepare(self, text: str) -> str:
-        """A text as it is; it is tokenised with its batch."""
+        """Return a text unchanged; it is tokenised with its batch."""
         return text
 
-    def check(self) -> None:
-        """Make sure that the tokenizer is there, which is read when something has to be encoded."""
-        for file in TOKENIZERS:
-            try:
-                checkpoint_file(self.name, file)
-                return
-            except OSError:
-                continue
-        _ = self.tokenizer  # by another file; or with an error that says what is missing
+    def check_files(self) -> None:
+        """Check that the tokenizer is there."""
+        if not self._tokenizer_files():
+            _ = self.tokenizer  # another kind of file, or an error that says what is missing
 
     def load(self) -> torch.nn.Module:
-        """The model as transformers has it."""
+        """Load the model."""
         return self.load_from_transformers(self.model_class, self.options, self.optional_weights)
 
-    def identify(self) -> str:
-        """Fingerprint of the model's weights."""
-        return fingerprint(self.model)
+    def release(self) -> None:
+        """Drop model and tokenizer from memory until something has to be encoded again."""
+        super().release()
+        self.__dict__.pop("tokenizer", None)
+
+    def compute_fingerprint(self) -> str:
+        """Return the fingerprint of the model's weights."""
+        return fingerprint(self.model.state_dict())
 
     def states(self, tokens: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(M, L, D) states and (M, L) mask of the tokens to average over."""
@@ -93,7 +99,14 @@ class TextEncoder(CheckpointEncoder):
     def encode(self, prepared: Sequence[str]) -> torch.Tensor:
         """(M, D) float32 L2-normalised rows of M texts, which may be empty, on the CPU."""
         device = self.place_model()
-        tokens = self.tokenizer(
-            list(prepared), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(device)
+        tokens = self.tokenize(prepared, padding=True, return_tensors="pt").to(device)
         return normalised(mean_over_positions(*self.states(tokens)))
+
+    def _tokenizer_files(self) -> list[Any]:
+        found = []
+        for file in (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+            try:
+                found.append(checkpoint_file(self.name, file))
+            except OSError:
+                continue
+        return found if any(path.name in TOKENIZERS for path in found) else []

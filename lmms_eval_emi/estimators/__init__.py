@@ -1,5 +1,6 @@
 """Estimators of mutual information and dependence: a kind a file, and the registry that finds them."""
 
+from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator
 from lmms_eval_emi.estimators.club import CLUB
 from lmms_eval_emi.estimators.club_free import FreeCLUB
@@ -11,7 +12,6 @@ from lmms_eval_emi.estimators.ksg import KSG
 from lmms_eval_emi.estimators.registry import (
     TEXT_ONLY,
     EstimatorEntry,
-    EstimatorUnavailable,
     check_encoders,
     check_signatures,
     load_estimator,
@@ -29,10 +29,10 @@ __all__ = [
     "DistanceCorrelation",
     "Estimator",
     "EstimatorEntry",
-    "EstimatorUnavailable",
     "FreeCLUB",
     "InfoNCE",
     "TrainedEstimator",
+    "UnavailableError",
     "check_encoders",
     "check_signatures",
     "load_estimator",

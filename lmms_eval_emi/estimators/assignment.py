@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping
 import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.errors import InputError
 
 SEEN = "seen."  # before the names of its tensors in a file
 UNSEEN = -1
@@ -65,5 +66,5 @@ class Assignment:
             return None
         keys, folds = state.get(f"{SEEN}keys"), state.get(f"{SEEN}folds")
         if keys is None or folds is None or keys.shape != folds.shape or keys.ndim != 1:
-            raise ValueError(f"estimator: expected {SEEN}keys and {SEEN}folds of one length, got {', '.join(state)}.")
+            raise InputError(f"estimator: expected {SEEN}keys and {SEEN}folds of one length, got {', '.join(state)}.")
         return cls(dict(zip(keys.tolist(), folds.tolist(), strict=True)))

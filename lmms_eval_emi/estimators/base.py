@@ -12,7 +12,7 @@ from torch import nn
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import Information
-from lmms_eval_emi.core.products import Linear
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.assignment import Assignment
 from lmms_eval_emi.estimators.card import FORMAT_VERSION
 from lmms_eval_emi.util.files import write_atomically
@@ -94,9 +94,9 @@ class Estimator:
     def check_rows(self, x: torch.Tensor, y: torch.Tensor, fewest: int = 1) -> None:
         """Raise ``ValueError`` unless there are as many targets as inputs, and enough of them."""
         if len(x) != len(y):
-            raise ValueError(f"y: expected {len(x)} rows, as many as x has, got {len(y)}.")
+            raise InputError(f"y: expected {len(x)} rows, as many as x has, got {len(y)}.")
         if len(x) < fewest:
-            raise ValueError(f"x: expected at least {fewest} samples for {self.name}, got {len(x)}.")
+            raise InputError(f"x: expected at least {fewest} samples for {self.name}, got {len(x)}.")
 
 
 class TrainedEstimator(nn.Module, Estimator):
@@ -144,7 +144,7 @@ class TrainedEstimator(nn.Module, Estimator):
 
     def mlp(self, inputs: int, outputs: int) -> nn.Sequential:
         """inputs -> hidden -> outputs with tanh between."""
-        return nn.Sequential(Linear(inputs, self.hidden), nn.Tanh(), Linear(self.hidden, outputs))
+        return nn.Sequential(nn.Linear(inputs, self.hidden), nn.Tanh(), nn.Linear(self.hidden, outputs))
 
     @property
     def signature(self) -> str:
@@ -178,24 +178,24 @@ class TrainedEstimator(nn.Module, Estimator):
         keys = cls.keys()
         missing, unknown = sorted(set(keys) - set(state)), sorted(set(state) - set(keys))
         if missing or unknown:
-            raise ValueError(
+            raise InputError(
                 f"estimator {name}: expected the keys {', '.join(keys)}; missing: {', '.join(missing) or 'none'}; unknown: {', '.join(map(str, unknown)) or 'none'}."
             )
         odd = next((key for key, tensor in state.items() if not tensor.dtype.is_floating_point), None)
         if odd:
-            raise ValueError(f"estimator {name}: expected floating-point weights, got {odd} of {state[odd].dtype}.")
+            raise InputError(f"estimator {name}: expected floating-point weights, got {odd} of {state[odd].dtype}.")
         flat = next((key for key, tensor in state.items() if tensor.ndim != (2 if key.endswith("weight") else 1)), None)
         if flat:
-            raise ValueError(
+            raise InputError(
                 f"estimator {name}: expected 2-D weights and 1-D biases, got {flat} of shape {tuple(state[flat].shape)}."
             )
         estimator = cls(*cls.shapes(state), name=name, sha256=sha256)
         try:
             estimator.load_state_dict(dict(state))
         except RuntimeError as error:
-            raise ValueError(f"estimator {name}: its tensors do not fit together: {error}") from error
+            raise InputError(f"estimator {name}: its tensors do not fit together: {error}") from error
         if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-            raise ValueError(
+            raise InputError(
                 f"estimator {name}: expected finite weights, got NaN or infinity. The file is damaged or its training diverged."
             )
         return estimator.eval()
@@ -283,7 +283,7 @@ class TrainedEstimator(nn.Module, Estimator):
         """Raise ``ValueError`` unless (N, D) inputs and (N, D') targets are those of the estimator."""
         for label, tensor, expected in (("x", x, self.input_dimension), ("y", y, self.output_dimension)):
             if tensor.ndim != 2 or tensor.shape[1] != expected:
-                raise ValueError(
+                raise InputError(
                     f"{label}: expected shape (N, {expected}) for the estimator {self.name}, got {tuple(tensor.shape)}. Use the encoders that it was trained with, or another estimator."
                 )
         self.check_rows(x, y)

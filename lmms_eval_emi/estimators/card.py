@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.util.files import newer_version, parse_json
 
 FORMAT_VERSION = 1  # of an estimator's file; files without one are of the first
@@ -72,9 +73,9 @@ def read_card(text: str, source: str) -> dict[str, Any]:
     try:
         card = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"estimator {source}: its card is not JSON: {error}. The file is damaged.") from error
+        raise InputError(f"estimator {source}: its card is not JSON: {error}. The file is damaged.") from error
     if not isinstance(card, dict):
-        raise ValueError(
+        raise InputError(
             f"estimator {source}: expected a card that is a JSON object, got {type(card).__name__}. The file is damaged."
         )
     try:
@@ -85,12 +86,12 @@ def read_card(text: str, source: str) -> dict[str, Any]:
     except (ValidationError, AttributeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, first["loc"])) or "domain"
-        raise ValueError(f"estimator {source}: its card is damaged: {where}: {first['msg']}.") from error
+        raise InputError(f"estimator {source}: its card is damaged: {where}: {first['msg']}.") from error
     samples = checked.domain.samples
     if samples is not None and (
         not samples or checked.domain.bases is None or any(set(one.limits) - set(one.mean) for one in samples)
     ):
-        raise ValueError(f"estimator {source}: its card is damaged: domain: samples without what they are compared by.")
+        raise InputError(f"estimator {source}: its card is damaged: domain: samples without what they are compared by.")
     return card
 
 
@@ -98,4 +99,4 @@ def check_version(metadata: Mapping[str, str], source: str) -> None:
     """Raise ``ValueError`` for a file of a newer version than this package reads."""
     version = metadata.get("format_version", "1")
     if not (version.isascii() and version.isdigit() and 1 <= int(version[:9]) <= FORMAT_VERSION):
-        raise ValueError(newer_version(f"estimator {source}", version[:20], FORMAT_VERSION))
+        raise InputError(newer_version(f"estimator {source}", version[:20], FORMAT_VERSION))

@@ -12,10 +12,10 @@ import math
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 from torch.nn.functional import softplus
 
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS
-from lmms_eval_emi.core.products import Linear
 from lmms_eval_emi.estimators.club import CLUB
 
 COMPONENTS = 64
@@ -35,8 +35,8 @@ class FreeCLUB(CLUB):
     def build(self) -> None:
         """Make both networks and both maps."""
         inputs, targets = min(self.input_dimension, COMPONENTS), min(self.output_dimension, COMPONENTS)
-        self.x_map = Linear(self.input_dimension, inputs).requires_grad_(False)
-        self.y_map = Linear(self.output_dimension, targets).requires_grad_(False)
+        self.x_map = nn.Linear(self.input_dimension, inputs).requires_grad_(False)
+        self.y_map = nn.Linear(self.output_dimension, targets).requires_grad_(False)
         self.p_mu = self.mlp(inputs, targets)
         self.p_logvar = self.mlp(inputs, targets)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lmms_eval_emi.core.emi import Information
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.base import Estimator
 
 
@@ -27,7 +28,7 @@ class Cosine(Estimator):
         """
         self.check_rows(x, y)
         if x.shape[1] != y.shape[1]:
-            raise ValueError(f"y: expected dimension {x.shape[1]}, that of the references, got {y.shape[1]}.")
+            raise InputError(f"y: expected dimension {x.shape[1]}, that of the references, got {y.shape[1]}.")
         return torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=1)
 
     def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:

@@ -16,6 +16,7 @@ import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import Information
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.assignment import Assignment
 from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator, by_network, save_state, undivided
 
@@ -138,7 +139,7 @@ class CrossFitted(Estimator):
         try:
             seeds, folds = int(metadata.get("seeds", "1")), int(metadata["folds"])
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"estimator {name}: expected numbers of folds and seeds in its metadata: {error}"
             ) from error
         parts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
@@ -148,11 +149,11 @@ class CrossFitted(Estimator):
             parts.setdefault((seed, fold), {})[own] = tensor
         expected = {(str(seed), str(fold)) for seed in range(seeds) for fold in range(folds)}
         if set(parts) != expected or not expected:
-            raise ValueError(
+            raise InputError(
                 f"estimator {name}: expected the networks of {seeds} seeds and {folds} folds, got {len(parts)}. The file is damaged."
             )
         if folds > 1 and (seen is None or not all(0 <= fold < folds for fold in seen.folds.values())):
-            raise ValueError(
+            raise InputError(
                 f"estimator {name}: expected the fold of every row that it was trained on, below {folds}. The file is damaged, and without them rows would be scored by networks that saw them."
             )
         networks = [

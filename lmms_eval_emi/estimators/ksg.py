@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.base import Estimator
 
 CHUNK = 512  # rows whose distances to all others are held at a time
@@ -38,9 +39,9 @@ class KSG(Estimator):
     def __init__(self, k: int = 3, *, norm: str = "euclidean", name: str | None = None) -> None:
         super().__init__(name=name)
         if k < 1:
-            raise ValueError(f"k: expected at least one neighbour, got {k}.")
+            raise InputError(f"k: expected at least one neighbour, got {k}.")
         if norm not in NORMS:
-            raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}.")
+            raise InputError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}.")
         self.k = k
         self.norm = norm
 

@@ -1,6 +1,6 @@
 """Finding, fetching, verifying and loading estimators.
 
-A kind is a subclass of :class:`lmms_eval_emi.estimators.base.Estimator`: one of :data:`BUILT_IN`, or of another
+A kind is a subclass of :class:`lmms_eval_emi.estimators.base.Estimator`: in a file of this folder, or of another
 package that registers it under the entry-point group ``lmms_eval_emi.estimators``. A kind that needs no training
 is known by its name. Files of the others are listed in ``estimator_ckpt/registry.yaml``, which an installed
 package holds as ``lmms_eval_emi.estimator_ckpt``.
@@ -9,9 +9,11 @@ package holds as ``lmms_eval_emi.estimator_ckpt``.
 from __future__ import annotations
 
 import difflib
-import hashlib
+import http.client
 import logging
 import re
+import socket
+import sys
 import warnings
 from functools import lru_cache
 from importlib import resources
@@ -19,20 +21,18 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lmms_eval_emi.errors import InputError, UnavailableError
 from lmms_eval_emi.estimators.assignment import SEEN, Assignment
 from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator
 from lmms_eval_emi.estimators.card import check_version, read_card
-from lmms_eval_emi.estimators.club import CLUB
-from lmms_eval_emi.estimators.club_free import FreeCLUB
-from lmms_eval_emi.estimators.cosine import Cosine
 from lmms_eval_emi.estimators.crossfit import CrossFitted
-from lmms_eval_emi.estimators.dependence import HSIC, DistanceCorrelation
-from lmms_eval_emi.estimators.infonce import InfoNCE
-from lmms_eval_emi.estimators.ksg import KSG
-from lmms_eval_emi.settings import cache_folder, is_offline
+from lmms_eval_emi.settings import is_offline, load_settings
+from lmms_eval_emi.util.digest import file_hexdigest
+from lmms_eval_emi.util.discovery import subclasses_in
 
 if TYPE_CHECKING:
     from lmms_eval_emi.encoders import Encoders
@@ -42,7 +42,7 @@ log = logging.getLogger("lmms_eval_emi")
 CHECKPOINT_FOLDER = "estimator_ckpt"
 TEXT_ONLY = "text-only"  # in the place of a vision encoder, where inputs have no images
 GROUP = "lmms_eval_emi.estimators"
-BUILT_IN: tuple[type[Estimator], ...] = (CLUB, FreeCLUB, InfoNCE, KSG, HSIC, DistanceCorrelation, Cosine)
+TIMEOUT = 30  # seconds without an answer of a download
 
 
 @lru_cache(maxsize=1)
@@ -63,16 +63,13 @@ def kinds() -> dict[str, type[Estimator]]:
             )
             continue
         found[entry.name] = loaded
-    return found | {kind.kind: kind for kind in BUILT_IN}
+    package = sys.modules["lmms_eval_emi.estimators"]
+    return found | {own.kind: own for own in subclasses_in(package, Estimator) if "kind" in vars(own)}
 
 
 def trainable() -> dict[str, type[TrainedEstimator]]:
     """The kinds that ``train-estimator`` trains, by name."""
     return {name: kind for name, kind in kinds().items() if issubclass(kind, TrainedEstimator)}
-
-
-class EstimatorUnavailable(RuntimeError):
-    """A registered estimator is not on this machine and could not be fetched."""
 
 
 class EstimatorEntry(BaseModel):
@@ -95,11 +92,11 @@ class EstimatorEntry(BaseModel):
     def _has_a_source(self) -> EstimatorEntry:
         sources = bool(self.file) + bool(self.url)
         if self.kind not in kinds():
-            raise ValueError(
+            raise InputError(
                 f"estimator {self.name}: expected one of the kinds {', '.join(kinds())}, got {self.kind!r}"
             )
         if sources != self.is_trained or sources != bool(self.sha256):
-            raise ValueError(
+            raise InputError(
                 f"estimator {self.name}: expected either file or url, with its sha256, for a trained one, and none for others"
             )
         return self
@@ -127,7 +124,11 @@ def registered_estimators() -> dict[str, EstimatorEntry]:
 
 
 def load_estimator(
-    source: str | Path, encoders: Encoders | None = None, *, allow_other_encoders: bool = False
+    source: str | Path,
+    encoders: Encoders | None = None,
+    *,
+    allow_other_encoders: bool = False,
+    cache: Path | None = None,
 ) -> Estimator:
     """Load an estimator of mutual information.
 
@@ -137,6 +138,7 @@ def load_estimator(
             kept in the user's cache; a copy in ``./estimator_ckpt/`` is used where its hash is right.
         encoders: of the run; an estimator that was trained with others is refused.
         allow_other_encoders: warn instead.
+        cache: folder for fetched estimators; default: that of the settings.
 
     Returns:
         The estimator, on the CPU.
@@ -144,26 +146,26 @@ def load_estimator(
     Raises:
         ValueError: neither a registered name nor a file, or the file holds no estimator, or other
             encoders made the embeddings that it was trained on.
-        EstimatorUnavailable: it is not on this machine and could not be fetched.
+        UnavailableError: it is not on this machine and could not be fetched.
     """
     registry = registered_estimators()
     entry = registry.get(str(source))
     if entry and not entry.is_trained:
         return kinds()[entry.kind](name=entry.name)
-    path = locate(entry) if entry else Path(source).expanduser()
+    path = locate(entry, cache or load_settings().cache) if entry else Path(source).expanduser()
     if not path.is_file():
         close = difflib.get_close_matches(str(source), registry, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
+        raise InputError(
             f"estimator: expected a registered name ({', '.join(registry)}) or the path of a .safetensors or .pt file, got {str(source)!r}, which is neither.{hint}"
         )
-    sha256 = file_sha256(path)
+    sha256 = file_hexdigest(path)
     known = next((known for known in registry.values() if known.sha256 == sha256), None)
     state, metadata = _read_state(path)
     check_version(metadata, str(path))
     kind = trainable().get(metadata.get("kind", "club"))
     if kind is None:
-        raise ValueError(
+        raise InputError(
             f"estimator {path}: expected one of the kinds {', '.join(trainable())}, got {metadata['kind']!r}. A newer version of this package may know it, or the package that it is from is not installed."
         )
     name = known.name if known else path.stem
@@ -244,7 +246,7 @@ def _refuse_others(estimator: Estimator, vision: str | None, text: str, allow_ot
         return
     message = f"The estimator {estimator.signature} was trained with the {'; with the '.join(problems)}."
     if not allow_other:
-        raise ValueError(
+        raise InputError(
             f"{message} Its scores would mean nothing. Set the encoders that it was trained with, or pass --allow-other-encoders (LMMS_EVAL_EMI_ALLOW_OTHER_ENCODERS=1)."
         )
     log.warning("%s It is used all the same, as asked.", message)
@@ -273,24 +275,24 @@ def place_of_encoder(signature: str) -> str | None:
     return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
-def locate(entry: EstimatorEntry) -> Path:
+def locate(entry: EstimatorEntry, cache: Path) -> Path:
     """Path of a registered estimator's verified file, fetched if it is not here.
 
     Raises:
-        EstimatorUnavailable: as :func:`load_estimator`.
+        UnavailableError: as :func:`load_estimator`.
     """
     if entry.file:
         return Path(str(resources.files("lmms_eval_emi.estimator_ckpt").joinpath(entry.file)))
-    cached = cache_folder() / "estimators" / f"{entry.sha256[:16]}-{entry.file_name}"
+    cached = cache / "estimators" / f"{entry.sha256[:16]}-{entry.file_name}"
     for path in (cached, Path(CHECKPOINT_FOLDER) / entry.file_name):
-        if path.is_file() and file_sha256(path) == entry.sha256:
+        if path.is_file() and file_hexdigest(path) == entry.sha256:
             return path
     return _fetch(entry, cached)
 
 
 def _fetch(entry: EstimatorEntry, target: Path) -> Path:
-    def unavailable(reason: object) -> EstimatorUnavailable:
-        return EstimatorUnavailable(
+    def unavailable(reason: object) -> UnavailableError:
+        return UnavailableError(
             f"The estimator {entry.name!r} is not on this machine and could not be fetched: {reason}\n"
             f"  url     {entry.url}\n"
             f"  sha256  {entry.sha256}\n"
@@ -301,31 +303,19 @@ def _fetch(entry: EstimatorEntry, target: Path) -> Path:
 
     if is_offline():
         raise unavailable("HF_HUB_OFFLINE is set.")
-    import pooch
     from filelock import FileLock
-    from requests.exceptions import RequestException
 
+    earlier = socket.getdefaulttimeout()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            downloader = pooch.HTTPDownloader(progressbar=True, timeout=30)
-            return Path(
-                pooch.retrieve(
-                    entry.url,
-                    known_hash=f"sha256:{entry.sha256}",
-                    fname=target.name,
-                    path=target.parent,
-                    downloader=downloader,
-                )
-            )
-    except (RequestException, OSError, ValueError) as error:  # pooch raises ValueError for a wrong hash
+            socket.setdefaulttimeout(TIMEOUT)
+            torch.hub.download_url_to_file(str(entry.url), str(target), hash_prefix=entry.sha256)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: another hash than expected
         raise unavailable(error) from error
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    finally:
+        socket.setdefaulttimeout(earlier)
+    return target
 
 
 def _read_state(path: Path) -> tuple[dict, dict]:
@@ -338,27 +328,27 @@ def _read_state(path: Path) -> tuple[dict, dict]:
             with safe_open(str(path), framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
-            raise ValueError(f"estimator {path}: expected a safetensors file: {error}") from error
+            raise InputError(f"estimator {path}: expected a safetensors file: {error}") from error
     if path.suffix not in {".pt", ".pth", ".bin"}:
-        raise ValueError(f"estimator {path}: expected a .safetensors or .pt file, got the suffix {path.suffix!r}.")
+        raise InputError(f"estimator {path}: expected a .safetensors or .pt file, got the suffix {path.suffix!r}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of formats that are refused below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes the unpickler raise
-        raise ValueError(
+        raise InputError(
             f"estimator {path}: expected a state dict of plain tensors, which this file is not; it is not loaded otherwise, for a pickle may run code. ({error})"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and type(tensor) is torch.Tensor and tensor.layout == torch.strided
         for key, tensor in state.items()
     ):
-        raise ValueError(f"estimator {path}: expected a state dict of plain tensors, got {type(state).__name__}.")
+        raise InputError(f"estimator {path}: expected a state dict of plain tensors, got {type(state).__name__}.")
     # A tensor of a few bytes may claim to be of any size by repeating them.
     held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if claimed > sum(held.values()):
-        raise ValueError(
+        raise InputError(
             f"estimator {path}: expected plain tensors, got some of {claimed:,} bytes in a file that holds {sum(held.values()):,}. The file is not what training wrote."
         )
     return state, {}

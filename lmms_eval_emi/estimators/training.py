@@ -21,6 +21,7 @@ import xxhash
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.assignment import Assignment, row_to_keys
 from lmms_eval_emi.estimators.base import TrainedEstimator
 from lmms_eval_emi.estimators.crossfit import CrossFitted
@@ -69,17 +70,17 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "hidden", "every", "folds", "seeds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}.")
         if not self.lr > 0:
-            raise ValueError(f"lr: expected a positive learning rate, got {self.lr}.")
+            raise InputError(f"lr: expected a positive learning rate, got {self.lr}.")
         if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out: expected a share in [0, 1), got {self.held_out}.")
+            raise InputError(f"held_out: expected a share in [0, 1), got {self.held_out}.")
         if self.kind not in trainable():
-            raise ValueError(f"kind: expected one of {', '.join(trainable())}, got {self.kind!r}.")
+            raise InputError(f"kind: expected one of {', '.join(trainable())}, got {self.kind!r}.")
         if self.keep not in {"best", "last"}:
-            raise ValueError(f"keep: expected 'best' or 'last', got {self.keep!r}.")
+            raise InputError(f"keep: expected 'best' or 'last', got {self.keep!r}.")
         if self.keep == "best" and self.held_out == 0:
-            raise ValueError("keep: the best state is told by held-out pairs. Hold some out, or keep the last.")
+            raise InputError("keep: the best state is told by held-out pairs. Hold some out, or keep the last.")
 
     def is_due(self, iteration: int) -> bool:
         """Whether held-out pairs are scored now. A network may overfit within the first hundred steps."""
@@ -171,7 +172,7 @@ def train_estimator(
     """
     pairs = embeddings_to_pairs(splits)
     if pairs.images < options.folds:
-        raise ValueError(
+        raise InputError(
             f"folds: expected at least as many images as folds, got {pairs.images} and {options.folds}. Use fewer --folds."
         )
     few = too_few(len(pairs.x), pairs.images)
@@ -296,7 +297,7 @@ class _Training:
         clusters = self.pairs.clusters[own].unique()
         share = self.options.held_out
         if share and len(clusters) < 2:
-            raise ValueError(
+            raise InputError(
                 "held_out: expected at least two images, got one, so that none can be held out. Train with --held-out 0 --keep last."
             )
         chosen = torch.randperm(len(clusters), generator=self.generator)
@@ -371,7 +372,7 @@ class _Training:
         finite = torch.isfinite(self.losses[: self.unchecked]).tolist()
         if not all(finite):
             first = self.iteration - len(finite) + finite.index(False) + 1
-            raise ValueError(
+            raise InputError(
                 f"the training diverged in iteration {first}. Use a smaller --lr than {self.options.lr:g}."
             )
         self.unchecked = 0
@@ -380,7 +381,7 @@ class _Training:
         """The network in the state that is kept, on the CPU."""
         usable = bool(torch.isfinite(self._scores(self.train[: self.options.batch_size])).all())
         if not usable or (self.options.keep == "best" and self.best["state"] is None):
-            raise ValueError(
+            raise InputError(
                 f"the training diverged by iteration {self.options.iterations}. Use a smaller --lr than {self.options.lr:g}."
             )
         if self.options.keep == "best":
@@ -404,20 +405,20 @@ class _Training:
 
 def _read_checkpoint(checkpoint: Path | None, identity: dict, options: TrainingOptions) -> dict[str, Any]:
     if checkpoint is None or not checkpoint.is_file():
-        raise ValueError(
+        raise InputError(
             f"resume: expected the checkpoint of an unfinished training at {checkpoint}, which is not there. Train without --resume."
         )
     try:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"resume: {checkpoint} is damaged. Remove it and train without --resume. ({error})") from error
+        raise InputError(f"resume: {checkpoint} is damaged. Remove it and train without --resume. ({error})") from error
     if saved["identity"] != identity:
-        raise ValueError(
+        raise InputError(
             f"resume: {checkpoint} is of a training with other data or options. Use the same ones, or train without --resume."
         )
     reached = max([saved["state"]["iteration"], *(one["iteration"] for one in saved["done"])])
     if reached > options.iterations:
-        raise ValueError(
+        raise InputError(
             f"resume: {checkpoint} has done {reached} iterations already. Ask for as many or more than these with --iterations."
         )
     return saved

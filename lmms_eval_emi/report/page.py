@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from lmms_eval_emi.core.conventions import EXPONENTS
-from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.report.finding import (
     MOST_NAMED,
     comparability_lines,
@@ -37,7 +38,7 @@ from lmms_eval_emi.report.plots import MOST_CELLS, MOST_SERIES, pictures_of, roo
 from lmms_eval_emi.report.reading import JSDS, Findings, ReportedResult, published_results
 from lmms_eval_emi.scoring.stored import StoredAgreement, StoredAudit, StoredCorrelation, StoredFinding
 from lmms_eval_emi.scoring.table import FEW_ROWS
-from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
+from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def write_report(
     if format == "png":
         return _write_pictures(results, output)
     if format not in FORMATS:
-        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}.")
+        raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}.")
     return [write_atomically(output, to_text(results, format, full=full))]
 
 
@@ -672,5 +673,5 @@ def _write_pictures(results: Sequence[ReportedResult], folder: Path) -> list[Pat
 def _figure(ax: Axes) -> Any:
     figure = ax.get_figure(root=True)
     if figure is None:
-        raise ValueError("ax: expected axes of a figure.")
+        raise InputError("ax: expected axes of a figure.")
     return figure

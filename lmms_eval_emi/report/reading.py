@@ -16,13 +16,14 @@ import yaml
 
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.jackknife import Jackknife, combine
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, Shift, load_study
+from lmms_eval_emi.errors import ResultsError, StudyError
 from lmms_eval_emi.scoring.result import StudyResult, Summary
 from lmms_eval_emi.scoring.rows import read_rows, to_jackknife
 from lmms_eval_emi.scoring.stored import (
     StoredAgreement,
     StoredAudit,
     StoredEntry,
-    StoredError,
     check_agreement,
     check_audit,
     check_entry,
@@ -31,7 +32,6 @@ from lmms_eval_emi.scoring.stored import (
     is_entry,
     read_entries,
 )
-from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, Shift, StudyError, load_study
 
 log = logging.getLogger("lmms_eval_emi")
 JSDS = tuple(EXPONENTS)
@@ -39,10 +39,6 @@ JSDS = tuple(EXPONENTS)
 
 # A picture that is part of the page; anything else might be fetched, or run.
 PICTURE = re.compile(r"data:image/(?:jpeg|png|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
-
-
-class ReportError(ValueError):
-    """A file or folder holds no results."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +208,7 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
         paths: our JSON, the published script's JSON, or folders, which are searched for our JSON.
 
     Raises:
-        ReportError: one of them holds no results.
+        ResultsError: one of them holds no results.
     """
     results: list[ReportedResult] = []
     for path in map(Path, paths):
@@ -221,7 +217,7 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
             files = [file for file in files if not file.name.endswith(".rows.json")]
             found = [result for file in files for result in _read_file(file, strict=False)]
             if not found:
-                raise ReportError(
+                raise ResultsError(
                     f"{path}: expected a folder with *_emi_*.json, as a harness run or score writes, found none. Run lmms-eval with --output_path, or lmms-eval-emi score with --output."
                 )
             results += found
@@ -242,7 +238,7 @@ def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
     """The audits and agreements among some files, and the paths that are neither.
 
     Raises:
-        ReportError: one is damaged.
+        ResultsError: one is damaged.
     """
     audits: list[StoredAudit] = []
     agreements: list[StoredAgreement] = []
@@ -250,7 +246,7 @@ def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
     for path in map(Path, paths):
         try:
             entries = read_entries(path) if path.is_file() else []
-        except StoredError:
+        except ResultsError:
             entries = []  # whoever reads it as results says why
         try:
             if len(entries) == 1 and is_audit(entries[0]):
@@ -259,8 +255,8 @@ def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
                 agreements += check_agreement(path, entries[0]).agreements
             else:
                 others.append(path)
-        except StoredError as error:
-            raise ReportError(str(error)) from error
+        except ResultsError as error:
+            raise ResultsError(str(error)) from error
     return Findings(tuple(audits), tuple(agreements)), others
 
 
@@ -285,25 +281,25 @@ def published_results(study: str) -> list[ReportedResult]:
 def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     try:
         entries = read_entries(path)
-    except StoredError as error:
+    except ResultsError as error:
         if strict:
-            raise ReportError(str(error)) from error
+            raise ResultsError(str(error)) from error
         return []
     results = []
     for entry in entries:
         if is_entry(entry):
             try:
                 results.append(_from_entry(check_entry(path, entry), read_rows(path, entry), str(path)))
-            except StoredError as error:
-                raise ReportError(str(error)) from error
+            except ResultsError as error:
+                raise ResultsError(str(error)) from error
         elif isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
             results.append(_from_published_script(entry, path))
         elif strict:
-            raise ReportError(
+            raise ResultsError(
                 f"{path}: expected results of lmms-eval-emi score, of a harness run (*_emi_*.json) or of the published script, got JSON of another form."
             )
     if strict and not results:
-        raise ReportError(f"{path}: expected results of lmms-eval-emi score, got an empty list.")
+        raise ResultsError(f"{path}: expected results of lmms-eval-emi score, got an empty list.")
     return results
 
 
@@ -386,12 +382,12 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:
     study = str(entry.get("shift_type", "")).lower()
     if study not in BUILT_IN:
-        raise ReportError(f"{path}: expected shift_type NATURAL or SYNTHETIC, got {entry.get('shift_type')!r}.")
+        raise ResultsError(f"{path}: expected shift_type NATURAL or SYNTHETIC, got {entry.get('shift_type')!r}.")
     values: dict[str, dict[str, float]] = {}
     for key in ("EMI", "EMID", "EMID_UB"):
         own = entry[key]
         if not isinstance(own, dict) or not all(_is_number(value) for value in own.values()):
-            raise ReportError(
+            raise ResultsError(
                 f"{path}: expected finite numbers by split under {key}, got others. Run the script again."
             )
         values[key] = own

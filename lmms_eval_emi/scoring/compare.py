@@ -18,9 +18,10 @@ from scipy import special
 from lmms_eval_emi.core.conventions import Adjustment
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import ALPHA, adjust
+from lmms_eval_emi.errors import InputError, ResultsError
 from lmms_eval_emi.scoring.result import CHEAP_DRAWS
 from lmms_eval_emi.scoring.rows import read_rows, to_jackknife
-from lmms_eval_emi.scoring.stored import StoredError, check_entry, is_entry, read_entries
+from lmms_eval_emi.scoring.stored import check_entry, is_entry, read_entries
 
 MOST_IMAGES = 10_000_000
 
@@ -52,7 +53,7 @@ def read_stored(paths: Iterable[str | Path]) -> list[StoredResult]:
     """Read results with their rows.
 
     Raises:
-        StoredError: a file holds no results, or its rows are missing or those of other results.
+        ResultsError: a file holds no results, or its rows are missing or those of other results.
     """
     found: list[StoredResult] = []
     for path in map(Path, paths):
@@ -66,11 +67,11 @@ def read_stored(paths: Iterable[str | Path]) -> list[StoredResult]:
 
 def _read_entry(path: Path, entry: Any) -> StoredResult:
     if not is_entry(entry):
-        raise StoredError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
+        raise ResultsError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
     stored = check_entry(path, entry)
     without = read_rows(path, entry).get("without_each_image")
     if not isinstance(without, dict):
-        raise StoredError(
+        raise ResultsError(
             f"{path}: its rows are not beside it, which comparing needs. Keep *.rows.json with the results, or score again."
         )
     scores: dict[str, dict[str, Jackknife]] = {"emi": {}, "emid": {}}
@@ -81,7 +82,7 @@ def _read_entry(path: Path, entry: Any) -> StoredResult:
                 if value is not None and metric in without.get(name, {}):
                     known[name] = to_jackknife(value, without[name][metric])
     except (TypeError, AttributeError, ValueError) as error:
-        raise StoredError(f"{path}: its results are damaged: {error}") from error
+        raise ResultsError(f"{path}: its results are damaged: {error}") from error
     settings = {key: str(value) for key, value in stored.settings.items()}
     return StoredResult(stored.model, stored.shift, settings, scores["emi"], scores["emid"])
 
@@ -203,9 +204,9 @@ def power(result: StoredResult, effect: float, chance: float = 0.8) -> list[Powe
         ValueError: the effect is not positive, or the chance is not between 0.05 and 1.
     """
     if not (math.isfinite(effect) and effect > 0):
-        raise ValueError(f"effect: expected a positive EMID, got {effect}.")
+        raise InputError(f"effect: expected a positive EMID, got {effect}.")
     if not ALPHA < chance < 1:
-        raise ValueError(f"power: expected a chance between {ALPHA} and 1, got {chance}.")
+        raise InputError(f"power: expected a chance between {ALPHA} and 1, got {chance}.")
     found = []
     for name, emid in result.emid.items():
         error = emid.stderr

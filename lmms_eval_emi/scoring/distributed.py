@@ -1,4 +1,4 @@
-"""Scoring over the ranks of a process group: each does its part, and all get the whole."""
+"""Scoring over the ranks of a process group: each rank does its shard, and every rank gets the whole."""
 
 from __future__ import annotations
 
@@ -11,38 +11,32 @@ import torch
 import torch.distributed as dist
 
 from lmms_eval_emi.core.streaming import SplitStatistics
+from lmms_eval_emi.errors import EMIError, RunError
 
 Item = TypeVar("Item")
 
 
 class _Group:
-    """Whether a process group is open that all ranks use together. That of a harness is not: its rank 0 scores alone."""
+    """Whether all ranks score together. In a harness run they do not: rank 0 scores alone."""
 
     open = False
 
 
 def rank() -> int:
-    """Number of this process in its group; 0 without one."""
+    """Return the number of this process in its group; 0 without one."""
     return dist.get_rank() if _Group.open else 0
 
 
-def ranks() -> int:
-    """Number of processes of the group; 1 without one."""
+def world_size() -> int:
+    """Return the number of processes of the group; 1 without one."""
     return dist.get_world_size() if _Group.open else 1
-
-
-def cores() -> int:
-    """Cores for this process, where as many of its group are on this machine as the launcher says."""
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _Group.open else 1
-    return max(1, (os.cpu_count() or 1) // max(1, beside))
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The process group that a launcher (accelerate launch, torchrun) has set up the variables of, if there is one.
+    """Join the process group that a launcher (accelerate launch, torchrun) has set up, if there is one.
 
-    It passes numbers over the CPU's network (gloo), for what ranks share is small. Each rank has the GPU of its
-    number on the machine, where there are GPUs.
+    Ranks exchange numbers over the CPU's network (gloo). Each rank uses the GPU of its local number.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
@@ -58,63 +52,60 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def gather(value: Any) -> list[Any]:
-    """The values of all ranks, in their order, on every rank."""
-    if ranks() == 1:
-        return [value]
-    found: list[Any] = [None] * ranks()
+def broadcast_from_rank0(compute: Callable[[], Any]) -> Any:
+    """Compute something on rank 0 and return it on every rank."""
+    if world_size() == 1:
+        return compute()
+    box: list[Any] = [_attempt(compute) if rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return _result(box[0], 0)
+
+
+def gather_results(compute: Callable[[], Any]) -> list[Any]:
+    """Compute something on every rank and return all results on every rank; if one rank fails, all raise."""
+    if world_size() == 1:
+        return [compute()]
+    return [_result(outcome, number) for number, outcome in enumerate(_gather(_attempt(compute)))]
+
+
+def shard(items: Sequence[Item]) -> list[Item]:
+    """Return this rank's round-robin shard."""
+    return list(items[rank() :: world_size()])
+
+
+def row_range(n: int) -> tuple[int, int]:
+    """Return this rank's first row of ``n``, and the one behind its last."""
+    return n * rank() // world_size(), n * (rank() + 1) // world_size()
+
+
+def merge_statistics(statistics: SplitStatistics) -> SplitStatistics:
+    """Return the statistics of the rows of all ranks, the same on each of them."""
+    if world_size() == 1:
+        return statistics
+    total, *others = _gather(statistics.without_estimator())
+    for other in others:
+        total.merge(other)
+    return total.with_estimator(statistics.estimator)
+
+
+def _gather(value: Any) -> list[Any]:
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
 
 
-def from_first(make: Callable[[], Any]) -> Any:
-    """What rank 0 makes, on every rank."""
-    if ranks() == 1:
-        return make()
-    box: list[Any] = [attempt(make) if rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    return _value(box[0], 0)
-
-
-def over_ranks(work: Callable[[], Any]) -> list[Any]:
-    """What every rank makes, on every rank. Where one fails, all do, and none waits for it forever."""
-    if ranks() == 1:
-        return [work()]
-    return [_value(one, number) for number, one in enumerate(gather(attempt(work)))]
-
-
-def attempt(work: Callable[[], Any]) -> tuple[bool, Any]:
-    """Whether something was made, and what, or the error."""
+def _attempt(compute: Callable[[], Any]) -> tuple[bool, Any]:
     try:
-        return True, work()
+        return True, compute()
     except Exception as error:
         return False, error
 
 
-def _value(made: tuple[bool, Any], number: int) -> Any:
-    done, value = made
+def _result(outcome: tuple[bool, Any], number: int) -> Any:
+    done, value = outcome
     if not done:
         if number == rank():
             raise value
-        raise RuntimeError(f"rank {number} failed: {type(value).__name__}: {value}")
+        kind = RunError if isinstance(value, EMIError | OSError) else RuntimeError
+        raise kind(f"rank {number} failed: {type(value).__name__}: {value}")
     return value
-
-
-def own_part(items: Sequence[Item]) -> list[Item]:
-    """The items of this rank: every one is of one rank, and all have about as many of those beside each other."""
-    return list(items[rank() :: ranks()])
-
-
-def part_of_rank(n: int) -> tuple[int, int]:
-    """First row of this rank, and the one behind its last."""
-    return n * rank() // ranks(), n * (rank() + 1) // ranks()
-
-
-def merged_over_ranks(statistics: SplitStatistics) -> SplitStatistics:
-    """Statistics of the rows of all ranks, the same on each of them."""
-    if ranks() == 1:
-        return statistics
-    total, *others = gather(statistics.without_estimator())
-    for other in others:
-        total.merge(other)
-    return total.with_estimator(statistics.estimator)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.data.responses import (
     ModelResponses,
-    ResponsesError,
     SplitResponses,
     choose_models,
     expected_files,
@@ -19,9 +18,12 @@ from lmms_eval_emi.data.responses import (
     responses_of_study,
 )
 from lmms_eval_emi.data.responses.base import id_text
-from lmms_eval_emi.data.rows import column_values, image_roots, load_splits, to_samples
+from lmms_eval_emi.data.rows import column_values, image_roots, to_samples
 from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.data.study import BUILT_IN, Study
+from lmms_eval_emi.errors import ResponsesError
+from lmms_eval_emi.settings import Settings, load_settings
+from lmms_eval_emi.shifts.at_load import load_splits
 
 if TYPE_CHECKING:
     import datasets
@@ -53,6 +55,22 @@ class StudySamples:
     lost: dict[str, set[RowKey]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
 
+    def copy(self) -> StudySamples:
+        """Return an entry with the same reasons, lost rows and notes, and no samples."""
+        return replace(
+            self,
+            samples={},
+            left_out={name: list(reasons) for name, reasons in self.left_out.items()},
+            lost={name: set(keys) for name, keys in self.lost.items()},
+        )
+
+    def keep(self, split: str, samples: list[Sample], reason: str) -> None:
+        """Take the samples of a split, or note the reason if there are none."""
+        if samples:
+            self.samples[split] = samples
+        else:
+            self.leave_out(split, f"split {split}: {reason}")
+
     def leave_out(self, split: str, reason: str) -> None:
         """Note why a row or the whole of a split is not used."""
         reasons = self.left_out.setdefault(split, [])
@@ -63,6 +81,7 @@ class StudySamples:
 def collect_samples(
     study: Study,
     folders: Sequence[Path] = (),
+    settings: Settings | None = None,
     *,
     splits: Iterable[str] | None = None,
     models: Sequence[str] = (),
@@ -74,6 +93,7 @@ def collect_samples(
     Args:
         study: with the rows.
         folders: with the responses; default: the files that the study names.
+        settings: default: those of the environment.
         splits: to use, beside the ID split; default: all.
         models: which to take; see :func:`lmms_eval_emi.data.responses.choose_models`.
         renamed: new name of a model by its old one.
@@ -97,7 +117,7 @@ def collect_samples(
     for name, model in labelled:  # two folders may hold runs of one model
         seen[name] += 1
         unique.append((name if seen[name] == 1 else f"{name} ({seen[name]})", model))
-    return join_responses(study, unique, names, allow_missing=allow_missing)
+    return join_responses(study, unique, names, settings or load_settings(), allow_missing=allow_missing)
 
 
 def chosen_splits(study: Study, chosen: Sequence[str] = ()) -> list[str]:
@@ -116,6 +136,7 @@ def join_responses(
     study: Study,
     models: Sequence[tuple[str, ModelResponses]],
     names: Sequence[str],
+    settings: Settings,
     *,
     allow_missing: bool = False,
 ) -> list[StudySamples]:
@@ -131,13 +152,13 @@ def join_responses(
         joined.append(entry)
     refuse_unless(allow_missing, joined)
     needed = [name for name in names if any(name in model.splits for _, model in models)]
-    rows = load_splits(study, needed)
+    rows = load_splits(study, needed, settings)
     for (_, model), entry in zip(models, joined, strict=True):
         for name in needed:
             if name in model.splits:
-                add_split(entry, name, rows[name], model.splits[name])
+                add_split(entry, name, rows[name], model.splits[name], settings)
     for (_, model), entry in zip(models, joined, strict=True):
-        for line in _strangers(entry.study, model, rows):
+        for line in unmatched_responses(entry.study, model, rows):
             log.warning("%s: %s", entry.model, line)
     refuse_unless(allow_missing, joined)
     for entry in joined:
@@ -146,7 +167,7 @@ def join_responses(
     return joined
 
 
-def _strangers(study: Study, model: ModelResponses, rows: Mapping[str, datasets.Dataset]) -> list[str]:
+def unmatched_responses(study: Study, model: ModelResponses, rows: Mapping[str, datasets.Dataset]) -> list[str]:
     """Responses to questions that no split of their file has. Splits that share a file have their own part of it each."""
     lines = []
     for path in dict.fromkeys(one.path for one in model.splits.values()):
@@ -168,7 +189,9 @@ def _strangers(study: Study, model: ModelResponses, rows: Mapping[str, datasets.
     return lines
 
 
-def add_split(entry: StudySamples, name: str, rows: datasets.Dataset, responses: SplitResponses) -> None:
+def add_split(
+    entry: StudySamples, name: str, rows: datasets.Dataset, responses: SplitResponses, settings: Settings
+) -> None:
     """Add the samples of a split to an entry, and note what is missing."""
     ids = column_values(rows, entry.study.split(name).dataset.columns.id)
     for problem in responses.problems:
@@ -188,7 +211,7 @@ def add_split(entry: StudySamples, name: str, rows: datasets.Dataset, responses:
             name,
             f"{responses.path}: {len(missing)} of the {len(ids)} questions of {name} have no usable response: question_id {shown}. Add the responses.",
         )
-    add_rows(entry, name, rows, by_row)
+    add_rows(entry, name, rows, by_row, settings)
 
 
 def add_rows(
@@ -196,6 +219,7 @@ def add_rows(
     name: str,
     rows: datasets.Dataset,
     by_row: Mapping[int, str],
+    settings: Settings,
     asked: Iterable[int] | None = None,
 ) -> None:
     """Add the samples of the rows of a split that have a response.
@@ -205,11 +229,12 @@ def add_rows(
         name: of the split.
         rows: of the split.
         by_row: response by row number.
+        settings: with the folder of images.
         asked: numbers of the rows that should have one; default: all.
     """
     spec = entry.study.split(name).dataset
     problems: dict[int, str] = {}
-    samples = to_samples(rows, spec.columns, by_row, image_roots(entry.study, spec), problems)
+    samples = to_samples(rows, spec.columns, by_row, image_roots(entry.study, spec, settings.images), problems)
     for reason in problems.values():
         entry.leave_out(name, f"split {name}, {reason}")
     if samples:

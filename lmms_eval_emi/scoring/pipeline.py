@@ -3,56 +3,56 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import closing, contextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.streaming import SplitStatistics
-from lmms_eval_emi.core.workers import settle_threads
-from lmms_eval_emi.estimators import Estimator
-from lmms_eval_emi.util.files import threads
-from lmms_eval_emi.memory import give_back
-from lmms_eval_emi.data.sample import SampleError, without_images
-from lmms_eval_emi.scoring.degenerate import counts_by_kind, kinds_of, release_languages
-from lmms_eval_emi.scoring.embed import BadRow, CacheOf, TextsReady, cache_of_embeddings, embed_groups
-from lmms_eval_emi.scoring.join import StudySamples, chosen_splits, collect_samples
-from lmms_eval_emi.scoring.memo import Memo
-from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
-from lmms_eval_emi.scoring.distributed import merged_over_ranks, part_of_rank, rank
-from lmms_eval_emi.scoring.result import (
-    Inference,
-    StudyResult,
-    begin_scores,
-    notes_on_samples,
-    score_statistics,
-    score_study,
-)
-from lmms_eval_emi.scoring.rows import Scored
-from lmms_eval_emi.scoring.embedding_files import SplitStore, Store, StoreError
-from lmms_eval_emi.settings import Settings, load_settings, override_settings
+from lmms_eval_emi.data.sample import without_images
 from lmms_eval_emi.data.study import Study, load_study
+from lmms_eval_emi.errors import InputError, ResultsError, SampleError
+from lmms_eval_emi.estimators import Estimator
+from lmms_eval_emi.scoring.degenerate import counts_by_kind, degenerate_kinds
+from lmms_eval_emi.scoring.distributed import merge_statistics, rank, row_range
+from lmms_eval_emi.scoring.embed import BadRow, CacheFactory, embed_good_rows, embedding_cache
+from lmms_eval_emi.scoring.embedding_files import SplitFiles, StoredEmbeddings, open_embeddings, write_embeddings
+from lmms_eval_emi.scoring.join import StudySamples, chosen_splits, collect_samples
+from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
+from lmms_eval_emi.scoring.result import Inference, StudyResult, notes_on_samples, score_statistics, score_study
+from lmms_eval_emi.scoring.rows import Scored
+from lmms_eval_emi.settings import Settings, load_settings
 
 log = logging.getLogger("lmms_eval_emi")
-MOST_IN_MEMORY = 20_000  # rows of a split that is scored as a whole
+MAX_ROWS_IN_MEMORY = 20_000  # of a split; larger ones are read once, a part at a time
 
 
-# Statistics of the splits of a study, each read once.
-ReadOnce = Callable[[Study, Mapping[str, SplitStore], Estimator], dict[str, SplitStatistics]]
+class Engine(Protocol):
+    """Machines that encode responses and read embeddings, such as a Ray cluster."""
+
+    def encode(
+        self, entry: StudySamples, settings: Settings, folder: Path, *, allow_missing: bool = False
+    ) -> StoredEmbeddings:
+        """Encode the samples of a study into files of a folder that all machines see."""
+        ...
+
+    def accumulate(
+        self, study: Study, splits: Mapping[str, SplitFiles], estimator: Estimator
+    ) -> dict[str, SplitStatistics]:
+        """Read splits once and return their statistics, as :func:`accumulate` does on this machine."""
+        ...
 
 
 def score(
     study: Study | str | Path,
     responses: Sequence[str | Path] | str | Path = (),
     *,
+    embeddings: str | Path | None = None,
+    engine: Engine | None = None,
+    save_embeddings: str | Path | None = None,
     models: Sequence[str] = (),
     splits: Sequence[str] = (),
     estimators: Sequence[str] = (),
@@ -60,12 +60,15 @@ def score(
     settings: Settings | None = None,
     **overrides: Any,
 ) -> list[StudyResult]:
-    """Score the responses of models in a study.
+    """Score the responses of models in a study, or embeddings of them that exist already.
 
     Args:
         study: a built-in name (``natural``, ``synthetic``, ``demo``), the path of a study file, or a study.
         responses: folders of response files, or output folders of a harness; default: the files that the
             study names.
+        embeddings: score these instead of responses; see :mod:`lmms_eval_emi.scoring.embedding_files`.
+        engine: machines that do the work; default: this process. Without ``embeddings`` it needs ``save_embeddings``.
+        save_embeddings: folder to write the embeddings to.
         models: which models to take; ``all`` takes every one. Without any, each folder must hold one.
         splits: to score, beside the ID split; default: all.
         estimators: names or paths, one result each; default: that of the settings.
@@ -80,15 +83,125 @@ def score(
     Raises:
         ResponsesError: responses are missing or cannot be read.
         StudyError: the study, or one of its datasets, is not there or cannot be read.
-        SampleError: rows that cannot be embedded, all of them, before anything is encoded.
-        PreflightError: an encoder or estimator is missing, or they do not fit each other.
+        SampleError: rows that cannot be embedded, all of them.
+        ResultsError: embeddings are missing or cannot be read.
+        UnavailableError: an encoder or estimator is missing, or they do not fit each other.
     """
-    study = study if isinstance(study, Study) else load_study(study)
-    settings = settings if settings and not overrides else override_settings({**dict(settings or {}), **overrides})
-    folders = [Path(responses)] if isinstance(responses, str | Path) else [Path(folder) for folder in responses]
-    entries = collect_samples(study, folders, splits=splits, models=models, allow_missing=allow_missing)
+    settings = _with_overrides(settings, overrides)
+    scored = score_sources(
+        [study if isinstance(study, Study) else load_study(study)],
+        [Path(responses)] if isinstance(responses, str | Path) else [Path(folder) for folder in responses],
+        settings,
+        embeddings=Path(embeddings) if embeddings else None,
+        engine=engine,
+        save_embeddings=Path(save_embeddings) if save_embeddings else None,
+        models=models,
+        splits=splits,
+        estimators=estimators,
+        allow_missing=allow_missing,
+    )
+    return [item.result for item in scored]
+
+
+def _with_overrides(settings: Settings | None, overrides: Mapping[str, Any]) -> Settings:
+    if settings is None:
+        return load_settings(**overrides)
+    if not overrides:
+        return settings
+    load_settings(**overrides)  # checks names and values
+    return settings.model_copy(update={name: getattr(load_settings(**overrides), name) for name in overrides})
+
+
+def score_sources(
+    studies: Sequence[Study],
+    responses: Sequence[Path],
+    settings: Settings,
+    *,
+    embeddings: Path | None = None,
+    engine: Engine | None = None,
+    save_embeddings: Path | None = None,
+    models: Sequence[str] = (),
+    model_names: Mapping[str, str] | None = None,
+    splits: Sequence[str] = (),
+    estimators: Sequence[str] = (),
+    allow_missing: bool = False,
+) -> list[Scored]:
+    """Score responses, or embeddings that exist already, in some studies; what the studies share is encoded once.
+
+    Args:
+        studies: to score.
+        responses: folders with the responses.
+        settings: of the run.
+        embeddings, engine, save_embeddings, models, estimators, allow_missing: as in :func:`score`.
+        model_names: new name of a model by its old one.
+        splits: to score, beside the ID splits; a study that has none of them is left out.
+
+    Returns:
+        Results with their rows, as :func:`score`; none on ranks other than 0.
+    """
+    if embeddings and responses:
+        raise InputError("--embeddings and --responses are mutually exclusive; give one of them.")
+    if embeddings and save_embeddings:
+        raise InputError("--save-embeddings needs responses; --embeddings names embeddings that exist already.")
+    if engine and not (embeddings or save_embeddings):
+        raise InputError(
+            "--engine ray: expected --save-embeddings DIR, a folder that all machines see, for what they encode."
+        )
+    chosen = {study.name: [name for name in splits if name in study.splits] for study in studies}
+    for name in splits:
+        if not any(name in own for own in chosen.values()):
+            studies[0].split(name)  # raises, and lists the splits
+    studies = [study for study in studies if chosen[study.name] or not splits]
+    if embeddings:
+        return [
+            scored
+            for study in studies
+            for scored in score_embeddings(
+                study,
+                open_embeddings(embeddings, study),
+                settings,
+                estimators=estimators,
+                splits=chosen[study.name],
+                allow_missing=allow_missing,
+                engine=engine,
+            )
+        ]
+    entries = [
+        entry
+        for study in studies
+        for entry in collect_samples(
+            study,
+            responses,
+            settings,
+            splits=chosen[study.name],
+            models=models,
+            renamed=model_names,
+            allow_missing=allow_missing,
+        )
+    ]
+    if engine and save_embeddings:
+        return [
+            scored
+            for entry in entries
+            for scored in score_embeddings(
+                entry.study,
+                engine.encode(
+                    entry,
+                    settings,
+                    save_embeddings / entry.study.name / entry.model.replace("/", "_"),
+                    allow_missing=allow_missing,
+                ),
+                settings,
+                estimators=estimators,
+                splits=list(entry.samples),
+                allow_missing=allow_missing,
+                engine=engine,
+            )
+        ]
     scored = score_samples(entries, settings, estimators=estimators, allow_missing=allow_missing)
-    return [one.result for one in scored]
+    if save_embeddings and not rank():
+        _save(save_embeddings, scored)
+    return scored
 
 
 def score_samples(
@@ -98,78 +211,56 @@ def score_samples(
     estimators: Sequence[str] = (),
     instruments: Instruments | None = None,
     allow_missing: bool = False,
-    to_write: bool = False,
 ) -> list[Scored]:
     """Score the samples of some models and studies; each distinct image and text of all is encoded once.
 
     Args:
-        entries: samples of each model in each study; they may be made as they are asked for.
+        entries: samples of each model in each study.
         settings: default: those of the environment.
         estimators: names or paths; default: that of the settings.
         instruments: encoders and estimators, if they are loaded already.
         allow_missing: as in :func:`score`.
-        to_write: make what is written of every result as well, while others are scored.
 
     Returns:
-        One result for every entry and estimator, entry by entry. A study of which no split can be scored
-        has a result without splits, which says why.
+        One result for every entry and estimator, entry by entry; none on ranks other than 0. A study of which no
+        split can be scored has a result without splits, which says why.
 
     Raises:
-        SampleError, PreflightError: as :func:`score`.
+        SampleError, UnavailableError: as :func:`score`.
     """
-    settings = settings or load_settings()
-    memo = Memo(settings) if settings.cache_limit else None
-    own = instruments is None
-    # Kinds are told from texts alone, while images are encoded, and a study is scored while those of the next are.
-    with threads(1) as telling, threads(1, settle_threads) as scoring:
-        collected, told = [], []
-        for entry in entries:
-            collected.append(entry)
-            told.append(telling.submit(kinds_of, entry.samples, memo))
-        telling.submit(release_languages)
-        if settings.without_degenerate:
-            collected = [_without(entry, one.result()) for entry, one in zip(collected, told, strict=True)]
-        instruments = instruments or load_instruments(settings, estimators, text_only=_text_only(collected))
-
-        stopped = threading.Event()
-
-        def begin(number: int, by_text: Mapping[str, Embeddings]) -> None:  # an error comes again where it is scored
-            if rank() == 0:
-                work = partial(begin_scores, collected[number].study, by_text, convention=settings.convention)
-                scoring.submit(work, inference=_inference(settings), memo=memo, stopped=stopped)
-
-        embedded = embed_samples(
-            collected,
-            instruments,
-            batch_size=settings.batch_size,
-            allow_missing=allow_missing,
-            cache=cache_of_embeddings(settings),
-            release=own,
-            texts_ready=begin,
-        )
-        results = []
-        with closing(embedded), _set_by_an_error(stopped):
-            for (entry, embeddings), kinds in zip(embedded, told, strict=True):
-                if rank() == 0:  # the first has all embeddings and scores them
-                    results.append(scoring.submit(_scored, entry, embeddings, kinds, instruments, settings, memo))
-                    if to_write:  # an error in it costs no score, and comes again where it is written
-                        scoring.submit(lambda scored: [(one.rows, one.entry) for one in scored.result()], results[-1])
-        return [one for result in results for one in result.result()]
+    settings, entries = settings or load_settings(), list(entries)
+    kinds = [degenerate_kinds(entry.samples) for entry in entries]
+    if settings.without_degenerate:
+        entries = [_without_degenerate(entry, own) for entry, own in zip(entries, kinds, strict=True)]
+    loaded = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
+    embedded = embed_samples(
+        entries,
+        loaded,
+        batch_size=settings.batch_size,
+        allow_missing=allow_missing,
+        cache=embedding_cache(settings),
+        release=instruments is None,
+    )
+    if rank():
+        return []
+    return [
+        scored
+        for (entry, embeddings), own in zip(embedded, kinds, strict=True)
+        for scored in _score_entry(entry, embeddings, counts_by_kind(own), loaded, settings)
+    ]
 
 
-def _scored(
+def _score_entry(
     entry: StudySamples,
     embeddings: Mapping[str, Embeddings],
-    kinds: Future[dict[str, list[str | None]]],
+    degenerate: Mapping[str, Mapping[str, int]],
     instruments: Instruments,
     settings: Settings,
-    memo: Memo | None,
 ) -> list[Scored]:
     """The results of one model in one study, one of each estimator."""
     notes = notes_on_samples(entry.samples)
     for name, lines in entry.notes.items():
         notes.setdefault(name, []).extend(lines)
-    counts = counts_by_kind(kinds.result())
     results = [
         score_study(
             entry.study,
@@ -181,26 +272,24 @@ def _scored(
             left_out=entry.left_out,
             notes=notes,
             lost=entry.lost,
-            degenerate=counts,
+            degenerate=degenerate,
             without_degenerate=settings.without_degenerate,
-            inference=_inference(settings),
-            memo=memo,
+            inference=Inference.from_settings(settings),
         )
         for estimator in instruments.estimators
     ]
-    give_back()
     return [Scored(result, entry, embeddings) for result in results]
 
 
-def score_store(
+def score_embeddings(
     study: Study,
-    store: Store,
+    stored: StoredEmbeddings,
     settings: Settings | None = None,
     *,
     estimators: Sequence[str] = (),
     splits: Sequence[str] = (),
     allow_missing: bool = False,
-    read: ReadOnce | None = None,
+    engine: Engine | None = None,
 ) -> list[Scored]:
     """Score embeddings that exist already.
 
@@ -209,54 +298,59 @@ def score_store(
 
     Args:
         study: that the splits are of.
-        store: with their embeddings.
+        stored: their embeddings.
         settings: default: those of the environment.
         estimators: names or paths; default: that of the settings.
         splits: to score, beside the ID split; default: all.
         allow_missing: score the splits that are there.
-        read: reads large splits in the place of :func:`accumulate`, such as that of an engine.
+        engine: reads large splits; default: this process.
 
     Returns:
-        One result for every estimator.
+        One result for every estimator; none on ranks other than 0.
 
     Raises:
-        StoreError: a split is missing or cannot be read.
-        PreflightError: an estimator is missing, or was trained with other encoders.
+        ResultsError: a split is missing or cannot be read.
+        UnavailableError: an estimator is missing, or was trained with other encoders.
     """
     settings = settings or load_settings()
     names = chosen_splits(study, splits)
-    missing = [name for name in names if name not in store.splits]
+    missing = [name for name in names if name not in stored.splits]
     if missing and not allow_missing:
-        raise StoreError(
-            f"{store.path}: expected the embeddings of {', '.join(names[:3])} and so on; missing are {', '.join(missing[:10])}. Add them, or pass --allow-missing to score the rest."
+        raise ResultsError(
+            f"{stored.path}: expected the embeddings of {', '.join(names[:3])} and so on; missing are {', '.join(missing[:10])}. Add them, or pass --allow-missing to score the rest."
         )
-    left_out = {name: [f"split {name}: no embeddings in {store.path}"] for name in missing}
-    chosen = {name: store.splits[name] for name in names if name in store.splits}
-    loaded = load_estimators(settings, estimators, store.encoders)
+    chosen = {name: stored.splits[name] for name in names if name in stored.splits}
     common: dict[str, Any] = {
-        "model": store.model,
+        "model": stored.model,
         "convention": settings.convention,
         "entropy": settings.entropy,
-        "left_out": left_out,
-        "inference": _inference(settings),
+        "left_out": {name: [f"split {name}: no embeddings in {stored.path}"] for name in missing},
+        "inference": Inference.from_settings(settings),
     }
+    loaded = load_estimators(settings, estimators, stored.encoders)
+    if max(split.n for split in chosen.values()) <= MAX_ROWS_IN_MEMORY:
+        embeddings = {name: _read(stored.path, split.load) for name, split in chosen.items()}
+        results = [score_study(study, embeddings, estimator, **common) for estimator in loaded]
+    else:
+        read = engine.accumulate if engine else accumulate
+        results = [
+            score_statistics(
+                study, _read(stored.path, lambda one=estimator: read(study, chosen, one)), estimator, **common
+            )
+            for estimator in loaded
+        ]
+    return [] if rank() else [Scored(result, StudySamples(study, stored.model)) for result in results]
+
+
+def _read(path: Path, read: Callable[[], Any]) -> Any:
     try:
-        if max(one.n for one in chosen.values()) <= MOST_IN_MEMORY:
-            embeddings = {name: one.load() for name, one in chosen.items()}
-            memo = Memo(settings) if settings.cache_limit else None
-            results = [score_study(study, embeddings, estimator, memo=memo, **common) for estimator in loaded]
-        else:
-            once = read or accumulate
-            results = [
-                score_statistics(study, once(study, chosen, estimator), estimator, **common) for estimator in loaded
-            ]
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{store.path}: {error}") from error
-    return [Scored(result, StudySamples(study, store.model)) for result in results]
+        return read()
+    except (OSError, InputError) as error:
+        raise ResultsError(f"{path}: {error}") from error
 
 
-def accumulate(study: Study, splits: Mapping[str, SplitStore], estimator: Estimator) -> dict[str, SplitStatistics]:
-    """Statistics of splits, each read once; the ID split first, whose clusters its shifts share.
+def accumulate(study: Study, splits: Mapping[str, SplitFiles], estimator: Estimator) -> dict[str, SplitStatistics]:
+    """Return the statistics of splits, each read once; the ID split first, whose clusters its shifts share.
 
     In a process group every rank reads its part of each split, and all get the sums of all.
     """
@@ -271,11 +365,11 @@ def accumulate(study: Study, splits: Mapping[str, SplitStore], estimator: Estima
                 partners=id.as_partners() if id else None,
                 keep_partners=name == study.id_split,
             )
-            start, stop = part_of_rank(splits[name].n)
+            start, stop = row_range(splits[name].n)
             for rows in splits[name].parts(start, stop):
                 statistics.add(rows)
                 bar.update(rows.n)
-            found[name] = merged_over_ranks(statistics)
+            found[name] = merge_statistics(statistics)
     return found
 
 
@@ -285,106 +379,75 @@ def embed_samples(
     *,
     batch_size: int = 64,
     allow_missing: bool = False,
-    cache: CacheOf | None = None,
+    cache: CacheFactory | None = None,
     release: bool = False,
-    texts_ready: TextsReady | None = None,
-) -> Generator[tuple[StudySamples, dict[str, Embeddings]], None, None]:
-    """Embed the samples of some models and studies together; each is there as soon as its images are encoded.
+) -> list[tuple[StudySamples, dict[str, Embeddings]]]:
+    """Embed the samples of some models and studies together.
 
     Args:
         entries: samples of each model in each study.
-        instruments: whose encoders are taken.
-        batch_size, cache, release, texts_ready: as in :func:`~lmms_eval_emi.scoring.embed.embed_groups`, with the
-            entries for groups.
+        instruments: whose encoders are used.
+        batch_size: items per forward pass.
         allow_missing: leave bad rows out.
+        cache: the known rows of an encoder.
+        release: drop each encoder from memory when all of its items are encoded.
 
-    Yields:
-        Every entry in its order, without its bad rows, which its ``left_out`` and ``lost`` name, and its embeddings by split.
+    Returns:
+        Every entry in its order, without its bad rows, which its ``left_out`` and ``lost`` name, and its embeddings
+        by split.
 
     Raises:
         SampleError: bad rows that are not allowed, or no good ones at all.
     """
-    labels = _labels(entries)
-    groups = [
-        {labels[number, name]: samples for name, samples in entry.samples.items() if samples}
+    kinds = {without_images(entry.samples) for entry in entries if entry.samples}
+    if len(kinds) > 1:
+        raise SampleError("text-only and image studies cannot share a run; score them separately.")
+    splits = {
+        (number, name): samples
         for number, entry in enumerate(entries)
-    ]
-    if not any(groups):
+        for name, samples in entry.samples.items()
+        if samples
+    }
+    if not splits:
         raise SampleError("expected rows to embed, got none.")
-
-    def by_split(number: int, texts: Mapping[str, Embeddings]) -> None:
-        assert texts_ready
-        own = ((name, labels[number, name]) for name in entries[number].samples)
-        texts_ready(number, {name: texts[label] for name, label in own if label in texts})
-
-    embedded = embed_groups(
-        groups,
+    labels = _labels(entries)
+    embedded, bad = embed_good_rows(
+        splits,
         instruments.encoders,
         batch_size=batch_size,
         strict=not allow_missing,
         cache=cache,
         release=release,
-        texts_ready=by_split if texts_ready else None,
+        label=lambda key: labels[key],
     )
-    with closing(embedded):
-        for number, (entry, (rows_of, bad)) in enumerate(zip(entries, embedded, strict=True)):
-            bad_rows: dict[str, list[BadRow]] = {}
-            for one in bad:
-                bad_rows.setdefault(one.split, []).append(one)
-            good = StudySamples(
-                entry.study,
-                entry.model,
-                left_out={name: list(reasons) for name, reasons in entry.left_out.items()},
-                lost={name: set(keys) for name, keys in entry.lost.items()},
-                notes=entry.notes,
-            )
-            embeddings = {}
-            for name, samples in entry.samples.items():
-                label = labels[number, name]
-                excluded = bad_rows.get(label, [])
-                for one in excluded:
-                    good.leave_out(name, f"split {name}, row {one.id}: {one.reason}")
-                    good.lost.setdefault(name, set()).add(samples[one.row].key)
-                numbers = {one.row for one in excluded}
-                rows = [sample for row, sample in enumerate(samples) if row not in numbers]
-                if rows:
-                    good.samples[name] = rows
-                    embeddings[name] = rows_of[label]
-                else:
-                    good.leave_out(name, f"split {name}: none of its rows can be embedded")
-            yield good, embeddings
+    found = []
+    for number, entry in enumerate(entries):
+        good = _without_rows(entry, [row for row in bad if row.split[0] == number])
+        found.append((good, {name: embedded[number, name] for name in good.samples}))
+    return found
 
 
-@contextmanager
-def _set_by_an_error(event: threading.Event) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        event.set()
-        raise
-
-
-def _inference(settings: Settings) -> Inference:
-    return Inference(settings.resamples, settings.seed, settings.adjust, settings.margin)
-
-
-def _without(entry: StudySamples, kinds: Mapping[str, Sequence[str | None]]) -> StudySamples:
-    """The samples whose responses are not degenerate; partners of the others are left out of comparisons too."""
-    kept = replace(
-        entry,
-        samples={},
-        left_out={name: list(reasons) for name, reasons in entry.left_out.items()},
-        lost={name: set(keys) for name, keys in entry.lost.items()},
-    )
+def _without_rows(entry: StudySamples, bad: Sequence[BadRow]) -> StudySamples:
+    good = entry.copy()
+    for row in bad:
+        name = row.split[1]
+        good.leave_out(name, f"split {name}, row {row.id}: {row.reason}")
+        good.lost.setdefault(name, set()).add(entry.samples[name][row.row].key)
     for name, samples in entry.samples.items():
-        good = [sample for sample, kind in zip(samples, kinds[name], strict=True) if kind is None]
-        kept.lost.setdefault(name, set()).update(
-            sample.key for sample, kind in zip(samples, kinds[name], strict=True) if kind is not None
-        )
-        if good:
-            kept.samples[name] = good
-        else:
-            kept.leave_out(name, f"split {name}: all of its {len(samples)} responses are degenerate")
+        excluded = {row.row for row in bad if row.split[1] == name}
+        rows = [sample for row, sample in enumerate(samples) if row not in excluded]
+        good.keep(name, rows, "none of its rows can be embedded")
+    return good
+
+
+def _without_degenerate(entry: StudySamples, kinds: Mapping[str, Sequence[str | None]]) -> StudySamples:
+    """The samples whose responses are not degenerate; partners of the others are left out of comparisons too."""
+    kept = entry.copy()
+    for name, samples in entry.samples.items():
+        pairs = list(zip(samples, kinds[name], strict=True))
+        kept.lost.setdefault(name, set()).update(sample.key for sample, kind in pairs if kind is not None)
+        rows = [sample for sample, kind in pairs if kind is None]
+        kept.keep(name, rows, f"all of its {len(samples)} responses are degenerate")
     return kept
 
 
@@ -393,7 +456,7 @@ def _text_only(entries: Sequence[StudySamples]) -> bool:
 
 
 def _labels(entries: Sequence[StudySamples]) -> dict[tuple[int, str], str]:
-    """What messages call every split: by its name, and by model and study only where that is needed."""
+    """Name of every split in messages: its own, with model and study only where that is needed."""
     labels: dict[tuple[int, str], str] = {}
     names = Counter(name for entry in entries for name in entry.samples)
     owners = Counter((name, entry.model) for entry in entries for name in entry.samples)
@@ -402,14 +465,26 @@ def _labels(entries: Sequence[StudySamples]) -> dict[tuple[int, str], str]:
             label = name if names[name] == 1 else f"{name} of {entry.model}"
             if owners[name, entry.model] > 1:
                 label += f" in {entry.study.name}"
-            labels[number, name] = label if label not in labels.values() else f"{label} ({number + 1})"
+            labels[number, name] = label
     return labels
 
 
-def left_out_lines(entries: Mapping[str, Sequence[str]] | StudySamples, most: int = 10) -> list[str]:
-    """What was left out of a result, as lines for a log; long lists are cut, and say so."""
+def _save(folder: Path, scored: Sequence[Scored]) -> None:
+    """Write the embeddings of every model, each in a folder of its own if there are several."""
+    by_model: dict[str, dict[str, Embeddings]] = {}
+    for item in scored:
+        by_model.setdefault(item.samples.model, {}).update(item.embeddings)
+    studies = list(dict.fromkeys(item.samples.study.name for item in scored))
+    for model, embeddings in by_model.items():
+        own = folder / model.replace("/", "_") if len(by_model) > 1 else folder
+        write_embeddings(own, embeddings, model=model, studies=studies)
+    log.info("embeddings written to %s", folder)
+
+
+def left_out_lines(entries: Mapping[str, Sequence[str]] | StudySamples, limit: int = 10) -> list[str]:
+    """Return what was left out of a result, as lines for a log; long lists are cut, and say so."""
     left_out = entries.left_out if isinstance(entries, StudySamples) else entries
     lines = []
     for reasons in left_out.values():
-        lines += list(reasons[:most]) + ([f"and {len(reasons) - most} more"] if len(reasons) > most else [])
+        lines += list(reasons[:limit]) + ([f"and {len(reasons) - limit} more"] if len(reasons) > limit else [])
     return lines

@@ -6,18 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from lmms_eval_emi.util.files import check_folder_writable
+from lmms_eval_emi.errors import EMIError, UnavailableError
 from lmms_eval_emi.settings import Settings, load_settings
+from lmms_eval_emi.util.files import check_folder_writable
 
 if TYPE_CHECKING:
     from lmms_eval_emi.encoders import Encoders
     from lmms_eval_emi.estimators import Estimator
 
 T = TypeVar("T")
-
-
-class PreflightError(ValueError):
-    """A run could not be scored. The message has everything that is missing, each with its remedy."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def load_instruments(
         device: where to put the encoders; default: that of the settings.
 
     Raises:
-        PreflightError: with everything that is missing.
+        UnavailableError: with everything that is missing.
     """
     from lmms_eval_emi.encoders import Encoders, load_text_encoder, load_vision_encoder, resolve_device
     from lmms_eval_emi.estimators import TEXT_ONLY, check_encoders, load_estimator
@@ -51,18 +48,18 @@ def load_instruments(
     def attempt(work: Callable[[], T]) -> T | None:
         try:
             return work()
-        except (RuntimeError, ValueError, OSError) as error:
+        except (EMIError, OSError) as error:
             problems.append(str(error))
             return None
 
     sources = list(estimators) or [settings.estimator]
-    loaded = [attempt(lambda source=source: load_estimator(source)) for source in sources]  # type: ignore[misc]
+    loaded = [attempt(lambda source=source: load_estimator(source, cache=settings.cache)) for source in sources]  # type: ignore[misc]
     settings = _with_encoders_of(settings, [one for one in loaded if one is not None])
     where = device or settings.device
     if attempt(lambda: resolve_device(settings.device)) is None:
         where = "cpu"
-    vision = attempt(lambda: load_vision_encoder(settings.vision_encoder, where))
-    text = attempt(lambda: load_text_encoder(settings.text_encoder, where))
+    vision = attempt(lambda: load_vision_encoder(settings.vision_encoder, where, settings.cache))
+    text = attempt(lambda: load_text_encoder(settings.text_encoder, where, settings.cache))
     if vision and text:
         encoders = Encoders(vision, text)
         if not text_only:
@@ -87,7 +84,7 @@ def load_instruments(
                     )
         if not problems:
             return Instruments(encoders, tuple(estimator for estimator in loaded if estimator is not None))
-    raise PreflightError("\n\n".join(dict.fromkeys(problems)))
+    raise UnavailableError("\n\n".join(dict.fromkeys(problems)))
 
 
 def _with_encoders_of(settings: Settings, estimators: Sequence[Estimator]) -> Settings:
@@ -113,20 +110,20 @@ def load_estimators(settings: Settings, estimators: Sequence[str] = (), encoders
         encoders: signature of what made the embeddings; ``None`` where that is not known.
 
     Raises:
-        PreflightError: one is missing, or was trained with other encoders.
+        UnavailableError: one is missing, or was trained with other encoders.
     """
     from lmms_eval_emi.estimators import check_signatures, load_estimator
 
     problems, loaded = [], []
     for source in list(estimators) or [settings.estimator]:
         try:
-            estimator = load_estimator(source)
+            estimator = load_estimator(source, cache=settings.cache)
             check_signatures(estimator, encoders, allow_other=settings.allow_other_encoders)
             loaded.append(estimator)
-        except (RuntimeError, ValueError, OSError) as error:
+        except (EMIError, OSError) as error:
             problems.append(str(error))
     if problems:
-        raise PreflightError("\n\n".join(dict.fromkeys(problems)))
+        raise UnavailableError("\n\n".join(dict.fromkeys(problems)))
     return loaded
 
 
@@ -134,19 +131,19 @@ def load_encoders_only(settings: Settings, *, text_only: bool = False) -> Instru
     """The encoders of a run that has no estimator yet.
 
     Raises:
-        PreflightError: one is missing, or their widths differ.
+        UnavailableError: one is missing, or their widths differ.
     """
     from lmms_eval_emi.encoders import Encoders, load_text_encoder, load_vision_encoder
 
     try:
         encoders = Encoders(
-            load_vision_encoder(settings.vision_encoder, settings.device),
-            load_text_encoder(settings.text_encoder, settings.device),
+            load_vision_encoder(settings.vision_encoder, settings.device, settings.cache),
+            load_text_encoder(settings.text_encoder, settings.device, settings.cache),
         )
         if not text_only:
             encoders.check_widths()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise PreflightError(str(error)) from error
+    except (EMIError, OSError) as error:
+        raise UnavailableError(str(error)) from error
     return Instruments(encoders, ())
 
 
@@ -157,19 +154,19 @@ def preflight(settings: Settings | None = None) -> None:
         settings: default: those of the environment.
 
     Raises:
-        PreflightError: with everything that is missing.
+        UnavailableError: with everything that is missing.
     """
     settings = settings or load_settings()
     problems: list[str] = []
     try:
-        check_folder_writable(settings.cache.expanduser())
-    except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not there
+        check_folder_writable(settings.cache)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         problems.append(
             f"The cache {settings.cache} is not writable: {error}\nPoint to one that is: export LMMS_EVAL_EMI_CACHE=/path/to/folder"
         )
     try:
         load_instruments(settings, device="cpu")
-    except PreflightError as error:
+    except UnavailableError as error:
         problems.append(str(error))
     if problems:
-        raise PreflightError("\n\n".join(problems))
+        raise UnavailableError("\n\n".join(problems))

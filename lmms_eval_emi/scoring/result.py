@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlations, operator_interval, pearson
-from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, decompose_together, emid_bound
+from lmms_eval_emi.core.divergence import EMIDBound, batch_entropies, check_convention, check_entropy, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import (
     EMI,
@@ -24,26 +22,25 @@ from lmms_eval_emi.core.emi import (
     emid_from_emi,
     shared_clusters,
 )
+from lmms_eval_emi.core.exchange_test import DivergenceTest
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
-from lmms_eval_emi.core.exchange_test import DivergenceTest, SetsResult
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
-from lmms_eval_emi.core.workers import threads_for_small_work, workers
+from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.study import SHIFT_MODALITIES, Study
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.base import Estimator
 from lmms_eval_emi.estimators.fitness import fitness
-from lmms_eval_emi.util.files import threads, to_json, write_atomically
-from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.scoring.degenerate import KINDS
-from lmms_eval_emi.scoring.memo import DivergenceResults, Memo
-from lmms_eval_emi.data.study import SHIFT_MODALITIES, Study
+from lmms_eval_emi.settings import Settings
+from lmms_eval_emi.util.files import to_json, write_atomically
 
 FORMAT_VERSION = 1  # of the JSON; a reader refuses a greater one
 # The smallest EMID in the published synthetic results that differs from 0 by the residuals of an additive fit
 # of visual and textual shifts (llava-v1.5-13b; docs/statistics.md).
 PUBLISHED_MARGIN = 0.008
 CHEAP_DRAWS = 1999  # of resampling that costs nothing beside one permutation test
-MOST_BESIDE = 4096  # rows of splits that are scored beside each other
 VERDICTS = ("lost", "gained", "held", "undecided")
 
 
@@ -62,6 +59,11 @@ class Inference:
     seed: int = 0
     adjust: Adjustment = "holm"
     margin: float | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Inference:
+        """Return what some settings say."""
+        return cls(settings.resamples, settings.seed, settings.adjust, settings.margin)
 
     def held_within(self, unit: str) -> float | None:
         """The margin in use for scores in some unit; the published one means nothing in others than nats."""
@@ -371,7 +373,6 @@ def score_study(
     inference: Inference | None = None,
     degenerate: Mapping[str, Mapping[str, int]] | None = None,
     without_degenerate: bool = False,
-    memo: Memo | None = None,
 ) -> StudyResult:
     """Score the splits of a study that have embeddings.
 
@@ -388,7 +389,6 @@ def score_study(
         inference: how errors and tests are made.
         degenerate: how many responses of every split are degenerate, by kind.
         without_degenerate: whether the embeddings are without those.
-        memo: has the results of earlier runs that depend on the embeddings alone.
 
     Returns:
         :class:`StudyResult`. A split that cannot be scored is left out with the reason, and the
@@ -407,63 +407,33 @@ def score_study(
     present = [name for name in study.splits if name in embeddings]
     id_embeddings = embeddings.get(study.id_split)
 
-    def emi_of(name: str) -> EMI | str:
-        # The images of shifted twins are other files than those that they were made from.
-        shifted = name != study.id_split and id_embeddings is not None
-        groups = shared_clusters(id_embeddings, embeddings[name]) if shifted and id_embeddings else None
-        try:
-            return emi(embeddings[name], estimator, groups=groups)
-        except ValueError as error:
-            return str(error)
-
-    def compare(name: str, own_emi: EMI) -> tuple[EMID, EMIDBound, str] | str:
-        assert isinstance(id_emi, EMI)
-        try:
-            first, second = _without_partners(study, name, embeddings, lost or {})
-            own = first is id_embeddings and second is embeddings[name]
-            first_emi = id_emi if first is id_embeddings else emi(first, estimator)
-            second_emi = own_emi if second is embeddings[name] else None
-            difference = emid_from_emi(first_emi, first, second, estimator, second_emi)
-            remark = f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out"
-            return difference, emid_bound(first, second, convention, entropy), "" if own else remark
-        except ValueError as error:
-            return str(error)
-
-    def both(name: str) -> tuple[EMI | str, tuple[EMID, EMIDBound, str] | str | None]:
-        # At once, while the estimator remembers what it made of the inputs.
-        value = emi_of(name)
-        return value, compare(name, value) if isinstance(value, EMI) and isinstance(id_emi, EMI) else None
-
-    # Splits are small, so several at a time in one thread each beat one in several.
-    small = max((one.n for one in embeddings.values()), default=0) <= MOST_BESIDE
-    id_emi: EMI | str | None = None
-    found: dict[str, tuple[EMI | str, tuple[EMID, EMIDBound, str] | str | None]] = {}
-    with workers(threads_for_small_work()) if small else threads(1) as pool, threadpool_limits(1 if small else None):
-        others = [name for name in present if name != study.id_split]
-        if id_embeddings is not None:
-            id_emi = emi_of(study.id_split)
-            found[study.id_split] = id_emi, None
-        if isinstance(id_emi, EMI) and small and others and id_embeddings is not None:
-            alike = [embeddings[name] for name in others if embeddings[name].dimension == id_embeddings.dimension]
-            decompose_together(id_embeddings, alike, convention)
-            found[others[0]] = both(others[0])  # with all that is the ID split's own, which others then share
-        rest = [name for name in others if name not in found]
-        found |= zip(rest, pool.map(both, rest) if small else map(both, rest), strict=True)
     scores: dict[str, SplitScores] = {}
-    for name in present:
-        value, compared = found[name]
-        if isinstance(value, str):
-            omitted.setdefault(name, []).append(f"split {name}: {value}")
-            continue
-        scores[name] = SplitScores(value)
-        if isinstance(estimator, Estimator) and (said := estimator.remarks(embeddings[name])):
-            remarks.setdefault(name, []).extend(said)
-        if isinstance(compared, str):
-            omitted.setdefault(name, []).append(f"split {name}: {compared}")
-        elif compared is not None:
-            if compared[2]:
-                remarks.setdefault(name, []).append(compared[2])
-            scores[name] = SplitScores(value, compared[0], compared[1])
+    if id_embeddings is not None:
+        alike = [own for own in embeddings.values() if own.dimension == id_embeddings.dimension]
+        batch_entropies(id_embeddings, [own for own in alike if own is not id_embeddings], convention)
+    id_emi: EMI | None = None
+    for name in sorted(present, key=lambda name: name != study.id_split):  # the ID split first
+        own = embeddings[name]
+        try:
+            shared = (
+                shared_clusters(id_embeddings, own) if id_embeddings is not None and own is not id_embeddings else None
+            )
+            value = emi(own, estimator, groups=shared)
+            scores[name] = SplitScores(value)
+            if name == study.id_split:
+                id_emi = value
+            elif id_emi is not None:
+                emid, bound, remark = _compare(
+                    study, name, embeddings, lost or {}, id_emi, value, estimator, convention, entropy
+                )
+                scores[name] = SplitScores(value, emid, bound)
+                if remark:
+                    remarks.setdefault(name, []).append(remark)
+        except InputError as error:
+            omitted.setdefault(name, []).append(f"split {name}: {error}")
+        if name in scores and isinstance(estimator, Estimator) and (said := estimator.remarks(own)):
+            remarks.setdefault(name, [])[:0] = said
+    scores = {name: scores[name] for name in present if name in scores}
     return _to_result(
         study,
         model,
@@ -477,35 +447,27 @@ def score_study(
         inference=inference,
         degenerate=degenerate,
         without_degenerate=without_degenerate,
-        memo=memo,
     )
 
 
-def begin_scores(
+def _compare(
     study: Study,
+    name: str,
     embeddings: Mapping[str, Embeddings],
-    *,
-    convention: str = "published",
-    inference: Inference | None = None,
-    memo: Memo | None = None,
-    stopped: threading.Event | None = None,
-) -> None:
-    """Compute what scores of a study need of its texts alone, which :func:`score_study` then finds.
-
-    Args:
-        study, convention, inference, memo: as there.
-        embeddings: by split, without images; those that are scored later are made of them by
-            :meth:`Embeddings.with_images`.
-        stopped: set where nothing will be scored after all.
-    """
-    inference, stopped = inference or Inference(), stopped or threading.Event()
-    id = embeddings.get(study.id_split)
-    others = [embeddings[name] for name in study.splits if name in embeddings and name != study.id_split]
-    if stopped.is_set() or id is None or max((one.n for one in (id, *others)), default=0) > MOST_BESIDE:
-        return
-    with threadpool_limits(1):
-        decompose_together(id, others, convention)
-        _errors_and_tests([emid_bound(id, one, convention) for one in others], inference, memo, stopped)
+    lost: Mapping[str, set],
+    id_emi: EMI,
+    own_emi: EMI,
+    estimator: MutualInformationEstimator,
+    convention: str,
+    entropy: float | None,
+) -> tuple[EMID, EMIDBound, str]:
+    """EMID and index of a shift over the rows that both splits have, and a remark if that is not all of them."""
+    first, second = _without_partners(study, name, embeddings, lost)
+    whole = first is embeddings[study.id_split] and second is embeddings[name]
+    first_emi = id_emi if first is embeddings[study.id_split] else emi(first, estimator)
+    difference = emid_from_emi(first_emi, first, second, estimator, own_emi if second is embeddings[name] else None)
+    remark = f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out"
+    return difference, emid_bound(first, second, convention, entropy), "" if whole else remark
 
 
 def score_statistics(
@@ -544,7 +506,7 @@ def score_statistics(
             try:
                 difference = emid_of(id, statistics[name], scores[study.id_split].emi)
                 scores[name] = SplitScores(one.emi, difference, bound_of(id, statistics[name], convention, entropy))
-            except ValueError as error:
+            except InputError as error:
                 omitted.setdefault(name, []).append(f"split {name}: {error}")
     samples = {name: one.sample for name, one in statistics.items() if one.sample is not None}
     return _to_result(
@@ -575,7 +537,6 @@ def _to_result(
     inference: Inference,
     degenerate: Mapping[str, Mapping[str, int]] | None = None,
     without_degenerate: bool = False,
-    memo: Memo | None = None,
 ) -> StudyResult:
     """The result of a study whose splits are scored: signature, tests, remarks and fitness."""
     id_emi = scores[study.id_split].emi if study.id_split in scores else None
@@ -593,7 +554,7 @@ def _to_result(
         errors=inference,
         **({"responses": "not degenerate"} if without_degenerate else {}),
     )
-    scores = _with_inference(study, scores, inference, memo)
+    scores = _with_inference(study, scores, inference)
     for name, one in scores.items():
         if one.emi.stderr is None:
             remarks.setdefault(name, []).append(
@@ -620,22 +581,17 @@ def _to_result(
     )
 
 
-def _with_inference(
-    study: Study, scores: Mapping[str, SplitScores], inference: Inference, memo: Memo | None
-) -> dict[str, SplitScores]:
+def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: Inference) -> dict[str, SplitScores]:
     """The scores with tests of their divergences, adjusted p-values and verdicts."""
     shifted = [name for name, one in scores.items() if one.emid and one.bound]
-    with threadpool_limits(1):
-        bounds = {name: bound for name in shifted if (bound := scores[name].bound)}
-        _errors_and_tests(bounds.values(), inference, memo)
-        tests = {
-            name: {
-                divergence: found
-                for divergence in EXPONENTS
-                if (found := bound.test(divergence, inference.resamples, inference.seed))
-            }
-            for name, bound in bounds.items()
-        }
+    bounds = {name: bound for name in shifted if (bound := scores[name].bound)}
+
+    tests: dict[str, dict[str, DivergenceTest]] = {}
+    with tqdm(bounds.items(), desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1) as bar:
+        for name, bound in bar:
+            found = {one: bound.test(one, inference.resamples, inference.seed) for one in EXPONENTS}
+            tests[name] = {one: test for one, test in found.items() if test}
+            _ = bound.jackknife  # computed here, under the progress bar
     family = [name for name in study.shifts() if name in shifted]
     statistics = [emid.jackknife for name in family if (emid := scores[name].emid)]
     adjusted = dict(zip(family, adjust(statistics, inference.adjust, CHEAP_DRAWS, inference.seed), strict=True))
@@ -649,31 +605,6 @@ def _with_inference(
         called = verdict(one.emid.jackknife, p_adjusted, inference.held_within(one.emi.unit))
         completed[name] = replace(one, tests=tests[name], p_adjusted=p_adjusted, verdict=called)
     return completed
-
-
-def _errors_and_tests(
-    bounds: Iterable[EMIDBound], inference: Inference, memo: Memo | None, stopped: threading.Event | None = None
-) -> None:
-    """Compute the errors and tests of divergences, which then are known, until ``stopped`` is set.
-
-    One thread each beats several for each small matrix.
-    """
-    stopped = stopped or threading.Event()
-    results = DivergenceResults(bounds, inference.resamples, inference.seed, memo)
-
-    def compute(own: Sequence[Sequence[SetsResult]]) -> None:
-        if not stopped.is_set():
-            results.compute(own)
-
-    with (
-        threads(threads_for_small_work()) as pool,
-        tqdm(
-            total=len(results.missing), desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1
-        ) as bar,
-    ):
-        for _ in pool.map(compute, results.missing):
-            bar.update()
-    results.keep()
 
 
 def _without_partners(

@@ -14,11 +14,11 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import (
@@ -29,13 +29,12 @@ from lmms_eval_emi.core.emi import (
     shared_clusters,
 )
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.core.lazy import lazy
-from lmms_eval_emi.core.workers import threads_for_small_work
-from lmms_eval_emi.util.files import parse_json, threads, to_json, write_atomically
-from lmms_eval_emi.data.images import ImageError, content_key, open_image, to_rgb
+from lmms_eval_emi.data.images import content_key, open_image, to_rgb
 from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.errors import ImageError, InputError
 from lmms_eval_emi.scoring.join import StudySamples
 from lmms_eval_emi.scoring.result import FORMAT_VERSION, SplitScores, StudyResult
+from lmms_eval_emi.util.files import parse_json, to_json, write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
 MOST = 5  # rows of a shift that are shown
@@ -56,13 +55,12 @@ class Scored:
     samples: StudySamples
     embeddings: Mapping[str, Embeddings] = field(default_factory=dict, repr=False)
 
-    @lazy
+    @cached_property
     def rows(self) -> dict[str, Any]:
         """Its rows, as :func:`result_to_rows` gives them."""
-        with threadpool_limits(1):  # threads for work this small wait for each other, the longer the busier the machine
-            return result_to_rows(self.result, self.samples.samples, self.embeddings)
+        return result_to_rows(self.result, self.samples.samples, self.embeddings)
 
-    @lazy
+    @cached_property
     def entry(self) -> dict[str, Any]:
         """The result as its JSON has it."""
         return self.result.to_dict()
@@ -194,10 +192,10 @@ def to_jackknife(value: float, strata: Any) -> Jackknife:
             float(value), tuple({str(key): float(one) for key, one in stratum.items()} for stratum in strata)
         )
         if not all(math.isfinite(one) for stratum in found.strata for one in stratum.values()):
-            raise ValueError("a score is not finite")
+            raise InputError("a score is not finite")
         return found
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"expected scores without each image, got {type(strata).__name__}: {error}") from error
+        raise InputError(f"expected scores without each image, got {type(strata).__name__}: {error}") from error
 
 
 def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:
@@ -247,8 +245,7 @@ def _thumbnails(rows: Sequence[Sample]) -> dict[int, str]:
     """Small copies of the images of some rows by the ``id`` of the row, each image's made once."""
     key_of = {number: _image_key(row) for number, row in {id(row): row for row in rows}.items()}
     distinct = {key_of[id(row)]: row for row in rows}
-    with threads(threads_for_small_work()) as pool:
-        made = dict(zip(distinct, pool.map(_thumbnail, distinct.values()), strict=True))
+    made = {key: _thumbnail(row) for key, row in distinct.items()}
     return {number: made[key] for number, key in key_of.items()}
 
 

@@ -8,16 +8,13 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmms_eval_emi.util.files import newer_version, read_json
-from lmms_eval_emi.scoring.result import FORMAT_VERSION
 from lmms_eval_emi.data.study import Shift
+from lmms_eval_emi.errors import ResultsError
+from lmms_eval_emi.scoring.result import FORMAT_VERSION
+from lmms_eval_emi.util.files import newer_version, read_json
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 SHOWN = 3  # problems that a message lists
-
-
-class StoredError(ValueError):
-    """A file holds no results that can be used; the message says which one, where in it, and what to do."""
 
 
 class _Plain(BaseModel):
@@ -162,7 +159,7 @@ def check_agreement(path: Path, entry: Mapping[str, Any]) -> StoredAgreements:
     """Agreements, checked.
 
     Raises:
-        StoredError: as :func:`check_audit`.
+        ResultsError: as :func:`check_audit`.
     """
     return _checked(StoredAgreements, path, entry, entry, "lmms-eval-emi agreement")
 
@@ -176,7 +173,7 @@ def check_audit(path: Path, entry: Mapping[str, Any]) -> StoredAudit:
     """An audit, checked.
 
     Raises:
-        StoredError: it is of a newer version, or damaged; with the places that are.
+        ResultsError: it is of a newer version, or damaged; with the places that are.
     """
     return _checked(StoredAudit, path, entry, entry, "lmms-eval-emi audit")
 
@@ -185,12 +182,12 @@ def read_entries(path: Path) -> list[Any]:
     """The entries of a file of results, unchecked.
 
     Raises:
-        StoredError: it cannot be read, or is no JSON.
+        ResultsError: it cannot be read, or is no JSON.
     """
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise StoredError(f"{path}: expected a JSON file of results: {error}") from error
+        raise ResultsError(f"{path}: expected a JSON file of results: {error}") from error
     several = isinstance(content, dict) and isinstance(content.get("results"), list)
     return content["results"] if several else [content]
 
@@ -204,7 +201,7 @@ def check_entry(path: Path, entry: Mapping[str, Any]) -> StoredEntry:
     """An entry of ours, checked.
 
     Raises:
-        StoredError: it is of a newer version, or damaged; with the places that are.
+        ResultsError: it is of a newer version, or damaged; with the places that are.
     """
     return _checked(StoredEntry, path, entry, {**entry, "raw": dict(entry)}, "lmms-eval-emi score")
 
@@ -217,7 +214,7 @@ def _checked(
 ) -> Model:
     version = entry.get("format_version", 1)
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
-        raise StoredError(newer_version(path, version, FORMAT_VERSION))
+        raise ResultsError(newer_version(path, version, FORMAT_VERSION))
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -225,7 +222,7 @@ def _checked(
             f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {_shown(one['input'])}" for one in error.errors()
         ]
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise StoredError(
+        raise ResultsError(
             f"{path}: expected results of {command}, got some that are damaged: {'; '.join(problems[:SHOWN])}{more}. Make them again."
         ) from error
 

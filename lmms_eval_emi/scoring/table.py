@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.scoring.result import SplitScores, StudyResult
 from lmms_eval_emi.data.study import SHIFT_MODALITIES
+from lmms_eval_emi.scoring.result import SplitScores, StudyResult
 
 DIGITS = ".4g"
 NOTHING = "-"

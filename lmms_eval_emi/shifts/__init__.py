@@ -4,9 +4,10 @@ A new operator is one new file in ``visual/`` or ``textual/``. ``recipes`` turns
 ``suite`` writes them as a dataset, ``twins`` makes them while a harness task runs, ``contact_sheet`` shows them.
 """
 
+from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts.apply import shift_image, shift_text
-from lmms_eval_emi.shifts.operators import Operator, Refused, ShiftError, operators
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+from lmms_eval_emi.shifts.operators import Operator, Refused, operators
+from lmms_eval_emi.shifts.options import ShiftOptions
 from lmms_eval_emi.shifts.twins import twin
 
-__all__ = ["Operator", "Refused", "ShiftError", "TextOptions", "operators", "shift_image", "shift_text", "twin"]
+__all__ = ["Operator", "Refused", "ShiftError", "ShiftOptions", "operators", "shift_image", "shift_text", "twin"]

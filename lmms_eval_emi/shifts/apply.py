@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from lmms_eval_emi.util.files import encodable
-from lmms_eval_emi.data.images import ImageError, check_size, encoded_image, open_image, to_rgb
-from lmms_eval_emi.settings import load_settings
-from lmms_eval_emi.shifts.operators import Family, Operator, Refused, ShiftError, operator, random_state
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+from lmms_eval_emi.data.images import check_size, encoded_image, open_image, to_rgb
 from lmms_eval_emi.data.study import Columns, Shift
+from lmms_eval_emi.errors import ImageError, ShiftError
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.shifts.operators import Family, Operator, Refused, operator, random_state
+from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.util.files import encodable
 
 if TYPE_CHECKING:
     import datasets
@@ -59,18 +60,17 @@ class Step:
             severity=self.level if isinstance(self.level, int) else None,
         )
 
-    def apply(self, value: Any, *, seed: int, row_id: object, options: TextOptions) -> Any:
+    def apply(self, value: Any, *, seed: int, row_id: object, options: ShiftOptions) -> Any:
         """A Pillow image or a text, as its operator takes it, shifted.
 
         Raises:
             Refused: this one cannot be shifted.
         """
-        if self.operator.family == "visual":
-            return shift_image(value, self.operator.name, self.level, seed=seed, row_id=row_id)  # type: ignore[arg-type]
-        return shift_text(value, self.operator.name, self.level, seed=seed, row_id=row_id, options=options)
+        shift: Callable[..., Any] = shift_image if self.operator.family == "visual" else shift_text
+        return shift(value, self.operator.name, self.level, seed=seed, row_id=row_id, options=options)
 
     def apply_or_keep(
-        self, value: Any, report: Callable[[str], object], *, seed: int, row_id: object, options: TextOptions
+        self, value: Any, report: Callable[[str], object], *, seed: int, row_id: object, options: ShiftOptions
     ) -> Any:
         """As :meth:`apply`; where that is refused, ``report`` is given the reason and the value stays as it is."""
         try:
@@ -146,7 +146,13 @@ def recipes(visual: Sequence[Step], textual: Sequence[Step], joint: bool) -> lis
 
 
 def shift_image(
-    image: Image.Image, operator_name: str, level: int = 3, *, seed: int = 0, row_id: object = 0
+    image: Image.Image,
+    operator_name: str,
+    level: int = 3,
+    *,
+    seed: int = 0,
+    row_id: object = 0,
+    options: ShiftOptions | None = None,
 ) -> Image.Image:
     """An image of any mode, shifted.
 
@@ -156,6 +162,7 @@ def shift_image(
         level: severity, 1 to 5.
         seed: of the study.
         row_id: of the row; seed, operator and row id decide all randomness.
+        options: where resources are; default: the settings.
 
     Returns:
         RGB image of the same size.
@@ -167,7 +174,7 @@ def shift_image(
     found = operator("visual", operator_name)
     parameter = found.parameter(level)
     pixels = np.asarray(shiftable(image))
-    shifted = _apply(found, pixels, parameter, random_state(seed, found.name, row_id))
+    shifted = _apply(found, pixels, parameter, random_state(seed, found.name, row_id), options or default_options())
     if shifted.dtype == np.uint8:
         return Image.fromarray(shifted)
     rounded = np.rint(shifted)
@@ -194,7 +201,7 @@ def shift_text(
     *,
     seed: int = 0,
     row_id: object = 0,
-    options: TextOptions | None = None,
+    options: ShiftOptions | None = None,
 ) -> str:
     """A text, shifted.
 
@@ -223,7 +230,7 @@ def shift_text(
 def _apply(found: Operator, *arguments: Any) -> Any:
     """Call an operator; should it fail on an input that nobody thought of, one row is lost and not the run."""
     try:
-        return found.function(*arguments)
+        return found.function(*(arguments if found.takes_options else arguments[:-1]))
     except (Refused, ShiftError):
         raise
     except Exception as error:
@@ -235,7 +242,7 @@ def shift_rows(
     recipe: Recipe,
     columns: Columns,
     seed: int,
-    options: TextOptions,
+    options: ShiftOptions,
     roots: Sequence[Path] = (),
 ) -> datasets.Dataset:
     """Rows under a recipe, in memory; those that cannot be shifted are logged and left as they are.
@@ -295,11 +302,9 @@ def shift_rows(
     return shifted_rows.cast_column(columns.image, was if isinstance(was, ImageFeature) else ImageFeature())
 
 
-def default_options(**given: object) -> TextOptions:
-    """Options of textual operators from the settings, where ``given`` ones other than ``None`` come first."""
-    settings = load_settings()
-    options = {"synonyms": settings.synonyms, "endpoint": settings.endpoint, "model": settings.endpoint_model}
-    return TextOptions(**(options | {name: value for name, value in given.items() if value is not None}))  # type: ignore[arg-type]
+def default_options(**given: object) -> ShiftOptions:
+    """Return the options that the environment's settings mean; ``given`` ones other than ``None`` take precedence."""
+    return ShiftOptions.from_settings(load_settings(), **given)
 
 
 def _slug(level: str) -> str:

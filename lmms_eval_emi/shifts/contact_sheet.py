@@ -9,9 +9,10 @@ from pathlib import Path
 import regex
 from PIL import Image, ImageDraw, ImageFont
 
+from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts.apply import Step, shift_image, shift_text, shiftable
-from lmms_eval_emi.shifts.operators import Refused, ShiftError
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+from lmms_eval_emi.shifts.operators import Refused
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 THUMB, LABEL, GAP, MARGIN = 224, 170, 8, 24
 WIDTH = 2 * MARGIN + LABEL + 5 * (THUMB + GAP)
@@ -26,7 +27,7 @@ def contact_sheet(
     *,
     seed: int = 0,
     row_id: object = 0,
-    options: TextOptions | None = None,
+    options: ShiftOptions | None = None,
 ) -> Image.Image:
     """An image and a text under every step given, an operator a row.
 

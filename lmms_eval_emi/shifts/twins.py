@@ -19,9 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from lmms_eval_emi.shifts.apply import Recipe, Step, default_options, parse_steps
-from lmms_eval_emi.shifts.operators import Family, ShiftError, operators
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions
 from lmms_eval_emi.data.columns import (
     QUESTION_COLUMNS,
     find_id_column,
@@ -29,6 +26,11 @@ from lmms_eval_emi.data.columns import (
     find_question_column,
     holds_text,
 )
+from lmms_eval_emi.errors import ShiftError
+from lmms_eval_emi.settings import Settings, load_settings
+from lmms_eval_emi.shifts.apply import Recipe, Step, parse_steps
+from lmms_eval_emi.shifts.operators import Family, operators
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 if TYPE_CHECKING:
     import datasets
@@ -71,6 +73,7 @@ def twin(
     keep: Sequence[str] = (),
     process_docs: Callable[[datasets.Dataset], datasets.Dataset] | None = None,
     splits: Collection[str] = (),
+    settings: Settings | None = None,
 ) -> Callable[[datasets.Dataset], datasets.Dataset]:
     """A ``process_docs`` hook that shifts the rows of a task as the harness reads them.
 
@@ -89,6 +92,7 @@ def twin(
         process_docs: the task's own hook, which runs first.
         splits: of the dataset that are shifted, where it says which it is; default: all. Others, such as that of
             few-shot examples, stay as they are.
+        settings: default: those of the environment when the hook is called.
 
     Raises:
         ShiftError: an unknown operator or level, or one that lacks what it needs.
@@ -118,7 +122,7 @@ def twin(
             dataset = dataset.add_column(ROW_COLUMN, list(range(len(dataset))))
         if IMAGE_COLUMN not in dataset.column_names and (keys := _image_keys(dataset)):
             dataset = dataset.add_column(IMAGE_COLUMN, keys)
-        options = default_options(keep=tuple(keep))
+        options = ShiftOptions.from_settings(settings or load_settings(), keep=tuple(keep))
         return dataset.with_transform(_ShiftedRows(recipe, tuple(images), tuple(texts), ids, seed, options))
 
     shifted_docs.__name__ = recipe.name
@@ -134,7 +138,7 @@ class _ShiftedRows:
     texts: tuple[str, ...]
     ids: str
     seed: int
-    options: TextOptions
+    options: ShiftOptions
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         rows = batch.get(self.ids) or batch[ROW_COLUMN]

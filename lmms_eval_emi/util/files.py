@@ -11,11 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lmms_eval_emi.errors import InputError, OutputError
+
 Item = TypeVar("Item")
-
-
-class OutputError(ValueError):
-    """An output cannot be written where it was asked for; the message says what to do."""
 
 
 def encodable(text: str) -> str:
@@ -114,14 +112,14 @@ def parse_json(text: str) -> Any:
     try:
         return _encodable_data(json.loads(text, object_pairs_hook=_pairs_once))
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise InputError("it is nested too deeply") from error
 
 
 def _pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key[:100]!r} stands twice in one object")
+            raise InputError(f"the key {key[:100]!r} stands twice in one object")
         found[key] = value
     return found
 
@@ -153,11 +151,11 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
     """
     if not path.is_file():
-        raise ValueError("it is not a regular file" if path.exists() else "it is not there")
+        raise InputError("it is not a regular file" if path.exists() else "it is not there")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 text: {error}") from error
+        raise InputError(f"it is not UTF-8 text: {error}") from error
     return parse_json(text)
 
 

@@ -27,6 +27,7 @@ try:
 except ImportError:  # where there are no such locks
     fcntl = None  # type: ignore[assignment]
 
+from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.util.files import (
     check_folder_writable,
     encodable,
@@ -42,10 +43,6 @@ log = logging.getLogger("lmms_eval_emi")
 FORMAT_VERSION = 1
 FOLDER, MANIFEST = "journal", "run.json"
 DIGITS = 16  # of a checksum
-
-
-class JournalError(ValueError):
-    """A journal cannot be read or written; the message says why and what to do."""
 
 
 class Request(NamedTuple):
@@ -151,7 +148,7 @@ class Journal:
         rank: of this process.
 
     Raises:
-        JournalError: another run has it open, it cannot be written, or it is of a newer version.
+        RunError: another run has it open, it cannot be written, or it is of a newer version.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -161,16 +158,16 @@ class Journal:
         try:
             check_folder_writable(self.folder)
         except OSError as error:
-            raise JournalError(f"{self.folder} cannot be written: {error}. Choose another --output_path.") from error
+            raise RunError(f"{self.folder} cannot be written: {error}. Choose another --output_path.") from error
         self._lock = filelock.FileLock(self.path.with_suffix(".lock"))
         try:
             self._lock.acquire(timeout=1, poll_interval=0.1)  # somebody may be asking for the status
         except filelock.Timeout as error:
-            raise JournalError(
+            raise RunError(
                 f"{folder}: another run is writing there. Wait for it, stop it, or choose another --output_path."
             ) from error
         except OSError as error:
-            raise JournalError(f"{self.folder} cannot be locked: {error}. Choose another --output_path.") from error
+            raise RunError(f"{self.folder} cannot be locked: {error}. Choose another --output_path.") from error
         try:
             self.contents = read_journal(folder)
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -180,7 +177,7 @@ class Journal:
                 flush_folder(self.folder)
         except OSError as error:
             self._lock.release()
-            raise JournalError(f"{self.path} cannot be written: {error}") from error
+            raise RunError(f"{self.path} cannot be written: {error}") from error
         except BaseException:
             self._lock.release()
             raise
@@ -197,7 +194,7 @@ class Journal:
         """Write a record; it is on the disk when this returns.
 
         Raises:
-            JournalError: it could not be written, so it is not acknowledged. What was there before still is.
+            RunError: it could not be written, so it is not acknowledged. What was there before still is.
         """
         line = to_line(record)
         try:
@@ -208,7 +205,7 @@ class Journal:
         except OSError as error:
             with contextlib.suppress(OSError):  # otherwise the checksum tells that it is torn
                 os.ftruncate(self._handle, self._end)
-            raise JournalError(
+            raise RunError(
                 f"{self.path} cannot be written: {error}. Every response that was acknowledged is in the journal; make room and start again."
             ) from error
         self._end += len(line)
@@ -271,14 +268,14 @@ def read_journal(folder: Path) -> JournalContents:
     """What the journal of a folder holds, whichever ranks have written it; nothing where there is none.
 
     Raises:
-        JournalError: a file cannot be read, or is of a newer version.
+        RunError: a file cannot be read, or is of a newer version.
     """
     records: list[Mapping[str, Any]] = []
     damaged = 0
     intact: dict[str, int] = {}
     for path in sorted((folder / FOLDER).glob("rank-*.jsonl")):
         if not path.is_file():
-            raise JournalError(f"{path}: expected a regular file. Remove it.")
+            raise RunError(f"{path}: expected a regular file. Remove it.")
         position = 0
         try:
             with path.open("rb") as file:
@@ -292,11 +289,11 @@ def read_journal(folder: Path) -> JournalContents:
                         record.get("format_version", FORMAT_VERSION) if record["kind"] == "journal" else FORMAT_VERSION
                     )
                     if not isinstance(version, int) or version > FORMAT_VERSION:
-                        raise JournalError(newer_version(path, version, FORMAT_VERSION))
+                        raise RunError(newer_version(path, version, FORMAT_VERSION))
                     records.append(record)
                     intact[path.name] = position
         except OSError as error:
-            raise JournalError(f"{path} cannot be read: {error}") from error
+            raise RunError(f"{path} cannot be read: {error}") from error
     return JournalContents(tuple(records), damaged, intact)
 
 
@@ -307,21 +304,21 @@ def write_manifest(folder: Path, command: str, described: Mapping[str, Any]) -> 
     """Describe a run in the folder's manifest, by the identity of its command, as its latest.
 
     Raises:
-        JournalError: the manifest is damaged or of a newer version, or cannot be written.
+        RunError: the manifest is damaged or of a newer version, or cannot be written.
     """
     runs = {name: one for name, one in read_manifest(folder).items() if name != command}
     content = {"format_version": FORMAT_VERSION, "runs": {**runs, command: dict(described)}}
     try:
         write_atomically(folder / FOLDER / MANIFEST, encodable(to_json(content)))
     except OSError as error:
-        raise JournalError(f"{folder / FOLDER / MANIFEST} cannot be written: {error}") from error
+        raise RunError(f"{folder / FOLDER / MANIFEST} cannot be written: {error}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """The runs of a folder by the identity of their command, the latest last; none where there is no journal.
 
     Raises:
-        JournalError: the manifest is damaged, or of a newer version.
+        RunError: the manifest is damaged, or of a newer version.
     """
     path = folder / FOLDER / MANIFEST
     if not path.exists():
@@ -329,15 +326,15 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise JournalError(
+        raise RunError(
             f"{path}: expected JSON: {error}. Remove it and start the run again; responses are kept."
         ) from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise JournalError(newer_version(path, version, FORMAT_VERSION))
+        raise RunError(newer_version(path, version, FORMAT_VERSION))
     runs = content.get("runs") if isinstance(content, dict) else None
     if not isinstance(runs, dict) or not all(isinstance(one, dict) for one in runs.values()):
-        raise JournalError(
+        raise RunError(
             f"{path}: expected a description of runs. Remove it and start the run again; responses are kept."
         )
     return runs

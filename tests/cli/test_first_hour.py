@@ -17,15 +17,15 @@ from conftest import run_module
 from PIL import Image
 
 from lmms_eval_emi.cli import build_parser, commands_of, main
+from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.estimators import load_estimator
 from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, _missing_package, _studies_of, check
 from lmms_eval_emi.harness.lmms_eval.write_tasks import SUITE
-from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.scoring.preflight import load_instruments
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.apply import parse_steps
 from lmms_eval_emi.shifts.contact_sheet import CHANGED, contact_sheet
-from lmms_eval_emi.data.study import load_study
 
 COMMANDS = commands_of(build_parser())
 
@@ -145,7 +145,7 @@ def test_the_demos_study_is_scored_as_it_stands(tmp_path, monkeypatch, capsys) -
     assert main(["score", "--study", "demo"]) == 1
     assert "lmms-eval-emi demo" in capsys.readouterr().err
     study = load_study("demo")
-    from lmms_eval_emi.data.rows import load_splits
+    from lmms_eval_emi.shifts.at_load import load_splits
 
     names = [study.id_split, *study.shifts()[:2]]
     for name, rows in load_splits(study, names).items():

@@ -10,9 +10,10 @@ import pytest
 from conftest import numbers, run_module
 
 from lmms_eval_emi.cli import main
-from lmms_eval_emi.data.responses import ResponsesError, choose_models, find_responses
+from lmms_eval_emi.data.responses import choose_models, find_responses
 from lmms_eval_emi.data.responses.llava import read_file, write_response_file
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.errors import ResponsesError
 
 ROWS = 5
 GERMAN, EASY_GERMAN, WILD_GERMAN = (

@@ -174,7 +174,7 @@ def test_what_is_decomposed_together_is_what_is_decomposed_alone_and_each_once(c
         divergence, "matrix_to_entropy", lambda m: (decomposed.append(m.reshape(-1, *m.shape[-2:])), entropy(m))[1]
     )
     first, shifted = split(0, 12), [split(*other) for other in others]
-    divergence.decompose_together(first, shifted, convention)
+    divergence.batch_entropies(first, shifted, convention)
     calls, matrices = len(decomposed), sum(map(len, decomposed))
     assert [emid_bound(first, one, convention).value for one in shifted] == pytest.approx(alone, abs=1e-14)
     assert len(decomposed) == calls, "nothing is decomposed again"

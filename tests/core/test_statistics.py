@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from threading import Event
 
 import numpy as np
 import pytest
@@ -15,13 +12,10 @@ from lmms_eval_emi import Embeddings, emi, emid, emid_bound
 from lmms_eval_emi.core import correlation
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.correlation import MEASURES, correlate, operator_interval
+from lmms_eval_emi.core.exchange_test import PairedKernels
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import adjust, verdict
-from lmms_eval_emi.core.exchange_test import TwoSets
-from lmms_eval_emi.estimators import CLUB, HSIC, KSG, InfoNCE
-from lmms_eval_emi.scoring.memo import DivergenceResults
-from lmms_eval_emi.scoring.result import Inference, begin_scores, score_study
-from lmms_eval_emi.data.study import parse_study
+from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE
 
 IMAGES, ROWS = 10, 3
 GROUPS = [f"image {row // ROWS}" for row in range(IMAGES * ROWS)]
@@ -165,7 +159,7 @@ def sets(seed, images=8, shift=0.0, paired=True):
     rows /= np.linalg.norm(rows, axis=2, keepdims=True)
     groups = [row // 3 for row in range(3 * images)]
     others = groups if paired else [("other", group) for group in groups]
-    return TwoSets(torch.from_numpy(rows[0]), torch.from_numpy(rows[1]), groups, others)
+    return PairedKernels(torch.from_numpy(rows[0]), torch.from_numpy(rows[1]), groups, others)
 
 
 def test_the_slope_of_a_divergence_is_its_derivative():
@@ -201,7 +195,7 @@ def test_a_divergence_agrees_with_that_of_the_kernels_and_is_above_its_floor_wit
     found = shifted.test(99, 0, paired=True)
     rows = torch.randn(20, 8, dtype=torch.float64), torch.randn(30, 8, dtype=torch.float64)
     for convention in ("published", "equal_weight"):
-        both = TwoSets(*rows, range(20), range(20, 50), convention)
+        both = PairedKernels(*rows, range(20), range(20, 50), convention)
         assert both.value == pytest.approx(rjsd(*rows, convention=convention), abs=1e-12)
     assert found.value > found.floor > 0 and found.excess == pytest.approx(found.value - found.floor)
 
@@ -395,67 +389,10 @@ def test_coverage_of_a_small_simulation():
     assert np.mean([permutation_once(seed, 12, True) for seed in range(60)]) <= 0.15
 
 
-def test_the_divergences_of_many_shifts_keep_no_copies_of_rows():
-    """A study of 60 shifts would keep 100 MB of them, and its peak would be there."""
-    import tracemalloc
-
-    rows = [torch.nn.functional.normalize(torch.randn(40, 512, dtype=torch.float64), dim=1) for _ in range(13)]
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        kept = [TwoSets(rows[0], other, range(40), range(40)) for other in rows[1:]]
-        found = [(sets.digest, sets.test(19, 0, True).value) for sets in kept]
-        taken = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert len(set(found)) == len(kept) and all(value > 0 for _, value in found)
-    assert taken < len(kept) * 2 * rows[0].nbytes, "as much as one copy of the rows of each pair of sets"
-
-
-def study_of(*shifts):
-    splits = "".join(f"  {name}: {{shifts: [{{modality: visual, name: {name}}}]}}\n" for name in shifts)
-    head = "name: mine\nid_split: clean\ndataset: {path: rows.parquet}\nsplits:\n  clean: {}\n"
-    return parse_study(head + splits, "mine.yaml")
-
-
-def test_what_was_computed_of_texts_is_not_computed_again_with_their_images(make_embeddings, monkeypatch):
-    splits = {name: make_embeddings(seed, n=12) for seed, name in enumerate(("clean", "foggy", "dark"))}
-    study = study_of("foggy", "dark")
-    expected = score_study(study, splits, HSIC(), model="m", inference=Inference(99)).to_dict()
-    by_text = {name: replace(one, v=None) for name, one in splits.items()}
-    computed, compute = [], TwoSets._test
-    monkeypatch.setattr(TwoSets, "_test", lambda self, *options: computed.append(self) or compute(self, *options))
-    begin_scores(study, by_text, inference=Inference(99))
-    assert len(computed) == 2 + 1 + 2, "questions, responses of the ID split, and of each shift"
-    whole = {name: one.with_images(splits[name].v, one.encoders) for name, one in by_text.items()}
-    assert score_study(study, whole, HSIC(), model="m", inference=Inference(99)).to_dict() == expected
-    assert len(computed) == 5 + 2, "images alone were left"
-    with pytest.raises(ValueError, match="without images"):
-        whole["clean"].with_images(splits["clean"].v)
-    with pytest.raises(ValueError, match="rows"):
-        by_text["clean"].with_images(splits["clean"].v[:5])
-
-
-def test_what_is_begun_of_texts_stops_where_nothing_will_be_scored(make_embeddings, monkeypatch):
-    study = study_of("foggy")
-    by_text = {name: make_embeddings(seed, n=12, v=None) for seed, name in enumerate(study.splits)}
-    stopped, computed, compute = Event(), [], TwoSets._deleted
-
-    def deleted(sets):
-        stopped.set()
-        computed.append(sets)
-        return compute(sets)
-
-    monkeypatch.setattr(TwoSets, "_deleted", deleted)
-    monkeypatch.setattr("lmms_eval_emi.scoring.result.threads_for_small_work", lambda: 1)
-    begin_scores(study, by_text, inference=Inference(0), stopped=stopped)
-    assert len(computed) == 1
-
-
 def test_without_any_shift_a_divergence_has_no_error_from_rounding(split):
     """The index takes its root, which would make 1e-8 of 1e-16."""
     rows = split(1)
-    sets = TwoSets(rows.t, rows.t, GROUPS, GROUPS)
+    sets = PairedKernels(rows.t, rows.t, GROUPS, GROUPS)
     assert sets.value == 0 and set(sets.jackknife().strata[0].values()) == {0.0}
     assert sets.jackknife().clusters == IMAGES
 
@@ -464,13 +401,13 @@ def test_different_rows_with_one_kernel_have_not_shifted():
     """All draws are then as far apart, and which rounding is greater says nothing."""
     rows = torch.nn.functional.normalize(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     for paired in (True, False):
-        test = TwoSets(rows, -rows, range(8), range(8) if paired else range(8, 16)).test(99, 0, paired)
+        test = PairedKernels(rows, -rows, range(8), range(8) if paired else range(8, 16)).test(99, 0, paired)
         assert test.value == 0 and test.p_value == 1
 
 
 def test_one_decomposition_of_each_set_and_of_their_mixture_serves_error_and_test(split, monkeypatch):
     rows = IMAGES * ROWS
-    sets = TwoSets(split(1).y_hat, split(1).y, GROUPS, GROUPS, "equal_weight")
+    sets = PairedKernels(split(1).y_hat, split(1).y, GROUPS, GROUPS, "equal_weight")
     sizes, eigh = [], np.linalg.eigh
     monkeypatch.setattr(np.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
     sets.jackknife()
@@ -489,12 +426,8 @@ def test_what_shifts_share_is_computed_once_and_is_what_each_has_by_itself(split
         expected.append((bound.jackknife, {name: bound.test(name, 50) for name in EXPONENTS}))
     for one in (first, *others):
         one.cache.clear()
-    computed, deleted = [], TwoSets._deleted
-    monkeypatch.setattr(TwoSets, "_deleted", lambda self: computed.append(self.digest) or deleted(self))
+    computed, deleted = [], PairedKernels._deleted
+    monkeypatch.setattr(PairedKernels, "_deleted", lambda self: computed.append(self.digest) or deleted(self))
     bounds = [emid_bound(first, other) for other in others]
-    results = DivergenceResults(bounds, 50, 0)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(results.compute, results.missing))
-    assert sorted(computed) == sorted(set(computed)) and len(computed) == 1 + 1 + 2 * 3
     assert [(bound.jackknife, {name: bound.test(name, 50) for name in EXPONENTS}) for bound in bounds] == expected
-    assert len(computed) == 8, "nothing was left to compute"
+    assert len(computed) == len(set(computed)) == 1 + 1 + 2 * 3

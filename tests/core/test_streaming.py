@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lmms_eval_emi import Embeddings, emid, emid_bound
-from lmms_eval_emi.core import streaming
 from lmms_eval_emi.core import emi as information
+from lmms_eval_emi.core import streaming
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
 from lmms_eval_emi.estimators import CLUB
 from lmms_eval_emi.estimators.assignment import Assignment

@@ -12,10 +12,11 @@ import yaml
 from conftest import lmms_eval, numbers, only, strict_json
 
 from lmms_eval_emi.cli import main
-from lmms_eval_emi.estimators import load_estimator
 from lmms_eval_emi.data.responses.llava import write_response_file
-from lmms_eval_emi.data.rows import load_splits
-from lmms_eval_emi.data.study import StudyError, load_study, parse_study
+from lmms_eval_emi.data.study import load_study, parse_study
+from lmms_eval_emi.errors import StudyError
+from lmms_eval_emi.estimators import load_estimator
+from lmms_eval_emi.shifts.at_load import load_splits
 
 ROWS = 6
 
@@ -449,24 +450,3 @@ def test_a_damaged_log(logged, in_tinyhub, tmp_path, capsys):
     message = capsys.readouterr().err
     assert ":3: doc_id 1 stands in line 2 already" in message and ":4: not a line of JSON" in message
     assert main(["score", *arguments, "--allow-missing"]) == 0
-
-
-def test_images_are_the_same_after_their_pages_were_let_go_of(in_tinyhub, monkeypatch):
-    """Of mapped files, and of columns that are in memory alone, which nothing could bring back."""
-    import datasets
-
-    from lmms_eval_emi import memory as module
-    from lmms_eval_emi.data.rows import dataset_images, load_splits
-
-    mapped = [dataset_images(rows, "image", ()) for rows in load_splits(load_study("natural")).values()]
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    cells = [{"bytes": bytes([number]) * 50_000, "path": None} for number in range(9)]
-    held = dataset_images(datasets.Dataset.from_dict({"image": cells}, features=features), "image", ())
-    images = [image for own in (*mapped, held) for image in own if image is not None]
-    before = [image.encoded() for image in images]
-    released, release = [], module.release_pages
-    monkeypatch.setattr(module, "release_pages", lambda columns: (released.extend(columns), release(columns)))
-    monkeypatch.setattr(module, "MAPPED_BYTES", 1)
-    assert [image.encoded() for image in images] == before
-    assert len(released) >= len(images), "pages are let go of after every image"
-    assert [image.encoded() for image in images] == before

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lmms_eval_emi.data.study import BUILT_IN, load_study, parse_study
+from lmms_eval_emi.errors import StudyError
 from lmms_eval_emi.harness.lmms_eval.write_tasks import (
     HEADER,
     SUITE,
@@ -16,7 +18,6 @@ from lmms_eval_emi.harness.lmms_eval.write_tasks import (
     tasks_folder,
     write_task_files,
 )
-from lmms_eval_emi.data.study import BUILT_IN, StudyError, load_study, parse_study
 
 FAMILIES = {
     "natural": {"id": 1, "visual": 3, "text": 6, "joint": 18},
@@ -142,7 +143,7 @@ def read(path: Path) -> dict:
     ],
 )
 def test_a_file_that_is_no_study(tmp_path, change, message):
-    import lmms_eval_emi.studies as package
+    import lmms_eval_emi.data as package
 
     study = read(Path(package.__file__).parent / "synthetic.yaml")
     change(study)

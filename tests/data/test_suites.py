@@ -15,13 +15,14 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.data.suites import load_suite, suite_names
+from lmms_eval_emi.errors import StudyError
 from lmms_eval_emi.harness.lmms_eval.domain_tasks import domain_hooks, read_choice
 from lmms_eval_emi.harness.lmms_eval.twin_tasks import resolve
-from lmms_eval_emi.data.rows import load_splits
 from lmms_eval_emi.shifts.apply import parse_steps
+from lmms_eval_emi.shifts.at_load import load_splits
 from lmms_eval_emi.shifts.operators.visual.frost import PICTURES
-from lmms_eval_emi.data.study import StudyError, load_study
-from lmms_eval_emi.data.suites import SuiteError, load_suite, suite_names
 
 CLASSES = ("dog", "guitar", "elephant")
 
@@ -187,9 +188,9 @@ def test_domains_of_a_hub_dataset_ask_alike_and_read_replies() -> None:
     wrong = next(name for name in CLASSES if name != right)
     assert hooks["process_results"](doc, [f"It is a {right.upper()}."]) == {"accuracy": 1.0}
     assert hooks["process_results"](doc, [wrong]) == {"accuracy": 0.0}
-    with pytest.raises(SuiteError, match="found none"):
+    with pytest.raises(StudyError, match="found none"):
         hooks["process_docs"]("cartoon")(rows)
-    with pytest.raises(SuiteError, match="columns domain"):
+    with pytest.raises(StudyError, match="columns domain"):
         hooks["process_docs"]("photo")(rows.remove_columns("domain"))
 
 

@@ -7,19 +7,19 @@ import os
 import random
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
 import tinyhub as builder
 
-from lmms_eval_emi.encoders import cache as module
+import lmms_eval_emi.encoders.cache as module
+from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.encoders import load_encoders
-from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
-from lmms_eval_emi.data.sample import Sample, SampleError
-from lmms_eval_emi.scoring.embed import cache_of_embeddings, embed_good_rows, embed_groups
+from lmms_eval_emi.encoders.cache import EmbeddingCache
+from lmms_eval_emi.errors import SampleError
+from lmms_eval_emi.scoring.embed import embed_good_rows, embedding_cache
 from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.util.digest import content_digest
 
 D = 8
 
@@ -76,7 +76,7 @@ def test_the_folder_keeps_within_its_limit_and_what_was_used_last(tmp_path):
 
 
 def test_many_small_files_become_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_FILES", 4)
+    monkeypatch.setattr(module, "MAX_FILES", 4)
     cache = EmbeddingCache(tmp_path, "an encoder", 10**9)
     for seed in range(11):
         cache.add(rows(seed))
@@ -89,9 +89,10 @@ def test_several_processes_write_at_once(tmp_path):
     code = """
 import sys, numpy as np
 from pathlib import Path
-from lmms_eval_emi.encoders.cache import EmbeddingCache, content_digest
+from lmms_eval_emi.encoders.cache import EmbeddingCache
+from lmms_eval_emi.util.digest import content_digest
 from lmms_eval_emi.encoders import cache
-cache.MOST_FILES = 3
+cache.MAX_FILES = 3
 own = EmbeddingCache(Path(sys.argv[1]), "an encoder", 10**9)
 for seed in range(int(sys.argv[2]), 40, 2):
     row = np.random.default_rng(seed).normal(size=8).astype("float32")
@@ -128,7 +129,7 @@ def counted(in_tinyhub, monkeypatch, tmp_path):
             return run(items)
 
         monkeypatch.setattr(encoder, "encode", encode)
-    return encoders, calls, cache_of_embeddings(load_settings())
+    return encoders, calls, embedding_cache(load_settings())
 
 
 def samples(count, extra=""):
@@ -168,31 +169,6 @@ def test_what_was_encoded_before_an_error_is_kept(counted, monkeypatch, kind, it
     assert before >= 16 and calls[kind] <= items + before - 8
 
 
-def test_texts_are_not_encoded_to_their_end_when_images_cannot_be(counted, monkeypatch):
-    """Those that were are kept, and nothing is written to the terminal after the error."""
-    encoders, calls, cache = counted
-    rows, encode, begun = samples(40), encoders.text.encode, threading.Event()
-
-    def slow(items):
-        begun.set()
-        time.sleep(0.05)
-        return encode(items)
-
-    def fail(items):
-        assert begun.wait(20)
-        raise RuntimeError("the device is gone")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encoders.text, "encode", slow)
-        patch.setattr(encoders.vision, "encode", fail)
-        with pytest.raises(RuntimeError, match="the device is gone"):
-            embed_good_rows({"a": rows}, encoders, batch_size=4, cache=cache)
-    before = calls["text"]
-    assert 4 <= before < 81
-    embed_good_rows({"a": rows}, encoders, batch_size=4, cache=cache)
-    assert calls["text"] == 81, "each once"
-
-
 def test_an_image_that_cannot_be_read_stops_the_run_with_all_of_them_named(counted):
     encoders, calls, cache = counted
     broken = [Sample(b"no image", "question", "response", "reference", 90 + row) for row in range(2)]
@@ -201,74 +177,14 @@ def test_an_image_that_cannot_be_read_stops_the_run_with_all_of_them_named(count
     assert calls["vision"] <= 8
 
 
-def test_a_group_is_there_before_the_next_is_encoded(counted):
-    """So that one study is scored while images of the next are encoded; what was encoded by then is kept."""
-    encoders, calls, cache = counted
-    rows = samples(60)
-    whole, _ = embed_good_rows({"a": rows[:8], "b": rows[8:]}, encoders, batch_size=8)
-    calls["vision"] = 0
-    groups = embed_groups([{"a": rows[:8]}, {"b": rows[8:]}], encoders, batch_size=8, cache=cache)
-    first, bad = next(groups)
-    before = calls["vision"]
-    assert before < 60 and not bad and list(first) == ["a"]
-    groups.close()
-    assert len(list(embed_groups([{"a": rows[:8]}, {"b": rows[8:]}], encoders, batch_size=8, cache=cache))) == 2
-    assert calls["vision"] == 60, "none was encoded twice"
-    for name in ("v", "t", "y_hat", "y"):
-        np.testing.assert_array_equal(getattr(first["a"], name), getattr(whole["a"], name))
-
-
-def test_a_bad_row_is_of_its_own_group(counted):
+def test_a_bad_row_is_named_with_its_split(counted):
     encoders, _, _ = counted
     good, broken = samples(30), Sample(b"no image", "question", "response", "reference", 90)
-    groups = [{"a": good[:10]}, {"b": [*good[10:], broken]}, {"c": [broken]}]
-    found = list(embed_groups(groups, encoders, batch_size=8))
-    assert [(list(embedded), [(one.split, one.row) for one in bad]) for embedded, bad in found] == [
-        (["a"], []),
-        (["b"], [("b", 20)]),
-        ([], [("c", 0)]),
-    ]
+    splits = {"a": good[:10], "b": [*good[10:], broken], "c": [broken]}
+    embedded, bad = embed_good_rows(splits, encoders, batch_size=8)
+    assert list(embedded) == ["a", "b"] and [(row.split, row.row) for row in bad] == [("b", 20), ("c", 0)]
     with pytest.raises(SampleError, match=r"2 of 32 rows(.|\n)*split b, row 90(.|\n)*split c, row 90"):
-        list(embed_groups(groups, encoders, batch_size=8, strict=True))
-
-
-def test_a_study_without_images_beside_one_with_images_is_told_to_be_scored_alone(counted):
-    encoders, _, _ = counted
-    alone = [Sample(None, f"question {row}", "response", "reference", row) for row in range(3)]
-    (_, first), (found, bad) = embed_groups([{"a": samples(3)}, {"b": alone}], encoders, batch_size=8)
-    assert not first and not found and len(bad) == 3
-    assert "score it in a call of its own" in str(bad[0])
-
-
-def test_what_is_known_of_texts_stays_known_of_their_rows_with_images(counted):
-    """So that what scores need of texts is computed while images are encoded."""
-    encoders, _, _ = counted
-    good, broken = samples(40), Sample(b"no image", "question", "response", "reference", 90)
-    groups = [{"a": good[:20], "b": [good[20], broken, *good[21:30]]}, {"c": good[30:]}]
-    early = {}
-
-    def ready(number, by_text):
-        early[number] = by_text
-        for one in by_text.values():
-            one.cache["known"] = f"{one.n} rows"
-
-    found = [embedded for embedded, _ in embed_groups(groups, encoders, batch_size=8, texts_ready=ready)]
-    assert {number: {name: one.n for name, one in own.items()} for number, own in early.items()} == {
-        0: {"a": 20, "b": 11},
-        1: {"c": 10},
-    }
-    for number, name, known in ((0, "a", "20 rows"), (0, "b", None), (1, "c", "10 rows")):
-        late, first = found[number][name], early[number][name]
-        assert late.cache.get("known") == known, "of the very rows, and of no others"
-        if known:
-            assert late.v is not None and first.v is None
-            assert late.ids == first.ids and late.groups == first.groups and late.encoders != first.encoders
-            for texts in ("t", "y_hat", "y"):
-                assert getattr(late, texts).data_ptr() == getattr(first, texts).data_ptr(), "no copy"
-    assert found[0]["b"].ids == [sample.key for sample in good[20:30]]
-    whole, _ = embed_good_rows({"b": groups[0]["b"]}, encoders, batch_size=8)
-    for name in ("v", "t", "y_hat", "y"):
-        np.testing.assert_array_equal(getattr(found[0]["b"], name), getattr(whole["b"], name))
+        embed_good_rows(splits, encoders, batch_size=8, strict=True)
 
 
 def test_another_preprocessing_is_another_encoder(counted, in_tinyhub, tmp_path):
@@ -291,21 +207,20 @@ def test_a_known_checkpoint_is_not_read_again_until_its_files_change(in_tinyhub,
     from safetensors.torch import load_file, save_file
 
     from lmms_eval_emi.encoders import load_vision_encoder
-    from lmms_eval_emi.encoders.checkpoint import Checkpoint
+    from lmms_eval_emi.encoders.vision import VisionEncoder
 
-    monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "clip"
     shutil.copytree(in_tinyhub / "openai/clip-vit-base-patch32", folder)
-    read = []
-    fingerprint = Checkpoint.fingerprint
-    monkeypatch.setattr(Checkpoint, "fingerprint", lambda self, names: (read.append(1), fingerprint(self, names))[1])
-    first = load_vision_encoder(str(folder), "cpu").signature
-    assert load_vision_encoder(str(folder), "cpu").signature == first and len(read) == 1
+    read, compute = [], VisionEncoder.compute_fingerprint
+    monkeypatch.setattr(VisionEncoder, "compute_fingerprint", lambda self: (read.append(1), compute(self))[1])
+    cache = tmp_path / "cache"
+    first = load_vision_encoder(str(folder), "cpu", cache).signature
+    assert load_vision_encoder(str(folder), "cpu", cache).signature == first and len(read) == 1
     state = load_file(folder / "model.safetensors")
     save_file(
         {key: tensor + torch.finfo(torch.float32).eps for key, tensor in state.items()}, folder / "model.safetensors"
     )
-    assert load_vision_encoder(str(folder), "cpu").signature != first and len(read) == 2
+    assert load_vision_encoder(str(folder), "cpu", cache).signature != first and len(read) == 2
     for path in (tmp_path / "cache" / "fingerprints").iterdir():
         path.write_text('{"identity": 3')
-    assert load_vision_encoder(str(folder), "cpu").signature != first and len(read) == 3
+    assert load_vision_encoder(str(folder), "cpu", cache).signature != first and len(read) == 3

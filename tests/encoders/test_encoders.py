@@ -12,10 +12,11 @@ import tinyhub as builder
 import torch
 from PIL import Image
 
-from lmms_eval_emi.encoders import EncoderUnavailable, load_encoders, load_text_encoder, load_vision_encoder
-from lmms_eval_emi.encoders.base import encode_all, resolve_device
+from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.encoders import load_encoders, load_text_encoder, load_vision_encoder
+from lmms_eval_emi.encoders.base import encode_batches, resolve_device
 from lmms_eval_emi.encoders.preprocessing import Preprocessing
-from lmms_eval_emi.data.sample import Sample, SampleError
+from lmms_eval_emi.errors import SampleError, UnavailableError
 from lmms_eval_emi.scoring.embed import embed_splits
 
 VISION, TEXT = "openai/clip-vit-base-patch32", "xlm-roberta-base"
@@ -45,88 +46,42 @@ def test_vision_follows_its_definition(encoders, in_tinyhub, pictures):
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
-def test_many_images_in_several_threads_follow_the_definition(act, tmp_path, in_tinyhub, monkeypatch):
-    """More images than a layer takes at a time, of both activations that checkpoints have, in one thread and in three."""
+def test_clip_follows_its_definition_for_both_activations(act, in_tinyhub, tmp_path):
     import shutil
 
     from transformers import CLIPModel
 
-    from lmms_eval_emi.encoders import clip
-
     whole = CLIPModel.from_pretrained(VISION).eval()
     whole.config.vision_config.hidden_act = act
-    with torch.no_grad():  # weights of a size at which the activations differ, and which are not symmetric
-        for one in whole.parameters():
-            one.mul_(3).add_(0.01)
     whole.save_pretrained(tmp_path / "clip")
     shutil.copy(in_tinyhub / VISION / "preprocessor_config.json", tmp_path / "clip")
     whole = CLIPModel.from_pretrained(tmp_path / "clip").eval()
     rng = np.random.default_rng(1)
     pictures = [builder.picture(rng, 30 + number, 40) for number in range(11)]
-    monkeypatch.setattr(clip, "AT_ONCE", 3)
     encoder = load_vision_encoder(str(tmp_path / "clip"), "cpu")
-    prepared = [encoder.prepare(picture) for picture in pictures]
+    pixels = torch.from_numpy(np.stack([encoder.preprocessing(picture) for picture in pictures]))
     with torch.no_grad():
-        states = whole.vision_model(encoder.pixels(prepared), output_hidden_states=True).hidden_states[-1]
+        states = whole.vision_model(pixels, output_hidden_states=True).hidden_states[-1]
     expected = torch.nn.functional.normalize(states[:, 1:].mean(dim=1), dim=1)
-    for threads in (1, 3):
-        encoder.threads = threads
-        torch.testing.assert_close(encoder.encode(prepared), expected, atol=1e-5, rtol=0)
-    encoder.model.act = "gelu" if act == "quick_gelu" else "quick_gelu"
-    assert (encoder.encode(prepared) - expected).abs().max() > 1e-4, "else the two cannot be told apart"
+    torch.testing.assert_close(encoder.encode(pictures), expected, atol=1e-6, rtol=0)
 
 
-def test_a_tower_that_fails_midway_says_so(encoders, pictures):
-    encoders.vision.threads = 2
-    read = encoders.vision.model.read
-
-    def fail(name):
-        if ".layers.1." in name:
-            raise OSError("the disk is gone")
-        return read(name)
-
-    encoders.vision.model.read = fail
-    with pytest.raises(OSError, match="the disk is gone"):
-        encoders.vision.encode([encoders.vision.prepare(one) for one in pictures])
-
-
-def test_texts_have_the_tokens_of_transformers(encoders, in_tinyhub, tmp_path, monkeypatch):
+def test_a_text_is_cut_at_the_tokenizers_limit_or_512_tokens(in_tinyhub, tmp_path):
     import shutil
 
-    from lmms_eval_emi.encoders import xlm_roberta
-
-    texts = [
-        "a red circle",
-        "",
-        " blue?\n\n two",
-        "Straße 東京 한국어 \u200b\ufeff",
-        "<s> star </s><pad>",
-        "red " * 600,
-    ]
-    expected = encoders.text.tokenizer(texts, truncation=True, max_length=512)["input_ids"]
-    assert encoders.text._numbers(texts) == expected and len(expected[-1]) == 512
+    texts = ["a red circle", "", "red " * 600]
+    whole = load_text_encoder(TEXT, "cpu")
+    assert [len(ids) for ids in whole.tokenize(texts)["input_ids"]][1:] == [2, 512]
     folder = tmp_path / "cut"
     shutil.copytree(in_tinyhub / TEXT, folder)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 7}))
-    assert len(load_text_encoder(str(folder), "cpu")._numbers(texts)[-1]) == 7
+    cut = load_text_encoder(str(folder), "cpu")
+    assert len(cut.tokenize(texts)["input_ids"][-1]) == 7
+    assert cut.cache_key != whole.cache_key, "another tokenizer gives other rows"
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(EncoderUnavailable):
+    with pytest.raises(UnavailableError):
         load_text_encoder(str(folder), "cpu").encode(texts)
-    monkeypatch.setattr(xlm_roberta, "checkpoint_file", lambda name, file: (_ for _ in ()).throw(OSError(file)))
-    encoders.text.release()
-    assert encoders.text._numbers(texts) == expected, "without that file by transformers"
-
-
-def test_words_are_read_again_when_more_occur_than_are_kept(encoders, monkeypatch):
-    from lmms_eval_emi.encoders import xlm_roberta
-
-    texts = ["a red circle", "two small blue stars", "one large green square", "a red star"]
-    expected = encoders.text.encode(texts)
-    encoders.text.release()
-    monkeypatch.setattr(xlm_roberta, "MOST_WORDS", 12)
-    monkeypatch.setattr(xlm_roberta, "AT_ONCE", 1)
-    assert torch.equal(encoders.text.encode(texts), expected)
 
 
 def test_text_follows_its_definition(encoders, in_tinyhub):
@@ -154,16 +109,6 @@ def test_a_row_depends_on_its_item_alone(encoders, pictures):
 def test_texts_are_cut_at_512_tokens(encoders):
     long = "red " * 600
     torch.testing.assert_close(encoders.text.encode([long]), encoders.text.encode([long + "blue star"]))
-
-
-def test_only_what_is_needed_is_loaded(encoders):
-    assert not [name for name in encoders.vision._names if "text" in name or "projection" in name]
-    read = []
-    rows = encoders.text.checkpoint.rows
-    encoders.text.checkpoint.rows = lambda key, numbers: (read.append((key, len(numbers))), rows(key, numbers))[1]
-    encoders.text.encode(["red red red", "red"])
-    assert read == [("roberta.embeddings.word_embeddings.weight", 2)], "the rows of one word and of the end"
-    assert not [name for name in encoders.text._tensors if "layer." in name or "pooler" in name]
 
 
 def test_a_checkpoint_that_is_only_a_bin(in_tinyhub, tmp_path, pictures):
@@ -195,7 +140,7 @@ def test_a_checkpoint_without_the_weights_is_refused(in_tinyhub, tmp_path):
         if "vision_model.encoder.layers.1" not in key
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(EncoderUnavailable, match="its checkpoint lacks .* of the weights"):
+    with pytest.raises(UnavailableError, match="its checkpoint lacks .* of the weights"):
         load_vision_encoder(str(folder), "cpu")
 
 
@@ -204,7 +149,7 @@ def test_a_checkpoint_without_the_weights_is_refused(in_tinyhub, tmp_path):
 )
 def test_an_encoder_that_is_not_here(load, variable, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(EncoderUnavailable) as error:
+    with pytest.raises(UnavailableError) as error:
         load("nobody/nothing", "cpu")
     assert "hf download nobody/nothing" in str(error.value) and f"export LMMS_EVAL_EMI_{variable}=" in str(error.value)
 
@@ -311,7 +256,7 @@ def test_each_distinct_item_is_encoded_once():
 def test_where_the_gpu_has_no_room(room, devices, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     encoder, items = CountingEncoder(room), list(range(100))
-    rows = encode_all(encoder, 100, lambda rows: [items[row] for row in rows], batch_size=64, label="")
+    rows = torch.cat(list(encode_batches(encoder, items, 64)))
     assert rows.flatten().tolist() == items
     assert {device for device, _ in encoder.batches} == devices
     assert ("going on with the CPU" in caplog.text) == (devices == {"cpu"})
@@ -330,7 +275,7 @@ def test_tf32_is_off_while_encoding_and_as_it_was_afterwards(tf32):
     torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
         encoder = Watching()
-        encode_all(encoder, 1, lambda rows: [1], batch_size=1, label="")
+        list(encode_batches(encoder, [1], 1))
         assert encoder.seen == ("ieee", "ieee")
         assert torch.backends.cuda.matmul.allow_tf32 is tf32
         assert torch.backends.cudnn.allow_tf32 is True
@@ -343,8 +288,8 @@ def test_no_memory_on_the_cpu_is_an_error_with_a_remedy():
         def encode(self, items):
             raise torch.OutOfMemoryError("no room")
 
-    with pytest.raises(MemoryError, match="LMMS_EVAL_EMI_BATCH_SIZE"):
-        encode_all(Full(), 1, lambda rows: [1], batch_size=64, label="")
+    with pytest.raises(UnavailableError, match="LMMS_EVAL_EMI_BATCH_SIZE"):
+        list(encode_batches(Full(), [1], 64))
 
 
 def test_splits_share_what_they_have_in_common(encoders, pictures, monkeypatch):
@@ -505,7 +450,7 @@ def test_a_preprocessing_that_is_not_known_is_refused_by_name(in_tinyhub, tmp_pa
     shutil.copytree(in_tinyhub / VISION, tmp_path / "clip")
     config = json.loads((tmp_path / "clip" / "preprocessor_config.json").read_text())
     (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps({**config, **changes}))
-    with pytest.raises(EncoderUnavailable, match=message.replace("{", "\\{").replace("}", "\\}")):
+    with pytest.raises(UnavailableError, match=message.replace("{", "\\{").replace("}", "\\}")):
         load_vision_encoder(str(tmp_path / "clip"), "cpu")
 
 
@@ -537,5 +482,5 @@ def test_encoders_of_unequal_width_are_refused_with_the_pairs_that_fit(in_tinyhu
 
 
 def test_a_checkpoint_of_no_known_kind_is_refused_with_the_known_ones(in_tinyhub):
-    with pytest.raises(EncoderUnavailable, match=r"of the kind 'clip'; known are xlm-roberta, mean"):
+    with pytest.raises(UnavailableError, match=r"of the kind 'clip'; known are mean, xlm-roberta"):
         load_text_encoder(VISION, "cpu")

@@ -11,14 +11,8 @@ import threading
 import pytest
 import torch
 
-from lmms_eval_emi.estimators import (
-    CLUB,
-    EstimatorEntry,
-    EstimatorUnavailable,
-    load_estimator,
-    registered_estimators,
-    registry,
-)
+from lmms_eval_emi.errors import UnavailableError
+from lmms_eval_emi.estimators import CLUB, EstimatorEntry, load_estimator, registered_estimators, registry
 
 
 @pytest.fixture
@@ -98,7 +92,7 @@ def test_another_content_than_registered_is_refused(cache, served, monkeypatch):
     entry, _ = served
     wrong = entry.model_copy(update={"sha256": "0" * 64})
     monkeypatch.setattr(registry, "registered_estimators", lambda: {"served": wrong})
-    with pytest.raises(EstimatorUnavailable, match="(?s)hash.*sha256  0000"):
+    with pytest.raises(UnavailableError, match="(?s)hash.*sha256  0000"):
         load_estimator("served")
     assert not list((cache / "estimators").glob("*.pt"))
 
@@ -112,7 +106,7 @@ def test_a_copy_in_the_published_layout_is_used_without_a_connection(cache, serv
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert load_estimator("served").name == "served"
     (folder / "served.pt").write_bytes(b"something else")
-    with pytest.raises(EstimatorUnavailable):
+    with pytest.raises(UnavailableError):
         load_estimator("served")
 
 
@@ -123,7 +117,7 @@ def test_without_a_connection_the_error_says_all_that_is_needed(cache, served, m
     monkeypatch.setattr(registry, "registered_estimators", lambda: {"served": unreachable})
     if offline:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(EstimatorUnavailable) as error:
+    with pytest.raises(UnavailableError) as error:
         load_estimator("served")
     for part in (unreachable.url, entry.sha256, str(cache / "estimators"), "LMMS_EVAL_EMI_ESTIMATOR"):
         assert part in str(error.value)

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from lmms_eval_emi import Embeddings, emi, load_estimator
 from lmms_eval_emi.cli import main
-from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE, check_encoders, training
-from lmms_eval_emi.estimators.training import TrainingOptions, embeddings_to_pairs, train_estimator
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE, check_encoders, training
+from lmms_eval_emi.estimators.training import TrainingOptions, embeddings_to_pairs, train_estimator
 
 FAST = TrainingOptions(iterations=40, batch_size=64, hidden=16, every=10, folds=1)
 

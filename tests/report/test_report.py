@@ -18,12 +18,13 @@ import pytest
 from conftest import GROUP, lmms_eval, only
 
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.report.finding import comparability_lines, findings_of
 from lmms_eval_emi.report.page import _library, to_html, to_text
 from lmms_eval_emi.report.plots import pictures_of, plot_emid_against_bound, plot_models, severity_series
-from lmms_eval_emi.report.reading import ReportError, published_results, read_results
-from lmms_eval_emi.data.responses.llava import write_response_file
-from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.report.reading import published_results, read_results
 
 ROWS = 5
 EVIL = '<script>document.title = "owned"</script>'
@@ -247,7 +248,7 @@ def test_several_results_and_what_is_none(results, tmp_path, capsys):
     ):
         if path.name == "empty":
             path.mkdir()
-        with pytest.raises(ReportError, match=message):
+        with pytest.raises(ResultsError, match=message):
             read_results([path])
     assert main(["report", str(tmp_path / "no.json")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
@@ -260,7 +261,7 @@ def test_results_that_are_damaged(results, tmp_path, caplog):
         ("emi", {**content, "splits": {"a": {"emi": None}}}),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(damaged))
-        with pytest.raises(ReportError, match=f"{name}.json: expected results .* that are damaged"):
+        with pytest.raises(ResultsError, match=f"{name}.json: expected results .* that are damaged"):
             read_results([tmp_path / f"{name}.json"])
     for rows in ("{bad", "[1]", "\xff", (results / "synthetic.rows.json").read_text("utf-8")):
         (tmp_path / "r.json").write_text(json.dumps({**content, "rows": {**content["rows"], "file": "r.rows.json"}}))
@@ -273,7 +274,7 @@ def test_results_that_are_damaged(results, tmp_path, caplog):
 def test_a_result_of_a_newer_version_says_so(results, tmp_path):
     content = json.loads((results / "natural.json").read_text())
     (tmp_path / "r.json").write_text(json.dumps({**content, "format_version": 99}))
-    with pytest.raises(ReportError, match="format_version is 99, .* Update it"):
+    with pytest.raises(ResultsError, match="format_version is 99, .* Update it"):
         read_results([tmp_path / "r.json"])
     (tmp_path / "old.json").write_text(
         json.dumps({key: value for key, value in content.items() if key not in ("format_version", "rows")})

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from lmms_eval_emi.data.sample import Sample
-from lmms_eval_emi.scoring.degenerate import _is_english, _may_repeat, degenerate_kind
+from lmms_eval_emi.scoring.degenerate import degenerate_kind
 
 QUESTION = "What is the person in the yellow shirt doing at the back of the taxi?"
 REFERENCE = "The man is ironing clothes on an ironing board that is attached to the roof of a moving taxi."
@@ -55,28 +55,11 @@ def test_a_response_in_the_language_of_a_translated_reference_is_none():
 
 
 def test_a_loop_of_any_length_is_found_wherever_it_is():
-    """What is looked at first, a hash of a text's pieces, must let no loop pass."""
     draw = random.Random(3)
     for length in range(1, 161):
         unit = "".join(draw.choices("abcdefghij klmnopqrstuvwxyz,.äß東", k=length - 1)) + "a"
         times = max(4, -(-16 // length))
         ends = ["".join(draw.choices("abcdefghij klmnopqrstuvwxyz", k=k)) for k in (draw.randrange(400), 37)]
-        assert _may_repeat(unit * times)
         assert degenerate_kind(Sample(None, QUESTION, ends[0] + unit * times + ends[1], REFERENCE)) == "repetition", (
             length
         )
-    assert not _may_repeat(LONG), "else every text takes the long way"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Der Mann bügelt Kleidung auf einem Brett, das auf dem Dach eines Taxis befestigt ist, und das ist alles.",
-        "Il s'agit d'une photo de la rue, sur laquelle on voit des voitures et des gens qui marchent.",
-        "De man die op het dak van de auto staat is aan het strijken, en dat is heel bijzonder in een stad.",
-        "Mannen stryker skjorter bak en bil i byen, og det er noe som man ikke ser hver dag i denne gaten.",
-        "L'uomo sta stirando i vestiti dietro un taxi in una strada della citta, e questo non e normale.",
-    ],
-)
-def test_no_other_language_is_taken_for_english(text):
-    assert not _is_english(text) and _is_english(LONG)

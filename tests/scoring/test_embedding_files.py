@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import sys
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import numbers, run_module
-from safetensors.torch import save_file
 
 from lmms_eval_emi import Embeddings, estimators
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.data.responses.llava import write_response_file
-from lmms_eval_emi.scoring import pipeline
-from lmms_eval_emi.scoring.embedding_files import StoreError, open_store, to_table, write_store
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.errors import ResultsError
+from lmms_eval_emi.scoring import pipeline
+from lmms_eval_emi.scoring.embedding_files import open_embeddings, to_table, write_embeddings
 
 ID, GERMAN = "llava_bench_coco_English", "llava_bench_coco_German"
 STUDY = load_study("natural")
@@ -51,7 +50,7 @@ def test_saved_embeddings_give_the_same_scores_to_the_bit(in_tinyhub, answers, t
 
 def test_a_split_that_is_read_in_parts_gives_the_same_scores(in_tinyhub, answers, tmp_path, monkeypatch):
     assert score("--responses", answers, "--output", tmp_path / "a.json", "--save-embeddings", tmp_path / "store") == 0
-    monkeypatch.setattr(pipeline, "MOST_IN_MEMORY", 2)
+    monkeypatch.setattr(pipeline, "MAX_ROWS_IN_MEMORY", 2)
     assert score("--embeddings", tmp_path / "store", "--output", tmp_path / "b.json") == 0
     (_, expected), (content, found) = results(tmp_path / "a.json"), results(tmp_path / "b.json")
     for name in (ID, GERMAN):
@@ -73,28 +72,6 @@ def splits(n=40):
     return made
 
 
-def write_npy(folder, made):
-    for name, split in made.items():
-        (folder / name).mkdir(parents=True)
-        for key in ("v", "t", "y_hat", "y"):
-            np.save(folder / name / f"{key}.npy", getattr(split, key).numpy())
-        np.save(folder / name / "ids.npy", np.array(split.ids))
-        np.save(folder / name / "groups.npy", np.array(split.groups))
-
-
-def write_safetensors(folder, made, single=False):
-    folder.mkdir(parents=True)
-    together = {}
-    for name, split in made.items():
-        own = {key: getattr(split, key) for key in ("v", "t", "y_hat", "y")}
-        own |= {"ids": torch.tensor(split.ids), "groups": torch.tensor(split.groups)}
-        together |= {f"{name}.{key}": tensor for key, tensor in own.items()}
-        if not single:
-            save_file(own, folder / f"{name}.safetensors")
-    if single:
-        save_file(together, folder / "all.safetensors")
-
-
 def write_parts(folder, made):
     for name, split in made.items():
         (folder / name).mkdir(parents=True)
@@ -114,19 +91,16 @@ def write_one_file(folder, made):
 @pytest.mark.parametrize(
     ("write", "file"),
     [
-        (lambda folder, made: write_store(folder, made, model="m", studies=["natural"]), ""),
+        (lambda folder, made: write_embeddings(folder, made, model="m", studies=["natural"]), ""),
         (write_parts, ""),
         (write_one_file, "all.parquet"),
-        (write_npy, ""),
-        (write_safetensors, ""),
-        (lambda folder, made: write_safetensors(folder, made, single=True), "all.safetensors"),
     ],
-    ids=["parquet", "parts", "one parquet", "npy", "safetensors", "one safetensors"],
+    ids=["parquet", "parts", "one parquet"],
 )
 def test_every_format_has_all_rows_in_order_and_any_part_of_them(write, file, tmp_path):
     made = splits()
     write(tmp_path / "store", made)
-    store = open_store(tmp_path / "store" / file, STUDY)
+    store = open_embeddings(tmp_path / "store" / file, STUDY)
     assert set(store.splits) == {ID, GERMAN}
     for name, expected in made.items():
         found = store.splits[name].load()
@@ -140,7 +114,7 @@ def test_every_format_has_all_rows_in_order_and_any_part_of_them(write, file, tm
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda folder: (folder / f"{ID}.parquet").write_bytes(b"PAR1"), f"cannot be read: {ID}.parquet: "),
+        (lambda folder: (folder / f"{ID}.parquet").write_bytes(b"PAR1"), "its embeddings cannot be read: "),
         (lambda folder: (folder / "embeddings.json").write_text("[]"), "expected an object of format_version 1"),
         (
             lambda folder: [path.unlink() for path in folder.glob("*.parquet")],
@@ -149,19 +123,19 @@ def test_every_format_has_all_rows_in_order_and_any_part_of_them(write, file, tm
     ],
 )
 def test_what_is_wrong_with_a_store(break_it, message, tmp_path):
-    write_store(tmp_path, splits(), model="m", studies=["natural"])
+    write_embeddings(tmp_path, splits(), model="m", studies=["natural"])
     break_it(tmp_path)
-    with pytest.raises(StoreError, match=message):
-        open_store(tmp_path, STUDY)
+    with pytest.raises(ResultsError, match=message):
+        open_embeddings(tmp_path, STUDY)
 
 
 def test_messages_of_the_command(in_tinyhub, answers, tmp_path, capsys):
     store = tmp_path / "store"
     (tmp_path / "empty").mkdir()
     assert score("--embeddings", tmp_path / "empty") == 1 and "found nothing." in capsys.readouterr().err
-    assert score("--embeddings", store) == 1 and "expected a file or folder of embeddings" in capsys.readouterr().err
+    assert score("--embeddings", store) == 1 and "expected a parquet file or a folder" in capsys.readouterr().err
     assert score("--embeddings", store, "--responses", answers) == 1 and "got both" in capsys.readouterr().err
-    write_store(store, {ID: splits()[ID]}, model="m", studies=["natural"])
+    write_embeddings(store, {ID: splits()[ID]}, model="m", studies=["natural"])
     assert score("--embeddings", store) == 1 and "--allow-missing" in capsys.readouterr().err
     assert score("--embeddings", store, "--allow-missing") == 0
     assert "known which encoders" not in capsys.readouterr().err, (
@@ -169,7 +143,7 @@ def test_messages_of_the_command(in_tinyhub, answers, tmp_path, capsys):
     )
     rows = splits()
     rows[ID].t[3, 2] = float("nan")
-    write_npy(tmp_path / "nan", rows)
+    write_embeddings(tmp_path / "nan", rows, model="m", studies=["natural"])
     assert score("--embeddings", tmp_path / "nan") == 1 and "NaN or infinity in 1 of" in capsys.readouterr().err
 
 
@@ -177,11 +151,11 @@ def test_embeddings_of_other_encoders_are_refused(in_tinyhub, tmp_path, capsys, 
     made = splits()
     for split in made.values():
         object.__setattr__(split, "encoders", "mine#12345678/patch-mean+yours#87654321/mean")
-    write_store(tmp_path / "store", made, model="m", studies=["natural"])
+    write_embeddings(tmp_path / "store", made, model="m", studies=["natural"])
     load = estimators.load_estimator
 
-    def trained_elsewhere(source):
-        estimator = load(source)
+    def trained_elsewhere(source, **options):
+        estimator = load(source, **options)
         estimator.text_encoder = "xlm-roberta-base"
         return estimator
 
@@ -256,9 +230,9 @@ def test_two_ranks_give_what_one_gives(in_tinyhub, answers, tmp_path):
 
 
 def test_two_ranks_read_a_store_in_parts(in_tinyhub, tmp_path):
-    write_store(tmp_path / "store", splits(), model="m", studies=["natural"])
+    write_embeddings(tmp_path / "store", splits(), model="m", studies=["natural"])
     code = (
-        "from lmms_eval_emi.scoring import pipeline; pipeline.MOST_IN_MEMORY = 3\n"
+        "from lmms_eval_emi.scoring import pipeline; pipeline.MAX_ROWS_IN_MEMORY = 3\n"
         "import sys; from lmms_eval_emi.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     (tmp_path / "run.py").write_text(code)
@@ -277,12 +251,12 @@ def test_two_ranks_read_a_store_in_parts(in_tinyhub, tmp_path):
 def test_an_error_of_one_rank_ends_all(in_tinyhub, tmp_path):
     code = """
 import sys
-from lmms_eval_emi.scoring.distributed import over_ranks, process_group, rank
+from lmms_eval_emi.scoring.distributed import gather_results, process_group, rank
 def work():
     if rank() == 1:
         raise ValueError("this rank's disk is full")
 with process_group():
-    over_ranks(work)
+    gather_results(work)
 """
     (tmp_path / "run.py").write_text(code)
     done = run_module("run", cwd=tmp_path, processes=2)

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from lmms_eval_emi import score
-from lmms_eval_emi.estimators import HSIC
 from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.data.study import parse_study
+from lmms_eval_emi.estimators import HSIC
 from lmms_eval_emi.scoring.result import Inference, score_study
 from lmms_eval_emi.settings import Settings
-from lmms_eval_emi.data.study import parse_study
 from lmms_eval_emi.version import __version__
 
 STUDY = "name: mine\nid_split: clean\ndataset: {path: rows.parquet}\nsplits:\n  clean: {}\n  foggy: {shifts: [{modality: visual, name: fog}]}\n"

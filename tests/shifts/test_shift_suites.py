@@ -13,14 +13,12 @@ from conftest import run_module
 from PIL import Image
 
 from lmms_eval_emi.cli import main
-from lmms_eval_emi.shifts import ShiftError, shift_image, shift_text, twin
+from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.errors import ShiftError
+from lmms_eval_emi.shifts import shift_image, shift_text, twin
 from lmms_eval_emi.shifts import writer as suite
 from lmms_eval_emi.shifts.operators import Refused
-from lmms_eval_emi.shifts.writer import CHUNK
-from lmms_eval_emi.shifts.writer import journal
-from lmms_eval_emi.shifts.writer import layout
-from lmms_eval_emi.shifts.writer import workers
-from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.shifts.writer import CHUNK, journal, layout, workers
 
 ARGUMENTS = ("--visual", "defocus_blur:1,3", "gaussian_noise:2", "--textual", "keyboard:3", "--joint", "--name", "Mine")
 SPLITS = [
@@ -626,7 +624,7 @@ def plain_operators(family: str) -> dict:
 def test_every_operator_at_every_level_through_the_command_the_twin_and_at_load(resources: Path) -> None:
     from datasets import load_dataset
 
-    from lmms_eval_emi.data.rows import load_splits
+    from lmms_eval_emi.shifts.at_load import load_splits
 
     path, dest = write_rows(resources / "rows.parquet", rows_of(3)), resources / "suite"
     visual, textual = plain_operators("visual"), plain_operators("text")

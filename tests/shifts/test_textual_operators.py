@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lmms_eval_emi.shifts import Refused, ShiftError, TextOptions, operators, shift_text
-from lmms_eval_emi.shifts.operators.textual.sentence_model import EndpointError
+from lmms_eval_emi.errors import EndpointError, ShiftError
+from lmms_eval_emi.shifts import Refused, ShiftOptions, operators, shift_text
 from lmms_eval_emi.shifts.operators.textual.words import join, split
 
 OPERATORS = [name for name, operator in operators("text").items() if operator.group != "sentence"]
@@ -47,10 +47,10 @@ TEXTS = {
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> TextOptions:
+def options(tmp_path_factory: pytest.TempPathFactory) -> ShiftOptions:
     path = tmp_path_factory.mktemp("synonyms") / "synonyms.json"
     path.write_text(json.dumps(SYNONYMS))
-    return TextOptions(synonyms=path)
+    return ShiftOptions(synonyms=path)
 
 
 def edits(before: str, after: str) -> int:
@@ -114,8 +114,8 @@ def test_synonyms_change_as_much_as_the_published_prompts(shared: Path, level: i
         synonym_source(None)
     except ShiftError:
         pytest.skip("needs WordNet")
-    clean = [plain(text, TextOptions()) for text in prompts(shared, "llava_bench_coco")]
-    published = [plain(text, TextOptions()) for text in prompts(shared, f"llava_bench_coco_sr_{level}")]
+    clean = [plain(text, ShiftOptions()) for text in prompts(shared, "llava_bench_coco")]
+    published = [plain(text, ShiftOptions()) for text in prompts(shared, f"llava_bench_coco_sr_{level}")]
     wanted = shares(clean, published)
     for name in ("sr", "synonym"):
         found = shares(clean, ours(clean, name, level, 0))
@@ -156,7 +156,7 @@ def test_characters_are_inserted_replaced_swapped_or_deleted() -> None:
     assert len(deleted) == 6 and all(letter in "elephants" for letter in deleted)
 
 
-def test_words_are_inserted_swapped_or_deleted(options: TextOptions) -> None:
+def test_words_are_inserted_swapped_or_deleted(options: ShiftOptions) -> None:
     words = QUESTION.split()
     inserted = shift_text(QUESTION, "word_insert", 4, options=options).split()
     extra = {part for found in SYNONYMS.values() for synonym in found for part in synonym.split()}
@@ -173,7 +173,7 @@ def test_words_are_inserted_swapped_or_deleted(options: TextOptions) -> None:
     assert [word for word in marked.split() if word not in ".,!?;:"] == words and len(marked) > len(QUESTION)
 
 
-def test_synonyms_stand_in_for_words_and_keep_the_layout(options: TextOptions) -> None:
+def test_synonyms_stand_in_for_words_and_keep_the_layout(options: ShiftOptions) -> None:
     shifted = shift_text(QUESTION, "synonym", 7, options=options)
     before, after = split(QUESTION), shifted
     assert after.startswith("Which ") and after.endswith("?") and ", and why" in after
@@ -189,9 +189,9 @@ def test_synonyms_stand_in_for_words_and_keep_the_layout(options: TextOptions) -
 
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("level", [1, 4, 7])
-def test_what_must_stay_stays(name: str, level: int, options: TextOptions) -> None:
+def test_what_must_stay_stays(name: str, level: int, options: ShiftOptions) -> None:
     text = "<image> Look at <image 2>: are the 3 large animals from 1984 near 12.5 km of the Eiffel Tower, at https://x.org/old?id=7, really tired in <|image_3|>?"
-    keep = TextOptions(keep=("Eiffel Tower", "tired"), synonyms=options.synonyms)
+    keep = ShiftOptions(keep=("Eiffel Tower", "tired"), synonyms=options.synonyms)
     kept = (
         "<image>",
         "<image 2>",
@@ -230,7 +230,7 @@ def test_what_must_stay_stays(name: str, level: int, options: TextOptions) -> No
         ("A dozen animals or a trillion flowers", (), ["dozen", "trillion"]),
     ],
 )  # fmt: skip
-def test_what_must_stay_stays_in_odd_places(text: str, keep: tuple, kept: list[str], options: TextOptions) -> None:
+def test_what_must_stay_stays_in_odd_places(text: str, keep: tuple, kept: list[str], options: ShiftOptions) -> None:
     assert join(split(text, keep)) == text
     found = [piece.text for piece in split(text, keep) if piece.kind == "kept"]
     assert found == kept
@@ -238,7 +238,7 @@ def test_what_must_stay_stays_in_odd_places(text: str, keep: tuple, kept: list[s
         for row in range(12):
             try:
                 shifted = shift_text(
-                    text, name, 7, row_id=row, options=TextOptions(keep=keep, synonyms=options.synonyms)
+                    text, name, 7, row_id=row, options=ShiftOptions(keep=keep, synonyms=options.synonyms)
                 )
             except Refused:
                 continue
@@ -278,7 +278,7 @@ def test_time_grows_with_the_text_and_not_with_its_square() -> None:
     "text", ["Tell me about ㌍", "What is this ั", "\u102b", "\u0301 \u0301", "e\u0301" * 5, "\ufeff word"]
 )
 @pytest.mark.parametrize("name", OPERATORS)
-def test_odd_characters_never_stop_a_run(text: str, name: str, options: TextOptions) -> None:
+def test_odd_characters_never_stop_a_run(text: str, name: str, options: ShiftOptions) -> None:
     for row in range(10):
         try:
             assert shift_text(text, name, 7, row_id=row, options=options)
@@ -295,7 +295,7 @@ def test_an_operator_that_fails_costs_a_row_and_not_the_run(monkeypatch: pytest.
         shift_text("What is this animal?", "char_swap", 1)
 
 
-def test_number_words_and_unknown_words_stay(options: TextOptions) -> None:
+def test_number_words_and_unknown_words_stay(options: ShiftOptions) -> None:
     for row in range(30):
         assert "seven" in shift_text("How are seven elephants walking?", "keyboard", 7, row_id=row)
     with pytest.raises(Refused, match="synonym"):
@@ -304,7 +304,7 @@ def test_number_words_and_unknown_words_stay(options: TextOptions) -> None:
 
 @pytest.mark.parametrize("script", TEXTS)
 @pytest.mark.parametrize("name", OPERATORS)
-def test_any_script_is_shifted_or_refused(name: str, script: str, options: TextOptions) -> None:
+def test_any_script_is_shifted_or_refused(name: str, script: str, options: ShiftOptions) -> None:
     text = TEXTS[script]
     try:
         shifted = shift_text(text, name, 7, options=options)
@@ -336,7 +336,7 @@ def test_keyboards_of_other_scripts() -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_randomness_is_the_seeds_and_the_rows(name: str, options: TextOptions) -> None:
+def test_randomness_is_the_seeds_and_the_rows(name: str, options: ShiftOptions) -> None:
     def shifted(seed: int, row: object) -> str:
         return shift_text(QUESTION, name, 4, seed=seed, row_id=row, options=options)
 
@@ -361,7 +361,7 @@ def test_a_file_of_synonyms_that_is_none_is_named(tmp_path: Path) -> None:
         path = tmp_path / f"{abs(hash(content))}.yaml"
         path.write_text(content)
         with pytest.raises(ShiftError, match="mapping of words to synonyms"):
-            shift_text("What is this picture?", "synonym", 1, options=TextOptions(synonyms=path))
+            shift_text("What is this picture?", "synonym", 1, options=ShiftOptions(synonyms=path))
 
 
 def test_without_wordnet_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Endpoi
 
 
 def test_sentences_are_rewritten_once_and_kept(endpoint: Endpoint) -> None:
-    options = TextOptions(endpoint=endpoint.url, model="m")
+    options = ShiftOptions(endpoint=endpoint.url, model="m")
     question = "What colour are the 2 suitcases?"
     for _ in range(2):
         assert shift_text(question, "translation", "German", options=options) == "Welche Farbe haben die 2 Koffer?"
@@ -432,7 +432,7 @@ def test_sentences_are_rewritten_once_and_kept(endpoint: Endpoint) -> None:
 
 
 def test_a_reply_that_lost_a_number_or_is_empty_is_refused(endpoint: Endpoint) -> None:
-    options = TextOptions(endpoint=endpoint.url, model="m", keep=("Koffer",))
+    options = ShiftOptions(endpoint=endpoint.url, model="m", keep=("Koffer",))
     with pytest.raises(Refused, match="lost 3"):
         shift_text("What colour are the 3 suitcases?", "translation", "German", options=options)
     for reply, question in (
@@ -454,7 +454,7 @@ def test_a_reply_that_lost_a_number_or_is_empty_is_refused(endpoint: Endpoint) -
 
 
 def test_an_endpoint_that_fails_stops_the_work_and_loses_nothing(endpoint: Endpoint) -> None:
-    options = TextOptions(endpoint=endpoint.url, model="m")
+    options = ShiftOptions(endpoint=endpoint.url, model="m")
     shift_text("What colour are the 2 suitcases?", "translation", "German", options=options)
     endpoint.reply = lambda request: (401, "no key")
     with pytest.raises(EndpointError, match="kept in"):
@@ -464,4 +464,4 @@ def test_an_endpoint_that_fails_stops_the_work_and_loses_nothing(endpoint: Endpo
     with pytest.raises(Refused, match="refuses the text"):
         shift_text("A third question?", "translation", "German", options=options)
     with pytest.raises(EndpointError, match="--endpoint"):
-        shift_text("What is this?", "formal", None, options=TextOptions())
+        shift_text("What is this?", "formal", None, options=ShiftOptions())

@@ -11,7 +11,8 @@ import scipy.ndimage
 import scipy.stats
 from PIL import Image
 
-from lmms_eval_emi.shifts import Refused, ShiftError, operators, shift_image
+from lmms_eval_emi.errors import ShiftError
+from lmms_eval_emi.shifts import Refused, operators, shift_image
 from lmms_eval_emi.shifts.operators import random_state
 from lmms_eval_emi.shifts.operators.visual.frost import PICTURES
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.util.journal import (
     Journal,
-    JournalError,
     Request,
     from_line,
     is_running,
@@ -88,7 +88,7 @@ def test_texts_of_any_kind_come_back_as_they_were(tmp_path):
 def test_only_one_process_writes(tmp_path):
     journal = Journal(tmp_path)
     assert is_running(tmp_path)
-    with pytest.raises(JournalError, match="another run is writing there"):
+    with pytest.raises(RunError, match="another run is writing there"):
         Journal(tmp_path)
     journal.close()
     assert not is_running(tmp_path)
@@ -106,7 +106,7 @@ def test_a_failed_write_is_not_acknowledged(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "pwrite", half)
-    with pytest.raises(JournalError, match=r"No space left.*make room and start again"):
+    with pytest.raises(RunError, match=r"No space left.*make room and start again"):
         journal.append({**BLOCK, "requests": [["mme", 8, 0, "lost", "No"]]})
     monkeypatch.undo()
     journal.append({**BLOCK, "requests": [["mme", 8, 0, "kept", "No"]]})
@@ -119,11 +119,11 @@ def test_a_journal_of_a_newer_version_is_refused(tmp_path):
     path = write(tmp_path, BLOCK)
     path.write_bytes(to_line({"kind": "journal", "format_version": 2}) + path.read_bytes())
     for read in (read_journal, Journal):
-        with pytest.raises(JournalError, match="pip install --upgrade"):
+        with pytest.raises(RunError, match="pip install --upgrade"):
             read(tmp_path)
     journal_folder = tmp_path / "journal"
     (journal_folder / "run.json").write_text(json.dumps({"format_version": 2, "runs": {}}))
-    with pytest.raises(JournalError, match="pip install --upgrade"):
+    with pytest.raises(RunError, match="pip install --upgrade"):
         read_manifest(tmp_path)
 
 
@@ -142,7 +142,7 @@ def test_a_journal_of_the_first_version_is_read(tmp_path):
 def test_a_damaged_manifest_says_what_to_do(tmp_path, text):
     write_manifest(tmp_path, "r", {"model": "m"})
     (tmp_path / "journal" / "run.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(JournalError, match=r"run\.json: expected .*Remove it"):
+    with pytest.raises(RunError, match=r"run\.json: expected .*Remove it"):
         read_manifest(tmp_path)
 
 

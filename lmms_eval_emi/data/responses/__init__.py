@@ -12,16 +12,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from lmms_eval_emi.data.responses import llava
-from lmms_eval_emi.data.responses.base import (
-    Format,
-    ModelResponses,
-    ResponsesError,
-    SplitResponses,
-    by_model,
-    first_record,
-    rename,
-)
+from lmms_eval_emi.data.responses.base import Format, ModelResponses, SplitResponses, by_model, first_record, rename
 from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.errors import ResponsesError
 
 __all__ = [
     "Format",

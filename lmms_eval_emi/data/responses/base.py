@@ -7,12 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lmms_eval_emi.util.files import parse_json
 from lmms_eval_emi.data.study import Study
-
-
-class ResponsesError(ValueError):
-    """Responses are missing or cannot be read; the message says which file and line, and what to do."""
+from lmms_eval_emi.errors import ResponsesError
+from lmms_eval_emi.util.files import parse_json
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.util.files import write_atomically
-from lmms_eval_emi.data.responses.base import ModelResponses, ResponsesError, SplitResponses, by_model, collect
+from lmms_eval_emi.data.responses.base import ModelResponses, SplitResponses, by_model, collect
 from lmms_eval_emi.data.study import BUILT_IN, Study, load_study
+from lmms_eval_emi.errors import ResponsesError
+from lmms_eval_emi.util.files import write_atomically
 
 
 def reads(record: dict[str, Any]) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.harness.lmms_eval.compat import parse_samples_name, samples_name
 from lmms_eval_emi.data.responses.base import ModelResponses, SplitResponses, collect
 from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.harness.lmms_eval.compat import parse_samples_name, samples_name
 
 log = logging.getLogger("lmms_eval_emi")
 

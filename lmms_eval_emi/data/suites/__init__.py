@@ -15,11 +15,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lmms_eval_emi.errors import InputError, StudyError
+
 Kind = Literal["study", "twins", "domains"]
-
-
-class SuiteError(ValueError):
-    """A suite is unknown, or cannot be used as asked; the message says what to do."""
 
 
 class _Strict(BaseModel):
@@ -82,7 +80,7 @@ class Suite(_Strict):
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> Suite:
         if sum((self.study is not None, bool(self.tasks), self.domains is not None)) != 1:
-            raise ValueError("expected one of study, tasks and domains")
+            raise InputError("expected one of study, tasks and domains")
         return self
 
     @property
@@ -107,19 +105,19 @@ def load_suite(name: str, kind: Kind | None = None) -> Suite:
         kind: that it must be of.
 
     Raises:
-        SuiteError: there is none of that name, or it is of another kind.
+        StudyError: there is none of that name, or it is of another kind.
     """
     if name not in suite_names():
         close = difflib.get_close_matches(name, suite_names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise SuiteError(f"suite: there is no suite {name!r}.{hint} The suites are {', '.join(suite_names())}.")
+        raise StudyError(f"suite: there is no suite {name!r}.{hint} The suites are {', '.join(suite_names())}.")
     text = resources.files("lmms_eval_emi.data.suites").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     try:
         found = Suite.model_validate({"name": name, **yaml.safe_load(text)})
     except ValidationError as error:
-        raise SuiteError(f"suite {name}: its file is not one of a suite: {error}") from error
+        raise StudyError(f"suite {name}: its file is not one of a suite: {error}") from error
     if kind is not None and found.kind != kind:
-        raise SuiteError(
+        raise StudyError(
             f"suite {name}: it is of the kind {found.kind}, and {kind} is expected here. lmms-eval-emi suites {name} says how it is used."
         )
     return found

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from lmms_eval_emi.data.suites import SuiteError
+from lmms_eval_emi.errors import StudyError
 
 QUESTIONS = "llava_med_eval_qa50_qa.jsonl"
 MARK = "<image>"
@@ -20,13 +20,13 @@ def llava_med(data: Path, output: Path) -> int:
         output: folder to write to.
 
     Raises:
-        SuiteError: a file is missing, or is not what LLaVA-Med publishes.
+        StudyError: a file is missing, or is not what LLaVA-Med publishes.
     """
     import datasets
 
     path = data / QUESTIONS
     if not path.is_file():
-        raise SuiteError(f"--data: expected {QUESTIONS} in {data}, as LLaVA-Med's repository has it in data/eval.")
+        raise StudyError(f"--data: expected {QUESTIONS} in {data}, as LLaVA-Med's repository has it in data/eval.")
     rows, missing = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -36,7 +36,7 @@ def llava_med(data: Path, output: Path) -> int:
             name, question, reference = (str(record[key]) for key in ("image", "text", "gpt4_answer"))
             identity = int(record["question_id"])
         except (ValueError, KeyError, TypeError) as error:
-            raise SuiteError(
+            raise StudyError(
                 f"{path}, line {number}: expected question_id, image, text and gpt4_answer: {error}"
             ) from error
         file = next((one for one in (data / name, data / "images" / name) if one.is_file()), None)
@@ -52,7 +52,7 @@ def llava_med(data: Path, output: Path) -> int:
             }
         )
     if missing:
-        raise SuiteError(
+        raise StudyError(
             f"--data: {len(missing)} of the images are not in {data} or {data / 'images'}, such as {missing[0]}. LLaVA-Med's repository says how to fetch them."
         )
     features = datasets.Features(

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lmms_eval_emi.errors import InputError
+
 log = logging.getLogger("lmms_eval_emi")
 
 # Relies on: the results file and the table take this text for a value that there is none of, as the harness
@@ -696,7 +698,7 @@ def response_from_plain(kind: str, content: Any) -> Any:
     from lmms_eval.api.instance import GenerationResult, TokenCounts
 
     if kind != "generation":
-        raise ValueError(f"expected a response that this version knows, got one of the kind {kind!r}.")
+        raise InputError(f"expected a response that this version knows, got one of the kind {kind!r}.")
     text, counts = content
     return GenerationResult(text, None if counts is None else TokenCounts(**counts))
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmms_eval_emi.data.images import open_image, to_rgb
+from lmms_eval_emi.data.suites import Domains, Suite, load_suite
+from lmms_eval_emi.errors import StudyError
 from lmms_eval_emi.harness.lmms_eval.write_tasks import MARK, dump, function
 from lmms_eval_emi.harness.lmms_eval.write_twins import PICTURES, TWIN
-from lmms_eval_emi.data.images import open_image, to_rgb
-from lmms_eval_emi.data.suites import Domains, Suite, SuiteError, load_suite
 
 if TYPE_CHECKING:
     import datasets
@@ -38,12 +39,12 @@ def domain_files(suite: Suite, data: Path | None, per_class: int, seed: int) -> 
         seed: by which they are drawn.
 
     Raises:
-        SuiteError: a folder is needed, or lacks a domain.
+        StudyError: a folder is needed, or lacks a domain.
     """
     domains = suite.domains
     assert domains is not None
     if data is None and domains.path is None:
-        raise SuiteError(f"suite {suite.name}: expected --data FOLDER. It needs {suite.needs}")
+        raise StudyError(f"suite {suite.name}: expected --data FOLDER. It needs {suite.needs}")
     names = [_slug(f"{suite.name}_{name}") for name in domains.names]
     where: dict[str, Any] = {"dataset_path": domains.path, "test_split": domains.split}
     if domains.config:
@@ -86,7 +87,7 @@ def _check_folder(suite: Suite, data: Path) -> None:
     missing = [name for name in suite.domains.names if not (data / name).is_dir()]
     if missing:
         there = sorted(path.name for path in data.iterdir() if path.is_dir()) if data.is_dir() else []
-        raise SuiteError(
+        raise StudyError(
             f"--data: expected a folder DOMAIN/CLASS/file with the domains {', '.join(suite.domains.names)}; {data} lacks {', '.join(missing)} and has {', '.join(there[:8]) or 'none'}."
         )
 
@@ -102,7 +103,7 @@ def write_pictures(suite: Suite, data: Path, path: Path, per_class: int, seed: i
         seed: by which they are drawn.
 
     Raises:
-        SuiteError: a class has no pictures.
+        StudyError: a class has no pictures.
     """
     import datasets
 
@@ -112,7 +113,7 @@ def write_pictures(suite: Suite, data: Path, path: Path, per_class: int, seed: i
         for folder in sorted(one for one in (data / domain).iterdir() if one.is_dir()):
             files = sorted(one for one in folder.rglob("*") if one.suffix.lower() in SUFFIXES)
             if not files:
-                raise SuiteError(f"--data: {folder} holds no picture ({', '.join(sorted(SUFFIXES))}).")
+                raise StudyError(f"--data: {folder} holds no picture ({', '.join(sorted(SUFFIXES))}).")
             for file in _drawn(files, per_class, seed, domain, folder.name):
                 picture = {"bytes": file.read_bytes(), "path": file.name}
                 records.append({"image": picture, "domain": domain, "label": folder.name})
@@ -142,7 +143,7 @@ def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, C
         def chosen(dataset: datasets.Dataset) -> datasets.Dataset:
             missing = {columns.image, columns.domain, columns.label} - set(dataset.column_names)
             if missing:
-                raise SuiteError(
+                raise StudyError(
                     f"suite {name}: expected the columns {', '.join(sorted(missing))}, which are missing; the rows have {', '.join(dataset.column_names)}. Give the pictures as a folder with --data."
                 )
             labels, domains = _named(dataset, columns.label), _named(dataset, columns.domain)
@@ -152,7 +153,7 @@ def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, C
                 if own_domain == domain:
                     by_class.setdefault(label, []).append(row)
             if not by_class:
-                raise SuiteError(
+                raise StudyError(
                     f"suite {name}: expected pictures of the domain {domain}, found none; there are {', '.join(sorted(set(domains))[:10])}."
                 )
             rows = sorted(row for label, one in by_class.items() for row in _drawn(one, per_class, seed, domain, label))

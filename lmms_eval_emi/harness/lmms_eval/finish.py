@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import yaml
 from loguru import logger
 
-from lmms_eval_emi.util.files import check_folder_writable, flush_folder, write_atomically
+from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.harness.lmms_eval.partial_responses import writable_folder
 from lmms_eval_emi.harness.lmms_eval.write_tasks import portable_study
-from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.scoring.join import StudySamples, add_rows
-from lmms_eval_emi.settings import cache_folder, load_settings
-from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.util.files import check_folder_writable, flush_folder, write_atomically
 
 if TYPE_CHECKING:
     from lmms_eval_emi.harness.lmms_eval.run import Run, TaskOfRun
@@ -70,7 +71,7 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
         return results
     except Exception as error:
         commands = "\n".join(f"  {_score_command(entry.study, saved)}" for entry in entries)
-        raise RuntimeError(
+        raise RunError(
             f"{error}\nNo response is lost: they are in {saved}. Once this is fixed, score them with\n{commands}"
         ) from error
 
@@ -92,7 +93,7 @@ def save_responses(run: Run, args: object, model: str) -> tuple[Path, list[Study
         entry = entries[name]
         try:
             # With --limit the other rows were never asked, so they are not missing.
-            add_rows(entry, task.row_name, task.dataset, task.responses, asked=task.responses)
+            add_rows(entry, task.row_name, task.dataset, task.responses, load_settings(), asked=task.responses)
             samples = entry.samples.get(task.row_name, [])
             if len(task.responses) < len(task.dataset):
                 note = f"{len(task.responses)} of its {len(task.dataset)} rows have a response: the others were not asked, or not yet"
@@ -134,7 +135,7 @@ def _study_with_variants(run: Run, study: Study) -> Study:
 def _folder_of_run(args: object) -> Path:
     """The folder in which the harness has its files of this run, or one in the cache."""
     output, below = compat.output_path(args), compat.run_folder(args)
-    for folder in (*([output / below] if output else []), cache_folder() / "runs" / (below or "model")):
+    for folder in (*([output / below] if output else []), load_settings().cache / "runs" / (below or "model")):
         try:
             check_folder_writable(folder)
             return folder
@@ -149,7 +150,7 @@ def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, save
 
     settings = load_settings()
     results: dict[str, StudyResult] = {}
-    for scored in score_samples(entries, settings, allow_missing=True, to_write=True):
+    for scored in score_samples(entries, settings, allow_missing=True):
         result = scored.result
         name = result.study.name
         results[name] = result

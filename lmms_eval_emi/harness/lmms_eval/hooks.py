@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_emi.data.images import encoded_image, open_image, to_rgb
+from lmms_eval_emi.data.rows import image_roots
+from lmms_eval_emi.data.study import Columns, Study, load_study
+from lmms_eval_emi.errors import StudyError
 from lmms_eval_emi.harness.lmms_eval import compat, finish
 from lmms_eval_emi.harness.lmms_eval.compat import NO_SCORE, SCORE_KEY
 from lmms_eval_emi.harness.lmms_eval.run import Item, find_run, open_task
-from lmms_eval_emi.data.images import encoded_image, open_image, to_rgb
-from lmms_eval_emi.data.rows import image_roots, shift_at_load
 from lmms_eval_emi.scoring.result import Summary
-from lmms_eval_emi.data.study import Columns, Study, StudyError, load_study
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.shifts.at_load import shift_at_load
 
 if TYPE_CHECKING:
     import datasets
@@ -54,7 +57,7 @@ def study_hooks(study_source: str) -> Hooks:
         def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
             start = time.perf_counter()
             split = name or _split_of_dataset(study, str(dataset.split))
-            dataset = shift_at_load(study, study.split(split), dataset)
+            dataset = shift_at_load(study, study.split(split), dataset, load_settings())
             task = open_task(study, split, dataset)
             numbered = dataset.add_column(SPLIT_COLUMN, [split] * len(dataset))
             numbered = numbered.add_column(TASK_COLUMN, [task.name] * len(dataset))
@@ -80,7 +83,7 @@ def study_hooks(study_source: str) -> Hooks:
             return []
         if isinstance(value, str | dict):  # a path, which is relative to the dataset or study file
             spec = study.splits[doc[SPLIT_COLUMN]].dataset
-            value = open_image(encoded_image(value, image_roots(study, spec)))
+            value = open_image(encoded_image(value, image_roots(study, spec, load_settings().images)))
         return [to_rgb(value)]
 
     def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:

@@ -20,10 +20,10 @@ from typing import IO
 
 from loguru import logger
 
-from lmms_eval_emi.util.files import check_folder_writable
-from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.data.responses.lmms_eval import PARTS
-from lmms_eval_emi.settings import cache_folder
+from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.util.files import check_folder_writable
 
 _needed = True
 
@@ -115,7 +115,7 @@ class Parts:
 def writable_folder(args: object) -> Path:
     """The output folder of the run, or else the cache, or else a temporary folder."""
     output = compat.output_path(args)
-    for choose in (lambda: output, lambda: cache_folder() / "runs"):
+    for choose in (lambda: output, lambda: load_settings().cache / "runs"):
         try:
             folder = choose()
             if folder is None:

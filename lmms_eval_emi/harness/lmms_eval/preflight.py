@@ -8,11 +8,12 @@ from pathlib import Path
 
 import yaml
 
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
+from lmms_eval_emi.errors import InputError, StudyError, UnavailableError
 from lmms_eval_emi.harness.lmms_eval import compat
-from lmms_eval_emi.data.rows import load_splits
-from lmms_eval_emi.scoring.preflight import PreflightError, preflight
-from lmms_eval_emi.settings import SettingsError, is_offline, load_settings
-from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, StudyError, load_study
+from lmms_eval_emi.scoring.preflight import preflight
+from lmms_eval_emi.settings import is_offline, load_settings
+from lmms_eval_emi.shifts.at_load import load_splits
 
 # What models of the harness import and lmms-eval does not install, with how to have it.
 NEEDED_BY_MODELS = {
@@ -53,7 +54,7 @@ def check_environment(problems: Sequence[str] = ()) -> None:
     """
     try:
         settings = load_settings()
-    except SettingsError as error:
+    except InputError as error:
         raise RunStopped(f"lmms_eval_emi: {error}") from error
     if not compat.is_main_process():
         return
@@ -61,7 +62,7 @@ def check_environment(problems: Sequence[str] = ()) -> None:
     if settings.preflight:
         try:
             preflight(settings)
-        except PreflightError as error:
+        except UnavailableError as error:
             found.append(str(error))
     if found:
         told = "\n\n".join(found)
@@ -87,7 +88,7 @@ def _missing_datasets(files: Sequence[str]) -> list[str]:
     problems = []
     for name in dict.fromkeys(name for file in files for name in _studies_of(Path(file))):
         try:
-            load_splits(load_study(name))
+            load_splits(load_study(name), settings=load_settings())
         except StudyError as error:
             problems.append(f"missing: dataset {name}\n{error}")
     return problems

@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from lmms_eval_emi.util.files import encodable
-from lmms_eval_emi.harness.lmms_eval import compat
-from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, check_environment
-from lmms_eval_emi.harness.lmms_eval.partial_responses import Parts
-from lmms_eval_emi.data.images import ImageError, encoded_image
+from lmms_eval_emi.data.images import encoded_image
 from lmms_eval_emi.data.rows import check_columns, image_roots, stale_cache
-from lmms_eval_emi.data.study import Study, StudyError
+from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.errors import ImageError, StudyError
+from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.partial_responses import Parts
+from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, check_environment
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.util.files import encodable
 
 if TYPE_CHECKING:
     import datasets
@@ -316,7 +318,7 @@ def _check_rows(study: Study, split: str, dataset: datasets.Dataset) -> None:
         )
     column = spec.columns.image
     if column and getattr(dataset.features[column], "dtype", None) in ("string", "large_string"):
-        roots = image_roots(study, spec)
+        roots = image_roots(study, spec, load_settings().images)
         for row, path in enumerate(dataset[column]):
             try:
                 encoded_image(path, roots)

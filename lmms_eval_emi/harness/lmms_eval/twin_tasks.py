@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_emi.data.columns import find_image_columns, holds_text
+from lmms_eval_emi.errors import ShiftError, StudyError
 from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.shifts import twins
-from lmms_eval_emi.shifts.operators import ShiftError
-from lmms_eval_emi.data.columns import find_image_columns, holds_text
 
 if TYPE_CHECKING:
     import datasets
@@ -27,10 +27,6 @@ LEFT_ALONE = re.compile(
     r"[a-j]|(?:option|choice|candidate|ending|answer|target|gold|label|reference|solution|ground_?truth|explanation|rationale|lecture)s?(?:[_ ].*)?|.*_(?:answer|label|id|idx)s?|(?:question_)?(?:id|qid|index|type|category|split|source|subject|subset|topic)|.*(?:path|url|file_?name)",
     re.IGNORECASE,
 )
-
-
-class TaskError(ValueError):
-    """A task of the harness is not there, or cannot have a twin; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +53,12 @@ class TaskFile:
         """Its fields with their functions.
 
         Raises:
-            TaskError: the task itself cannot be loaded.
+            StudyError: the task itself cannot be loaded.
         """
         try:
             return _config(self.path, True)
         except Exception as error:  # its modules may raise anything
-            raise TaskError(
+            raise StudyError(
                 f"{self.name}: the task itself cannot be loaded: {type(error).__name__}: {error}"
             ) from error
 
@@ -82,7 +78,7 @@ def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str,
     """The tasks of some tasks, groups and tags, by the name that was asked for.
 
     Raises:
-        TaskError: one is unknown, names a task that is not there, or is made by Python alone.
+        StudyError: one is unknown, names a task that is not there, or is made by Python alone.
     """
     import difflib
 
@@ -93,16 +89,16 @@ def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str,
         if name not in index:
             close = difflib.get_close_matches(name, index, n=1)
             hint = f" Did you mean {close[0]}?" if close else " lmms-eval tasks list shows all."
-            raise TaskError(f"{name!r} is not a task of lmms-eval.{hint}")
+            raise StudyError(f"{name!r} is not a task of lmms-eval.{hint}")
         entry = index[name]
         if name in seen:
             return {}
         if entry["type"] == "python_task":
-            raise TaskError(f"{name}: it is made by Python code alone, and has no file that a twin could include.")
+            raise StudyError(f"{name}: it is made by Python code alone, and has no file that a twin could include.")
         path = str(entry["yaml_path"])
         if entry["type"] == "task":
             if path.startswith(ours):
-                raise TaskError(f"{name}: it is one of this package's own splits, which are shifted already.")
+                raise StudyError(f"{name}: it is one of this package's own splits, which are shifted already.")
             own = include_path is not None and Path(path).resolve().is_relative_to(include_path.resolve())
             return {name: TaskFile(name, Path(path).resolve(), own)}
         members = entry["task"]
@@ -202,7 +198,7 @@ def prompt_of(task: TaskFile, row: Mapping[str, Any]) -> str:
     or the name of a column; or a template.
 
     Raises:
-        TaskError: it cannot be made without the row's images.
+        StudyError: it cannot be made without the row's images.
     """
     ask = task.config.get("doc_to_text")
     kwargs = task.config.get("lmms_eval_specific_kwargs")
@@ -215,14 +211,14 @@ def prompt_of(task: TaskFile, row: Mapping[str, Any]) -> str:
             return str(row[ask])
         return compat.fill_template(str(ask), row)
     except Exception as error:  # a task's own code may raise anything
-        raise TaskError(f"{task.name}: its prompt cannot be made: {type(error).__name__}: {error}") from error
+        raise StudyError(f"{task.name}: its prompt cannot be made: {type(error).__name__}: {error}") from error
 
 
 def load_rows(task: TaskFile) -> datasets.Dataset:
     """The rows that a task asks, after its own hook.
 
     Raises:
-        TaskError: they cannot be loaded.
+        StudyError: they cannot be loaded.
     """
     import datasets
 
@@ -236,7 +232,7 @@ def load_rows(task: TaskFile) -> datasets.Dataset:
         loaded = datasets.load_dataset(config["dataset_path"], config.get("dataset_name"), **arguments)
         rows = loaded[task.eval_split]
     except Exception as error:  # datasets raises a dozen kinds
-        raise TaskError(
+        raise StudyError(
             f"{task.name}: its dataset {config.get('dataset_path')} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
     own = task.config.get("process_docs")

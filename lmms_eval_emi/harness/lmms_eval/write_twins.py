@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.data.columns import find_image_columns
+from lmms_eval_emi.errors import StudyError
+from lmms_eval_emi.harness.lmms_eval.twin_tasks import TaskFile, load_rows, prompt_columns, prompt_of
 from lmms_eval_emi.harness.lmms_eval.write_tasks import MARK, dump, function
-from lmms_eval_emi.harness.lmms_eval.twin_tasks import TaskError, TaskFile, load_rows, prompt_columns, prompt_of
 from lmms_eval_emi.shifts import twins
 from lmms_eval_emi.shifts.apply import Recipe
-from lmms_eval_emi.data.columns import find_image_columns
+from lmms_eval_emi.util.files import write_atomically
 
 HEADER = f"{MARK} twins; write it again to change it.\n"
 TWIN = "emi_twin"  # what a twin's metadata say of its origin
@@ -117,15 +118,15 @@ def write_twin_files(folder: Path, files: Mapping[str, str]) -> None:
     """Write all files, and take away those of an earlier writing that are not among them.
 
     Raises:
-        TaskError: the folder is a file, or holds a file that is not ours.
+        StudyError: the folder is a file, or holds a file that is not ours.
     """
     if folder.exists() and not folder.is_dir():
-        raise TaskError(f"output: expected a folder, got the file {folder}.")
+        raise StudyError(f"output: expected a folder, got the file {folder}.")
     foreign = [
         str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file() and not _is_ours(path)
     ]
     if foreign:
-        raise TaskError(
+        raise StudyError(
             f"output: expected a new or empty folder, or one of earlier twins; {folder} holds {', '.join(foreign[:5])}."
         )
     for path in folder.rglob("*"):
@@ -143,7 +144,7 @@ def preview(task: TaskFile, recipe: Recipe, options: TwinOptions, most: int = 20
     """What a twin does to one row of a task, in lines: the first row whose prompt or images it changes.
 
     Raises:
-        TaskError: the rows cannot be loaded, or the twin changes nothing that the model is shown.
+        StudyError: the rows cannot be loaded, or the twin changes nothing that the model is shown.
     """
     rows = load_rows(task)
     rows = rows.select(range(min(most, len(rows))))
@@ -169,7 +170,7 @@ def preview(task: TaskFile, recipe: Recipe, options: TwinOptions, most: int = 20
         if texts:
             lines += [f"  texts: {', '.join(texts)}", f"  - {_short(before)}", f"  + {_short(after)}"]
         return lines
-    raise TaskError(
+    raise StudyError(
         f"{twin_name(task.name, recipe)}: it changes nothing that the model is shown in the first {len(rows)} rows. Name columns with --question-column or --image-column."
     )
 

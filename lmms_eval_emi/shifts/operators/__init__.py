@@ -18,15 +18,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lmms_eval_emi.errors import ShiftError
+
 Family = Literal["visual", "text"]
 PACKAGES: dict[Family, str] = {
     "visual": "lmms_eval_emi.shifts.operators.visual",
     "text": "lmms_eval_emi.shifts.operators.textual",
 }
-
-
-class ShiftError(ValueError):
-    """A shift cannot be made as asked: an unknown operator or level, or something that it needs is missing."""
 
 
 class Refused(ValueError):
@@ -46,7 +44,8 @@ class Operator:
         level_name: what its level is where that is a word of the user's, such as a language.
         function: the shift itself.
         prompt_suffix: what a model is to be told after a question shifted so.
-        resources: a fingerprint of what it reads beside its input, given the options of textual operators.
+        resources: a fingerprint of the files it reads, given the :class:`ShiftOptions`.
+        takes_options: whether its function is given the :class:`ShiftOptions`.
     """
 
     name: str
@@ -57,6 +56,7 @@ class Operator:
     level_name: str | None = None
     prompt_suffix: str = ""
     resources: Callable[[Any], str] | None = None
+    takes_options: bool = True
 
     def __reduce__(self) -> tuple:
         return operator, (self.family, self.name)
@@ -92,11 +92,19 @@ def visual_operator(
 ) -> Callable[[Callable], Callable]:
     """Register ``function(pixels, parameter, random)`` under its own name.
 
-    It gets (H, W, 3) 8-bit RGB pixels, the level's parameter and a random state; it returns pixels of
-    the same shape, on a scale of 0 to 255, rounded and clipped by the caller.
+    It gets (H, W, 3) 8-bit RGB pixels, the level's parameter and a random state; it returns pixels of the same shape
+    on a scale of 0 to 255, which the caller rounds and clips. One that reads ``resources`` also gets the options.
     """
     return lambda function: _register(
-        Operator(function.__name__, "visual", group, tuple(levels), function, resources=resources)
+        Operator(
+            function.__name__,
+            "visual",
+            group,
+            tuple(levels),
+            function,
+            resources=resources,
+            takes_options=resources is not None,
+        )
     )
 
 

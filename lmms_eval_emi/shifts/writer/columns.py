@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from lmms_eval_emi.shifts.operators import ShiftError
 from lmms_eval_emi.data.columns import (
     QUESTION_COLUMNS,
     REFERENCE_COLUMNS,
@@ -14,6 +13,7 @@ from lmms_eval_emi.data.columns import (
     find_image_columns,
 )
 from lmms_eval_emi.data.study import Columns
+from lmms_eval_emi.errors import ShiftError
 
 if TYPE_CHECKING:
     import datasets

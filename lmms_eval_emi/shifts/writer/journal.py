@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from lmms_eval_emi.util.files import write_atomically
-from lmms_eval_emi.shifts.operators import ShiftError
-from lmms_eval_emi.shifts.writer.plan import Suite
 from lmms_eval_emi.data.study import Columns
+from lmms_eval_emi.errors import ShiftError
+from lmms_eval_emi.shifts.writer.plan import Suite
+from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
 
 if TYPE_CHECKING:

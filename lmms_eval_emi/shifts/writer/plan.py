@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lmms_eval_emi.shifts.apply import Recipe, Step
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions
 from lmms_eval_emi.data.study import Columns
+from lmms_eval_emi.shifts.apply import Recipe, Step
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Suite:
     recipes: tuple[Recipe, ...]
     columns: Columns
     seed: int = 0
-    options: TextOptions = field(default_factory=TextOptions)
+    options: ShiftOptions = field(default_factory=ShiftOptions)
     roots: tuple[str, ...] = ()
 
     @property

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lmms_eval_emi.util.files import write_atomically
-from lmms_eval_emi.data.images import ImageError, encoded_image, open_image
+from lmms_eval_emi.data.images import encoded_image, open_image
+from lmms_eval_emi.errors import ImageError, ShiftError
 from lmms_eval_emi.shifts.apply import ID_SPLIT, Step
-from lmms_eval_emi.shifts.operators import ShiftError
 from lmms_eval_emi.shifts.writer.journal import part_of
 from lmms_eval_emi.shifts.writer.plan import Suite
+from lmms_eval_emi.util.files import write_atomically
 
 if TYPE_CHECKING:
     import datasets

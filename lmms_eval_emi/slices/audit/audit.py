@@ -15,22 +15,19 @@ from typing import Any
 import regex
 
 from lmms_eval_emi.data.images import content_key
-from lmms_eval_emi.data.sample import Sample, SampleError, without_images
+from lmms_eval_emi.data.sample import Sample, without_images
+from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.errors import InputError, SampleError, UnavailableError
 from lmms_eval_emi.scoring.join import StudySamples
 from lmms_eval_emi.scoring.pipeline import score_samples
-from lmms_eval_emi.scoring.preflight import Instruments, PreflightError, load_instruments
+from lmms_eval_emi.scoring.preflight import Instruments, load_instruments
 from lmms_eval_emi.scoring.result import SplitScores
 from lmms_eval_emi.scoring.rows import Scored
 from lmms_eval_emi.settings import Settings
-from lmms_eval_emi.data.study import Study
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 SHORTEST_WORD = 4  # letters of a word that is exchanged for another
 REFERENCES = "references"
-
-
-class AuditError(ValueError):
-    """An audit cannot be made of these rows."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +231,7 @@ def audit(
         A finding for every pair of encoders and every estimator that fits them, and what was left out.
 
     Raises:
-        AuditError: the split has no rows, or no estimator fits any pair of encoders.
+        InputError: the split has no rows, or no estimator fits any pair of encoders.
         SampleError: rows that cannot be embedded.
     """
     first = entries[0]
@@ -242,7 +239,7 @@ def audit(
     first.study.split(name)
     samples = first.samples.get(name)
     if not samples:
-        raise AuditError(
+        raise InputError(
             f"audit: expected rows of the split {name}, got none. Give responses that have it, or --split another."
         )
     own = {sample.reference for sample in samples}
@@ -271,14 +268,14 @@ def audit(
         for source in list(estimators) or [settings.estimator]:
             try:
                 fitting.append(load_instruments(own_settings, [source], text_only=without_images({name: samples})))
-            except PreflightError as error:
+            except UnavailableError as error:
                 left_out.append(f"{source} with {vision} and {text}: {str(error).splitlines()[0]}")
         if fitting:
             instruments = Instruments(fitting[0].encoders, tuple(one.estimators[0] for one in fitting))
             scored = score_samples(audited, own_settings, instruments=instruments)
             findings += _findings(scored, name, len(fitting))
     if not findings:
-        raise AuditError("audit: no estimator fits any pair of encoders:\n  " + "\n  ".join(left_out))
+        raise InputError("audit: no estimator fits any pair of encoders:\n  " + "\n  ".join(left_out))
     return findings, left_out
 
 

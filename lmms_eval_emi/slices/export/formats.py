@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.scoring.stored import StoredEntry, check_entry, is_entry, read_entries
 from lmms_eval_emi.version import __version__
 
@@ -23,10 +24,6 @@ METRICS = {
 FILTER = "none"  # of lm-evaluation-harness's names: "metric,filter"
 
 
-class ExportError(ValueError):
-    """Results cannot be exported; the message says why."""
-
-
 def read_entry(path: Path, model: str | None = None) -> StoredEntry:
     """The results of one model.
 
@@ -35,15 +32,15 @@ def read_entry(path: Path, model: str | None = None) -> StoredEntry:
         model: whose; default: the only one of the file.
 
     Raises:
-        ExportError: there are several, or none of that name.
+        ResultsError: there are several, or none of that name.
     """
     found = [check_entry(path, one) for one in read_entries(path) if is_entry(one)]
     if not found:
-        raise ExportError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
+        raise ResultsError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
     chosen = [one for one in found if model in (None, one.model)]
     if len(chosen) != 1:
         names = ", ".join(f"{one.model} ({one.shift}, {one.settings.get('estimator')})" for one in found)
-        raise ExportError(
+        raise ResultsError(
             f"{path}: expected the results of one model in one study with one estimator, got {len(chosen)}; name one of {names} with --model, or score it by itself."
         )
     return chosen[0]

@@ -22,24 +22,21 @@ import numpy as np
 
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlate, lead
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
-from lmms_eval_emi.core.totals import Function, Sums, mean, ratio
-from lmms_eval_emi.util.files import parse_json
-from lmms_eval_emi.slices.judge.preference import row_scores
-from lmms_eval_emi.slices.judge.verdicts import Verdict
+from lmms_eval_emi.core.totals import ClusterTotals, Function, mean, ratio
 from lmms_eval_emi.data.responses.base import id_text
+from lmms_eval_emi.errors import InputError, ResultsError
 from lmms_eval_emi.scoring.result import CHEAP_DRAWS
 from lmms_eval_emi.scoring.rows import read_rows, to_jackknife
 from lmms_eval_emi.scoring.stored import check_entry, is_entry, read_entries
+from lmms_eval_emi.slices.judge.preference import row_scores
+from lmms_eval_emi.slices.judge.verdicts import Verdict
+from lmms_eval_emi.util.files import parse_json
 
 log = logging.getLogger("lmms_eval_emi")
 
 FEWEST_ROWS = 8  # of a split, for a correlation within it
 TIE = 9  # digits to which two mean scores of a judge are compared: thirds of a point are not exact
 RowScores = Mapping[str, Mapping[str, tuple[float, float]]]
-
-
-class AgreementError(ValueError):
-    """Scores cannot be read or joined; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -94,30 +91,30 @@ def read_scores(path: Path, name: str) -> list[OutsideScores]:
         name: of the score.
 
     Raises:
-        AgreementError: it cannot be read, or a line lacks a column or has a score that is no number.
+        ResultsError: it cannot be read, or a line lacks a column or has a score that is no number.
     """
     by_model: dict[str, tuple[dict[str, dict[str, tuple[float, float]]], dict[str, float]]] = {}
     for number, record in _records(path):
         try:
             split, score, model = str(record["split"]), float(record["score"]), str(record.get("model") or "")
             if not math.isfinite(score):
-                raise ValueError(f"the score is {score}")
+                raise InputError(f"the score is {score}")
             row = record.get("question_id", record.get("id"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AgreementError(
+            raise ResultsError(
                 f"{path}, record {number}: expected split, score and perhaps question_id and model: {type(error).__name__} {error}"
             ) from error
         rows, splits = by_model.setdefault(model, ({}, {}))
         own = rows.setdefault(split, {}) if row not in (None, "") else splits
         key = id_text(row) if row not in (None, "") else split
         if key in own:
-            raise AgreementError(f"{path}, record {number}: {split}, {key} has a score already.")
+            raise ResultsError(f"{path}, record {number}: {split}, {key} has a score already.")
         own[key] = (score, 1.0) if row not in (None, "") else score  # type: ignore[assignment]
     if not by_model:
-        raise AgreementError(f"{path}: expected records with split and score, found none.")
+        raise ResultsError(f"{path}: expected records with split and score, found none.")
     mixed = [model for model, (rows, splits) in by_model.items() if rows and splits]
     if mixed:
-        raise AgreementError(f"{path}: expected scores of rows or of splits, got both.")
+        raise ResultsError(f"{path}: expected scores of rows or of splits, got both.")
     return [OutsideScores(name, rows, splits, model=model) for model, (rows, splits) in by_model.items()]
 
 
@@ -132,7 +129,7 @@ def _records(path: Path) -> Iterable[tuple[int, Any]]:
             return list(enumerate(parse_json(text), 1))
         return [(number, parse_json(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     except (OSError, ValueError, csv.Error, json.JSONDecodeError) as error:
-        raise AgreementError(f"{path}: expected CSV, JSON lines or a JSON list of scores: {error}") from error
+        raise ResultsError(f"{path}: expected CSV, JSON lines or a JSON list of scores: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -179,13 +176,13 @@ def read_results_to_compare(path: Path) -> list[ResultToCompare]:
     """Results with their rows.
 
     Raises:
-        StoredError: the file holds no results.
-        AgreementError: its rows are missing, or are of an earlier version, which lacks what is needed.
+        ResultsError: the file holds no results.
+        ResultsError: its rows are missing, or are of an earlier version, which lacks what is needed.
     """
     found = []
     for entry in read_entries(path):
         if not is_entry(entry):
-            raise AgreementError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
+            raise ResultsError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
         stored, beside = check_entry(path, entry), read_rows(path, entry)
         try:
             rows = {
@@ -206,7 +203,7 @@ def read_results_to_compare(path: Path) -> list[ResultToCompare]:
                     if value is not None and metric in without.get(name, {}) and not control:
                         known[name] = to_jackknife(value, without[name][metric])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AgreementError(
+            raise ResultsError(
                 f"{path}: its rows are not beside it, or lack the images and cosines of rows ({error}). Keep *.rows.json with the results, or score again."
             ) from error
         index = {name: split.emid_bound for name, split in stored.splits.items() if split.emid_bound is not None}
@@ -352,7 +349,7 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
     """A model's results beside one score.
 
     Raises:
-        AgreementError: no split has both.
+        ResultsError: no split has both.
     """
     scores, cosines, joined = {}, {}, {}
     absent, lone = 0, []
@@ -370,21 +367,21 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
                 continue
             parts = np.array([outside.rows[name][id_text(rows.ids[place])] for place in places])
             joined[name] = (places, parts)
-            scores[name] = Sums.of(parts, [rows.images[place] for place in places]).jackknife(outside.function)
+            scores[name] = ClusterTotals.of(parts, [rows.images[place] for place in places]).jackknife(outside.function)
         elif name in outside.splits:
             scores[name] = Jackknife(outside.splits[name], ())
         else:
             continue
         if rows is not None:
-            cosines[name] = Sums.of_values(rows.cosines, rows.images).jackknife()
+            cosines[name] = ClusterTotals.of_values(rows.cosines, rows.images).jackknife()
     if not scores:
         there = list(outside.rows or outside.splits)
         shared = [name for name in there if name in result.emi]
         if shared:
-            raise AgreementError(
+            raise ResultsError(
                 f"{outside.name}: its {len(shared)} splits that {result.model} has results of, such as {shared[0]}, have no scores of rows of two images or more. Look whether their ids are those of the study's rows, and whether verdicts are missing."
             )
-        raise AgreementError(
+        raise ResultsError(
             f"{outside.name}: none of its {len(there)} splits, such as {there[0] if there else 'none'}, is one of the results of {result.model}, such as {next(iter(result.emi), 'none')}."
         )
     _warn_of_partial(result, outside, absent, lone)

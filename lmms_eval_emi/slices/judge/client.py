@@ -22,10 +22,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lmms_eval_emi.util.files import threads
-from lmms_eval_emi.data.images import ImageError, content_key
+from lmms_eval_emi.data.images import content_key
+from lmms_eval_emi.errors import EndpointError, ImageError
 from lmms_eval_emi.slices.judge.prompt import Case, read_scores, to_messages
-from lmms_eval_emi.slices.judge.verdicts import JudgeError, Key, Verdict, VerdictFile, opened, read_verdicts
+from lmms_eval_emi.slices.judge.verdicts import Key, Verdict, VerdictFile, opened, read_verdicts
+from lmms_eval_emi.util.files import threads
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -114,7 +115,7 @@ def plan(wanted: Sequence[Asked], judge: Judge, path: Path | None, *, retry_miss
         retry_missing: ask again for verdicts that are recorded as missing.
 
     Raises:
-        JudgeError: the file holds verdicts of other responses, questions or judges.
+        EndpointError: the file holds verdicts of other responses, questions or judges.
     """
     there = path is not None and path.exists() and path.stat().st_size
     known = {one.key: one for one in read_verdicts(path)} if path is not None and there else {}
@@ -123,7 +124,7 @@ def plan(wanted: Sequence[Asked], judge: Judge, path: Path | None, *, retry_miss
         try:
             verdict, digest = known.get(one.key), one.digest(judge)
         except ImageError as error:
-            raise JudgeError(f"split {one.key.split}, row {one.question_id}: {error}") from error
+            raise EndpointError(f"split {one.key.split}, row {one.question_id}: {error}") from error
         if verdict is None:
             missing.append(one)
         elif verdict.request != digest:
@@ -134,7 +135,7 @@ def plan(wanted: Sequence[Asked], judge: Judge, path: Path | None, *, retry_miss
             kept.append(verdict)
     if others:
         first = others[0].key
-        raise JudgeError(
+        raise EndpointError(
             f"{path}: {len(others)} of its verdicts are of another judge, prompt, response or context than asked for now, such as split {first.split}, row {others[0].question_id} of {first.model}. Name another file, or pass --overwrite to start over."
         )
     return Plan(wanted, missing, kept)
@@ -165,7 +166,7 @@ def ask(
         All verdicts, in the order in which they were wanted.
 
     Raises:
-        JudgeError: as in :func:`plan`; the endpoint refuses, does not answer, or answers nothing that can be read. What it has answered is
+        EndpointError: as in :func:`plan`; the endpoint refuses, does not answer, or answers nothing that can be read. What it has answered is
             in the file.
     """
     import openai
@@ -183,11 +184,11 @@ def ask(
         def work(one: Asked) -> Verdict | str:
             try:
                 return _verdict(client, judge, one, file)
-            except JudgeError:
+            except EndpointError:
                 raise
             except (openai.APIError, ValueError) as error:  # a refusal, a lost connection, or an answer that is no JSON
                 if isinstance(error, openai.APIStatusError) and error.status_code in (401, 403, 404):
-                    raise JudgeError(
+                    raise EndpointError(
                         f"The endpoint {judge.base_url} refuses the model {judge.model!r}: {error.message} Give its key in OPENAI_API_KEY, and the names that it knows with --base-url and --judge-model."
                     ) from error
                 return f"split {one.key.split}, row {one.question_id}: {error}"
@@ -212,11 +213,11 @@ def ask(
     if without == MOST_FAILURES and len(new) < len(found.missing):
         reasons = Counter(one.missing for one in new.values())
         kept = "Earlier verdicts stay as they are" if fresh else "They are recorded as missing; pass --retry-missing"
-        raise JudgeError(
+        raise EndpointError(
             f"The first {without} verdicts have no scores, mostly because {reasons.most_common(1)[0][0]}. Look at --base-url (which mostly ends in /v1), --judge-model and --max-tokens. {kept}."
         )
     if failures:
-        raise JudgeError(
+        raise EndpointError(
             f"{len(failures)} requests failed, the last with: {failures[-1]}\n{done} of {len(found.wanted)} verdicts are in {path}; the same command asks for the rest."
         )
     by_key = {one.key: one for one in found.kept} | new

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.core.totals import Sums, mean, ratio
+from lmms_eval_emi.core.totals import ClusterTotals, mean, ratio
 from lmms_eval_emi.slices.judge.prompt import ORDERS
 from lmms_eval_emi.slices.judge.verdicts import Verdict
 
@@ -137,8 +137,8 @@ def prefer(verdicts: Sequence[Verdict], clusters: Mapping[int, Hashable] | None 
         first.split,
         len(rows),
         len(set(ids) - set(rows)),
-        Sums.of(pairs[:, ::-1] * [100.0, 1.0], images).jackknife(ratio),
-        Sums.of_values(wins, images).jackknife(mean),
+        ClusterTotals.of(pairs[:, ::-1] * [100.0, 1.0], images).jackknife(ratio),
+        ClusterTotals.of_values(wins, images).jackknife(mean),
         scores,
         ids,
     )

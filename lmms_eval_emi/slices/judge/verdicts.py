@@ -14,14 +14,11 @@ from typing import Any, NamedTuple
 
 import filelock
 
-from lmms_eval_emi.util.files import check_folder_writable, encodable, parse_json
+from lmms_eval_emi.errors import EndpointError, InputError
 from lmms_eval_emi.slices.judge.prompt import ORDERS, Order
+from lmms_eval_emi.util.files import check_folder_writable, encodable, parse_json
 
 log = logging.getLogger("lmms_eval_emi")
-
-
-class JudgeError(ValueError):
-    """Verdicts cannot be read, asked for or kept; the message says why and what to do."""
 
 
 class Key(NamedTuple):
@@ -78,7 +75,7 @@ class Verdict:
         try:
             order = line["order"]
             if order not in ORDERS:
-                raise ValueError(f"its order is {order!r}")
+                raise InputError(f"its order is {order!r}")
             scores = line["scores"]
             pair = (float(scores["reference"]), float(scores["model"])) if scores is not None else None
             tokens = line.get("tokens") or {}
@@ -94,19 +91,19 @@ class Verdict:
                 str(line.get("missing", "")),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"it is no verdict: {error}") from error
+            raise InputError(f"it is no verdict: {error}") from error
 
 
 def read_verdicts(path: Path) -> list[Verdict]:
     """The verdicts of a file, the last of each key; lines that cannot be read are left out, and told.
 
     Raises:
-        JudgeError: it is not there, or holds no verdicts.
+        EndpointError: it is not there, or holds no verdicts.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise JudgeError(f"{path}: expected a file of lmms-eval-emi judge: {error}") from error
+        raise EndpointError(f"{path}: expected a file of lmms-eval-emi judge: {error}") from error
     found: dict[Key, Verdict] = {}
     damaged = []
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -119,7 +116,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
             continue
         found[verdict.key] = verdict
     if damaged and not found:
-        raise JudgeError(f"{path}: expected verdicts of lmms-eval-emi judge; {damaged[0]}.")
+        raise EndpointError(f"{path}: expected verdicts of lmms-eval-emi judge; {damaged[0]}.")
     if damaged:
         log.warning("%s: %d lines cannot be read, and are left out: %s.", path, len(damaged), damaged[0])
     return list(found.values())
@@ -151,7 +148,7 @@ class VerdictFile:
         """Write one verdict to the disk.
 
         Raises:
-            JudgeError: it cannot be written.
+            EndpointError: it cannot be written.
         """
         text = json.dumps({key: _clean(value) for key, value in verdict.to_dict().items()}, ensure_ascii=False)
         line = text.encode("utf-8") + b"\n"
@@ -165,7 +162,7 @@ class VerdictFile:
                     self._beside.replace(self._path)
                     self._beside = None
             except OSError as error:
-                raise JudgeError(
+                raise EndpointError(
                     f"a verdict cannot be written: {error}. The same command goes on from here."
                 ) from error
 
@@ -182,14 +179,14 @@ def opened(path: Path, fresh: bool = False) -> Iterator[VerdictFile]:
     """A file of verdicts that this process alone appends to, or with ``fresh`` replaces.
 
     Raises:
-        JudgeError: another process does, or it cannot be written.
+        EndpointError: another process does, or it cannot be written.
     """
     check_folder_writable(path.resolve().parent)
     lock = filelock.FileLock(path.with_name(path.name + ".lock"))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise JudgeError(f"{path}: another process is writing to it. Wait for it, or name another file.") from error
+        raise EndpointError(f"{path}: another process is writing to it. Wait for it, or name another file.") from error
     try:
         file = VerdictFile(path, fresh)
         try:
@@ -197,7 +194,7 @@ def opened(path: Path, fresh: bool = False) -> Iterator[VerdictFile]:
         finally:
             file.close()
     except OSError as error:
-        raise JudgeError(f"{path}: it cannot be written: {error}") from error
+        raise EndpointError(f"{path}: it cannot be written: {error}") from error
     finally:
         lock.release()  # the lock's file stays: whoever removes it may remove the lock of another
 

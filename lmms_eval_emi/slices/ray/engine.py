@@ -22,23 +22,25 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from lmms_eval_emi.core.streaming import Partners, SplitStatistics
+from lmms_eval_emi.data.rows import image_roots, to_samples
+from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.errors import ResultsError, UnavailableError
 from lmms_eval_emi.estimators import Estimator
-from lmms_eval_emi.data.rows import image_roots, load_splits, to_samples
-from lmms_eval_emi.scoring.embed import BadRow, cache_of_embeddings, embed_good_rows
-from lmms_eval_emi.scoring.join import StudySamples
-from lmms_eval_emi.scoring.preflight import load_encoders_only
+from lmms_eval_emi.scoring.embed import BadRow, embed_good_rows, embedding_cache
 from lmms_eval_emi.scoring.embedding_files import (
-    PART,
-    SplitStore,
-    Store,
-    StoreError,
-    describe_store,
+    PART_ROWS,
+    SplitFiles,
+    StoredEmbeddings,
+    describe_embeddings,
     from_batch,
-    open_store,
+    open_embeddings,
     to_parquet,
 )
+from lmms_eval_emi.scoring.join import StudySamples
+from lmms_eval_emi.scoring.preflight import load_encoders_only
 from lmms_eval_emi.settings import PREFIX, Settings
-from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.shifts.at_load import load_splits
+from lmms_eval_emi.util.digest import content_hexdigest
 
 if TYPE_CHECKING:
     import datasets
@@ -46,10 +48,6 @@ if TYPE_CHECKING:
     from lmms_eval_emi.shifts.writer.plan import Suite
 
 PART_OF_ROWS = 256  # rows that are encoded at a time, and lost with a worker
-
-
-class EngineError(ValueError):
-    """Ray is not installed, or lost more than it could make up for; the message says what to do."""
 
 
 @contextmanager
@@ -60,13 +58,13 @@ def cluster(address: str | None = None) -> Iterator[None]:
         address: such as ``auto`` or ``ray://host:10001``; default: that of RAY_ADDRESS, or a local cluster.
 
     Raises:
-        EngineError: Ray is not installed, or no cluster answers.
+        UnavailableError: Ray is not installed, or no cluster answers.
     """
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise EngineError("--engine ray needs Ray Data: pip install 'lmms_eval_emi[ray]'") from error
+        raise UnavailableError("--engine ray needs Ray Data: pip install 'lmms_eval_emi[ray]'") from error
     if ray.is_initialized():
         yield
         return
@@ -81,7 +79,7 @@ def cluster(address: str | None = None) -> Iterator[None]:
             include_dashboard=False if own else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EngineError(
+        raise UnavailableError(
             f"--ray-address: no cluster answers at {address or 'the address of RAY_ADDRESS'}: {error}"
         ) from error
     context = ray.data.DataContext.get_current()
@@ -106,7 +104,7 @@ def _workers() -> dict[str, Any]:
 # Embeddings of responses
 
 
-def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missing: bool = False) -> Store:
+def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missing: bool = False) -> StoredEmbeddings:
     """Encode the samples of a model into a store of parquet parts, those that are not there yet.
 
     Args:
@@ -119,11 +117,10 @@ def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missi
         The store, of all parts.
 
     Raises:
-        EngineError: rows have no dataset to be read from.
-        StoreError: rows cannot be encoded.
+        UnavailableError: rows have no dataset to be read from.
+        ResultsError: rows cannot be encoded.
     """
     import ray.data
-    import xxhash
 
     text_only = all(sample.image is None for rows in entry.samples.values() for sample in rows)
     encoders = load_encoders_only(settings.model_copy(update={"device": "cpu"}), text_only=text_only).encoders
@@ -133,9 +130,9 @@ def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missi
         for start in range(0, len(samples), PART_OF_ROWS):
             own = samples[start : start + PART_OF_ROWS]
             if any(sample.row is None for sample in own):
-                raise EngineError(f"split {name}: expected rows of a dataset that workers can read themselves.")
+                raise UnavailableError(f"split {name}: expected rows of a dataset that workers can read themselves.")
             content = repr([(sample.key, sample.question, sample.response) for sample in own]) + signature
-            path = folder / name / f"{start:09d}-{xxhash.xxh3_64_hexdigest(content.encode())}.parquet"
+            path = folder / name / f"{start:09d}-{content_hexdigest(content)[:16]}.parquet"
             parts[path] = name
             if not path.exists():
                 responses = {sample.row: sample.response for sample in own}
@@ -154,18 +151,18 @@ def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missi
                 bad += pickle.loads(row["bad"])
                 bar.update()
     if bad and not allow_missing:
-        listed = "\n".join(f"  {one}" for one in bad[:10])
-        raise StoreError(
+        listed = "\n".join(f"  split {row.split}, row {row.id}: {row.reason}" for row in bad[:10])
+        raise ResultsError(
             f"{len(bad)} of {total} rows cannot be embedded:\n{listed}\nFix their images, or pass --allow-missing."
         )
-    for one in bad:
-        entry.leave_out(one.split, str(one))
+    for row in bad:
+        entry.leave_out(row.split, f"split {row.split}, row {row.id}: {row.reason}")
     for name in entry.samples:  # parts of earlier responses are of no use, and would be read with the others
         for path in (folder / name).glob("*.parquet"):
             if path not in parts:
                 path.unlink()
-    describe_store(folder, encoders=signature, model=entry.model, studies=[entry.study.name])
-    return open_store(folder, entry.study)
+    describe_embeddings(folder, encoders=signature, model=entry.model, studies=[entry.study.name])
+    return open_embeddings(folder, entry.study)
 
 
 class _Encoder:
@@ -179,7 +176,7 @@ class _Encoder:
         self.encoders = load_encoders_only(settings, text_only=text_only).encoders
         own = self.encoders.text_signature if text_only else self.encoders.signature
         if own != signature:
-            raise EngineError(
+            raise UnavailableError(
                 f"this worker has other encoders ({own}) than the driver ({signature}). Give all machines the same."
             )
         self.rows: dict[str, datasets.Dataset] = {}
@@ -191,14 +188,16 @@ class _Encoder:
         for split, path, pickled in zip(batch["split"], batch["path"], batch["responses"], strict=True):
             name, responses = str(split), pickle.loads(pickled)
             if name not in self.rows:
-                self.rows = load_splits(self.study, [name])  # of one split at a time
+                self.rows = load_splits(self.study, [name], self.settings)  # of one split at a time
             spec = self.study.split(name).dataset
-            samples = to_samples(self.rows[name], spec.columns, responses, image_roots(self.study, spec))
+            samples = to_samples(
+                self.rows[name], spec.columns, responses, image_roots(self.study, spec, self.settings.images)
+            )
             embedded, lost = embed_good_rows(
                 {name: samples},
                 self.encoders,
                 batch_size=self.settings.batch_size,
-                cache=cache_of_embeddings(self.settings),
+                cache=embedding_cache(self.settings),
             )
             if name in embedded:
                 write_atomically(Path(str(path)), to_parquet(embedded[name]))
@@ -209,20 +208,20 @@ class _Encoder:
 # Statistics of embeddings
 
 
-def accumulate(study: Study, splits: Mapping[str, SplitStore], estimator: Estimator) -> dict[str, SplitStatistics]:
+def accumulate(study: Study, splits: Mapping[str, SplitFiles], estimator: Estimator) -> dict[str, SplitStatistics]:
     """Statistics of splits in parquet files, each read once, the ID split first, whose clusters its shifts share.
 
     Raises:
-        EngineError: a split is not in parquet files.
+        UnavailableError: a split is not in parquet files.
     """
     import ray.data
 
     found: dict[str, SplitStatistics] = {}
     order = sorted(splits, key=lambda name: name != study.id_split)
     for name in tqdm(order, desc="Splits", unit="", leave=False, dynamic_ncols=True):
-        if not splits[name].files:
-            raise EngineError(
-                f"split {name}: expected parquet files, which Ray Data reads in parts. Write them with --save-embeddings."
+        if splits[name].shared:
+            raise UnavailableError(
+                f"split {name}: expected parquet files of its own for Ray Data. Write them with --save-embeddings."
             )
         id = found.get(study.id_split)
         aggregation = _aggregation(estimator, id.as_partners() if id else None, name == study.id_split)
@@ -250,9 +249,9 @@ def _aggregation(estimator: Any, partners: Partners | None, keep_partners: bool)
             own, known = ray.get(shared)
             statistics = SplitStatistics(own, partners=known, keep_partners=keep_partners)
             table = BlockAccessor.for_block(block).to_arrow()
-            for batch in table.to_batches(PART):
-                for start in range(0, batch.num_rows, PART):
-                    statistics.add(from_batch(batch.slice(start, PART)))
+            for batch in table.to_batches(PART_ROWS):
+                for start in range(0, batch.num_rows, PART_ROWS):
+                    statistics.add(from_batch(batch.slice(start, PART_ROWS)))
             return _sums(statistics)
 
         def combine(self, current_accumulator: bytes, new: bytes) -> bytes:

@@ -20,12 +20,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lmms_eval_emi.core.correlation import pearson
-from lmms_eval_emi.util.files import write_atomically
-from lmms_eval_emi.report.reading import ReportedResult, published_results, read_results
 from lmms_eval_emi.data.responses import find_responses
-from lmms_eval_emi.scoring.result import StudyResult
-from lmms_eval_emi.settings import Settings, cache_folder, is_offline
 from lmms_eval_emi.data.study import Study, load_study
+from lmms_eval_emi.errors import UnavailableError
+from lmms_eval_emi.report.reading import ReportedResult, published_results, read_results
+from lmms_eval_emi.scoring.result import StudyResult
+from lmms_eval_emi.settings import Settings, is_offline
+from lmms_eval_emi.util.files import write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -51,10 +52,6 @@ PUBLISHED = {
     "without_degenerate": False,
     "allow_other_encoders": False,
 }
-
-
-class ReproductionError(RuntimeError):
-    """The published responses are not here and cannot be fetched, or are others."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +169,12 @@ def published_of(model: str, study: str, against: Sequence[Path] = ()) -> Report
     """What was published of a model in a family, or what JSON of the published script says.
 
     Raises:
-        ReproductionError: nothing was.
+        UnavailableError: nothing was.
     """
     known = read_results(against) if against else published_results(study)
     found = [one for one in known if one.study == study and (against or one.model == model)]
     if not found:
-        raise ReproductionError(
+        raise UnavailableError(
             f"--against: expected results of the published script for {study}, got those of {', '.join(sorted({one.study for one in known})) or 'nothing'}."
         )
     return next((one for one in found if one.model == model), found[0])
@@ -199,12 +196,12 @@ def is_published(folder: Path, study: Study, model: str) -> bool:
     """Whether responses are known to be the published ones.
 
     Raises:
-        ReproductionError: they are known to be others.
+        UnavailableError: they are known to be others.
     """
     expected = DIGESTS.get((model, study.name))
     found = responses_digest(folder, study, model)
     if expected and found != expected:
-        raise ReproductionError(
+        raise UnavailableError(
             f"{folder}: the responses of {model} in {study.name} are not the published ones: their SHA-256 is {found}, and that of the published ones {expected}. Fetch them again, or score them with lmms-eval-emi score."
         )
     if not expected:
@@ -212,13 +209,13 @@ def is_published(folder: Path, study: Study, model: str) -> bool:
     return bool(expected)
 
 
-def fetch_responses() -> Path:
+def fetch_responses(cache: Path) -> Path:
     """The folder of the published responses, fetched into the cache once.
 
     Raises:
-        ReproductionError: they are not here and cannot be fetched, or the archive is damaged; with what to do.
+        UnavailableError: they are not here and cannot be fetched, or the archive is damaged; with what to do.
     """
-    target = cache_folder() / "published_responses" / COMMIT[:12]
+    target = cache / "published_responses" / COMMIT[:12]
     if target.is_dir():
         return target
     unavailable = (
@@ -226,7 +223,7 @@ def fetch_responses() -> Path:
         "Fetch that archive on a machine with a connection (lmms-eval-emi prefetch --reproduce does), then copy the place above, or unpack it anywhere and pass --responses DIR."
     )
     if is_offline():
-        raise ReproductionError(
+        raise UnavailableError(
             f"The published responses are not on this machine, and HF_HUB_OFFLINE is set.\n{unavailable}"
         )
     import requests
@@ -242,11 +239,11 @@ def fetch_responses() -> Path:
                     buffer.write(part)
                     bar.update(len(part))
                     if buffer.tell() > LARGEST * 10:
-                        raise ReproductionError(
+                        raise UnavailableError(
                             f"The archive of the published responses is larger than it can be.\n{unavailable}"
                         )
     except requests.RequestException as error:
-        raise ReproductionError(f"The published responses cannot be fetched: {error}\n{unavailable}") from error
+        raise UnavailableError(f"The published responses cannot be fetched: {error}\n{unavailable}") from error
     content = buffer.getvalue()
     log.info("fetched %s, SHA-256 %s", ARCHIVE, hashlib.sha256(content).hexdigest())
     return unpack(content, target)
@@ -258,7 +255,7 @@ def unpack(content: bytes, target: Path) -> Path:
     Names of folders in the archive are dropped, so nothing is written elsewhere.
 
     Raises:
-        ReproductionError: it is no archive, holds no response files, or larger ones than there can be.
+        UnavailableError: it is no archive, holds no response files, or larger ones than there can be.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -267,7 +264,7 @@ def unpack(content: bytes, target: Path) -> Path:
             ]
             members = [one for one in members if "__MACOSX" not in one.filename]
             if not members or len(members) > MOST or any(one.file_size > LARGEST for one in members):
-                raise ReproductionError(
+                raise UnavailableError(
                     f"The archive of the published responses holds {len(members)} response files of usable size; expected 1 to {MOST}."
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +281,7 @@ def unpack(content: bytes, target: Path) -> Path:
                 if not target.is_dir():  # another process was first
                     raise
     except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ReproductionError(f"The archive of the published responses cannot be unpacked: {error}") from error
+        raise UnavailableError(f"The archive of the published responses cannot be unpacked: {error}") from error
     return target
 
 

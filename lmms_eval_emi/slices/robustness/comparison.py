@@ -17,12 +17,9 @@ import numpy as np
 from lmms_eval_emi.core.conventions import Adjustment
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import adjust, verdict
-from lmms_eval_emi.core.totals import Sums, exchange_test, relabel_test
+from lmms_eval_emi.core.totals import ClusterTotals, exchange_test, relabel_test
+from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.slices.robustness.metrics import RowMetric
-
-
-class RobustnessError(ValueError):
-    """Two tasks cannot be compared; the message says why and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,14 +179,14 @@ def check_pair(pair: ShiftedTask) -> list[int]:
     """The rows that both tasks have.
 
     Raises:
-        RobustnessError: there are none, or what is right differs, so that they are not the same questions.
+        ResultsError: there are none, or what is right differs, so that they are not the same questions.
     """
     rows = sorted(set(pair.clean.targets) & set(pair.shifted.targets))
     if not rows:
-        raise RobustnessError(f"{pair.clean.name} and {pair.shifted.name}: they have no row in common.")
+        raise ResultsError(f"{pair.clean.name} and {pair.shifted.name}: they have no row in common.")
     differ = [row for row in rows if pair.clean.targets[row] != pair.shifted.targets[row]]
     if differ:
-        raise RobustnessError(
+        raise ResultsError(
             f"{pair.clean.name} and {pair.shifted.name}: what is right differs in {len(differ)} of {len(rows)} rows, such as row {differ[0]}, so they are not the same questions. Compare them with --other-rows {pair.clean.name}={pair.shifted.name}."
         )
     return rows
@@ -199,7 +196,7 @@ def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
     """What a shift costs by a metric; ``None`` where one of both lacks it.
 
     Raises:
-        RobustnessError: as :func:`check_pair`.
+        ResultsError: as :func:`check_pair`.
     """
     first, second = pair.clean.metric(metric), pair.shifted.metric(metric)
     if first is None or second is None:
@@ -406,7 +403,7 @@ def consistency(
     cosines = np.array([1.0 if a == b else float(known[a] @ known[b]) for a, b in texts])
     clusters = [pair.clean.clusters.get(row, pair.shifted.clusters.get(row, ("row", row))) for row in rows]
     return Consistency(
-        Sums.of_values(cosines >= same_from, clusters).jackknife(),
-        Sums.of_values([float(a == b) for a, b in texts], clusters).jackknife(),
-        Sums.of_values(cosines, clusters).jackknife(),
+        ClusterTotals.of_values(cosines >= same_from, clusters).jackknife(),
+        ClusterTotals.of_values([float(a == b) for a, b in texts], clusters).jackknife(),
+        ClusterTotals.of_values(cosines, clusters).jackknife(),
     )

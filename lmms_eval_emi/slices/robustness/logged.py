@@ -18,13 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.util.files import parse_json, read_json
+from lmms_eval_emi.data.responses.base import read_lines
+from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.harness.lmms_eval.compat import parse_samples_name, samples_name
 from lmms_eval_emi.harness.lmms_eval.write_twins import TWIN
-from lmms_eval_emi.data.responses.base import read_lines
-from lmms_eval_emi.slices.robustness.comparison import RobustnessError, ScoredTask, ShiftedTask, check_pair
-from lmms_eval_emi.slices.robustness.metrics import RowMetric, read_row_metrics
 from lmms_eval_emi.shifts.twins import IMAGE_SUFFIX, recipe_of
+from lmms_eval_emi.slices.robustness.comparison import ScoredTask, ShiftedTask, check_pair
+from lmms_eval_emi.slices.robustness.metrics import RowMetric, read_row_metrics
+from lmms_eval_emi.util.files import parse_json, read_json
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -59,10 +60,10 @@ def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str,
             file with doc_id and cluster; default: the images that a twin logs, or else a usual key.
 
     Raises:
-        RobustnessError: there are no samples, or a file cannot be read.
+        ResultsError: there are no samples, or a file cannot be read.
     """
     if not folder.is_dir():
-        raise RobustnessError(
+        raise ResultsError(
             f"{folder}: expected a folder that lmms-eval --log_samples --output_path wrote; it is not there."
         )
     latest: dict[str, dict[str, Path]] = {}
@@ -80,7 +81,7 @@ def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str,
         for model, paths in latest.items()
     }
     if not found:
-        raise RobustnessError(
+        raise ResultsError(
             f"{folder}: expected *_samples_*.jsonl, found none. Run lmms-eval with --log_samples --output_path {folder}."
         )
     return {model: _with_clusters(tasks) for model, tasks in found.items()}
@@ -93,7 +94,7 @@ def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Pa
             record = parse_json(line)
             by_row.setdefault(int(record["doc_id"]), []).append(record)
         except (ValueError, KeyError, TypeError) as error:
-            raise RobustnessError(f"{path}, line {number}: expected a sample of lmms-eval: {error}") from error
+            raise ResultsError(f"{path}, line {number}: expected a sample of lmms-eval: {error}") from error
     stamp = path.name[: -len(samples_name("", name))] if path.name.endswith(samples_name("", name)) else ""
     run = run_of(path.parent / f"{stamp}_results.json")
     config = _part(run, "configs", name)
@@ -188,7 +189,7 @@ def _clusters(lines: Mapping[int, Mapping[str, Any]], given: str | None) -> dict
             row: value for row, line in lines.items() if (value := _logged(line, given)) is not None
         }
         if len(found) < len(lines):
-            raise RobustnessError(
+            raise ResultsError(
                 f"--cluster: expected a key of the logged values, rows:N or a CSV file, got {given!r}, which {len(lines) - len(found)} of {len(lines)} rows lack."
             )
         return found
@@ -220,10 +221,10 @@ def _from_file(path: Path, lines: Mapping[int, Any]) -> dict[int, Hashable]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             found = {int(row["doc_id"]): row["cluster"] for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RobustnessError(f"{path}: expected a CSV file with the columns doc_id and cluster: {error}") from error
+        raise ResultsError(f"{path}: expected a CSV file with the columns doc_id and cluster: {error}") from error
     missing = [row for row in lines if row not in found]
     if missing:
-        raise RobustnessError(f"{path}: {len(missing)} rows have no cluster there, such as {missing[0]}.")
+        raise ResultsError(f"{path}: {len(missing)} rows have no cluster there, such as {missing[0]}.")
     return {row: found[row] for row in lines}
 
 
@@ -256,14 +257,14 @@ def find_pairs(
         other_rows: ``CLEAN=SHIFTED`` of different rows.
 
     Raises:
-        RobustnessError: a task is not there, or nothing is to be compared.
+        ResultsError: a task is not there, or nothing is to be compared.
     """
     found: dict[str, list[ShiftedTask]] = {}
     for given, paired in [*((one, True) for one in pairs), *((one, False) for one in other_rows)]:
         clean, equals, shifted = given.partition("=")
         missing = [name for name in (clean, shifted) if name not in tasks]
         if not equals or missing:
-            raise RobustnessError(
+            raise ResultsError(
                 f"expected CLEAN=SHIFTED of tasks that were logged, got {given!r}; logged are {', '.join(sorted(tasks)[:20])}."
             )
         found.setdefault(clean, []).append(ShiftedTask(tasks[clean].task, tasks[shifted].task, shifted, paired=paired))
@@ -278,18 +279,18 @@ def find_pairs(
             try:
                 if paired:
                     check_pair(pair)
-            except RobustnessError as error:  # one that nobody named costs itself alone
+            except ResultsError as error:  # one that nobody named costs itself alone
                 log.warning("%s is left out: %s", name, error)
                 continue
             found.setdefault(origin, []).append(pair)
     missing = [name for name in only if name not in found]
     if missing:
-        raise RobustnessError(
+        raise ResultsError(
             f"--task: {', '.join(missing)} has no shifted twin among what was logged: {', '.join(sorted(tasks)[:20])}. Run it with its twins, or name two tasks with --pair."
         )
     chosen = {name: own for name, own in found.items() if not only or name in only}
     if not chosen:
-        raise RobustnessError(
+        raise ResultsError(
             f"no task has a shifted twin among what was logged: {', '.join(sorted(tasks)[:20])}. Write twins with lmms-eval-emi twins, or name two tasks with --pair CLEAN=SHIFTED."
         )
     for own in chosen.values():

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lmms_eval_emi.core.totals import Function, Sums, f1, mean, ratio
+from lmms_eval_emi.core.totals import ClusterTotals, Function, f1, mean, ratio
 
 SCORE_KEYS = ("score", "is_correct", "true_false", "correct", "acc", "accuracy")
 PREDICTION_KEYS = (("pred", "answer"), ("pred_answer", "gt_answer"), ("prediction", "ground_truth"))
@@ -49,9 +49,9 @@ class RowMetric:
         """The same with one more note."""
         return replace(self, note="; ".join(filter(None, (self.note, note))))
 
-    def sums(self, rows: Sequence[int], clusters: Mapping[int, Hashable]) -> Sums:
+    def sums(self, rows: Sequence[int], clusters: Mapping[int, Hashable]) -> ClusterTotals:
         """The sums of some rows by cluster."""
-        return Sums.of(np.array([self.parts[row] for row in rows]), [clusters[row] for row in rows])
+        return ClusterTotals.of(np.array([self.parts[row] for row in rows]), [clusters[row] for row in rows])
 
     def value(self) -> float:
         """The metric over all its rows."""

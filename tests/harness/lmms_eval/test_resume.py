@@ -14,11 +14,12 @@ from conftest import MODEL, only, run_module, strict_json
 from PIL import Image
 
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.errors import RunError
+from lmms_eval_emi.harness.heartbeat import Ranks
 from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity, to_plain
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, content_hash, is_greedy
 from lmms_eval_emi.harness.lmms_eval.resume.runs import block_size
-from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, ResumeError, from_plain, identity, to_plain
-from lmms_eval_emi.harness.heartbeat import Ranks
 from lmms_eval_emi.util.journal import Journal, read_journal
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -213,7 +214,7 @@ def test_a_document_that_is_asked_something_else_has_its_latest_plan(tmp_path):
 
 def test_placeholders_of_a_budget_that_is_used_up_are_not_kept(answer, tmp_path, monkeypatch):
     monkeypatch.setattr(compat, "is_budget_exceeded", lambda: True)
-    with pytest.raises(ResumeError, match="--max_tokens is used up"):
+    with pytest.raises(RunError, match="--max_tokens is used up"):
         answer(different(3))
     assert not read_journal(tmp_path).answers("r").by_request
 
@@ -251,7 +252,7 @@ def test_a_model_that_returns_too_few_responses_loses_nothing(answer, tmp_path):
         def generate_until(self, requests):
             return super().generate_until(requests)[: 2 if self.calls[1:] else None]
 
-    with pytest.raises(ResumeError, match="2 responses to 4 requests"):
+    with pytest.raises(RunError, match="2 responses to 4 requests"):
         answer(different(8), model=Short())
     assert len(read_journal(tmp_path).answers("r").by_request) == 4
 
@@ -269,7 +270,7 @@ def test_responses_with_token_counts_come_back():
 
     for response in (GenerationResult("a", TokenCounts(1, 2, None)), GenerationResult("b")):
         assert from_plain(json.loads(json.dumps(to_plain(response)))) == response
-    with pytest.raises(ResumeError, match="object"):
+    with pytest.raises(RunError, match="object"):
         to_plain(object())
 
 

@@ -10,11 +10,11 @@ import pytest
 from conftest import GERMAN, GROUP, ID, MODEL, ROWS, lmms_eval, numbers, only, strict_json
 
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.harness.lmms_eval import compat, finish
 from lmms_eval_emi.harness.lmms_eval import run as run_module_
 from lmms_eval_emi.harness.lmms_eval.hooks import group_mean, study_hooks
 from lmms_eval_emi.harness.lmms_eval.run import Item, RunStopped, find_run, forget_runs
-from lmms_eval_emi.data.study import load_study
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.errors import ShiftError, StudyError
+from lmms_eval_emi.harness.lmms_eval.twin_tasks import prompt_columns, prompt_of, resolve, twin_of
 from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, preview, twin_files
-from lmms_eval_emi.harness.lmms_eval.twin_tasks import TaskError, prompt_columns, prompt_of, resolve, twin_of
-from lmms_eval_emi.shifts import ShiftError
 from lmms_eval_emi.shifts.apply import Recipe, parse_steps
 from lmms_eval_emi.shifts.twins import IMAGE_COLUMN, IMAGE_SUFFIX, split_question
 
@@ -392,7 +392,7 @@ def test_groups_and_tags_become_their_tasks() -> None:
     ],
 )
 def test_what_has_no_twin_says_why(name: str, message: str) -> None:
-    with pytest.raises(TaskError, match=message):
+    with pytest.raises(StudyError, match=message):
         resolve([name])
 
 
@@ -439,7 +439,7 @@ def test_a_dry_run_shows_one_row_of_each_and_writes_nothing(in_tinyhub: Path, tm
 def test_an_operator_that_changes_nothing_is_told(in_tinyhub: Path) -> None:
     (task,) = resolve(["mme"])["mme"]
     (step,) = parse_steps("visual", "rotation:3")
-    with pytest.raises(TaskError, match="changes nothing that the model is shown"):
+    with pytest.raises(StudyError, match="changes nothing that the model is shown"):
         preview(task, Recipe(textual=parse_steps("text", "punctuation:7")[0]), TwinOptions(question=("category",)))
     assert preview(task, Recipe(visual=step), TwinOptions())
 

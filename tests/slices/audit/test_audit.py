@@ -10,10 +10,10 @@ import pytest
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.cli.demo import ASSETS
 from lmms_eval_emi.data.responses.llava import write_response_file
-from lmms_eval_emi.data.rows import load_splits
 from lmms_eval_emi.data.sample import Sample
-from lmms_eval_emi.slices.audit.audit import RESPONDERS, Rows, responses_of
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.shifts.at_load import load_splits
+from lmms_eval_emi.slices.audit.audit import RESPONDERS, Rows, responses_of
 
 IMAGES = [bytes([number]) * 8 for number in (1, 1, 2, 2)]
 REFERENCES = [

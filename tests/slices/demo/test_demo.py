@@ -16,8 +16,8 @@ from demo import scenes
 from PIL import Image
 
 from lmms_eval_emi.cli import demo, main
-from lmms_eval_emi.data.rows import load_splits
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.shifts.at_load import load_splits
 
 needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="needs the extra demo")
 
@@ -227,7 +227,7 @@ def test_the_assets_are_small_and_of_the_real_formats() -> None:
     from transformers import AutoConfig
 
     files = [path for path in demo.ASSETS.rglob("*") if path.is_file()]
-    estimator = Path(__file__).parents[2] / "estimator_ckpt" / "demo.safetensors"
+    estimator = Path(__file__).parents[3] / "estimator_ckpt" / "demo.safetensors"
     benchmark = Path(load_study("demo").source).with_name("benchmark.parquet")
     assert sum(path.stat().st_size for path in [*files, estimator, benchmark]) < 12e6
     kinds = {

@@ -13,11 +13,11 @@ from scipy import stats
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.core.totals import Sums
-from lmms_eval_emi.slices.judge.verdicts import Key, Verdict
+from lmms_eval_emi.core.totals import ClusterTotals
 from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.slices.judge.agreement import (
-    AgreementError,
     OutsideScores,
     ResultToCompare,
     ScoredRows,
@@ -27,7 +27,7 @@ from lmms_eval_emi.slices.judge.agreement import (
     read_scores,
     scores_of_verdicts,
 )
-from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.slices.judge.verdicts import Key, Verdict
 
 IMAGES, PER_IMAGE = 20, 3
 SPLITS = ["clean", *(f"shift_{number}" for number in range(11))]
@@ -48,10 +48,10 @@ def make(seed: int, emi_noise: float = 0.5, cosine_noise: float = 2.0) -> tuple[
         }
         scores[name] = {key: (float(value), 1.0) for key, value in zip(ids, seen["score"], strict=True)}
         rows[name] = ScoredRows(ids, images, seen["emi"], seen["cosine"])
-        emi[name] = Sums.of_values(seen["emi"], images).jackknife()
+        emi[name] = ClusterTotals.of_values(seen["emi"], images).jackknife()
         if number:
             both = rows["clean"].values - seen["emi"]
-            emid[name], index[name] = Sums.of_values(both, images).jackknife(), 0.1 * number
+            emid[name], index[name] = ClusterTotals.of_values(both, images).jackknife(), 0.1 * number
     result = ResultToCompare("m", "s", "signature", "clean", emi, emid, index, rows)
     return result, OutsideScores("quality", scores)
 
@@ -143,7 +143,7 @@ def test_fewer_than_eight_splits_have_no_correlation() -> None:
     found = agree(result, OutsideScores("quality", few))
     assert len(found.points) == 5 and not any(found.over_splits["emi"].values())
     assert found.within["spearman_r"][""].rows == 5 * IMAGES * PER_IMAGE
-    with pytest.raises(AgreementError, match="none of its 1 splits"):
+    with pytest.raises(ResultsError, match="none of its 1 splits"):
         agree(result, OutsideScores("quality", {"other": few["clean"]}))
 
 
@@ -216,9 +216,9 @@ def test_files_of_scores(tmp_path: Path) -> None:
 def test_wrong_files_of_scores_are_told(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "scores.csv"
     path.write_text(text)
-    with pytest.raises(AgreementError, match=message):
+    with pytest.raises(ResultsError, match=message):
         read_scores(path, "x")
-    with pytest.raises(AgreementError, match="not there"):
+    with pytest.raises(ResultsError, match="not there"):
         read_scores(tmp_path / "nothing.csv", "x")
 
 
@@ -272,8 +272,8 @@ def test_what_cannot_be_compared_is_told(in_tinyhub: Path, tmp_path: Path, capsy
 def test_a_loss_of_unrelated_rows_is_of_both_samples() -> None:
     from lmms_eval_emi.slices.judge.agreement import _loss
 
-    id = Sums.of_values(np.arange(10.0), range(10)).jackknife()
-    own = Sums.of_values(np.arange(10.0) ** 2, range(10)).jackknife()
+    id = ClusterTotals.of_values(np.arange(10.0), range(10)).jackknife()
+    own = ClusterTotals.of_values(np.arange(10.0) ** 2, range(10)).jackknife()
     unpaired = Jackknife(0.0, (id.strata[0], {str(("ood", key)): one for key, one in own.strata[0].items()}))
     assert _loss(id, own, unpaired).stderr == pytest.approx(math.hypot(id.stderr, own.stderr))
     assert _loss(id, own, id).stderr != pytest.approx(math.hypot(id.stderr, own.stderr))

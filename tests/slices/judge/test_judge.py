@@ -18,10 +18,10 @@ from endpoint import Endpoint, assistants, by_quality, text_of
 from PIL import Image
 
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.slices.judge.preference import prefer, row_scores, self_agreement
 from lmms_eval_emi.slices.judge.prompt import ORDERS, Case, read_scores, to_messages
 from lmms_eval_emi.slices.judge.verdicts import Key, Verdict, read_verdicts
-from lmms_eval_emi.data.responses.llava import write_response_file
 
 ROWS = 10
 STUDY = """

@@ -16,7 +16,7 @@ from lmms_eval_emi import Embeddings
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.scoring import pipeline
-from lmms_eval_emi.scoring.embedding_files import write_store
+from lmms_eval_emi.scoring.embedding_files import write_embeddings
 
 ray = pytest.importorskip("ray")
 ID, GERMAN = "llava_bench_coco_English", "llava_bench_coco_German"
@@ -93,7 +93,7 @@ def test_statistics_of_blocks_merge_also_where_a_worker_is_lost(in_tinyhub, tmp_
         torch.manual_seed(number)
         parts = [torch.nn.functional.normalize(torch.randn(30_000, 32), dim=1) for _ in range(4)]
         made[name] = Embeddings(*parts, ids=list(range(30_000)), groups=[f"image {row // 3}" for row in range(30_000)])
-    write_store(tmp_path / "store", made, model="m", studies=["natural"])
+    write_embeddings(tmp_path / "store", made, model="m", studies=["natural"])
     arguments = [
         "score",
         "--shift",

@@ -13,11 +13,12 @@ from conftest import run_module
 
 from lmms_eval_emi import score
 from lmms_eval_emi.cli import main
-from lmms_eval_emi.slices.reproduce import reproduction
-from lmms_eval_emi.report.reading import published_results, read_results
-from lmms_eval_emi.slices.reproduce.reproduction import ReproductionError
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.errors import UnavailableError
+from lmms_eval_emi.report.reading import published_results, read_results
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.slices.reproduce import reproduction
 
 MODEL = "llava-v1.5-13b"
 
@@ -83,7 +84,7 @@ def test_settings_that_decide_a_score_are_the_papers(monkeypatch):
 
 def test_other_responses_than_the_published_ones_are_refused(answers, monkeypatch):
     study = load_study("natural")
-    with pytest.raises(ReproductionError, match="are not the published ones: their SHA-256 is"):
+    with pytest.raises(UnavailableError, match="are not the published ones: their SHA-256 is"):
         reproduction.is_published(answers, study, MODEL)
     monkeypatch.setitem(reproduction.DIGESTS, (MODEL, "natural"), reproduction.responses_digest(answers, study, MODEL))
     assert reproduction.is_published(answers, study, MODEL)
@@ -130,7 +131,7 @@ def test_an_archive_writes_nothing_outside_its_folder(tmp_path):
     ],
 )
 def test_an_archive_that_is_none_leaves_nothing(content, tmp_path):
-    with pytest.raises(ReproductionError, match="archive"):
+    with pytest.raises(UnavailableError, match="archive"):
         reproduction.unpack(content, tmp_path / "responses")
     assert not (tmp_path / "responses").exists()
 
@@ -163,10 +164,10 @@ def served(answers, tmp_path, monkeypatch):
 
 def test_responses_are_fetched_once_and_then_offline(served, monkeypatch, caplog):
     with caplog.at_level("INFO", "lmms_eval_emi"):
-        folder = reproduction.fetch_responses()
+        folder = reproduction.fetch_responses(load_settings().cache)
     assert len(list(folder.iterdir())) == 14 and "SHA-256 " in caplog.text
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert reproduction.fetch_responses() == folder and served.requests == 1
+    assert reproduction.fetch_responses(load_settings().cache) == folder and served.requests == 1
 
 
 def test_without_a_connection_the_error_says_all_that_is_needed(tmp_path, monkeypatch, capsys):

@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.errors import ResultsError
+from lmms_eval_emi.slices.robustness.comparison import consistency, measure_all, relative_to
 from lmms_eval_emi.slices.robustness.logged import find_pairs, read_tasks
-from lmms_eval_emi.slices.robustness.comparison import RobustnessError, consistency, measure_all, relative_to
 from lmms_eval_emi.slices.robustness.metrics import read_row_metrics
 
 N = 60
@@ -329,19 +330,19 @@ def test_clusters_of_a_spreadsheet_are_read(out: Path, tmp_path: Path) -> None:
     table = tmp_path / "images.csv"
     table.write_text("doc_id,cluster\n" + "".join(f"{row},{row // 3}\n" for row in range(N)), encoding="utf-8-sig")
     assert len(set(read_tasks(out.parent, str(table))["some__model"]["quiz"].task.clusters.values())) == N // 3
-    with pytest.raises(RobustnessError, match="rows:N"):
+    with pytest.raises(ResultsError, match="rows:N"):
         read_tasks(out.parent, "rows:0")
 
 
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RobustnessError, match="not there"):
+    with pytest.raises(ResultsError, match="not there"):
         read_tasks(tmp_path / "nothing")
-    with pytest.raises(RobustnessError, match="--log_samples"):
+    with pytest.raises(ResultsError, match="--log_samples"):
         read_tasks(tmp_path)
     log_task(tmp_path / "model", "quiz", zero_one(np.ones(3)))
     path = next(tmp_path.rglob("*samples_quiz.jsonl"))
     path.write_text(path.read_text() + '{"doc_id": 3, "tar')
-    with pytest.raises(RobustnessError, match="line 4"):
+    with pytest.raises(ResultsError, match="line 4"):
         read_tasks(tmp_path)
 
 

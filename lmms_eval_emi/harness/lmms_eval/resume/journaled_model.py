@@ -18,17 +18,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lmms_eval_emi.util.files import blocks_of
+from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, sample_of_file
+from lmms_eval_emi.util.files import blocks_of
 from lmms_eval_emi.util.journal import Answers, Journal, Request
 from lmms_eval_emi.util.redact import redact
 
 log = logging.getLogger("lmms_eval_emi")
-
-
-class ResumeError(RuntimeError):
-    """A model returned something that cannot be kept, or fewer responses than it was asked for."""
 
 
 def identity(model: str, model_args: Any) -> str:
@@ -185,11 +182,11 @@ class Blocks:
     def _generate(self, original: Callable, requests: list[Any], method: str) -> list[Any]:
         responses = list(original(requests))
         if len(responses) != len(requests):
-            raise ResumeError(
+            raise RunError(
                 f"the model returned {len(responses)} responses to {len(requests)} requests of {method}, so they cannot be told apart."
             )
         if compat.is_budget_exceeded():
-            raise ResumeError(
+            raise RunError(
                 "the token budget of --max_tokens is used up, and the model returns placeholders, which are not kept. Start again with a larger one, or make results of what is there: lmms-eval-emi recover DIR"
             )
         return [to_plain(one) for one in responses]
@@ -262,7 +259,7 @@ def to_plain(response: Any) -> Any:
     """A response as JSON: text as it is, and whatever else under the name of its kind.
 
     Raises:
-        ResumeError: it is of a kind that cannot be kept.
+        RunError: it is of a kind that cannot be kept.
     """
     found = compat.response_to_plain(response)
     if found is not None:
@@ -281,7 +278,7 @@ def to_plain(response: Any) -> Any:
         return {"mapping": {key: to_plain(value) for key, value in response.items()}}
     if hasattr(response, "item") and callable(getattr(response, "numel", None)) and response.numel() == 1:
         return to_plain(response.item())
-    raise ResumeError(f"the model returned a {type(response).__name__}, which cannot be kept in a journal.")
+    raise RunError(f"the model returned a {type(response).__name__}, which cannot be kept in a journal.")
 
 
 def from_plain(found: Any) -> Any:

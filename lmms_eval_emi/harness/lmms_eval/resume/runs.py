@@ -18,19 +18,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.util.files import check_folder_writable
+from lmms_eval_emi.errors import RunError
+from lmms_eval_emi.harness.heartbeat import Ranks
 from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.harness.lmms_eval import partial_responses as parts
-from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents
 from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity
-from lmms_eval_emi.harness.heartbeat import Ranks
+from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents
 from lmms_eval_emi.harness.signals import Stopped, stop_signals
+from lmms_eval_emi.settings import PREFIX
+from lmms_eval_emi.util.files import check_folder_writable
 from lmms_eval_emi.util.journal import (
     FOLDER,
     MANIFEST,
     Answers,
     Journal,
-    JournalError,
     Request,
     is_running,
     read_journal,
@@ -38,7 +39,6 @@ from lmms_eval_emi.util.journal import (
     write_manifest,
 )
 from lmms_eval_emi.util.redact import HIDDEN, redact, redact_arguments
-from lmms_eval_emi.settings import PREFIX
 from lmms_eval_emi.version import __version__
 
 log = logging.getLogger("lmms_eval_emi")
@@ -105,7 +105,7 @@ def run(options: RunOptions) -> None:
     """Run, or go on with, an evaluation.
 
     Raises:
-        JournalError: the folder is another run's, or cannot be written.
+        RunError: the folder is another run's, or cannot be written.
         Stopped: a signal ended it; every response that was acknowledged is in the journal.
         Exception: whatever the harness or the model raises.
     """
@@ -149,11 +149,11 @@ def run(options: RunOptions) -> None:
             compat.run_command_line(options.arguments, prepare)
         lacking = compat.lacking_scores()
         if compat.is_main_process() and not lacking and _harness_results(options.folder) <= before:
-            raise JournalError(
+            raise RunError(
                 f"lmms-eval could not write its results below {options.folder}; the reason is above. Once this is fixed, nothing is generated again:\n  {options.command}"
             )
         if lacking:
-            raise JournalError(
+            raise RunError(
                 f"{compat.say_lacking(lacking)} Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
             )
         failure = ""
@@ -260,11 +260,11 @@ def _runs_of(folder: Path) -> dict[str, dict[str, Any]]:
     """The runs of a folder, of which there is at least one.
 
     Raises:
-        JournalError: it has none, or a manifest that cannot be read.
+        RunError: it has none, or a manifest that cannot be read.
     """
     manifest = read_manifest(folder)
     if not manifest:
-        raise JournalError(
+        raise RunError(
             f"{folder}: expected the --output_path of lmms-eval-emi run, found no {Path(FOLDER) / MANIFEST} there."
         )
     return manifest
@@ -290,7 +290,7 @@ def dry_run(options: RunOptions) -> list[TaskState]:
     """How many requests every task has, and how many are left; the model is not loaded.
 
     Raises:
-        JournalError: the journal of the folder cannot be read.
+        RunError: the journal of the folder cannot be read.
         Exception: whatever the harness raises for its arguments and tasks.
     """
     contents = read_journal(options.folder)
@@ -353,7 +353,7 @@ def status(folder: Path) -> list[RunState]:
     """How far the runs of a folder are, the latest last.
 
     Raises:
-        JournalError: it has no journal, or one that cannot be read.
+        RunError: it has no journal, or one that cannot be read.
     """
     manifest = _runs_of(folder)
     contents = read_journal(folder)
@@ -391,7 +391,7 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
         How far every task is.
 
     Raises:
-        JournalError: there is no journal, or nothing in it.
+        RunError: there is no journal, or nothing in it.
         OSError: results cannot be written to ``output``.
         Exception: whatever the harness raises.
     """
@@ -399,7 +399,7 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
     check_folder_writable(output)
     arguments = described.get("arguments")
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
-        raise JournalError(f"{folder}: its manifest names no arguments. Run the original command again instead.")
+        raise RunError(f"{folder}: its manifest names no arguments. Run the original command again instead.")
     contents = read_journal(folder)
     answers, plan = contents.answers(str(described.get("run", name))), contents.plan(name)
     share = bool(described.get("share", True))
@@ -409,7 +409,7 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
         if answers.has(request, shared=share and shared)
     }
     if not known:
-        raise JournalError(f"{folder}: its journal holds no response yet. Go on with: {described.get('command', '')}")
+        raise RunError(f"{folder}: its journal holds no response yet. Go on with: {described.get('command', '')}")
 
     def keep(instances: list[Any]) -> list[Any]:
         """The requests of the documents of which every request is answered.
@@ -453,5 +453,5 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
         own = compat.without_options(arguments, {"--output_path": True, **compat.SENDING})
         compat.run_command_line([*own, "--output_path", str(output)], compat.without_cache_of_responses)
         if _harness_results(output) <= before:
-            raise JournalError(f"lmms-eval could not write its results below {output}; the reason is above.")
+            raise RunError(f"lmms-eval could not write its results below {output}; the reason is above.")
     return states(plan, answers, share)

@@ -4,10 +4,10 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.operators.textual.sentence_model import restyle
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 
 @textual_operator(group="sentence")
-def casual(text: str, level: None, random: np.random.RandomState, options: TextOptions) -> str:
+def casual(text: str, level: None, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Rewrites in the casual style of a message to a friend by a language model; it has one form."""
     return restyle(text, "the casual style of a message to a friend", options)

@@ -4,11 +4,12 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions, change_characters
+from lmms_eval_emi.shifts.operators.textual.words import change_characters
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 
 @textual_operator(group="character", levels=RATES)
-def char_swap(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+def char_swap(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Swaps neighbouring characters of words, capitals staying in place; the level is the share of words hit."""
 
     def change(characters: list[str], places: list[int]) -> list[str]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions, change_characters, substitute
+from lmms_eval_emi.shifts.operators.textual.words import change_characters, substitute
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 # Rows of keys, each with what it types plain and shifted. A row stands half a key, and the letters'
 # upper row a whole one, to the right of where its left neighbour's key begins.
@@ -24,7 +25,7 @@ REACH = 1.36  # keys; the neighbours of g are r t y, f h, v b n
 
 
 @textual_operator(group="character", levels=RATES)
-def keyboard(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+def keyboard(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Replaces characters by those of neighbouring keys, plain or shifted; the level is the share of words hit."""
     table = neighbours()
     return change_characters(text, rate, random, options.keep, substitute(table, random), can_change=table.__contains__)

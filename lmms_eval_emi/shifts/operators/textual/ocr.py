@@ -8,13 +8,14 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions, change_characters, substitute
+from lmms_eval_emi.shifts.operators.textual.words import change_characters, substitute
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 LOOK_ALIKE = "0oOD8 1lI 2zZ 5sS8 6bG 8sSB& 9gq ou rk CG OD OU EB ce hb nm vu ij ft"
 
 
 @textual_operator(group="character", levels=RATES)
-def ocr(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+def ocr(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Replaces characters by others that look like them; the level is the share of words hit."""
     table = look_alikes()
     return change_characters(

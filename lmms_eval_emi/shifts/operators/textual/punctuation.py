@@ -4,13 +4,14 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import Refused, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions, split
+from lmms_eval_emi.shifts.operators.textual.words import split
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 MARKS = ".,!?;:"
 
 
 @textual_operator(group="word", levels=RATES)
-def punctuation(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+def punctuation(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Inserts 1 to rate n + 1 marks before the n words of a text; the level is the rate."""
     pieces = split(text, options.keep)
     places = [place for place, piece in enumerate(pieces) if piece.kind in ("word", "kept")]

@@ -11,13 +11,15 @@ import json
 import os
 from collections import Counter
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.data.sample import encodable
-from lmms_eval_emi.settings import cache_folder
-from lmms_eval_emi.shifts.operators import Refused, ShiftError
-from lmms_eval_emi.shifts.operators.textual.words import NUMBER_WORDS, TextOptions, split
+from lmms_eval_emi.errors import EndpointError
+from lmms_eval_emi.shifts.operators import Refused
+from lmms_eval_emi.shifts.operators.textual.words import NUMBER_WORDS, split
+from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.util.files import write_atomically
 
 PROMPT = """{instruction}
 Do not answer it. Reply with the rewritten question alone, without quotation marks or comments.{keep}
@@ -26,11 +28,7 @@ Do not answer it. Reply with the rewritten question alone, without quotation mar
 LONGEST_GROWTH = 6  # a reply that is so many times as long as the question is not the question rewritten
 
 
-class EndpointError(ShiftError):
-    """The endpoint cannot be used; what it has answered so far is kept on disk."""
-
-
-def rewrite(text: str, instruction: str, options: TextOptions) -> str:
+def rewrite(text: str, instruction: str, options: ShiftOptions) -> str:
     """A text as the model rewrites it at temperature 0, from disk where it has been asked before.
 
     Raises:
@@ -47,7 +45,7 @@ def rewrite(text: str, instruction: str, options: TextOptions) -> str:
     kept = _kept(text, options)
     keep = f" Keep these as they are: {', '.join(kept)}." if kept else ""
     prompt = PROMPT.format(instruction=instruction, keep=keep, text=text)
-    reply = encodable(_ask(options.endpoint, options.model, prompt)).strip()
+    reply = encodable(_ask(options.endpoint, options.model, prompt, options.cache)).strip()
     lost = list(kept - _kept(reply, options))
     if lost:
         raise Refused(f"the model's reply has lost {', '.join(lost)}: {reply[:80]!r}")
@@ -56,26 +54,27 @@ def rewrite(text: str, instruction: str, options: TextOptions) -> str:
     return reply
 
 
-def restyle(text: str, style: str, options: TextOptions) -> str:
+def restyle(text: str, style: str, options: ShiftOptions) -> str:
     """A text in another style, such as "the passive voice", and in its own language; raises as :func:`rewrite`."""
     instruction = f"Rewrite the following question in {style}, with the same meaning, in its own language."
     return rewrite(text, instruction, options)
 
 
-def _kept(text: str, options: TextOptions) -> Counter[str]:
+def _kept(text: str, options: ShiftOptions) -> Counter[str]:
     """What a text has that its rewriting must have; numbers in words have other words in other languages and styles."""
     pieces = [piece.text for piece in split(text, options.keep) if piece.kind == "kept"]
     return Counter(piece for piece in pieces if piece.lower() not in NUMBER_WORDS)
 
 
-def _ask(endpoint: str, model: str, prompt: str) -> str:
+def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
     request = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
     key = hashlib.sha256(json.dumps([endpoint, request], sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
-    path = cache_folder() / "sentences" / key[:2] / f"{key}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["reply"]
-    except (OSError, ValueError, KeyError):
-        pass  # not asked yet, or a file that is no reply
+    path = cache / "sentences" / key[:2] / f"{key}.json" if cache else None
+    if path is not None:
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["reply"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not asked yet, or a damaged file
     import openai
 
     try:
@@ -85,9 +84,15 @@ def _ask(endpoint: str, model: str, prompt: str) -> str:
         raise Refused(f"the endpoint refuses the text: {error.message}") from error
     except (openai.OpenAIError, IndexError, AttributeError) as error:
         raise EndpointError(
-            f"The endpoint {endpoint} does not answer for the model {model!r}: {error}\nReplies so far are kept in {cache_folder() / 'sentences'}; the same command goes on from there."
+            f"The endpoint {endpoint} does not answer for the model {model!r}: {error}"
+            + (
+                f"\nReplies so far are kept in {cache / 'sentences'}; the same command goes on from there."
+                if cache
+                else ""
+            )
         ) from error
-    write_atomically(path, json.dumps({"request": request, "reply": reply}, ensure_ascii=True))
+    if path is not None:
+        write_atomically(path, json.dumps({"request": request, "reply": reply}, ensure_ascii=True))
     return reply
 
 

@@ -6,16 +6,17 @@ from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
 from lmms_eval_emi.shifts.operators.textual.synonym import synonym
 from lmms_eval_emi.shifts.operators.textual.synonyms import synonyms_fingerprint
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions, split
+from lmms_eval_emi.shifts.operators.textual.words import split
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 
 @textual_operator(group="word", levels=RATES, resources=synonyms_fingerprint)
-def sr(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+def sr(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Like synonym, and writes the text without capitals and marks, as the published splits are; the level is the rate."""
     return plain(synonym(text, rate, random, options), options)
 
 
-def plain(text: str, options: TextOptions) -> str:
+def plain(text: str, options: ShiftOptions) -> str:
     """A text in lower case with single spaces for marks; apostrophes vanish, and what must be kept is."""
     parts: list[str] = []
     for piece in split(text, options.keep):

@@ -7,7 +7,8 @@ import numpy as np
 from lmms_eval_emi.shifts.operators import Refused, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
 from lmms_eval_emi.shifts.operators.textual.synonyms import FUNCTION_WORDS, synonym_source, synonyms_fingerprint
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions, split
+from lmms_eval_emi.shifts.operators.textual.words import split
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 # The published texts were drawn again until a sentence encoder found them like the original, which
 # phrases rarely pass. Drawing these less often gives the share of characters that was published.
@@ -15,9 +16,9 @@ PHRASE_WEIGHT = 0.25
 
 
 @textual_operator(group="word", levels=RATES, resources=synonyms_fingerprint)
-def synonym(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+def synonym(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Replaces max(1, rate n) of a text's n words by synonyms, wherever they stand; the level is the rate."""
-    synonyms = synonym_source(options.synonyms)
+    synonyms = synonym_source(options.synonyms, options.wordnet)
     pieces = split(text, options.keep)
     words = sorted({piece.text.lower() for piece in pieces if piece.kind == "word"} - FUNCTION_WORDS)
     count = max(1, int(rate * sum(piece.kind in ("word", "kept") for piece in pieces) + 1e-9))

@@ -8,15 +8,15 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import regex
 import yaml
 
-from lmms_eval_emi.settings import load_settings
-from lmms_eval_emi.shifts.operators import ShiftError, fingerprint_files
+from lmms_eval_emi.errors import ShiftError
+from lmms_eval_emi.shifts.operators import fingerprint_files
 
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 # Words that carry grammar rather than meaning, which EDA does not replace.
@@ -34,18 +34,19 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-def synonym_source(file: Path | None) -> Callable[[str], tuple[str, ...]]:
+def synonym_source(file: Path | None, wordnet: Path | None = None) -> Callable[[str], tuple[str, ...]]:
     """A function from a lower-case word to its synonyms, sorted, the word itself not among them.
 
     Args:
         file: a YAML or JSON mapping of words to synonyms, or ``None`` for WordNet.
+        wordnet: WordNet's ``dict`` folder; default: NLTK's, or that of the system's package.
 
     Raises:
         ShiftError: the file is no such mapping, or WordNet is not here.
     """
     if file is None:
-        _wordnet()  # now, rather than at the first word
-        return _wordnet_synonyms
+        _wordnet(wordnet)  # now, rather than at the first word
+        return partial(_wordnet_synonyms, wordnet=wordnet)
     table = _table(file.expanduser())
     return lambda word: table.get(word, ())
 
@@ -59,7 +60,7 @@ def synonyms_fingerprint(options: Any) -> str:
     if options.synonyms is not None:
         synonym_source(options.synonyms)
         return fingerprint_files([options.synonyms.expanduser()])
-    reader = _wordnet()
+    reader = _wordnet(options.wordnet)
     digest = hashlib.sha256()
     for part in ("noun", "verb", "adj", "adv"):
         with contextlib.closing(reader.open(f"data.{part}")) as file:
@@ -88,14 +89,14 @@ def _table(file: Path) -> Mapping[str, tuple[str, ...]]:
 
 
 @lru_cache(maxsize=65536)
-def _wordnet_synonyms(word: str) -> tuple[str, ...]:
-    names = {name for synset in _wordnet().synsets(word) for name in synset.lemma_names()}
+def _wordnet_synonyms(word: str, wordnet: Path | None) -> tuple[str, ...]:
+    names = {name for synset in _wordnet(wordnet).synsets(word) for name in synset.lemma_names()}
     plain = {regex.sub(r"[^a-z ]", "", regex.sub("[_-]", " ", name.lower())).strip() for name in names}
     return tuple(sorted(plain - {"", word}))
 
 
 @lru_cache(maxsize=1)
-def _wordnet() -> Any:
+def _wordnet(given: Path | None) -> Any:
     """NLTK's reader of WordNet, with the database from wherever it is."""
     import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
@@ -118,9 +119,8 @@ def _wordnet() -> Any:
             warnings.simplefilter("ignore")  # that it speaks English only
             return Database(str(folder) if isinstance(folder, Path) else folder, None)
 
-    setting = load_settings().wordnet
-    if setting is not None:
-        folder = setting.expanduser()
+    if given is not None:
+        folder = given.expanduser()
         if not (folder / "data.noun").is_file():
             raise ShiftError(
                 f"LMMS_EVAL_EMI_WORDNET: expected WordNet's folder of data.noun, index.noun and others, got {folder}."

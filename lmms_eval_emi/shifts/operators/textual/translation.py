@@ -4,10 +4,10 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.operators.textual.sentence_model import rewrite
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 
 @textual_operator(group="sentence", level_name="language", prompt_suffix=" Please answer in English.")
-def translation(text: str, language: str, random: np.random.RandomState, options: TextOptions) -> str:
+def translation(text: str, language: str, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Translates by a language model; the level is the language, as in translation:German."""
     return rewrite(text, f"Translate the following question into {language}.", options)

@@ -4,13 +4,14 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import Refused, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions, split
+from lmms_eval_emi.shifts.operators.textual.words import split
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 CLOSING = " \t\n.,;:!?)]"
 
 
 @textual_operator(group="word", levels=RATES)
-def word_delete(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+def word_delete(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Deletes every word with the same chance, all but one at most; the level is the chance."""
     pieces = split(text, options.keep)
     words = [place for place, piece in enumerate(pieces) if piece.kind == "word"]

@@ -6,13 +6,14 @@ from lmms_eval_emi.shifts.operators import Refused, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
 from lmms_eval_emi.shifts.operators.textual.synonym import draw
 from lmms_eval_emi.shifts.operators.textual.synonyms import synonym_source, synonyms_fingerprint
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions, split
+from lmms_eval_emi.shifts.operators.textual.words import split
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 
 @textual_operator(group="word", levels=RATES, resources=synonyms_fingerprint)
-def word_insert(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+def word_insert(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Inserts synonyms of a text's words at random places, max(1, rate n) of n words; the level is the rate."""
-    synonyms = synonym_source(options.synonyms)
+    synonyms = synonym_source(options.synonyms, options.wordnet)
     pieces = split(text, options.keep)
     words = [place for place, piece in enumerate(pieces) if piece.kind in ("word", "kept")]
     choices = [found for place in words if (found := synonyms(pieces[place].text.lower()))]

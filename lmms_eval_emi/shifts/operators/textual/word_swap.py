@@ -4,11 +4,12 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import Refused, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
-from lmms_eval_emi.shifts.operators.textual.words import TextOptions, split
+from lmms_eval_emi.shifts.operators.textual.words import split
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 
 @textual_operator(group="word", levels=RATES)
-def word_swap(text: str, rate: float, random: np.random.RandomState, options: TextOptions) -> str:
+def word_swap(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Swaps two words, max(1, rate n) times of n words; the level is the rate."""
     pieces = split(text, options.keep)
     words = [place for place, piece in enumerate(pieces) if piece.kind == "word"]

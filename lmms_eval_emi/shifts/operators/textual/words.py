@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -42,23 +41,6 @@ _SCRIPTS = ("Latin", "Greek", "Cyrillic", "Arabic", "Hebrew", "Devanagari", "Arm
 
 LATIN_POOL = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!@#$%^&*()_+"
 Kind = Literal["word", "kept", "space", "mark"]
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """What the user asks of textual operators.
-
-    Attributes:
-        keep: words and phrases that stay as they are, whatever their case.
-        synonyms: a YAML or JSON file of synonyms by word, instead of WordNet.
-        endpoint: an OpenAI-compatible one, for the operators on sentences; its base URL.
-        model: what to ask of the endpoint.
-    """
-
-    keep: tuple[str, ...] = ()
-    synonyms: Path | None = None
-    endpoint: str | None = None
-    model: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from lmms_eval_emi.settings import load_settings
-from lmms_eval_emi.shifts.operators import ShiftError, fingerprint_files, visual_operator
+from lmms_eval_emi.errors import ShiftError
+from lmms_eval_emi.shifts.operators import fingerprint_files, visual_operator
+from lmms_eval_emi.shifts.options import ShiftOptions
 
 # The sixth picture of the set is never drawn, in the reference code and so here.
 PICTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
@@ -18,11 +19,13 @@ PICTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg"
 @visual_operator(
     group="weather",
     levels=((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
-    resources=lambda options: fingerprint_files(pictures_folder() / name for name in PICTURES),
+    resources=lambda options: fingerprint_files(pictures_folder(options.frost) / name for name in PICTURES),
 )
-def frost(pixels: np.ndarray, weights: tuple[float, float], random: np.random.RandomState) -> np.ndarray:
+def frost(
+    pixels: np.ndarray, weights: tuple[float, float], random: np.random.RandomState, options: ShiftOptions
+) -> np.ndarray:
     """Adds a random part of a picture of frost; the level is the weights of the scene and of the frost."""
-    folder = pictures_folder()
+    folder = pictures_folder(options.frost)
     crystals = _picture(folder / PICTURES[random.randint(len(PICTURES))])
     height, width = pixels.shape[:2]
     tall, wide = crystals.shape[:2]
@@ -40,17 +43,16 @@ def magnified_part(picture: np.ndarray, scale: float, top: int, left: int, heigh
     return cv2.warpAffine(picture, place, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def pictures_folder() -> Path:
-    """Where the pictures of frost are: the setting ``LMMS_EVAL_EMI_FROST``, or the package imagecorruptions.
+def pictures_folder(given: Path | None) -> Path:
+    """Return the folder of the frost pictures: the given one, or that of the package imagecorruptions.
 
     That package's code no longer runs beside current SciPy and setuptools; only its pictures are read.
 
     Raises:
         ShiftError: they are in neither.
     """
-    setting = load_settings().frost
-    if setting is not None:
-        folder = setting.expanduser()
+    if given is not None:
+        folder = given.expanduser()
         missing = [name for name in PICTURES if not (folder / name).is_file()]
         if missing:
             raise ShiftError(

@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="Where to encode, and where train-estimator trains: auto, cpu, mps, cuda or cuda:N. auto is CUDA where there is one.",
+        description="Where to encode, and where estimators train trains: auto, cpu, mps, cuda or cuda:N. auto is CUDA where there is one.",
     )
     batch_size: int = Field(
         64, ge=1, description="Images or texts per forward pass of an encoder; CLIP on the CPU chooses by itself."

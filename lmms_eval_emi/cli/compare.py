@@ -1,4 +1,4 @@
-"""``lmms-eval-emi compare``: which models differ, on which shifts."""
+"""``lmms-eval-emi compare``: which models differ, on which shifts, and how many images an effect needs."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import argparse
 from itertools import combinations
 from pathlib import Path
 
-from lmms_eval_emi.cli.options import add_command, add_overwrite, add_settings, settings_of
+from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import ResultsError
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    parser = add_command(
-        commands,
-        "compare",
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        prog,
         examples=(
             "lmms-eval-emi compare a.json b.json",
             "lmms-eval-emi compare results/*.json --output differences.json",
+            "lmms-eval-emi compare results.json --power 0.005",
         ),
-        help="compare models on the same splits, with paired errors",
         description="Differences of EMI and EMID between the models of some results, with intervals that match their images; which shifts separate them, and which models cannot be told apart.",
     )
     parser.add_argument(
@@ -31,22 +30,40 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_overwrite(parser)
     add_settings(parser, "adjust", "seed")
-    parser.set_defaults(run=run)
+    power = parser.add_argument_group("power")
+    power.add_argument(
+        "--power",
+        type=float,
+        metavar="EMID",
+        help="instead: the smallest EMID that each shift can show today, and how many images (not rows) this EMID would need",
+    )
+    power.add_argument(
+        "--chance", type=float, default=0.8, metavar="P", help="chance of finding it at 5 %% (default: %(default)s)"
+    )
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, compare, print, write."""
+    if args.power is not None:
+        return _print_power(args)
     settings = settings_of(args)
     from tabulate import tabulate
 
-    from lmms_eval_emi.core.jackknife import Jackknife
-    from lmms_eval_emi.scoring.compare import check_comparable, compare, indistinguishable, read_stored
+    from lmms_eval_emi.scoring.compare import (
+        Comparison,
+        ComparisonDocument,
+        check_comparable,
+        compare,
+        indistinguishable,
+        read_compared,
+    )
     from lmms_eval_emi.scoring.table import MARK, NOTHING, with_error
-    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
+    from lmms_eval_emi.util.files import check_output
 
     if args.output:
         check_output(args.output, args.results, overwrite=args.overwrite, example="differences.json")
-    results = read_stored(args.results)
+    results = read_compared(args.results)
     if len(results) < 2:
         raise ResultsError("compare: expected the results of at least two models, got one.")
     problems = check_comparable(results)
@@ -54,9 +71,6 @@ def run(args: argparse.Namespace) -> int:
         raise ResultsError(
             f"the results are not comparable: {'; '.join(problems)}. Score them alike, or pass --allow-different."
         )
-
-    def plain(one: Jackknife | None) -> dict | None:
-        return None if one is None else {"value": one.value, "stderr": one.stderr, "ci95": one.ci95, "p": one.p_value}
 
     written = []
     for first, second in combinations(results, 2):
@@ -80,20 +94,32 @@ def run(args: argparse.Namespace) -> int:
         )
         print("EMID above 0: the first model lost more.\n")
         written.append(
-            {
-                "first": first.label,
-                "second": second.label,
-                "differences": [
-                    {"split": one.name, "emi": plain(one.emi), "emid": plain(one.emid), "p_adjusted": one.p_adjusted}
-                    for one in differences
-                ],
-            }
+            Comparison(first=first.label, second=second.label, differences=[one.to_result() for one in differences])
         )
     groups = indistinguishable(results)
     for group in groups:
         kind = "cannot be told apart by mean EMID" if len(group) > 1 else "differs from all others by mean EMID"
         print(f"{', '.join(group)}: {kind}")
     if args.output:
-        content = {"format_version": 1, "adjust": settings.adjust, "comparisons": written, "indistinguishable": groups}
-        write_atomically(args.output, to_json(content))
+        ComparisonDocument(adjust=settings.adjust, comparisons=written, indistinguishable=groups).write(args.output)
+    return 0
+
+
+def _print_power(args: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from lmms_eval_emi.scoring.compare import power, read_compared
+
+    for result in read_compared(args.results):
+        found = power(result, args.power, args.chance)
+        print(f"{result.label}, {result.study}: EMID of {args.power:g} found with a chance of {args.chance:.0%} at 5 %")
+        if not found:
+            print("No shift has images enough to say.\n")
+            continue
+        rows = [
+            [one.name, one.images, f"{one.stderr:.2g}", f"{one.detectable:.2g}", f"{one.needed:,}"] for one in found
+        ]
+        headers = ["shift", "images", "SE", "detectable today", "images needed"]
+        print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 4)))
+        print(f"All shifts: {max(one.needed for one in found):,} images.\n")
     return 0

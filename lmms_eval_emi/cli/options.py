@@ -3,62 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
+from lmms_eval_emi.data.suites import suite_names
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.settings import PREFIX, Settings, load_settings
 
-EXAMPLES = "examples:"
 METAVARS = {"vision_encoder": "NAME|PATH", "text_encoder": "NAME|PATH", "entropy": "NATS", "batch_size": "N"}
+WIDTH = 100  # of descriptions
+STUDY_FILES = {".yaml", ".yml", ".json"}
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """Wraps the description, keeps the lines of examples, and shows the default of every option that has one."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose help shows the default of every option that has one."""
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if EXAMPLES in text:
-            return text
-        return super()._fill_text(text, width, indent)
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help
-        shown = action.default not in (None, False, [], (), argparse.SUPPRESS)
-        if text and shown and action.option_strings and "default" not in text:
-            text += " (default: %(default)s)"
-        return text
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        """Add an argument; see :mod:`argparse`."""
+        text, default = options.get("help"), options.get("default")
+        shown = default not in (None, False, [], (), argparse.SUPPRESS)
+        if text and shown and str(names[0]).startswith("-") and "default" not in text:
+            options["help"] = f"{text} (default: %(default)s)"
+        return super().add_argument(*names, **options)
 
 
-def add_command(
-    commands: argparse._SubParsersAction,
-    name: str,
-    *,
-    help: str,
-    description: str,
-    examples: Sequence[str],
-    epilog: str = "",
-    **keywords: Any,
-) -> argparse.ArgumentParser:
-    """Add a command.
+def new_parser(prog: str, *, description: str, examples: Sequence[str], epilog: str = "", **options: Any) -> Parser:
+    """Return the parser of a command.
 
     Args:
-        commands: to add to.
-        name: of the command.
-        help: a line on what it does.
-        description: the same in a few sentences.
+        prog: program and command, as usage shows them.
+        description: of the command, in a few sentences.
         examples: command lines, the plainest first.
         epilog: what else to say below the options.
-        keywords: of the parser.
+        options: of :class:`argparse.ArgumentParser`.
     """
-    shown = "\n".join([*([epilog, ""] if epilog else []), EXAMPLES, *(f"  {one}" for one in examples)])
-    parser = commands.add_parser(
-        name, help=help, description=description, epilog=shown, formatter_class=HelpFormatter, **keywords
+    below = "\n".join([*([epilog, ""] if epilog else []), "examples:", *(f"  {example}" for example in examples)])
+    return Parser(
+        prog=prog,
+        description=textwrap.fill(description, WIDTH),
+        epilog=below,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
     )
-    parser.set_defaults(example=examples[0])
-    return parser
 
 
 def add_settings(parser: argparse.ArgumentParser, *names: str, **renamed: str) -> None:
@@ -93,18 +83,19 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def add_study_arguments(parser: argparse.ArgumentParser, *, several: str = "") -> None:
-    """Options that say which responses of which study; or of which studies, where ``several`` says what is done with them."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    how: dict[str, Any] = {"nargs": "+"} if several else {}
-    more = f"; {several}" if several else ""
-    which.add_argument(
-        "--shift", choices=BUILT_IN, help=f"built-in family of splits that the responses belong to{more}", **how
+    """Add the arguments that say which responses of which study; of which studies, if ``several`` says what for."""
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="STUDY [DIR ...]",
+        help=f"study ({', '.join((*BUILT_IN, *BUNDLED))}, or a study file), then folders of responses",
     )
-    which.add_argument(
+    parser.add_argument(
         "--study",
+        nargs="+",
+        default=[],
         metavar="NAME|FILE",
-        help=f"the same ({', '.join((*BUILT_IN, *BUNDLED))}), or a study file of your own{more}",
-        **how,
+        help="the same, as an option" + (f"; {several}" if several else ""),
     )
     parser.add_argument(
         "--responses",
@@ -115,7 +106,7 @@ def add_study_arguments(parser: argparse.ArgumentParser, *, several: str = "") -
         help="folders of response files: {split}.jsonl or {split}_{model}.jsonl, JSON lines with question_id and text; or an --output_path of lmms-eval --log_samples (default: the files that the study names)",
     )
     parser.add_argument(
-        "--model",
+        "--only-model",
         action="append",
         default=[],
         metavar="NAME",
@@ -135,12 +126,32 @@ def add_study_arguments(parser: argparse.ArgumentParser, *, several: str = "") -
     )
 
 
+def resolve_sources(args: argparse.Namespace, *, several: bool = False) -> None:
+    """Sort the positional arguments into ``args.study`` and ``args.responses``.
+
+    Raises:
+        InputError: no study is named, or several where one is expected.
+    """
+    studies, folders = list(args.study), list(args.responses)
+    for source in args.sources:
+        is_study = source in (*BUILT_IN, *BUNDLED, *suite_names()) or Path(source).suffix.lower() in STUDY_FILES
+        if is_study or not (studies or Path(source).is_dir()):
+            studies.append(source)
+        else:
+            folders.append(Path(source))
+    if not studies:
+        raise InputError(f"expected a study ({', '.join((*BUILT_IN, *BUNDLED))}, or a study file), got none.")
+    if len(studies) > 1 and not several:
+        raise InputError(f"expected one study, got {', '.join(studies)}.")
+    args.study, args.responses = studies, folders
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """The option that allows a command to replace an existing output."""
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
 
 
-def add_engine(parser: argparse._ActionsContainer) -> None:
+def add_engine(parser: argparse.ArgumentParser) -> None:
     """Options that say which machines do the work."""
     parser.add_argument(
         "--engine",
@@ -165,16 +176,6 @@ def opened_engine(args: argparse.Namespace) -> Iterator[Any]:
 
     with ray.cluster(args.ray_address):
         yield ray
-
-
-def study_of(args: argparse.Namespace) -> str:
-    """What the options of :func:`add_study_arguments` name."""
-    return args.study or args.shift
-
-
-def studies_of(args: argparse.Namespace) -> list[str]:
-    """What the options of :func:`add_study_arguments` name where several may be given."""
-    return list(args.study or args.shift)
 
 
 def renamed_models(pairs: Sequence[str]) -> dict[str, str]:

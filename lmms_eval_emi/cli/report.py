@@ -1,43 +1,48 @@
-"""``lmms-eval-emi report``: results as a page, a table or plots."""
+"""``lmms-eval-emi report``: results as a page, a table, plots, or the files of other tools."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
-from lmms_eval_emi.cli.options import add_command, add_overwrite
-from lmms_eval_emi.errors import ResultsError
+from lmms_eval_emi.cli.options import add_overwrite, new_parser
+from lmms_eval_emi.errors import InputError, ResultsError
+
+PRINTED = ("md", "csv", "latex")
+OF_OTHER_TOOLS = ("every-eval-ever", "lm-eval")
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    parser = add_command(
-        commands,
-        "report",
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        prog,
         examples=(
             "lmms-eval-emi report results.json",
             "lmms-eval-emi report a.json b.json agreement.json --output report.html",
             "lmms-eval-emi report results.json --format latex",
+            "lmms-eval-emi report results.json --format every-eval-ever --output log.json",
+            "lmms-eval-emi report --check results.json",
+            "lmms-eval-emi report --schema result",
         ),
-        help="show results as a self-contained page, a table or plots",
-        description="Read results of score, audit and agreement, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX) or plots (PNG).",
+        description="Read results of score, estimators audit and judge agree, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX), plots (PNG), a log of every-eval-ever or a results file of lm-evaluation-harness. No number is lost.",
     )
     parser.add_argument(
         "results",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="RESULTS",
-        help="JSON files of score, audit or agreement, or output folders of harness runs",
+        help="JSON files of score, estimators audit or judge agree, or output folders of harness runs",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="what to write; for png a folder (default: report.html, or the table on stdout)",
+        help="what to write; for png a folder (default: report.html, or stdout)",
     )
     parser.add_argument(
-        "--format", choices=("html", "md", "csv", "latex", "png"), default="html", help="default: %(default)s"
+        "--format", choices=("html", *PRINTED, "png", *OF_OTHER_TOOLS), default="html", help="default: %(default)s"
     )
     parser.add_argument(
         "--full", action="store_true", help="with --format latex: every split, instead of one line a group of shifts"
@@ -45,14 +50,37 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--no-published",
         action="store_true",
-        help="leave out the published results that built-in families are compared with",
+        help="leave out the published results that built-in studies are compared with",
     )
     add_overwrite(parser)
-    parser.set_defaults(run=run)
+    others = parser.add_argument_group("files of other tools")
+    others.add_argument("--only-model", metavar="NAME", help="whose results, where the file has several")
+    others.add_argument(
+        "--organization", default="unknown", metavar="NAME", help="that ran the evaluation, for every-eval-ever"
+    )
+    others.add_argument("--model-id", metavar="ORG/NAME", help="the model's id, as the hub has it, for every-eval-ever")
+    schemas = parser.add_argument_group("schemas")
+    schemas.add_argument(
+        "--check",
+        action="store_true",
+        help="check the files by the JSON Schemas of what the commands write, and stop; status 1 if one departs",
+    )
+    schemas.add_argument(
+        "--schema", metavar="KIND", help="print the JSON Schema of a kind of file and stop; list: the kinds"
+    )
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, write."""
+    if args.schema:
+        return _print_schema(args.schema)
+    if not args.results:
+        raise InputError("report: expected RESULTS, or --schema KIND.")
+    if args.check:
+        return _check(args.results)
+    if args.format in OF_OTHER_TOOLS:
+        return _export(args)
     from lmms_eval_emi.report.finding import comparability_lines
     from lmms_eval_emi.report.page import to_text, write_report
     from lmms_eval_emi.report.reading import read_findings, read_results
@@ -64,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise ResultsError(
             f"--format {args.format}: expected results of score; audits and agreements are shown by the page alone."
         )
-    if args.output is None and args.format in {"md", "csv", "latex"}:
+    if args.output is None and args.format in PRINTED:
         print(to_text(results, args.format, full=args.full), end="")
         return 0
     output = args.output or Path("report.html" if args.format == "html" else "report")
@@ -77,4 +105,50 @@ def run(args: argparse.Namespace) -> int:
     )
     for path in written:
         print(path)
+    return 0
+
+
+def _print_schema(kind: str) -> int:
+    from lmms_eval_emi.cli.documents import MODELS, load_model
+
+    if kind == "list":
+        print("\n".join(MODELS))
+    else:
+        print(json.dumps(load_model(kind).model_json_schema(), indent=1, ensure_ascii=False))
+    return 0
+
+
+def _check(paths: list[Path]) -> int:
+    from lmms_eval_emi.cli.documents import check_file
+
+    failed = False
+    for path in paths:
+        try:
+            print(f"{path}: valid ({check_file(path)})")
+        except ResultsError as error:
+            failed = True
+            print(f"not valid: {error}")
+    return int(failed)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from lmms_eval_emi.slices.export.formats import read_entry, to_every_eval_ever, to_lm_eval
+    from lmms_eval_emi.util.files import check_output, to_json, write_atomically
+
+    if len(args.results) != 1:
+        raise InputError(f"--format {args.format}: expected one file of results, got {len(args.results)}.")
+    (path,) = args.results
+    if args.output:
+        check_output(args.output, [path], overwrite=args.overwrite, example="exported.json")
+    entry = read_entry(path, args.only_model)
+    made = path.stat().st_mtime
+    content = (
+        to_every_eval_ever(entry, made, args.organization, args.model_id)
+        if args.format == "every-eval-ever"
+        else to_lm_eval(entry, made)
+    )
+    if args.output is None:
+        print(to_json(content), end="")
+    else:
+        print(write_atomically(args.output, to_json(content)))
     return 0

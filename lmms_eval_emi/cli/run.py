@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmms_eval_emi.cli.options import add_command
+from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
-from lmms_eval_emi.errors import RunError
+from lmms_eval_emi.errors import InputError, RunError
 
+log = logging.getLogger("lmms_eval_emi")
 GROUPS = {**{name: f"llavabench_shift_{name}" for name in (*BUILT_IN, *BUNDLED)}, "all": "llavabench_shift"}
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    parser = add_command(
-        commands,
-        "run",
+TAKES_OTHER_OPTIONS = True  # lmms-eval's own
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        prog,
         examples=(
-            "lmms-eval-emi run --shift natural --model llava_hf --model_args pretrained=llava-hf/llava-1.5-7b-hf --output_path out",
+            "lmms-eval-emi run --study natural --model llava_hf --model_args pretrained=llava-hf/llava-1.5-7b-hf --output_path out",
             "lmms-eval-emi run --tasks mme --model llava_hf --output_path out --dry-run",
         ),
-        help="run lmms-eval so that no response is lost or generated twice",
         description=(
             "Run lmms-eval with its own options, by their own names (lmms-eval --help lists them). Responses are written to a journal below --output_path "
             "block by block, so the same command goes on where an earlier one was stopped, on any number of ranks. It works for every task, and under accelerate launch or torchrun: "
@@ -33,13 +36,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output_path",
         type=Path,
-        required=True,
         metavar="DIR",
         help="folder of the run: journal, results and responses",
     )
     parser.add_argument("--tasks", metavar="NAMES", help="tasks and groups of lmms-eval, with commas between")
     parser.add_argument(
-        "--shift",
+        "--study",
         action="append",
         default=[],
         choices=tuple(GROUPS),
@@ -60,20 +62,35 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="show how many requests each task has and how many are left, and stop"
     )
-    parser.set_defaults(run=run, takes_others=True)
+    look = parser.add_argument_group("look at an earlier run")
+    look.add_argument(
+        "--status",
+        type=Path,
+        metavar="DIR",
+        help="show how far the run in DIR is, and the command that goes on with it",
+    )
+    look.add_argument(
+        "--recover", type=Path, metavar="DIR", help="make results of what the journal in DIR holds, without the model"
+    )
+    look.add_argument("--recovered", type=Path, metavar="DIR", help="where --recover writes (default: DIR/recovered)")
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Run, or show what there is to do."""
-    from lmms_eval_emi.harness.lmms_eval import compat
+    from lmms_eval_emi.harness.lmms_eval.compat import launch
     from lmms_eval_emi.harness.lmms_eval.resume.runs import RunOptions, dry_run
     from lmms_eval_emi.harness.lmms_eval.resume.runs import run as run_resumable
     from lmms_eval_emi.harness.signals import Stopped
 
+    if args.status:
+        return _print_status(args.status)
+    if args.recover:
+        return _recover(args.recover.resolve(), args.recovered)
     options = RunOptions(args.output_path, tuple(harness_arguments(args)), args.save_every, not args.no_share)
     if args.dry_run:
         found = dry_run(options)
-        if compat.is_main_process():
+        if launch.is_main_process():
             print(states_table(found))
         return 0
     try:
@@ -89,15 +106,17 @@ def harness_arguments(args: argparse.Namespace) -> list[str]:
     Raises:
         RunError: an option has a value that it does not take, or none says what to run.
     """
+    if args.output_path is None:
+        raise InputError("expected --output_path DIR, the folder of the run.")
     if args.save_every < 1:
         raise RunError(f"--save-every: expected 1 or more, got {args.save_every}.")
     if args.output_path.exists() and not args.output_path.is_dir():
         raise RunError(f"--output_path: expected a folder, got the file {args.output_path}.")
     others: Sequence[str] = args.others
-    tasks = [*([args.tasks] if args.tasks else []), *(GROUPS[name] for name in args.shift)]
+    tasks = [*([args.tasks] if args.tasks else []), *(GROUPS[name] for name in args.study)]
     config = any(one == "--config" or one.startswith("--config=") for one in others)
     if not tasks and not config:
-        raise RunError(f"expected --tasks NAMES or --shift {'|'.join(GROUPS)}, got neither.")
+        raise RunError(f"expected --tasks NAMES or --study {'|'.join(GROUPS)}, got neither.")
     return [*others, *(["--tasks", ",".join(tasks)] if tasks else []), "--output_path", str(args.output_path)]
 
 
@@ -109,3 +128,43 @@ def states_table(tasks: Sequence) -> str:
     sums = [sum(row[column] for row in rows) for column in range(1, 5)]
     headers = ["task", "requests", "in the journal", "shared", "left"]
     return tabulate([*rows, ["all", *sums]] if len(rows) != 1 else rows, headers=headers)
+
+
+def _print_status(folder: Path) -> int:
+    """Print the requests of each task, whether the run is active, and the command that goes on with it."""
+    from lmms_eval_emi.harness.lmms_eval.resume.runs import status
+
+    runs = status(folder)
+    for number, own in enumerate(runs):
+        described = own.described
+        left = sum(task.left for task in own.tasks)
+        if number == len(runs) - 1 and own.running:
+            state = "running"
+        elif not own.tasks:
+            state = "nothing is planned yet"
+        else:
+            state = f"stopped, {left} left" if left else "every response is there"
+        print(f"model      {described.get('model')} ({described.get('model_args')})")
+        print(f"started    {described.get('started')}, {described.get('ranks')} rank(s)")
+        print(f"state      {state}")
+        if own.damaged:
+            print(f"damaged    {own.damaged} incomplete record(s); their requests are generated again")
+        if own.tasks:
+            print(f"\n{states_table(own.tasks)}\n")
+        if left or not own.tasks:
+            print(f"go on with         {described.get('command')}")
+        if any(task.answered for task in own.tasks):
+            print(f"results so far     lmms-eval-emi run --recover {folder}")
+    return 0
+
+
+def _recover(folder: Path, output: Path | None) -> int:
+    """Run lmms-eval's scoring on the responses that a journal holds."""
+    from lmms_eval_emi.harness.lmms_eval.resume.runs import recover
+
+    target = output.resolve() if output else folder / "recovered"
+    tasks = recover(folder, target)
+    left, total = sum(task.left + task.shared for task in tasks), sum(task.requests for task in tasks)
+    part = f"of {total - left} of {total} requests: they are partial results"
+    log.info("results %s, in %s", part if left else f"of all {total} requests", target)
+    return 0

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import (
-    add_command,
     add_engine,
     add_overwrite,
     add_settings,
     add_study_arguments,
+    new_parser,
     opened_engine,
     renamed_models,
+    resolve_sources,
     settings_of,
-    studies_of,
 )
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.settings import PREFIX
@@ -30,16 +30,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmms_eval_emi")
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add the command and its options."""
-    parser = add_command(
-        commands,
-        "score",
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        prog,
         examples=(
-            "lmms-eval-emi score --shift natural --responses out --output results.json",
+            "lmms-eval-emi score natural --responses out --output results.json",
             "lmms-eval-emi score --study my_study.yaml --estimator dcor --estimator cosine",
         ),
-        help="score existing responses: EMI, EMID and the shift index",
         description="Read responses (LLaVA-style files, or what lmms-eval --log_samples wrote), compute EMI of every split and EMID and the RJSD index of every shift, print a table and write JSON.",
     )
     add_study_arguments(parser, several="several are scored in one run, which encodes what they share once")
@@ -88,17 +86,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "margin",
         "without_degenerate",
     )
-    parser.set_defaults(run=run)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Score, write, print."""
+    resolve_sources(args, several=True)
     _complete_demo(args)
     settings = settings_of(args)
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.util.files import check_folder_writable, check_output
 
-    studies = [load_study(name) for name in studies_of(args)]
+    studies = [load_study(name) for name in args.study]
     if args.output:
         inputs: list[Any] = [*args.estimator, args.embeddings]
         for study in studies:
@@ -126,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
             embeddings=args.embeddings,
             engine=engine,
             save_embeddings=args.save_embeddings,
-            models=args.model,
+            models=args.only_model,
             model_names=renamed_models(args.model_name),
             splits=args.split,
             estimators=args.estimator,
@@ -137,8 +136,8 @@ def run(args: argparse.Namespace) -> int:
         if args.output:
             write_results(args.output, scored)
             log.info("results written to %s", args.output)
-    for name in dict.fromkeys(one.result.study.name for one in scored):
-        print(results_to_table([one.result for one in scored if one.result.study.name == name]))
+    for name in dict.fromkeys(one.result.shift for one in scored):
+        print(results_to_table([one.result for one in scored if one.result.shift == name]))
     for line in dict.fromkeys(line for one in scored for line in fit_to_warnings(one.result)):
         log.warning("%s", line)
     _say_what_is_missing(scored)
@@ -149,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _complete_demo(args: argparse.Namespace) -> None:
     """For the demo's study alone: its own estimator, and the responses that the demo left here."""
-    if studies_of(args) != ["demo"] or args.embeddings:
+    if args.study != ["demo"] or args.embeddings:
         return
     if not args.estimator and f"{PREFIX}ESTIMATOR" not in os.environ:
         args.estimator = ["demo"]
@@ -157,7 +156,7 @@ def _complete_demo(args: argparse.Namespace) -> None:
         found = sorted(Path("emi-demo").glob("*/*_emi_responses/demo"))
         if not found:
             raise InputError(
-                "--study demo: expected the responses of a run. Make one with lmms-eval-emi demo, which leaves them in emi-demo, or give --responses DIR."
+                "study demo: expected the responses of a run. Make one with lmms-eval-emi demo, which leaves them in emi-demo, or give --responses DIR."
             )
         args.responses, args.allow_missing = [found[-1]], True
 
@@ -168,18 +167,18 @@ def _say_what_is_missing(scored: Sequence[Scored]) -> None:
 
     told = set()
     for one in scored:
-        study, model = one.result.study, one.result.model
-        if (study.name, model) in told:
+        result, model = one.result, one.result.model
+        if (result.shift, model) in told:
             continue
-        told.add((study.name, model))
+        told.add((result.shift, model))
         for line in left_out_lines(one.result.left_out):
             log.warning("%s: left out: %s", model, line)
         for line in notes_to_lines(one.result):
             log.warning("%s, %s.", model, line)
-        if study.id_split not in one.result.splits:
+        if result.id_split not in result.splits:
             log.warning(
                 "%s: the ID split %s of %s was not scored, for the reason above; EMID and the index are left out.",
                 model,
-                study.id_split,
-                study.name,
+                result.id_split,
+                result.shift,
             )

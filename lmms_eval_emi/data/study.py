@@ -299,7 +299,7 @@ def load_study(name_or_path: str | Path) -> Study:
         there = False
     if not there:
         raise StudyError(
-            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))}, a suite (lmms-eval-emi suites) or the path of a study file, got {source[:200]!r}."
+            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))}, a suite (lmms-eval-emi shifts suites) or the path of a study file, got {source[:200]!r}."
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -319,11 +319,11 @@ def _suite(name: str) -> Study:
     suite = load_suite(name)
     if suite.study is None:
         raise StudyError(
-            f"study: the suite {name} is none, for it is of the kind {suite.kind}. lmms-eval-emi suites {name} says how it is used."
+            f"study: the suite {name} is none, for it is of the kind {suite.kind}. lmms-eval-emi shifts suites {name} says how it is used."
         )
     if suite.prepare:
         raise StudyError(
-            f"study: the rows of {name} have to be made first: lmms-eval-emi suites {name} --output DIR --data FOLDER, then --study DIR/study.yaml."
+            f"study: the rows of {name} have to be made first: lmms-eval-emi shifts suites {name} --output DIR --data FOLDER, then --study DIR/study.yaml."
         )
     return parse_study(yaml.safe_dump(suite.study, sort_keys=False, allow_unicode=True), name)
 

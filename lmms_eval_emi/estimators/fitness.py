@@ -30,6 +30,7 @@ from lmms_eval_emi.core.emi import EMI, clusters_of
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS
 from lmms_eval_emi.core.multiple import ALPHA, holm
 from lmms_eval_emi.estimators.base import Estimator
+from lmms_eval_emi.util.documents import Plain
 
 RANKED = ("likelihood", "matching")
 QUANTILES = 201
@@ -194,33 +195,58 @@ def _bandwidth(rows: torch.Tensor) -> float:
     return max(float(distances.median()), 1e-6) if len(distances) else 1.0
 
 
+class SplitFit(Plain):
+    """What was checked of an estimator on one split."""
+
+    references_over_shuffled: float | None = None
+    references_over_shuffled_stderr: float | None = None
+    references_told_apart: bool | None = None
+    in_training_data: bool | None = None
+    distances: dict[str, dict[str, float]] | None = None
+    p: float | None = None
+
+
+class EstimatorFit(Plain):
+    """Whether an estimator is fit for some data.
+
+    Attributes:
+        verdict: ``far`` if a split is too unlike the training data, or ``doubtful`` if the references of most splits
+            cannot be told from those of other rows; otherwise ``in domain`` if a card says so, else ``plausible``,
+            and ``unknown`` if nothing could be checked.
+        basis: ``card``, ``checks`` or ``none``.
+        unit: of the scores.
+        trained: whether the estimator has a file.
+        saturated: share of saturated outputs.
+        ceiling: the greatest value that the smallest split can have.
+        trained_on: how many of the rows it was trained on.
+        splits: checks of every split, with ``p`` adjusted over the splits.
+        far_splits, doubtful_splits: their names.
+    """
+
+    verdict: str = "unknown"
+    basis: str = "none"
+    unit: str = "nats"
+    trained: bool | None = None
+    saturated: float | None = None
+    ceiling: float | None = None
+    trained_on: int | None = None
+    splits: dict[str, SplitFit] = {}
+    far_splits: list[str] = []
+    doubtful_splits: list[str] = []
+
+
 def fitness(
     estimator: object, embeddings: Mapping[str, Embeddings], scores: Mapping[str, EMI] | None = None
-) -> dict[str, Any]:
-    """Whether an estimator is fit for some splits.
+) -> EstimatorFit:
+    """Check whether an estimator is fit for some splits.
 
     Args:
         estimator: with or without a card.
         embeddings: of the splits that it is used on.
         scores: of the splits, whose references tell whether the estimator sees anything in them.
-
-    Returns:
-        ``verdict``: ``far`` where a split is too unlike the training data, or ``doubtful`` where the references
-        of most splits cannot be told from those of other rows; otherwise ``in domain`` if a card says so, else
-        ``plausible``, and ``unknown`` where nothing could be checked. ``basis``: ``card`` or ``checks``. ``unit``
-        of the scores; ``trained``, whether it has a file; ``saturated``, the share of saturated outputs; ``ceiling``, the greatest value that the
-        smallest split can have; ``trained_on``, how many of the rows it was trained on. ``splits``: of every
-        split its checks, with ``p`` adjusted over the splits; ``far_splits`` and ``doubtful_splits``.
     """
     if not isinstance(estimator, Estimator) or not embeddings:
-        return {
-            "verdict": "unknown",
-            "basis": "none",
-            "unit": "nats",
-            "splits": {},
-            "far_splits": [],
-            "doubtful_splits": [],
-        }
+        return EstimatorFit(verdict="unknown", basis="none", unit="nats", splits={}, far_splits=[], doubtful_splits=[])
     checks: dict[str, dict[str, Any]] = {name: {} for name in embeddings}
     found: dict[str, Any] = {"unit": estimator.unit, "trained": estimator.trained}
     domain = estimator.card.get("domain") or {}
@@ -266,14 +292,14 @@ def fitness(
     else:
         verdict = "in domain" if known else "plausible" if told else "unknown"
     basis = "card" if known else "checks" if told else "none"
-    return {
-        "verdict": verdict,
-        "basis": basis,
+    return EstimatorFit(
+        verdict=verdict,
+        basis=basis,
         **found,
-        "splits": checks,
-        "far_splits": far,
-        "doubtful_splits": doubtful,
-    }
+        splits={name: SplitFit(**own) for name, own in checks.items()},
+        far_splits=far,
+        doubtful_splits=doubtful,
+    )
 
 
 def _saturation(estimator: Estimator, splits: Sequence[Embeddings]) -> float | None:

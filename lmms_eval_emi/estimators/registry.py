@@ -68,7 +68,7 @@ def kinds() -> dict[str, type[Estimator]]:
 
 
 def trainable() -> dict[str, type[TrainedEstimator]]:
-    """The kinds that ``train-estimator`` trains, by name."""
+    """The kinds that ``estimators train`` trains, by name."""
     return {name: kind for name, kind in kinds().items() if issubclass(kind, TrainedEstimator)}
 
 

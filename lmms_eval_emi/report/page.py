@@ -36,7 +36,9 @@ from lmms_eval_emi.report.finding import (
 from lmms_eval_emi.report.latex import to_latex
 from lmms_eval_emi.report.plots import MOST_CELLS, MOST_SERIES, pictures_of, root_of, severity_series
 from lmms_eval_emi.report.reading import JSDS, Findings, ReportedResult, published_results
-from lmms_eval_emi.scoring.stored import StoredAgreement, StoredAudit, StoredCorrelation, StoredFinding
+from lmms_eval_emi.scoring.agreement import AgreementResult, CorrelationResult
+from lmms_eval_emi.scoring.audit import AuditDocument, FindingResult
+from lmms_eval_emi.scoring.rows import LostRow, ShownRow
 from lmms_eval_emi.scoring.table import FEW_ROWS
 from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
@@ -485,10 +487,10 @@ def _lost_context(page: _Page, results: Sequence[tuple[ReportedResult, int]]) ->
     return [context for _, context in sorted(found, key=lambda one: one[0])]
 
 
-def _row_data(page: _Page, row: dict[str, Any]) -> dict[str, Any]:
-    found = {key: row[key] for key in ("id", "question", "response", "reference", "value", "loss")}
-    clean = row.get("clean")
-    return {**found, "image": page.image(row["image"]), "clean": _row_data(page, clean) if clean else None}
+def _row_data(page: _Page, row: ShownRow) -> dict[str, Any]:
+    found = row.model_dump(exclude={"image", "clean"})
+    clean = row.clean if isinstance(row, LostRow) else None
+    return {**found, "image": page.image(row.image), "clean": _row_data(page, clean) if clean else None}
 
 
 def _row(cells: Sequence[Any], split: str = "") -> dict[str, Any]:
@@ -513,7 +515,7 @@ def _shown(value: float | None, decimals: int) -> tuple[str, float | None] | int
     return numeral(value, decimals), value
 
 
-def _agreement_context(page: _Page, found: StoredAgreement, place: int) -> dict[str, Any]:
+def _agreement_context(page: _Page, found: AgreementResult, place: int) -> dict[str, Any]:
     """Correlations as a table, a scatter of the splits, and what they mean in sentences."""
     names = {"emi": "EMI", "emid": "EMID", "index": "index", "cosine": "cosine", "lead": "lead over the cosine"}
     rows = [
@@ -558,7 +560,7 @@ def _agreement_context(page: _Page, found: StoredAgreement, place: int) -> dict[
     }
 
 
-def _audit_context(audit: StoredAudit) -> dict[str, Any]:
+def _audit_context(audit: AuditDocument) -> dict[str, Any]:
     """A table of responders by estimator, and what each estimator does not notice in a sentence."""
     names = list(dict.fromkeys(name for one in audit.findings for name in one.responders))
     encoders = list(dict.fromkeys(one.encoders for one in audit.findings))
@@ -580,13 +582,13 @@ def _audit_context(audit: StoredAudit) -> dict[str, Any]:
     }
 
 
-def _correlation_cell(one: StoredCorrelation | None) -> str:
+def _correlation_cell(one: CorrelationResult | None) -> str:
     if one is None:
         return "–"
     return f"{one.value:+.3f}" + (f" [{one.ci95[0]:+.2f}, {one.ci95[1]:+.2f}]" if one.ci95 else "")
 
 
-def _audit_cell(finding: StoredFinding, name: str) -> str:
+def _audit_cell(finding: FindingResult, name: str) -> str:
     one = finding.responders.get(name)
     if one is None:
         return "–"

@@ -13,7 +13,7 @@ import numpy as np
 
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.report.reading import JSDS, ReportedResult, ReportedSplit
-from lmms_eval_emi.scoring.stored import StoredAgreement
+from lmms_eval_emi.scoring.agreement import AgreementResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,7 +237,7 @@ def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Ax
     return ax
 
 
-def plot_agreement(found: StoredAgreement, ax: Axes | None = None) -> Axes:
+def plot_agreement(found: AgreementResult, ax: Axes | None = None) -> Axes:
     """Every split by its name: EMID against what the score loses, or EMI against the score where there is no loss."""
     ax = _axes(ax, 7.2, 5.0)
     lost = [point for point in found.points if point.loss is not None and point.emid is not None]

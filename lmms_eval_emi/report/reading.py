@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -18,20 +18,19 @@ from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.jackknife import Jackknife, combine
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, Shift, load_study
 from lmms_eval_emi.errors import ResultsError, StudyError
-from lmms_eval_emi.scoring.result import StudyResult, Summary
-from lmms_eval_emi.scoring.rows import read_rows, to_jackknife
-from lmms_eval_emi.scoring.stored import (
-    StoredAgreement,
-    StoredAudit,
-    StoredEntry,
-    check_agreement,
-    check_audit,
-    check_entry,
-    is_agreement,
-    is_audit,
-    is_entry,
+from lmms_eval_emi.scoring.agreement import AgreementDocument, AgreementResult
+from lmms_eval_emi.scoring.audit import AuditDocument
+from lmms_eval_emi.scoring.result import ModalitySummary, SplitResult, StudyResult
+from lmms_eval_emi.scoring.rows import (
+    LostRow,
+    StudyRows,
+    is_result,
+    parse_result,
     read_entries,
+    read_rows,
+    to_jackknife,
 )
+from lmms_eval_emi.util.documents import parse_model
 
 log = logging.getLogger("lmms_eval_emi")
 JSDS = tuple(EXPONENTS)
@@ -125,7 +124,7 @@ class ReportedResult:
     signature: str
     source: str
     footer: tuple[str, ...] = ()
-    lost_rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    lost_rows: dict[str, list[LostRow]] = field(default_factory=dict)
     estimator: str = ""
     title: str = ""
     settings: dict[str, str] = field(default_factory=dict)
@@ -178,7 +177,9 @@ class ReportedResult:
 
     def summary(self) -> dict[str, float | int | None]:
         """Means over the shifts, and Pearson's r of EMID and index."""
-        summary = Summary.of((split.emi, split.emid or 0.0, split.bound or 0.0) for split in self.shifts)
+        summary = ModalitySummary.of(
+            SplitResult(emi=split.emi, emid=split.emid, emid_bound=split.bound) for split in self.shifts
+        )
         id_split = self.splits.get(self.id_split)
         return {
             "EMI (ID)": id_split.emi if id_split else None,
@@ -188,17 +189,6 @@ class ReportedResult:
             "Pearson r": summary.pearson_r,
             "shifts": summary.n_shifts,
         }
-
-
-def from_result(result: StudyResult, rows: Mapping[str, Any], source: str) -> ReportedResult:
-    """A result that is in memory.
-
-    Args:
-        result: of one model in one study.
-        rows: as :func:`lmms_eval_emi.scoring.rows.result_to_rows` gives them.
-        source: what the report says of where it comes from.
-    """
-    return _from_entry(check_entry(Path(source), result.to_dict()), rows, source)
 
 
 def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
@@ -230,33 +220,32 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
 class Findings:
     """What other commands found, which a report shows beside the scores."""
 
-    audits: tuple[StoredAudit, ...] = ()
-    agreements: tuple[StoredAgreement, ...] = ()
+    audits: tuple[AuditDocument, ...] = ()
+    agreements: tuple[AgreementResult, ...] = ()
 
 
 def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
-    """The audits and agreements among some files, and the paths that are neither.
+    """Return the audits and agreements among some files, and the paths that are neither.
 
     Raises:
         ResultsError: one is damaged.
     """
-    audits: list[StoredAudit] = []
-    agreements: list[StoredAgreement] = []
+    audits: list[AuditDocument] = []
+    agreements: list[AgreementResult] = []
     others = []
     for path in map(Path, paths):
         try:
             entries = read_entries(path) if path.is_file() else []
         except ResultsError:
             entries = []  # whoever reads it as results says why
-        try:
-            if len(entries) == 1 and is_audit(entries[0]):
-                audits.append(check_audit(path, entries[0]))
-            elif len(entries) == 1 and is_agreement(entries[0]):
-                agreements += check_agreement(path, entries[0]).agreements
-            else:
-                others.append(path)
-        except ResultsError as error:
-            raise ResultsError(str(error)) from error
+        content = entries[0] if len(entries) == 1 and isinstance(entries[0], dict) else {}
+        if {"findings", "split", "study"} <= content.keys():
+            audits.append(parse_model(AuditDocument, content, path, what="results of lmms-eval-emi estimators audit"))
+        elif content.get("kind") == "agreement":
+            what = "results of lmms-eval-emi judge agree"
+            agreements += parse_model(AgreementDocument, content, path, what=what).agreements
+        else:
+            others.append(path)
     return Findings(tuple(audits), tuple(agreements)), others
 
 
@@ -281,17 +270,15 @@ def published_results(study: str) -> list[ReportedResult]:
 def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     try:
         entries = read_entries(path)
-    except ResultsError as error:
+    except ResultsError:
         if strict:
-            raise ResultsError(str(error)) from error
+            raise
         return []
     results = []
     for entry in entries:
-        if is_entry(entry):
-            try:
-                results.append(_from_entry(check_entry(path, entry), read_rows(path, entry), str(path)))
-            except ResultsError as error:
-                raise ResultsError(str(error)) from error
+        if is_result(entry):
+            result = parse_result(entry, path)
+            results.append(from_result(result, read_rows(path, result), str(path)))
         elif isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
             results.append(_from_published_script(entry, path))
         elif strict:
@@ -303,7 +290,14 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     return results
 
 
-def _from_entry(entry: StoredEntry, rows: Mapping[str, Any], source: str) -> ReportedResult:
+def from_result(entry: StudyResult, rows: StudyRows, source: str) -> ReportedResult:
+    """Return a result as a report shows it.
+
+    Args:
+        entry: of one model in one study.
+        rows: that belong to it; empty if there are none.
+        source: what the report says of where it comes from.
+    """
     splits = {
         name: ReportedSplit(
             name,
@@ -329,12 +323,7 @@ def _from_entry(entry: StoredEntry, rows: Mapping[str, Any], source: str) -> Rep
     notes = [f"{name}: {'; '.join(lines)}" for name, lines in {**entry.notes, **entry.left_out}.items()]
     far = f": far are {', '.join(fit.far_splits[:5])}" if fit.far_splits else ""
     footer = (f"Estimator: {fit.verdict} for these data, in {entry.unit}{far}.", *notes)
-    known = rows.get("lost")
-    lost = {
-        str(split): [_row(row) for row in own if isinstance(row, dict)]
-        for split, own in (known.items() if isinstance(known, dict) else ())
-        if isinstance(own, list)
-    }
+    lost = {split: [_without_foreign_pictures(row) for row in own] for split, own in rows.lost.items()}
     estimator = str(entry.settings.get("estimator", ""))
     return ReportedResult(
         entry.model,
@@ -351,32 +340,22 @@ def _from_entry(entry: StoredEntry, rows: Mapping[str, Any], source: str) -> Rep
         {**{str(key): str(value) for key, value in entry.settings.items()}, "unit": entry.unit},
         fit.verdict,
         tuple(fit.far_splits),
-        emid_jackknives=_jackknives(entry, rows.get("without_each_image")),
+        emid_jackknives={
+            name: to_jackknife(split.emid, without.emid)
+            for name, split in entry.splits.items()
+            if split.emid is not None and (without := rows.without_each_image.get(name)) and without.emid is not None
+        },
     )
 
 
-def _jackknives(entry: StoredEntry, without: Any) -> dict[str, Jackknife]:
-    """EMID of shifts with and without each image, as far as the rows have them."""
-    found = {}
-    for name, scores in entry.splits.items():
-        try:
-            if scores.emid is not None and isinstance(without, Mapping):
-                found[name] = to_jackknife(scores.emid, without[name]["emid"])
-        except (KeyError, TypeError, ValueError):
-            continue
-    return found
+def _without_foreign_pictures(row: LostRow) -> LostRow:
+    """The row with pictures that are part of the page, or none; anything else might be fetched."""
 
+    def own(image: str) -> str:
+        return image if PICTURE.fullmatch(image) else ""
 
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row that lost, with texts that are texts and a picture that is part of the page, or none."""
-    texts = {key: str(row.get(key, "")) for key in ("id", "question", "response", "reference")}
-    numbers = {
-        key: float(row[key]) if isinstance(row.get(key), int | float) and abs(row[key]) < 1e300 else None
-        for key in ("loss", "value")
-    }
-    image, clean = row.get("image"), row.get("clean")
-    found = {**texts, **numbers, "image": image if isinstance(image, str) and PICTURE.fullmatch(image) else ""}
-    return {**found, "clean": _row(clean) if isinstance(clean, dict) else None}
+    clean = row.clean.model_copy(update={"image": own(row.clean.image)}) if row.clean else None
+    return row.model_copy(update={"image": own(row.image), "clean": clean})
 
 
 def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:

@@ -14,10 +14,11 @@ COLUMNS = ("split", "n", "emi", "mi_response", "mi_reference", "emid", "emid_bou
 def log_result(result: StudyResult) -> None:
     """Log the summary and a table of all scores to the active runs of wandb and trackio, which has wandb's functions."""
     for tracker, run in _active():
-        name = result.study.name
-        scores = {split: values.to_dict() for split, values in result.splits.items()}
-        rows = [[split, *(values.get(key) for key in COLUMNS[1:])] for split, values in scores.items()]
-        summary = {f"emi/{name}/{key}": value for key, value in vars(result.summary()).items() if value is not None}
+        name = result.shift
+        rows = [[split, *(getattr(scores, key) for key in COLUMNS[1:])] for split, scores in result.splits.items()]
+        keys = ("n_shifts", "mean_emi", "mean_emid", "mean_bound", "pearson_r")
+        values = {key: getattr(result.summary, key) for key in keys}
+        summary = {f"emi/{name}/{key}": value for key, value in values.items() if value is not None}
         run.log({**summary, f"emi/{name}/figures": _table(tracker, rows)})
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from scipy import special
 
@@ -19,15 +18,15 @@ from lmms_eval_emi.core.conventions import Adjustment
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import ALPHA, adjust
 from lmms_eval_emi.errors import InputError, ResultsError
-from lmms_eval_emi.scoring.result import CHEAP_DRAWS
-from lmms_eval_emi.scoring.rows import read_rows, to_jackknife
-from lmms_eval_emi.scoring.stored import check_entry, is_entry, read_entries
+from lmms_eval_emi.scoring.result import CHEAP_DRAWS, StudyResult
+from lmms_eval_emi.scoring.rows import read_results, read_rows, to_jackknife
+from lmms_eval_emi.util.documents import Document, Interval, Plain
 
 MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
-class StoredResult:
+class ComparedResult:
     """One model's results in one study, with and without each image.
 
     Attributes:
@@ -49,42 +48,80 @@ class StoredResult:
         return combine(lambda values: math.fsum(values) / len(values), [self.emid[name] for name in shifts])
 
 
-def read_stored(paths: Iterable[str | Path]) -> list[StoredResult]:
+def read_compared(paths: Iterable[str | Path]) -> list[ComparedResult]:
     """Read results with their rows.
 
     Raises:
         ResultsError: a file holds no results, or its rows are missing or those of other results.
     """
-    found: list[StoredResult] = []
+    found: list[ComparedResult] = []
     for path in map(Path, paths):
-        found += [_read_entry(path, entry) for entry in read_entries(path)]
+        found += [_compared(path, result) for result in read_results(path)]
     labels = [one.label for one in found]
     return [
-        one if labels.count(one.label) == 1 else StoredResult(f"{one.label} ({number})", *list(vars(one).values())[1:])
+        one
+        if labels.count(one.label) == 1
+        else ComparedResult(f"{one.label} ({number})", *list(vars(one).values())[1:])
         for number, one in enumerate(found, 1)
     ]
 
 
-def _read_entry(path: Path, entry: Any) -> StoredResult:
-    if not is_entry(entry):
-        raise ResultsError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
-    stored = check_entry(path, entry)
-    without = read_rows(path, entry).get("without_each_image")
-    if not isinstance(without, dict):
+def _compared(path: Path, result: StudyResult) -> ComparedResult:
+    without = read_rows(path, result).without_each_image
+    if not without:
         raise ResultsError(
             f"{path}: its rows are not beside it, which comparing needs. Keep *.rows.json with the results, or score again."
         )
-    scores: dict[str, dict[str, Jackknife]] = {"emi": {}, "emid": {}}
-    try:
-        for name, split in stored.splits.items():
-            for metric, known in scores.items():
-                value = getattr(split, metric)
-                if value is not None and metric in without.get(name, {}):
-                    known[name] = to_jackknife(value, without[name][metric])
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ResultsError(f"{path}: its results are damaged: {error}") from error
-    settings = {key: str(value) for key, value in stored.settings.items()}
-    return StoredResult(stored.model, stored.shift, settings, scores["emi"], scores["emid"])
+    emi = {name: to_jackknife(split.emi, without[name].emi) for name, split in result.splits.items() if name in without}
+    emid = {
+        name: to_jackknife(split.emid, strata)
+        for name, split in result.splits.items()
+        if split.emid is not None and name in without and (strata := without[name].emid) is not None
+    }
+    settings = {key: str(value) for key, value in result.settings.items()}
+    return ComparedResult(result.model, result.shift, settings, emi, emid)
+
+
+class JackknifeSummary(Plain):
+    """A difference with its error."""
+
+    value: float
+    stderr: float | None
+    ci95: Interval | None
+    p: float | None
+
+    @classmethod
+    def of(cls, jackknife: Jackknife | None) -> JackknifeSummary | None:
+        """Return the summary of a jackknife, or ``None`` of none."""
+        if jackknife is None:
+            return None
+        ci95 = list(jackknife.ci95) if jackknife.ci95 else None
+        return cls(value=jackknife.value, stderr=jackknife.stderr, ci95=ci95, p=jackknife.p_value)
+
+
+class DifferenceResult(Plain):
+    """How two models differ in one split."""
+
+    split: str
+    emi: JackknifeSummary | None
+    emid: JackknifeSummary | None
+    p_adjusted: float | None
+
+
+class Comparison(Plain):
+    """How two models differ: the first less the second."""
+
+    first: str
+    second: str
+    differences: list[DifferenceResult]
+
+
+class ComparisonDocument(Document):
+    """What ``lmms-eval-emi compare`` writes."""
+
+    adjust: str
+    comparisons: list[Comparison]
+    indistinguishable: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -103,13 +140,22 @@ class Difference:
     emid: Jackknife | None
     p_adjusted: float | None
 
+    def to_result(self) -> DifferenceResult:
+        """Return the difference as it is written."""
+        return DifferenceResult(
+            split=self.name,
+            emi=JackknifeSummary.of(self.emi),
+            emid=JackknifeSummary.of(self.emid),
+            p_adjusted=self.p_adjusted,
+        )
+
     @property
     def separates(self) -> bool:
         """Whether the difference of EMID is not 0."""
         return self.p_adjusted is not None and self.p_adjusted < ALPHA
 
 
-def check_comparable(results: Sequence[StoredResult]) -> list[str]:
+def check_comparable(results: Sequence[ComparedResult]) -> list[str]:
     """Why some results cannot be compared, in words; nothing if they can."""
     problems = []
     if len({one.study for one in results}) > 1:
@@ -121,7 +167,9 @@ def check_comparable(results: Sequence[StoredResult]) -> list[str]:
     return problems
 
 
-def compare(first: StoredResult, second: StoredResult, method: Adjustment = "holm", seed: int = 0) -> list[Difference]:
+def compare(
+    first: ComparedResult, second: ComparedResult, method: Adjustment = "holm", seed: int = 0
+) -> list[Difference]:
     """Differences of EMI and EMID in every split that two results have, and of their mean EMID.
 
     Rows are matched by image, so what both models find hard cancels.
@@ -145,7 +193,7 @@ def compare(first: StoredResult, second: StoredResult, method: Adjustment = "hol
     return found
 
 
-def indistinguishable(results: Sequence[StoredResult]) -> list[list[str]]:
+def indistinguishable(results: Sequence[ComparedResult]) -> list[list[str]]:
     """Groups of models whose mean EMIDs cannot be told apart, each as large as it can be (Holm over all pairs).
 
     Returns:
@@ -189,7 +237,7 @@ class Power:
     needed: int
 
 
-def power(result: StoredResult, effect: float, chance: float = 0.8) -> list[Power]:
+def power(result: ComparedResult, effect: float, chance: float = 0.8) -> list[Power]:
     """How many images each shift would need, from the variance between images that was observed.
 
     An effect is found if the two-sided t-test at 5 % rejects with the chance asked for; rows of one image

@@ -1,42 +1,34 @@
-"""Results of a study: EMI of each split, EMID and index of each shift, their summary, and their JSON."""
+"""Results of a study: EMI of each split, EMID and index of each shift, and their summary."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from pydantic import Field, PrivateAttr, field_serializer
 from tqdm import tqdm
 
 from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlations, operator_interval, pearson
 from lmms_eval_emi.core.divergence import EMIDBound, batch_entropies, check_convention, check_entropy, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.core.emi import (
-    EMI,
-    EMID,
-    MutualInformationEstimator,
-    emi,
-    emid_from_emi,
-    shared_clusters,
-)
+from lmms_eval_emi.core.emi import EMI, EMID, MutualInformationEstimator, emi, emid_from_emi, shared_clusters
 from lmms_eval_emi.core.exchange_test import DivergenceTest
-from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
+from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, combine
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
 from lmms_eval_emi.data.sample import Sample
-from lmms_eval_emi.data.study import SHIFT_MODALITIES, Study
+from lmms_eval_emi.data.study import SHIFT_MODALITIES, Shift, Study
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.base import Estimator
-from lmms_eval_emi.estimators.fitness import fitness
+from lmms_eval_emi.estimators.fitness import EstimatorFit, fitness
 from lmms_eval_emi.scoring.degenerate import KINDS
 from lmms_eval_emi.settings import Settings
-from lmms_eval_emi.util.files import to_json, write_atomically
+from lmms_eval_emi.util.documents import Document, Interval, Plain
 
-FORMAT_VERSION = 1  # of the JSON; a reader refuses a greater one
 # The smallest EMID in the published synthetic results that differs from 0 by the residuals of an additive fit
 # of visual and textual shifts (llava-v1.5-13b; docs/statistics.md).
 PUBLISHED_MARGIN = 0.008
@@ -66,7 +58,7 @@ class Inference:
         return cls(settings.resamples, settings.seed, settings.adjust, settings.margin)
 
     def held_within(self, unit: str) -> float | None:
-        """The margin in use for scores in some unit; the published one means nothing in others than nats."""
+        """Return the margin for scores in some unit; the published one means nothing in units other than nats."""
         if self.margin is not None:
             return self.margin
         return PUBLISHED_MARGIN if unit.endswith("nats") else None
@@ -78,12 +70,12 @@ class Inference:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """Scores of one split; ``emid`` and ``bound`` are those of its shift, and ``None`` for the ID split.
+    """Scores of one split with all that they were computed from; ``emid`` and ``bound`` are ``None`` for the ID split.
 
     Attributes:
         emi: of the split.
         emid, bound: EMID and shift index of its shift.
-        tests: permutation tests of the divergences, by name, where there are any.
+        tests: permutation tests of the divergences, by name.
         p_adjusted: p of EMID differing from 0, adjusted over the study.
         verdict: ``lost``, ``gained``, ``held`` or ``undecided``; ``None`` for too few images.
     """
@@ -95,77 +87,191 @@ class SplitScores:
     p_adjusted: float | None = None
     verdict: str | None = None
 
+
+class SplitResult(Plain):
+    """Scores of one split, as results have them. What too few images do not give is ``None``.
+
+    A field with a ``column`` is a column of the table, after those of the scores themselves.
+    """
+
+    modality: str = "id"
+    shifts: list[Shift] = []
+    variant_of: str | None = None
+    n: int | None = Field(None, ge=0, description="number of rows")
+    images: int | None = Field(None, ge=0, description="number of distinct images, or of rows without images")
+    emi: float = Field(description="I(x; response) - I(x; reference)")
+    emi_stderr: float | None = None
+    emi_ci95: Interval | None = None
+    emi_corrected: float | None = Field(None, description="EMI without its bias of order 1/images")
+    mi_response: float | None = None
+    mi_reference: float | None = None
+    emi_estimator_stderr: float | None = Field(None, description="error from the seeds of the estimator's networks")
+    emid: float | None = Field(None, description="EMI of the ID split less EMI of this one")
+    emid_stderr: float | None = None
+    emid_ci95: Interval | None = None
+    emid_corrected: float | None = None
+    emid_paired: bool | None = Field(None, description="whether rows were matched with those of the ID split")
+    emid_p: float | None = None
+    emid_p_adjusted: float | None = None
+    verdict: str | None = Field(None, description="lost, gained, held or undecided")
+    emid_estimator_stderr: float | None = None
+    emid_inputs: float | None = Field(None, description="the part of EMID from inputs that moved")
+    emid_inputs_stderr: float | None = None
+    emid_responses: float | None = Field(None, description="the part of EMID from responses that changed")
+    emid_responses_stderr: float | None = None
+    emid_bound: float | None = Field(None, description="the shift index, or the plug-in of the theorem")
+    emid_bound_stderr: float | None = None
+    emid_bound_ci95: Interval | None = None
+    emid_bound_baseline: float | None = Field(None, description="the index without any shift")
+    jsd_v: float | None = Field(None, description="divergence of the images, in nats")
+    jsd_v_p: float | None = None
+    jsd_v_floor: float | None = Field(None, description="mean divergence without a shift at these sizes")
+    jsd_v_excess: float | None = None
+    jsd_v_identical: bool | None = None
+    jsd_t: float | None = Field(None, description="divergence of the questions, in nats")
+    jsd_t_p: float | None = None
+    jsd_t_floor: float | None = None
+    jsd_t_excess: float | None = None
+    jsd_t_identical: bool | None = None
+    jsd_id_response: float | None = Field(None, description="divergence of responses and references, ID split")
+    jsd_id_response_p: float | None = None
+    jsd_id_response_floor: float | None = None
+    jsd_id_response_excess: float | None = None
+    jsd_id_response_identical: bool | None = None
+    jsd_ood_response: float | None = Field(None, description="divergence of responses and references, this split")
+    jsd_ood_response_p: float | None = None
+    jsd_ood_response_floor: float | None = None
+    jsd_ood_response_excess: float | None = None
+    jsd_ood_response_identical: bool | None = None
+    degenerate: dict[str, int] | None = Field(None, description="number of degenerate responses by kind")
+
+    @field_serializer("shifts")
+    def _without_severities(self, shifts: list[Shift]) -> list[dict[str, Any]]:
+        return [shift.model_dump(exclude_none=True) for shift in shifts]
+
     @property
     def differs(self) -> bool:
         """Whether EMID differs from 0 after adjustment."""
-        return self.p_adjusted is not None and self.p_adjusted < ALPHA
+        return self.emid_p_adjusted is not None and self.emid_p_adjusted < ALPHA
 
-    def to_dict(self) -> dict[str, Any]:
-        """As written to JSON; what is not known is left out, and what too few images do not give is null."""
-        scores: dict[str, Any] = {
-            "n": self.emi.n,
-            "images": self.emi.images,
-            "emi": self.emi.value,
-            "emi_stderr": self.emi.stderr,
-            "emi_ci95": _pair(self.emi.ci95),
-            "emi_corrected": self.emi.corrected,
-            "mi_response": self.emi.mi_response,
-            "mi_reference": self.emi.mi_reference,
-        }
-        if self.emi.estimator_stderr is not None:
-            scores["emi_estimator_stderr"] = self.emi.estimator_stderr
-        if self.emid is not None and self.bound is not None:
-            scores |= {
-                "emid": self.emid.value,
-                "emid_stderr": self.emid.stderr,
-                "emid_ci95": _pair(self.emid.ci95),
-                "emid_corrected": self.emid.corrected,
-                "emid_paired": self.emid.paired,
-                "emid_p": self.emid.p_value,
-                "emid_p_adjusted": self.p_adjusted,
-                "verdict": self.verdict,
-            }
-            if self.emid.estimator_stderr is not None:
-                scores["emid_estimator_stderr"] = self.emid.estimator_stderr
-            for name, part in (("emid_inputs", self.emid.inputs), ("emid_responses", self.emid.responses)):
-                if part is not None:
-                    scores |= {name: part.value, f"{name}_stderr": part.stderr}
-            scores |= {
-                "emid_bound": self.bound.value,
-                "emid_bound_stderr": self.bound.stderr,
-                "emid_bound_ci95": _pair(self.bound.ci95),
-                "emid_bound_baseline": self.bound.baseline,
-            }
-            for name in EXPONENTS:
-                scores[name] = getattr(self.bound, name)
-                test = self.tests.get(name)
-                if test is not None:
-                    scores |= {f"{name}_p": test.p_value, f"{name}_floor": test.floor, f"{name}_excess": test.excess}
-                elif self.bound.is_identical(name):
-                    scores[f"{name}_identical"] = True
-        return scores
+    @property
+    def is_shift(self) -> bool:
+        """Whether it counts in means and correlations: it has EMID and index, and is no control and no variant."""
+        known = self.emid is not None and self.emid_bound is not None
+        return known and self.variant_of is None and self.modality != "control"
+
+    @classmethod
+    def of(cls, study: Study, name: str, scores: SplitScores, degenerate: Mapping[str, int] | None) -> SplitResult:
+        """Return the result of a split from its scores."""
+        spec, emi = study.splits[name], scores.emi
+        found: dict[str, Any] = {"modality": spec.modality, "shifts": list(spec.shifts)}
+        if spec.variant_of:
+            found["variant_of"] = spec.variant_of
+        found |= {"n": emi.n, "images": emi.images, "emi": emi.value, "emi_stderr": emi.stderr}
+        found |= {"emi_ci95": _pair(emi.ci95), "emi_corrected": emi.corrected}
+        found |= {"mi_response": emi.mi_response, "mi_reference": emi.mi_reference}
+        if emi.estimator_stderr is not None:
+            found["emi_estimator_stderr"] = emi.estimator_stderr
+        if scores.emid is not None and scores.bound is not None:
+            found |= _emid_fields(scores, scores.emid) | _index_fields(scores, scores.bound)
+        if degenerate is not None:
+            found["degenerate"] = dict(degenerate)
+        return cls(**found)
+
+
+def _emid_fields(scores: SplitScores, emid: EMID) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "emid": emid.value,
+        "emid_stderr": emid.stderr,
+        "emid_ci95": _pair(emid.ci95),
+        "emid_corrected": emid.corrected,
+        "emid_paired": emid.paired,
+        "emid_p": emid.p_value,
+        "emid_p_adjusted": scores.p_adjusted,
+        "verdict": scores.verdict,
+    }
+    if emid.estimator_stderr is not None:
+        found["emid_estimator_stderr"] = emid.estimator_stderr
+    for name, part in (("emid_inputs", emid.inputs), ("emid_responses", emid.responses)):
+        if part is not None:
+            found |= {name: part.value, f"{name}_stderr": part.stderr}
+    return found
+
+
+def _index_fields(scores: SplitScores, bound: EMIDBound) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "emid_bound": bound.value,
+        "emid_bound_stderr": bound.stderr,
+        "emid_bound_ci95": _pair(bound.ci95),
+        "emid_bound_baseline": bound.baseline,
+    }
+    for name in EXPONENTS:
+        found[name] = getattr(bound, name)
+        test = scores.tests.get(name)
+        if test is not None:
+            found |= {f"{name}_p": test.p_value, f"{name}_floor": test.floor, f"{name}_excess": test.excess}
+        elif bound.is_identical(name):
+            found[f"{name}_identical"] = True
+    return found
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Means over some shifts, and how EMID correlates with the index over them; ``None`` where not defined."""
+class ModalitySummary(Plain):
+    """Means over some shifts, and how EMID correlates with the index over them; ``None`` if that is not defined."""
 
-    n_shifts: int
-    mean_emi: float | None
-    mean_emid: float | None
-    mean_bound: float | None
-    pearson_r: float | None
+    n_shifts: int = 0
+    mean_emi: float | None = None
+    mean_emid: float | None = None
+    mean_bound: float | None = None
+    pearson_r: float | None = None
+    pearson_r_ci95: Interval | None = None
+    mean_emid_stderr: float | None = None
+    mean_emid_ci95: Interval | None = None
+    verdicts: dict[str, int] = {}
 
     @classmethod
-    def of(cls, shifts: Iterable[tuple[float, float, float]]) -> Summary:
-        """Summarise the EMI, EMID and index of some shifts."""
-        columns = list(zip(*shifts, strict=True)) or [(), (), ()]
-        emis, emids, bounds = (list(column) for column in columns)
-        return cls(len(emis), mean(emis), mean(emids), mean(bounds), pearson(emids, bounds))
+    def of(cls, shifts: Iterable[SplitResult], **errors: Any) -> ModalitySummary:
+        """Summarise some shifts; their errors need the scores without each image, and are given."""
+        shifts = list(shifts)
+        emis = [split.emi for split in shifts]
+        emids = [split.emid or 0.0 for split in shifts]
+        bounds = [split.emid_bound or 0.0 for split in shifts]
+        verdicts = [split.verdict for split in shifts]
+        return cls(
+            n_shifts=len(shifts),
+            mean_emi=mean(emis),
+            mean_emid=mean(emids),
+            mean_bound=mean(bounds),
+            pearson_r=pearson(emids, bounds),
+            verdicts={name: verdicts.count(name) for name in VERDICTS},
+            **errors,
+        )
+
+
+class GroupCorrelation(Plain):
+    """Pearson's r of EMID and index within a group of shifts of one kind."""
+
+    n_shifts: int
+    pearson_r: float
+    pearson_r_ci95: Interval | None = None
+
+
+class StudySummary(ModalitySummary):
+    """Means, correlations and counts over all shifts of a study."""
+
+    spearman_r: float | None = None
+    spearman_r_ci95: Interval | None = None
+    kendall_tau: float | None = None
+    kendall_tau_ci95: Interval | None = None
+    pearson_r_operators_ci95: Interval | None = Field(None, description="over operators drawn with replacement")
+    pearson_r_within: dict[str, GroupCorrelation] = {}
+    n_differ: int = 0
+    adjust: str = "holm"
+    margin: float | None = None
+    by_modality: dict[str, ModalitySummary] = {}
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -173,190 +279,74 @@ def mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-@dataclass(frozen=True)
-class StudyResult:
-    """All scores of one model in one study.
+class RowsReference(Plain):
+    """Where the rows of a result are: a file beside it, its SHA-256, and the position in it."""
+
+    file: str
+    sha256: str
+    entry: int
+
+
+class StudyResult(Document):
+    """All scores of one model in one study: what is in memory, in the JSON file, and in its schema.
 
     Attributes:
-        study: what was scored.
+        signature: what the scores depend on, in one line; ``settings`` has the same by name.
         model: whose responses.
+        shift: name of the study.
+        title: of the study.
+        id_split: the split in distribution.
+        study: what was scored.
+        unit: of EMI and EMID.
         splits: scores by split, in the study's order.
-        signature: what the scores depend on.
+        summary: over the shifts.
         left_out: what could not be scored, by split, with the reasons.
-        notes: what a reader should know of a split, such as how many of its responses are empty.
-        estimator_fit: whether the estimator is fit for these data; see
-            :func:`lmms_eval_emi.estimators.fitness.fitness`.
-        inference: how errors and tests were made.
-        degenerate: how many responses of every split are degenerate, by kind; see
-            :mod:`lmms_eval_emi.scoring.degenerate`. Without them scored or not, they are counted.
+        notes: what a reader should know of a split, such as how many of its responses are degenerate.
+        estimator_fit: whether the estimator is fit for these data.
+        rows: where the results by row are, if they were written.
     """
 
-    study: Study
+    signature: str
     model: str
-    splits: dict[str, SplitScores]
-    signature: Signature
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    notes: dict[str, list[str]] = field(default_factory=dict)
-    estimator_fit: dict[str, Any] = field(default_factory=lambda: {"verdict": "unknown"})
-    inference: Inference = field(default_factory=Inference)
-    degenerate: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    shift: str
+    title: str = ""
+    id_split: str
+    study: Study | None = None
+    unit: str = "nats"
+    settings: dict[str, Any] = {}
+    splits: dict[str, SplitResult]
+    summary: StudySummary = StudySummary()
+    left_out: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}
+    estimator_fit: EstimatorFit = EstimatorFit()
+    rows: RowsReference | None = None
+
+    _scores: dict[str, SplitScores] = PrivateAttr(default_factory=dict)
+
+    @field_serializer("study")
+    def _without_defaults(self, study: Study | None) -> Any:
+        return study.model_dump(mode="json", exclude={"source"}, exclude_defaults=True) if study else None
 
     @property
-    def unit(self) -> str:
-        """Unit of EMI and EMID."""
-        return str(self.estimator_fit.get("unit", "nats"))
+    def scores(self) -> Mapping[str, SplitScores]:
+        """Scores by split with all that they were computed from; empty if the result was read from a file."""
+        return self._scores
+
+    @property
+    def estimator(self) -> str:
+        """Signature of the estimator."""
+        return str(self.settings.get("estimator", ""))
 
     @property
     def unfit(self) -> set[str]:
         """Splits that the estimator is not fit for."""
-        return {*self.estimator_fit.get("far_splits", ()), *self.estimator_fit.get("doubtful_splits", ())}
+        return {*self.estimator_fit.far_splits, *self.estimator_fit.doubtful_splits}
 
-    def summary(self, modality: str | None = None) -> Summary:
-        """Means and correlation over all shifts, or those of one modality."""
-        return Summary.of(
-            (one.emi.value, one.emid.value, one.bound.value)
-            for one in self._shifts(modality).values()
-            if one.emid and one.bound
-        )
-
-    def _shifts(self, modality: str | None = None) -> dict[str, SplitScores]:
+    def shifts(self, modality: str | None = None) -> dict[str, SplitResult]:
+        """Return the shifts that count in means and correlations: all, or those of one modality."""
         return {
-            name: scores
-            for name in self.study.shifts(modality)
-            if (scores := self.splits.get(name)) is not None and scores.emid and scores.bound
+            name: split for name, split in self.splits.items() if split.is_shift and modality in (None, split.modality)
         }
-
-    def mean_emid(self, modality: str | None = None) -> Jackknife | None:
-        """Mean EMID over the shifts, with and without each image; ``None`` without shifts."""
-        parts = [one.emid.jackknife for one in self._shifts(modality).values() if one.emid]
-        return combine(lambda values: math.fsum(values) / len(values), parts) if parts else None
-
-    def correlation(self, measure: str = "pearson_r", modality: str | None = None) -> Correlation | None:
-        """Correlation of EMID and index over the shifts; ``None`` for fewer than 8.
-
-        Args:
-            measure: ``pearson_r``, ``spearman_r`` or ``kendall_tau``.
-            modality: of the shifts; default: all.
-        """
-        return self._correlations(MEASURES if modality is None else [measure], self._shifts(modality)).get(measure)
-
-    def _correlations(self, measures: Iterable[str], shifts: Mapping[str, SplitScores]) -> dict[str, Correlation]:
-        """By measure; the table, the JSON and a report ask for the same."""
-        key = (tuple(measures), tuple(shifts))
-        if key not in self._known:
-            emids = [one.emid.jackknife for one in shifts.values() if one.emid]
-            indices = [one.bound.jackknife for one in shifts.values() if one.bound]
-            draws = CHEAP_DRAWS if self.inference.resamples else 0
-            self._known[key] = correlations(key[0], emids, indices, draws, self.inference.seed)
-        return self._known[key]
-
-    def correlations_within(self) -> dict[str, tuple[int, Correlation]]:
-        """Pearson's r within groups of shifts of one kind, with the number of shifts; groups of fewer than 8 are left out.
-
-        The r over all shifts may be one contrast, such as two sets of images, and no relation within them.
-        """
-        groups: dict[str, dict[str, SplitScores]] = {}
-        for name, scores in self._shifts().items():
-            shifts = {shift.modality: shift.name for shift in self.study.splits[name].shifts}
-            for modality in ("visual", "text"):
-                kinds = [f"{modality} {shifts[modality]}", f"{modality} shifted"] if modality in shifts else []
-                for kind in kinds or [f"{modality} unshifted"]:
-                    groups.setdefault(kind, {})[name] = scores
-        total = len(self._shifts())
-        found = {}
-        for kind, members in sorted(groups.items()):
-            correlation = self._correlations(["pearson_r"], members).get("pearson_r") if len(members) < total else None
-            if correlation is not None:
-                found[kind] = (len(members), correlation)
-        return found
-
-    def operator_interval(self) -> tuple[float, float] | None:
-        """Interval of Pearson's r over operators, where visual and textual shifts are crossed."""
-        cells = {}
-        for name, scores in self._shifts().items():
-            kinds = {
-                modality: " + ".join(str(one) for one in self.study.splits[name].shifts if one.modality == modality)
-                for modality in ("visual", "text")
-            }
-            if scores.emid and scores.bound:
-                cells[kinds["visual"], kinds["text"]] = (scores.emid.value, scores.bound.value)
-        draws = CHEAP_DRAWS if self.inference.resamples else 0
-        if "operators" not in self._known:
-            self._known["operators"] = operator_interval(cells, draws, self.inference.seed) if draws else None
-        return self._known["operators"]
-
-    def count_verdicts(self, modality: str | None = None) -> dict[str, int]:
-        """How many shifts were lost, gained, held and undecided."""
-        verdicts = [one.verdict for one in self._shifts(modality).values()]
-        return {name: verdicts.count(name) for name in VERDICTS}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As written to JSON: plain types, no NaN."""
-        overall = self.summary()
-        return {
-            "format_version": FORMAT_VERSION,
-            "signature": str(self.signature),
-            "model": self.model,
-            "shift": self.study.name,
-            "title": self.study.title,
-            "id_split": self.study.id_split,
-            "study": self.study.model_dump(mode="json", exclude={"source"}, exclude_defaults=True),
-            "unit": self.unit,
-            "settings": dict(self.signature.parts),
-            "splits": {
-                name: {
-                    "modality": self.study.splits[name].modality,
-                    "shifts": [shift.model_dump(exclude_none=True) for shift in self.study.splits[name].shifts],
-                    **({"variant_of": of} if (of := self.study.splits[name].variant_of) else {}),
-                    **scores.to_dict(),
-                    **({"degenerate": dict(self.degenerate[name])} if name in self.degenerate else {}),
-                }
-                for name, scores in self.splits.items()
-            },
-            "summary": {
-                **vars(overall),
-                **self._summary_errors(),
-                "by_modality": {
-                    modality: {**vars(self.summary(modality)), **self._mean_errors(modality)}
-                    for modality in SHIFT_MODALITIES
-                },
-            },
-            "left_out": self.left_out,
-            "notes": self.notes,
-            "estimator_fit": self.estimator_fit,
-        }
-
-    def _mean_errors(self, modality: str | None = None) -> dict[str, Any]:
-        found = self.mean_emid(modality)
-        return {
-            "mean_emid_stderr": found.stderr if found else None,
-            "mean_emid_ci95": _pair(found.ci95) if found else None,
-            "verdicts": self.count_verdicts(modality),
-        }
-
-    def _summary_errors(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._mean_errors()
-        for measure in MEASURES:
-            correlation = self.correlation(measure)
-            if measure != "pearson_r":
-                found[measure] = correlation.value if correlation else None
-            found[f"{measure}_ci95"] = _pair(correlation.ci95) if correlation else None
-        return {
-            **found,
-            "pearson_r_operators_ci95": _pair(self.operator_interval()),
-            "pearson_r_within": {
-                kind: {"n_shifts": count, "pearson_r": one.value, "pearson_r_ci95": _pair(one.ci95)}
-                for kind, (count, one) in self.correlations_within().items()
-            },
-            "n_differ": sum(one.differs for one in self._shifts().values()),
-            "adjust": self.inference.adjust,
-            "margin": self.inference.held_within(self.unit),
-        }
-
-    def write(self, path: str | Path) -> Path:
-        """Write the results as JSON, all of it or nothing."""
-        return write_atomically(Path(path), to_json(self.to_dict()))
 
 
 def score_study(
@@ -538,47 +528,136 @@ def _to_result(
     degenerate: Mapping[str, Mapping[str, int]] | None = None,
     without_degenerate: bool = False,
 ) -> StudyResult:
-    """The result of a study whose splits are scored: signature, tests, remarks and fitness."""
+    """The result of a study whose splits are scored: signature, tests, remarks, fitness and summary."""
     id_emi = scores[study.id_split].emi if study.id_split in scores else None
-    encoders = next((split.encoders for split in embeddings.values()), None)
-    kind = "scaled" if entropy is None else f"theorem(entropy={entropy:g})"
     signature = Signature.of(
         "emi-study",
         study=study.name,
-        encoders=encoders,
+        encoders=next((split.encoders for split in embeddings.values()), None),
         estimator=estimator.signature,
         convention=convention,
-        kind=kind,
+        kind="scaled" if entropy is None else f"theorem(entropy={entropy:g})",
         n_id=id_emi.n if id_emi else 0,
-        n=sum(one.emi.n for one in scores.values()),
+        n=sum(split.emi.n for split in scores.values()),
         errors=inference,
         **({"responses": "not degenerate"} if without_degenerate else {}),
     )
     scores = _with_inference(study, scores, inference)
-    for name, one in scores.items():
-        if one.emi.stderr is None:
+    for name, split in scores.items():
+        if split.emi.stderr is None:
             remarks.setdefault(name, []).append(
-                f"{one.emi.images} images are too few for an interval: at least {FEWEST_CLUSTERS} are needed"
+                f"{split.emi.images} images are too few for an interval: at least {FEWEST_CLUSTERS} are needed"
             )
     counted = {name: dict(kinds) for name, kinds in (degenerate or {}).items() if name in scores}
     for name, kinds in counted.items():
         if kinds:
             listed = ", ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items())
-            remarks.setdefault(name, []).append(
-                f"degenerate responses{', left out' if without_degenerate else ''}: {listed}"
-            )
-    remarks = {name: lines for name, lines in remarks.items() if name in scores}
-    return StudyResult(
-        study,
-        model,
-        scores,
-        signature,
-        omitted,
-        remarks,
-        fitness(estimator, embeddings, {name: one.emi for name, one in scores.items()}),
-        inference,
-        counted,
+            removed = ", left out" if without_degenerate else ""
+            remarks.setdefault(name, []).append(f"degenerate responses{removed}: {listed}")
+    fit = fitness(estimator, embeddings, {name: split.emi for name, split in scores.items()})
+    splits = {name: SplitResult.of(study, name, split, counted.get(name)) for name, split in scores.items()}
+    result = StudyResult(
+        signature=str(signature),
+        model=model,
+        shift=study.name,
+        title=study.title,
+        id_split=study.id_split,
+        study=study,
+        unit=fit.unit,
+        settings=dict(signature.parts),
+        splits=splits,
+        summary=_summarise(study, splits, scores, inference, fit.unit),
+        left_out=omitted,
+        notes={name: lines for name, lines in remarks.items() if name in scores},
+        estimator_fit=fit,
     )
+    result._scores.update(scores)
+    return result
+
+
+def _summarise(
+    study: Study,
+    splits: Mapping[str, SplitResult],
+    scores: Mapping[str, SplitScores],
+    inference: Inference,
+    unit: str,
+) -> StudySummary:
+    shifts = {name: splits[name] for name in study.shifts() if name in splits and splits[name].is_shift}
+    draws = CHEAP_DRAWS if inference.resamples else 0
+
+    def correlate(measures: Iterable[str], names: Iterable[str]) -> dict[str, Correlation]:
+        parts = [scores[name] for name in names]
+        emids = [part.emid.jackknife for part in parts if part.emid]
+        indices = [part.bound.jackknife for part in parts if part.bound]
+        return correlations(tuple(measures), emids, indices, draws, inference.seed)
+
+    def errors(names: Sequence[str]) -> dict[str, Any]:
+        parts = [emid.jackknife for name in names if (emid := scores[name].emid)]
+        found = combine(lambda values: math.fsum(values) / len(values), parts) if parts else None
+        return {
+            "mean_emid_stderr": found.stderr if found else None,
+            "mean_emid_ci95": _pair(found.ci95) if found else None,
+        }
+
+    by_modality = {}
+    for modality in SHIFT_MODALITIES:
+        own = {name: split for name, split in shifts.items() if split.modality == modality}
+        correlation = correlate(["pearson_r"], own).get("pearson_r")
+        interval = _pair(correlation.ci95) if correlation else None
+        by_modality[modality] = ModalitySummary.of(own.values(), pearson_r_ci95=interval, **errors(list(own)))
+    found = correlate(MEASURES, shifts)
+    ranked = {name: found[name].value if name in found else None for name in MEASURES if name != "pearson_r"}
+    intervals = {f"{name}_ci95": _pair(found[name].ci95) if name in found else None for name in MEASURES}
+    overall = ModalitySummary.of(shifts.values(), **errors(list(shifts)))
+    return StudySummary(
+        **overall.to_data(),
+        **ranked,
+        **intervals,
+        pearson_r_operators_ci95=_pair(_operator_interval(study, shifts, draws, inference.seed)),
+        pearson_r_within=_correlations_within(study, shifts, correlate),
+        n_differ=sum(split.differs for split in shifts.values()),
+        adjust=inference.adjust,
+        margin=inference.held_within(unit),
+        by_modality=by_modality,
+    )
+
+
+def _correlations_within(
+    study: Study,
+    shifts: Mapping[str, SplitResult],
+    correlate: Callable[[Iterable[str], Iterable[str]], dict[str, Correlation]],
+) -> dict[str, GroupCorrelation]:
+    """Pearson's r within groups of shifts of one kind; groups of fewer than 8 are left out.
+
+    The r over all shifts may be one contrast, such as two sets of images, and no relation within them.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in shifts:
+        own = {shift.modality: shift.name for shift in study.splits[name].shifts}
+        for modality in ("visual", "text"):
+            kinds = [f"{modality} {own[modality]}", f"{modality} shifted"] if modality in own else []
+            for kind in kinds or [f"{modality} unshifted"]:
+                groups.setdefault(kind, []).append(name)
+    found = {}
+    for kind, members in sorted(groups.items()):
+        r = correlate(["pearson_r"], members).get("pearson_r") if len(members) < len(shifts) else None
+        if r is not None:
+            found[kind] = GroupCorrelation(n_shifts=len(members), pearson_r=r.value, pearson_r_ci95=_pair(r.ci95))
+    return found
+
+
+def _operator_interval(
+    study: Study, shifts: Mapping[str, SplitResult], draws: int, seed: int
+) -> tuple[float, float] | None:
+    """Interval of Pearson's r over operators, where visual and textual shifts are crossed."""
+    cells = {}
+    for name, split in shifts.items():
+        visual, text = (
+            " + ".join(str(shift) for shift in study.splits[name].shifts if shift.modality == modality)
+            for modality in ("visual", "text")
+        )
+        cells[visual, text] = (split.emid or 0.0, split.emid_bound or 0.0)
+    return operator_interval(cells, draws, seed) if draws else None
 
 
 def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: Inference) -> dict[str, SplitScores]:

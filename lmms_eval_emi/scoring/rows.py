@@ -1,7 +1,7 @@
 """Results by row, and writing them beside the results that they belong to.
 
-``results.json`` has the scores, ``results.rows.json`` the value of each row, the scores without each
-image, and the rows of every shift that lost most. The scores name the rows' SHA-256, so rows of another run are never shown with them.
+``results.json`` has the scores; ``results.rows.json`` has the value of each row, the scores without each image, and
+the rows of every shift that lost most. The scores name the rows' SHA-256, so rows of another run are never shown.
 """
 
 from __future__ import annotations
@@ -11,34 +11,99 @@ import hashlib
 import io
 import json
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.core.emi import (
-    MOST_CLUSTERS,
-    MOST_RECOMPUTED,
-    cluster_hash,
-    clusters_of,
-    shared_clusters,
-)
+from lmms_eval_emi.core.emi import MOST_CLUSTERS, MOST_RECOMPUTED, cluster_hash, clusters_of, shared_clusters
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.data.images import content_key, open_image, to_rgb
 from lmms_eval_emi.data.sample import Sample
-from lmms_eval_emi.errors import ImageError, InputError
+from lmms_eval_emi.errors import ImageError, ResultsError
 from lmms_eval_emi.scoring.join import StudySamples
-from lmms_eval_emi.scoring.result import FORMAT_VERSION, SplitScores, StudyResult
+from lmms_eval_emi.scoring.result import RowsReference, SplitScores, StudyResult
+from lmms_eval_emi.util.documents import (
+    Document,
+    Plain,
+    parse_model,
+    read_document,
+)
 from lmms_eval_emi.util.files import parse_json, to_json, write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
-MOST = 5  # rows of a shift that are shown
-THUMBNAIL = 150
+RESULTS = "results of lmms-eval-emi score"
+SHOWN_ROWS = 5  # of a shift, those that lost most
+THUMBNAIL_PIXELS = 150
+Strata = list[dict[str, float]]
+
+
+class SplitRows(Plain):
+    """The rows of a split, each list in the order of the rows.
+
+    Attributes:
+        id: of the sample.
+        value: EMI plus the row's influence; their mean is EMI.
+        image: key of the row's image, or of the block of images that it was left out with.
+        cosine: of the embeddings of response and reference.
+    """
+
+    id: list[str]
+    value: list[float]
+    image: list[str] | None = None
+    cosine: list[float] | None = None
+
+
+class ScoresWithoutImages(Plain):
+    """EMI, and EMID of a shift, without each image: by image, a dictionary for each independent set of images."""
+
+    emi: Strata
+    emid: Strata | None = None
+
+
+class ShownRow(Plain):
+    """A row that a report shows."""
+
+    id: str
+    question: str
+    response: str
+    reference: str
+    image: str = Field("", description="a small JPEG as a data: address, or empty")
+    value: float | None = None
+
+
+class LostRow(ShownRow):
+    """A row that lost much: its twin's value in the ID split, or EMI of that split, less its own value."""
+
+    loss: float
+    clean: ShownRow | None = Field(None, description="its twin in the ID split")
+
+
+class StudyRows(Plain):
+    """Results by row of one model in one study."""
+
+    model: str = ""
+    signature: str = ""
+    rows: dict[str, SplitRows] = {}
+    without_each_image: dict[str, ScoresWithoutImages] = {}
+    lost: dict[str, list[LostRow]] = {}
+
+
+class RowsDocument(Document):
+    """What a file of rows holds: those of every result of the file that it belongs to."""
+
+    results: list[StudyRows]
+
+
+class ResultsDocument(Document):
+    """Several results in one file."""
+
+    results: list[StudyResult]
 
 
 @dataclass(frozen=True)
@@ -47,7 +112,7 @@ class Scored:
 
     Attributes:
         result: of one model and estimator.
-        samples: none where embeddings were given.
+        samples: none if embeddings were given.
         embeddings: of the samples, by split.
     """
 
@@ -56,106 +121,131 @@ class Scored:
     embeddings: Mapping[str, Embeddings] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def rows(self) -> dict[str, Any]:
-        """Its rows, as :func:`result_to_rows` gives them."""
+    def rows(self) -> StudyRows:
+        """Results by row."""
         return result_to_rows(self.result, self.samples.samples, self.embeddings)
 
-    @cached_property
-    def entry(self) -> dict[str, Any]:
-        """The result as its JSON has it."""
-        return self.result.to_dict()
 
-
-def write_results(path: Path, scored: Sequence[Scored]) -> list[dict[str, Any]]:
+def write_results(path: Path, scored: Sequence[Scored]) -> None:
     """Write results as JSON, and their rows beside them.
 
     Args:
         path: of the results. Rows are written beside a regular file only, not beside a device or a pipe.
         scored: the results; several become one file.
-
-    Returns:
-        The rows of every result, as :func:`result_to_rows` gives them.
     """
-    rows = [one.rows for one in scored]
-    entries = [one.entry for one in scored]
+    results = [item.result for item in scored]
     if not path.exists() or path.is_file():
-        text = (
-            json.dumps({"format_version": FORMAT_VERSION, "results": rows}, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        content = RowsDocument(results=[item.rows for item in scored]).to_data()
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(rows_path(path), text)
-        described = {"file": rows_path(path).name, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        entries = [{**entry, "rows": {**described, "entry": number}} for number, entry in enumerate(entries)]
-    write_atomically(
-        path, to_json(entries[0] if len(entries) == 1 else {"format_version": FORMAT_VERSION, "results": entries})
-    )
-    return rows
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        results = [
+            result.model_copy(update={"rows": RowsReference(file=rows_path(path).name, sha256=digest, entry=number)})
+            for number, result in enumerate(results)
+        ]
+    document = results[0] if len(results) == 1 else ResultsDocument(results=results)
+    write_atomically(path, to_json(document.to_data()))
 
 
-def read_rows(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows that belong to a result, or nothing if they are not there or are those of other results.
+def read_results(path: Path) -> list[StudyResult]:
+    """Return the results of a file of ``score``.
+
+    Raises:
+        ResultsError: the file cannot be read, holds something else, or is damaged.
+    """
+    return [parse_result(entry, path) for entry in read_entries(path)]
+
+
+def read_entries(path: Path) -> list[Any]:
+    """Return the entries of a file of results as plain data, unchecked.
+
+    Raises:
+        ResultsError: the file cannot be read, or is not JSON.
+    """
+    content = read_document(path, "results")
+    several = isinstance(content, dict) and isinstance(content.get("results"), list)
+    return content["results"] if several else [content]
+
+
+def is_result(entry: Any) -> bool:
+    """Return whether plain data are meant to be a result of ours."""
+    return isinstance(entry, dict) and {"splits", "id_split", "signature"} <= entry.keys()
+
+
+def parse_result(entry: Any, path: Path) -> StudyResult:
+    """Return a result of plain data.
+
+    Raises:
+        ResultsError: they are something else, of a newer version, or damaged.
+    """
+    if not is_result(entry):
+        raise ResultsError(f"{path}: expected {RESULTS}, got JSON of another form.")
+    return parse_model(StudyResult, entry, path, what=RESULTS)
+
+
+def read_rows(path: Path, result: StudyResult) -> StudyRows:
+    """Return the rows that belong to a result; none if they are not there, damaged, or those of other results.
 
     Args:
         path: of the results.
-        entry: the result as its JSON has it.
+        result: one of them.
     """
-    described = entry.get("rows")
-    if not isinstance(described, dict):
-        return {}
+    if result.rows is None:
+        return StudyRows()
+    beside = path.parent / Path(result.rows.file).name
     try:
-        beside = path.parent / Path(str(described.get("file"))).name
         if not beside.is_file():
             raise OSError(f"{beside} is not a regular file" if beside.exists() else f"{beside} is not there")
         content = beside.read_bytes()
-        if hashlib.sha256(content).hexdigest() != described.get("sha256"):
-            log.warning("%s: not the rows of these results, and left out.", path.parent / str(described.get("file")))
-            return {}
-        found = parse_json(content.decode("utf-8"))["results"][described["entry"]]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        if hashlib.sha256(content).hexdigest() != result.rows.sha256:
+            log.warning("%s: not the rows of these results, and left out.", beside)
+            return StudyRows()
+        document = parse_model(RowsDocument, parse_json(content.decode("utf-8")), beside, what="rows of results")
+        return document.results[result.rows.entry]
+    except (OSError, ValueError, IndexError, ResultsError) as error:
         log.warning("%s: its rows cannot be read, and are left out: %s", path, error)
-        return {}
-    return found if isinstance(found, dict) else {}
+        return StudyRows()
 
 
 def rows_path(path: Path) -> Path:
-    """Where the rows of a file of results are."""
+    """Return where the rows of a file of results are."""
     return path.with_name(path.name.removesuffix(".json") + ".rows.json")
 
 
 def result_to_rows(
     result: StudyResult, samples: Mapping[str, Sequence[Sample]], embeddings: Mapping[str, Embeddings] | None = None
-) -> dict[str, Any]:
-    """The value of each row, the scores without each image, and the rows of every shift that lost most, as plain data.
+) -> StudyRows:
+    """Return the value of each row, the scores without each image, and the rows of every shift that lost most.
 
     The value of a row is EMI plus its influence psi: the mean over the rows is EMI. The scores without each
     image are what differences between results are judged by.
 
     Args:
-        result: of one model in one study.
+        result: of one model in one study, just scored.
         samples: that it was made of, by split.
-        embeddings: of the samples, by split; with them each row has its image, as the scores without each image
-            name it, and the cosine of its response and reference.
+        embeddings: of the samples, by split; with them each row has its image and its cosine.
     """
-    return {
-        "model": result.model,
-        "signature": str(result.signature),
-        "rows": {
-            name: {
-                "id": [str(sample.id) for sample in samples[name]],
-                "value": row_values(scores),
+    return StudyRows(
+        model=result.model,
+        signature=result.signature,
+        rows={
+            name: SplitRows(
+                id=[str(sample.id) for sample in samples[name]],
+                value=row_values(scores),
                 **(_row_details(result, name, embeddings) if embeddings and name in embeddings else {}),
-            }
-            for name, scores in result.splits.items()
+            )
+            for name, scores in result.scores.items()
             if name in samples
         },
-        "without_each_image": {
-            name: {
-                "emi": _strata(scores.emi.jackknife),
+        without_each_image={
+            name: ScoresWithoutImages(
+                emi=_strata(scores.emi.jackknife),
                 **({"emid": _strata(scores.emid.jackknife)} if scores.emid else {}),
-            }
-            for name, scores in result.splits.items()
+            )
+            for name, scores in result.scores.items()
         },
-        "lost": find_lost_rows(result, samples),
-    }
+        lost=find_lost_rows(result, samples),
+    )
 
 
 def row_values(scores: SplitScores) -> list[float]:
@@ -163,13 +253,13 @@ def row_values(scores: SplitScores) -> list[float]:
     return [scores.emi.value + float(psi) for psi in scores.emi.influence]
 
 
-def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embeddings]) -> dict[str, list]:
-    """The image of every row, or the block of images that it was left out with, and the cosine of response and reference."""
-    own, id_split = embeddings[name], embeddings.get(result.study.id_split)
-    shared = shared_clusters(id_split, own) if id_split is not None and name != result.study.id_split else None
+def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embeddings]) -> dict[str, list[Any]]:
+    """The image of every row, or the block of images that it was left out with, and its cosine."""
+    own, id_split = embeddings[name], embeddings.get(result.id_split)
+    shared = shared_clusters(id_split, own) if id_split is not None and name != result.id_split else None
     clusters = shared if shared is not None else clusters_of(own)
-    images = [str(one) for one in clusters]
-    known = {str(key) for stratum in result.splits[name].emi.jackknife.strata for key in stratum}
+    images = [str(cluster) for cluster in clusters]
+    known = {str(key) for stratum in result.scores[name].emi.jackknife.strata for key in stratum}
     for most in (MOST_CLUSTERS, MOST_RECOMPUTED):
         if not known.issuperset(images):  # they were merged
             images = [f"block {cluster_hash(key) % most}" for key in clusters]
@@ -177,93 +267,74 @@ def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embedd
     return {"image": images, "cosine": cosines.tolist()}
 
 
-def _strata(jackknife: Jackknife) -> list[dict[str, float]]:
+def _strata(jackknife: Jackknife) -> Strata:
     return [{str(cluster): value for cluster, value in stratum.items()} for stratum in jackknife.strata]
 
 
-def to_jackknife(value: float, strata: Any) -> Jackknife:
-    """A score with and without each image, from what :func:`result_to_rows` has of it.
+def to_jackknife(value: float, strata: Iterable[Mapping[str, float]]) -> Jackknife:
+    """Return a score with and without each image, from :class:`ScoresWithoutImages`."""
+    return Jackknife(value, tuple(dict(stratum) for stratum in strata))
 
-    Raises:
-        ValueError: it is of another form.
+
+def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[LostRow]]:
+    """Return for every shift its rows that lost most.
+
+    A row's loss is its twin's value in the ID split, the row of the same id and reference, less its own value;
+    where it has no twin, EMI of the ID split stands in.
     """
-    try:
-        found = Jackknife(
-            float(value), tuple({str(key): float(one) for key, one in stratum.items()} for stratum in strata)
-        )
-        if not all(math.isfinite(one) for stratum in found.strata for one in stratum.values()):
-            raise InputError("a score is not finite")
-        return found
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"expected scores without each image, got {type(strata).__name__}: {error}") from error
-
-
-def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:
-    """For every shift its rows that lost most.
-
-    A row's loss is its twin's value in the ID split, the row of the same id and reference, less its own;
-    where it has no twin, EMI of the ID split stands in. The twin stands beside it under ``clean``.
-    """
-    id_scores = result.splits.get(result.study.id_split)
-    if id_scores is None or result.study.id_split not in samples:
+    id_scores = result.scores.get(result.id_split)
+    if id_scores is None or result.id_split not in samples:
         return {}
-    id_rows = samples[result.study.id_split]
+    id_rows = samples[result.id_split]
     twins = {row.key: value for row, value in zip(id_rows, row_values(id_scores), strict=True)}
     clean = {row.key: row for row in id_rows}
-    lost: dict[str, list[dict[str, Any]]] = {}
     chosen: dict[str, list[tuple[Sample, float, float]]] = {}
-    for name in (*result.study.shifts(), *result.study.controls(), *result.study.variants()):
-        scores = result.splits.get(name)
-        if scores is None or name not in samples:
+    order = sorted(result.scores, key=lambda name: not result.splits[name].is_shift)
+    for name in order:
+        if name == result.id_split or name not in samples:
             continue
-        values = row_values(scores)
-        losses = [
-            twins.get(row.key, id_scores.emi.value) - value for row, value in zip(samples[name], values, strict=True)
-        ]
-        worst = sorted(range(len(losses)), key=lambda row: -losses[row])[:MOST]
-        chosen[name] = [(samples[name][row], losses[row], values[row]) for row in worst]
+        values = row_values(result.scores[name])
+        rows = list(zip(samples[name], values, strict=True))
+        losses = [(row, twins.get(row.key, id_scores.emi.value) - value, value) for row, value in rows]
+        chosen[name] = sorted(losses, key=lambda item: -item[1])[:SHOWN_ROWS]
     shown = [row for own in chosen.values() for row, _, _ in own]
     thumbnails = _thumbnails([*shown, *(clean[row.key] for row in shown if row.key in clean)])
 
-    def described(row: Sample, value: float | None) -> dict[str, Any]:
+    def described(row: Sample, value: float) -> dict[str, Any]:
         texts = {"id": str(row.id), "question": row.question, "response": row.response, "reference": row.reference}
         return {**texts, "image": thumbnails[id(row)], "value": value}
 
-    for name, own in chosen.items():
-        lost[name] = [
-            {
+    return {
+        name: [
+            LostRow(
                 **described(row, value),
-                "loss": loss,
-                **({"clean": described(clean[row.key], twins[row.key])} if row.key in clean else {}),
-            }
+                loss=loss,
+                **({"clean": ShownRow(**described(clean[row.key], twins[row.key]))} if row.key in clean else {}),
+            )
             for row, loss, value in own
         ]
-    return lost
+        for name, own in chosen.items()
+    }
 
 
 def _thumbnails(rows: Sequence[Sample]) -> dict[int, str]:
     """Small copies of the images of some rows by the ``id`` of the row, each image's made once."""
-    key_of = {number: _image_key(row) for number, row in {id(row): row for row in rows}.items()}
-    distinct = {key_of[id(row)]: row for row in rows}
-    made = {key: _thumbnail(row) for key, row in distinct.items()}
-    return {number: made[key] for number, key in key_of.items()}
-
-
-def _image_key(row: Sample) -> str:
-    try:
-        return content_key(row.image) if row.image is not None else ""
-    except ImageError:
-        return ""
+    made: dict[str, str] = {"": ""}
+    found = {}
+    for row in rows:
+        try:
+            key = content_key(row.image) if row.image is not None else ""
+            if key not in made:
+                made[key] = _thumbnail(row)
+        except ImageError:
+            key = ""
+        found[id(row)] = made[key]
+    return found
 
 
 def _thumbnail(row: Sample) -> str:
-    if row.image is None:
-        return ""
-    try:
-        image = to_rgb(open_image(row.image, at_least=2 * THUMBNAIL)).copy()
-    except ImageError:
-        return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image = to_rgb(open_image(row.image, at_least=2 * THUMBNAIL_PIXELS)).copy()
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

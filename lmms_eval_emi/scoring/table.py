@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.data.study import SHIFT_MODALITIES
-from lmms_eval_emi.scoring.result import SplitScores, StudyResult
+from lmms_eval_emi.scoring.result import SplitResult, StudyResult
 
 DIGITS = ".4g"
 NOTHING = "-"
@@ -18,25 +18,25 @@ UNFIT = "?"  # behind an EMI that the estimator is not fit for
 
 
 def result_to_table(result: StudyResult) -> str:
-    """All splits with their scores, the means of every modality, and a legend."""
-    study = result.study
+    """Return all splits with their scores, the means of every modality, and a legend."""
+    degenerate = any(split.degenerate for split in result.splits.values())
+    extra = extra_columns()
     rows = []
-    degenerate = any(result.degenerate.values())
     for modality, name in _order(result):
-        scores = result.splits[name]
-        emid = with_error(scores.emid.jackknife, MARK if scores.differs else "") if scores.emid else NOTHING
+        split = result.splits[name]
         rows.append(
             [
                 name,
                 modality,
-                scores.emi.n,
-                scores.emi.images,
-                *([sum(result.degenerate.get(name, {}).values())] if degenerate else []),
-                with_error(scores.emi.jackknife, UNFIT if name in result.unfit else ""),
-                emid,
-                NOTHING if scores.p_adjusted is None else f"{scores.p_adjusted:.2g}",
-                scores.verdict or NOTHING,
-                f"{scores.bound.value:{DIGITS}}" if scores.bound else NOTHING,
+                split.n,
+                split.images,
+                *([sum((split.degenerate or {}).values())] if degenerate else []),
+                _emi(split, UNFIT if name in result.unfit else ""),
+                _emid(split),
+                NOTHING if split.emid_p_adjusted is None else f"{split.emid_p_adjusted:.2g}",
+                split.verdict or NOTHING,
+                NOTHING if split.emid_bound is None else f"{split.emid_bound:{DIGITS}}",
+                *(_cell(getattr(split, field)) for field in extra),
             ]
         )
     table = tabulate(
@@ -45,21 +45,40 @@ def result_to_table(result: StudyResult) -> str:
             *("split", "shift", "n", "images"),
             *(["degenerate"] if degenerate else []),
             *("EMI ± SE", "EMID ± SE", "p", "verdict", "index"),
+            *extra.values(),
         ],
         disable_numparse=True,
-        colalign=("left", "left", *["right"] * (5 + degenerate), "left", "right"),
+        colalign=("left", "left", *["right"] * (5 + degenerate), "left", "right", *["right"] * len(extra)),
     )
-    return "\n\n".join((f"{study.title}\nmodel: {result.model}", table, summary_to_table(result), legend(result)))
+    title = f"{result.title}\nmodel: {result.model}"
+    return "\n\n".join((title, table, summary_to_table(result), legend(result)))
+
+
+def extra_columns() -> dict[str, str]:
+    """Return the fields of a split that ask for a column of the table, by the column's name."""
+    found = {}
+    for name, field in SplitResult.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and "column" in extra:
+            found[name] = str(extra["column"])
+    return found
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:{DIGITS}}" if isinstance(value, float) else str(value)
 
 
 def _order(result: StudyResult) -> list[tuple[str, str]]:
-    """Modality and name of every split that was scored: the ID split, the shifts by modality, the controls, the variants."""
-    study = result.study
-    names = [("id", study.id_split)]
-    names += [(modality, name) for modality in SHIFT_MODALITIES for name in study.shifts(modality)]
-    names += [("control", name) for name in study.controls()]
-    names += [(f"as {study.splits[name].variant_of}", name) for name in study.variants()]
-    return [(modality, name) for modality, name in names if name in result.splits]
+    """Modality and name of every split: the ID split, the shifts by modality, the controls, the variants."""
+    splits = result.splits
+    names = [("id", result.id_split)] if result.id_split in splits else []
+    plain = {name: split for name, split in splits.items() if split.variant_of is None and name != result.id_split}
+    for modality in (*SHIFT_MODALITIES, "control"):
+        names += [(modality, name) for name, split in plain.items() if split.modality == modality]
+    names += [(f"as {split.variant_of}", name) for name, split in splits.items() if split.variant_of is not None]
+    return names
 
 
 def with_error(jackknife: Jackknife, mark: str = "") -> str:
@@ -68,13 +87,16 @@ def with_error(jackknife: Jackknife, mark: str = "") -> str:
     >>> with_error(Jackknife(1.5, ()))
     '1.5'
     """
-    error = jackknife.stderr
+    return value_with_error(jackknife.value, jackknife.stderr, mark)
+
+
+def value_with_error(value: float, error: float | None, mark: str = "") -> str:
+    """Return a value and its standard error, to the error's second digit; the value alone if there is no error."""
     if error is None:
-        return f"{jackknife.value:{DIGITS}}{mark}"
-    shown = f"{error:.2g}"
+        return f"{value:{DIGITS}}{mark}"
+    shown = f"{error:#.2g}".rstrip(".")
     digits = len(shown.partition(".")[2]) if "e" not in shown else 0
-    value = f"{jackknife.value:.{digits}f}" if digits else f"{jackknife.value:{DIGITS}}"
-    return f"{value} ± {shown}{mark}"
+    return f"{value:.{digits}f} ± {shown}{mark}" if digits else f"{value:{DIGITS}} ± {shown}{mark}"
 
 
 def results_to_table(results: Sequence[StudyResult]) -> str:
@@ -84,13 +106,14 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
     columns = column_names(results)
     # Once for every model, whatever the number of estimators.
     counted = list({result.model: result for result in results}.values())
-    counted = counted if any(any(result.degenerate.values()) for result in counted) else []
+    if not any(split.degenerate for result in counted for split in result.splits.values()):
+        counted = []
     rows = []
     known = {name: modality for result in results for modality, name in _order(result)}
     for name, modality in known.items():
         scores = [result.splits.get(name) for result in results]
         marks = [UNFIT if name in result.unfit else "" for result in results]
-        counts = [sum(result.degenerate.get(name, {}).values()) for result in counted]
+        counts = [sum(_degenerate(result, name).values()) for result in counted]
         rows.append([name, modality, *counts, *map(_emi, scores, marks), *map(_emid, scores)])
     headers = [
         "split",
@@ -108,7 +131,7 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
     footer = [fit_to_line(result) for result in results]
     footer += [f"signature of {column}  {result.signature}" for column, result in zip(columns, results, strict=True)]
     differ = "\n".join(f"{column}: {differ_to_line(result)}" for column, result in zip(columns, results, strict=True))
-    title = results[0].study.title
+    title = results[0].title
     meaning = "\n".join((_meaning(results), *dict.fromkeys(footer)))
     parts = (title, table, overview, differ, "\n".join(disagreements_to_lines(results)), meaning)
     return "\n\n".join(part for part in parts if part)
@@ -119,17 +142,15 @@ def disagreements_to_lines(results: Sequence[StudyResult]) -> list[str]:
     lines = []
     leading: dict[tuple[str, str], StudyResult] = {}
     for second in results:
-        first = leading.setdefault((second.model, second.study.name), second)
+        first = leading.setdefault((second.model, second.shift), second)
         if first is second:
             continue
         pairs = [
-            (name, one.emid, two.emid)
-            for name in first.study.shifts()
-            if (one := first.splits.get(name)) and (two := second.splits.get(name)) and one.emid and two.emid
+            (name, split, second.splits[name]) for name, split in first.shifts().items() if name in second.shifts()
         ]
-        other = [(name, one, two) for name, one, two in pairs if one.value * two.value < 0]
-        sure = [name for name, one, two in other if _is_sure(one.ci95) and _is_sure(two.ci95)]
-        names = [dict(result.signature.parts)["estimator"] for result in (first, second)]
+        other = [(name, one, two) for name, one, two in pairs if (one.emid or 0) * (two.emid or 0) < 0]
+        sure = [name for name, one, two in other if _is_sure(one.emid_ci95) and _is_sure(two.emid_ci95)]
+        names = [result.estimator for result in (first, second)]
         shown = f": {', '.join(name for name, _, _ in other[:3])}{' and more' if len(other) > 3 else ''}"
         lines.append(
             f"{names[0]} and {names[1]} give EMID another sign in {len(other)} of {len(pairs)} shifts of {first.model}"
@@ -139,21 +160,27 @@ def disagreements_to_lines(results: Sequence[StudyResult]) -> list[str]:
     return lines
 
 
-def _is_sure(interval: tuple[float, float] | None) -> bool:
+def _is_sure(interval: Sequence[float] | None) -> bool:
     return interval is not None and (interval[0] > 0 or interval[1] < 0)
 
 
-def _emi(scores: SplitScores | None, mark: str) -> str:
-    return with_error(scores.emi.jackknife, mark) if scores else NOTHING
+def _degenerate(result: StudyResult, name: str) -> Mapping[str, int]:
+    return (result.splits[name].degenerate if name in result.splits else None) or {}
 
 
-def _emid(scores: SplitScores | None) -> str:
-    return with_error(scores.emid.jackknife, MARK if scores.differs else "") if scores and scores.emid else NOTHING
+def _emi(split: SplitResult | None, mark: str) -> str:
+    return value_with_error(split.emi, split.emi_stderr, mark) if split else NOTHING
+
+
+def _emid(split: SplitResult | None) -> str:
+    if split is None or split.emid is None:
+        return NOTHING
+    return value_with_error(split.emid, split.emid_stderr, MARK if split.differs else "")
 
 
 def column_names(results: Sequence[StudyResult]) -> list[str]:
     """What tells several results apart: the models, the estimators, or both."""
-    estimators = [dict(result.signature.parts)["estimator"] for result in results]
+    estimators = [result.estimator for result in results]
     models = [result.model for result in results]
     if len(set(models)) == len(results):
         return models
@@ -165,17 +192,16 @@ def column_names(results: Sequence[StudyResult]) -> list[str]:
 
 
 def _summary_row(result: StudyResult, modality: str | None = None) -> list[object]:
-    summary, emid = result.summary(modality), result.mean_emid(modality)
-    correlation = result.correlation(modality=modality)
+    summary = result.summary if modality is None else result.summary.by_modality[modality]
     r = NOTHING if summary.pearson_r is None else f"{summary.pearson_r:{DIGITS}}"
-    if correlation and correlation.ci95:
-        r += f" [{correlation.ci95[0]:.2f}, {correlation.ci95[1]:.2f}]"
-    elif r != NOTHING:
+    if summary.pearson_r_ci95:
+        r += f" [{summary.pearson_r_ci95[0]:.2f}, {summary.pearson_r_ci95[1]:.2f}]"
+    elif summary.pearson_r is not None:
         r = f"{summary.pearson_r:.1f} (of too few shifts or images to say)"
     return [
         summary.n_shifts,
         NOTHING if summary.mean_emi is None else f"{summary.mean_emi:{DIGITS}}",
-        with_error(emid) if emid else NOTHING,
+        NOTHING if summary.mean_emid is None else value_with_error(summary.mean_emid, summary.mean_emid_stderr),
         NOTHING if summary.mean_bound is None else f"{summary.mean_bound:{DIGITS}}",
         r,
     ]
@@ -183,7 +209,7 @@ def _summary_row(result: StudyResult, modality: str | None = None) -> list[objec
 
 def summary_to_table(result: StudyResult) -> str:
     """Means over the shifts of each modality, Pearson's r between EMID and index, and how many shifts differ from 0."""
-    labels = [(modality, modality) for modality in SHIFT_MODALITIES if result.summary(modality).n_shifts]
+    labels = [(name, name) for name, own in result.summary.by_modality.items() if own.n_shifts]
     if not labels:
         return "No shift was scored."
     rows = [[label, *_summary_row(result, modality)] for label, modality in labels]
@@ -193,17 +219,17 @@ def summary_to_table(result: StudyResult) -> str:
     table = tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 4, "left"))
     lines = [
         table,
-        *([f"Means are over shifts: {result.study.means}."] if result.study.means else []),
+        *([f"Means are over shifts: {result.study.means}."] if result.study and result.study.means else []),
         differ_to_line(result),
     ]
     few = few_rows_to_line(result)
     if few:
         lines.append(few)
-    within = result.correlations_within()
+    within = result.summary.pearson_r_within
     if within:
-        listed = "; ".join(f"{kind} {one.value:.2f} ({count} shifts)" for kind, (count, one) in within.items())
+        listed = "; ".join(f"{kind} {group.pearson_r:.2f} ({group.n_shifts} shifts)" for kind, group in within.items())
         lines.append(f"r within groups of shifts: {listed}")
-    operators = result.operator_interval()
+    operators = result.summary.pearson_r_operators_ci95
     if operators:
         lines.append(f"r over operators drawn with replacement: [{operators[0]:.2f}, {operators[1]:.2f}]")
     return "\n".join(lines)
@@ -211,7 +237,7 @@ def summary_to_table(result: StudyResult) -> str:
 
 def few_rows_to_line(result: StudyResult) -> str | None:
     """What to say where splits have fewer rows than a score can be read from."""
-    few = {name: one.emi.n for name, one in result.splits.items() if one.emi.n < FEW_ROWS}
+    few = {name: split.n for name, split in result.splits.items() if split.n is not None and split.n < FEW_ROWS}
     if not few:
         return None
     name = min(few, key=lambda one: few[one])
@@ -232,17 +258,14 @@ def notes_to_lines(result: StudyResult) -> list[str]:
 
 def differ_to_line(result: StudyResult) -> str:
     """How many shifts differ from 0, and what became of the others, in one line."""
-    total = result.summary().n_shifts
-    shifts = [result.splits[name] for name in result.study.shifts() if name in result.splits]
-    known = [one for one in shifts if one.p_adjusted is not None]
-    if not known:
+    summary = result.summary
+    if all(split.emid_p_adjusted is None for split in result.shifts().values()):
         return "No shift has images enough for an interval."
-    inference = result.inference
-    method = {"holm": "Holm", "bh": "Benjamini-Hochberg", "maxt": "max-t", "none": "no adjustment"}[inference.adjust]
-    counts = ", ".join(f"{count} {name}" for name, count in result.count_verdicts().items() if count)
-    margin = inference.held_within(result.unit)
+    methods = {"holm": "Holm", "bh": "Benjamini-Hochberg", "maxt": "max-t", "none": "no adjustment"}
+    counts = ", ".join(f"{count} {name}" for name, count in summary.verdicts.items() if count)
+    margin = summary.margin
     held = f"held: within ±{margin:g}" if margin is not None else f"held needs a --margin in {result.unit}"
-    return f"{sum(one.differs for one in shifts)} of {total} shifts differ from 0 ({method}, 5 %): {counts} ({held})"
+    return f"{summary.n_differ} of {summary.n_shifts} shifts differ from 0 ({methods[summary.adjust]}, 5 %): {counts} ({held})"
 
 
 def legend(result: StudyResult) -> str:
@@ -253,52 +276,48 @@ def legend(result: StudyResult) -> str:
 def fit_to_line(result: StudyResult) -> str:
     """Whether the estimator is fit for the data, and by what evidence, in one line."""
     fit = result.estimator_fit
+    checks = fit.splits.values()
     evidence = []
-    saturated = fit.get("saturated")
-    if saturated is not None:
-        evidence.append(f"{saturated:.0%} of its outputs are saturated")
-    checks = [one for one in fit.get("splits", {}).values() if "references_over_shuffled" in one]
-    if checks:
-        values = [one["references_over_shuffled"] for one in checks]
-        told = sum(one.get("references_told_apart") is True for one in checks)
+    if fit.saturated is not None:
+        evidence.append(f"{fit.saturated:.0%} of its outputs are saturated")
+    values = [own.references_over_shuffled for own in checks if own.references_over_shuffled is not None]
+    if values:
+        told = sum(own.references_told_apart is True for own in checks)
         evidence.append(
-            f"references score {min(values):{DIGITS}} to {max(values):{DIGITS}} above shuffled ones, told apart in {told} of {len(checks)} splits"
+            f"references score {min(values):{DIGITS}} to {max(values):{DIGITS}} above shuffled ones, told apart in {told} of {len(values)} splits"
         )
-    if any(one.get("in_training_data") for one in fit.get("splits", {}).values()) and not fit.get("trained_on"):
+    if any(own.in_training_data for own in checks) and not fit.trained_on:
         evidence.append("trained on these data, each row scored by networks that did not see its image")
-    p_values = [one["p"] for one in fit.get("splits", {}).values() if "p" in one]
+    p_values = [own.p for own in checks if own.p is not None]
     if p_values:
         evidence.append(f"nearness to its training images: smallest p {min(p_values):.2g}")
-    if fit.get("ceiling") is not None:
-        evidence.append(f"it says at most {fit['ceiling']:{DIGITS}} of so few rows")
-    if fit.get("trained_on"):
-        evidence.append(f"trained on these data ({fit['trained_on']} rows)")
-    alone = " by checks alone, for its file does not record its training data" if fit.get("trained") else ""
-    basis = {"card": "", "checks": alone, "none": ""}
-    verdict = {"unknown": "not checked"}.get(fit["verdict"], fit["verdict"])
-    return f"estimator  {_estimator(result)}: {verdict}{basis.get(fit.get('basis', 'none'), '')}" + (
-        f" ({'; '.join(evidence)})" if evidence else ""
-    )
+    if fit.ceiling is not None:
+        evidence.append(f"it says at most {fit.ceiling:{DIGITS}} of so few rows")
+    if fit.trained_on:
+        evidence.append(f"trained on these data ({fit.trained_on} rows)")
+    alone = " by checks alone, for its file does not record its training data" if fit.trained else ""
+    basis = alone if fit.basis == "checks" else ""
+    verdict = "not checked" if fit.verdict == "unknown" else fit.verdict
+    return f"estimator  {result.estimator}: {verdict}{basis}" + (f" ({'; '.join(evidence)})" if evidence else "")
 
 
 def fit_to_warnings(result: StudyResult) -> list[str]:
     """What must be said of an estimator that is not fit for the data, a sentence each."""
-    fit, estimator = result.estimator_fit, _estimator(result)
+    fit, estimator = result.estimator_fit, result.estimator
     lines = []
-    if fit.get("trained_on"):
+    if fit.trained_on:
         lines.append(
-            f"The estimator {estimator} was trained on these data ({fit['trained_on']} rows) and finds more in them than there is. Train with --folds 5, so that no row is scored by a network that saw it."
+            f"The estimator {estimator} was trained on these data ({fit.trained_on} rows) and finds more in them than there is. Train with --folds 5, so that no row is scored by a network that saw it."
         )
-    for key, what in (
-        ("far_splits", "is far from what it was trained on in"),
-        ("doubtful_splits", "does not tell references from those of other rows in"),
+    for names, what, always in (
+        (fit.far_splits, "is far from what it was trained on in", True),
+        (fit.doubtful_splits, "does not tell references from those of other rows in", False),
     ):
-        names = fit.get(key, ())
-        if names and (key == "far_splits" or fit["verdict"] in ("doubtful", "far")):
+        if names and (always or fit.verdict in ("doubtful", "far")):
             shown = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
             remedy = (
-                "Train one on your own data (train-estimator), or use one that needs no training (--estimator dcor)."
-                if fit.get("trained")
+                "Train one on your own data (estimators train), or use one that needs no training (--estimator dcor)."
+                if fit.trained
                 else "As these encoders see them, inputs and references have little to do with each other."
             )
             lines.append(
@@ -307,26 +326,22 @@ def fit_to_warnings(result: StudyResult) -> list[str]:
     return lines
 
 
-def _estimator(result: StudyResult) -> str:
-    return dict(result.signature.parts)["estimator"]
-
-
 def _meaning(results: Sequence[StudyResult]) -> str:
     result = results[0]
-    scaled = dict(result.signature.parts)["kind"] == "scaled"
+    scaled = result.settings.get("kind") == "scaled"
     index = "sum of roots of the RJSD" if scaled else "plug-in of the theorem, from the RJSD"
-    baselines = [scores.bound.baseline for scores in result.splits.values() if scores.bound]
+    baselines = [split.emid_bound_baseline for split in result.splits.values() if split.emid_bound_baseline is not None]
     without = f"; {baselines[0]:{DIGITS}} without a shift" if baselines else ""
     units = list(dict.fromkeys(one.unit for one in results))
     lines = [
         f"EMI      I(input; response) - I(input; reference), in {' or '.join(units)}; higher is better",
-        f"EMID     EMI({result.study.id_split}) - EMI(split); positive: the model lost relevance under the shift",
+        f"EMID     EMI({result.id_split}) - EMI(split); positive: the model lost relevance under the shift",
         "SE       standard error over images; p: EMID differs from 0, adjusted over the shifts; * below 5 %",
         f"index    {index} of images, questions and responses; it correlates with EMID and bounds nothing{without}",
     ]
     if any(one.unfit & set(one.splits) for one in results):
         lines.append(f"{UNFIT}        the estimator is not fit for this split; see the line on it")
-    if any(any(one.degenerate.values()) for one in results):
+    if any(split.degenerate for one in results for split in one.splits.values()):
         lines.append(
             "degenerate  responses that are empty, loops, refusals, copies of the question or in another language"
         )

@@ -130,7 +130,7 @@ def recipes(visual: Sequence[Step], textual: Sequence[Step], joint: bool) -> lis
     """
     if not visual and not textual:
         raise ShiftError(
-            "expected --visual or --textual with at least one operator, got neither. lmms-eval-emi shift --list shows them."
+            "expected --visual or --textual with at least one operator, got neither. lmms-eval-emi shifts list shows them."
         )
     if joint and not (visual and textual):
         raise ShiftError("--joint: expected --visual and --textual operators to pair, got only one of the two.")

@@ -259,7 +259,7 @@ def __getattr__(name: str) -> Callable:
     recipe = recipe_of(name) if not name.startswith("_") else None
     if recipe is None:
         raise AttributeError(
-            f"{__name__} has no shift {name!r}; expected an operator and a level, such as defocus_blur_3, keyboard_1 or defocus_blur_3_keyboard_1. lmms-eval-emi shift --list shows them."
+            f"{__name__} has no shift {name!r}; expected an operator and a level, such as defocus_blur_3, keyboard_1 or defocus_blur_3_keyboard_1. lmms-eval-emi shifts list shows them."
         )
     return twin(*map(specification_of, recipe.steps))
 

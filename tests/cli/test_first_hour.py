@@ -224,7 +224,7 @@ def test_a_models_missing_package_is_named(monkeypatch) -> None:
 
 
 def test_groups_and_tasks_are_known_by_their_files(in_tinyhub: Path) -> None:
-    from lmms_eval_emi.harness.lmms_eval.compat import tasks_folder
+    from lmms_eval_emi.harness.lmms_eval.compat.task_index import tasks_folder
 
     folder = tasks_folder() / SUITE
     assert _studies_of(folder / "groups" / "llavabench_shift.yaml") == ["natural", "synthetic"]

@@ -7,17 +7,28 @@ A sample's ``doc_id`` is its row in the split. It is all that identifies the row
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.data.responses.base import ModelResponses, SplitResponses, collect
 from lmms_eval_emi.data.study import Study
-from lmms_eval_emi.harness.lmms_eval.compat import parse_samples_name, samples_name
 
 log = logging.getLogger("lmms_eval_emi")
 
 PARTS = ".emi_parts"  # of folders with files of several ranks
+
+
+def samples_name(time: str, task: str) -> str:
+    """What the samples file of a task is called, as lmms-eval 0.7.3 names it."""
+    return f"{time}_samples_{task}.jsonl"
+
+
+def parse_samples_name(name: str) -> str | None:
+    """The task of a samples file, or ``None`` if that is not the name of one."""
+    match = re.fullmatch(r".+?_samples_(?P<task>.+)\.jsonl", name)
+    return match["task"] if match else None
 
 
 def reads(record: dict[str, Any]) -> bool:

@@ -118,6 +118,6 @@ def load_suite(name: str, kind: Kind | None = None) -> Suite:
         raise StudyError(f"suite {name}: its file is not one of a suite: {error}") from error
     if kind is not None and found.kind != kind:
         raise StudyError(
-            f"suite {name}: it is of the kind {found.kind}, and {kind} is expected here. lmms-eval-emi suites {name} says how it is used."
+            f"suite {name}: it is of the kind {found.kind}, and {kind} is expected here. lmms-eval-emi shifts suites {name} says how it is used."
         )
     return found

@@ -17,9 +17,10 @@ import yaml
 from loguru import logger
 
 from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.data.responses.lmms_eval import samples_name
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import RunError
-from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.compat import frames, run_files
 from lmms_eval_emi.harness.lmms_eval.partial_responses import writable_folder
 from lmms_eval_emi.harness.lmms_eval.write_tasks import portable_study
 from lmms_eval_emi.scoring.join import StudySamples, add_rows
@@ -51,11 +52,11 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
     Raises:
         RuntimeError: they could not be scored; the message says where the responses are and how to go on.
     """
-    model = compat.model_name(args)
+    model = run_files.model_name(args)
     saved, entries = save_responses(run, args, model)
     folder, stamp = saved.parent, saved.name.removesuffix(f"_{RESPONSES}")
     try:
-        named, stamp_of_run = _folder_of_run(args), compat.run_stamp(args)
+        named, stamp_of_run = _folder_of_run(args), frames.run_stamp(args)
         target = _unused(named / f"{stamp_of_run}_{RESPONSES}")
         saved.rename(target)
         flush_folder(target.parent)
@@ -122,7 +123,7 @@ def _write_by_row(folder: Path, task: TaskOfRun) -> None:
         json.dumps({"doc_id": row, "filtered_resps": text}, ensure_ascii=False)
         for row, text in sorted(task.responses.items())
     ]
-    write_atomically(folder / compat.samples_name("unjoined", task.name), "".join(f"{line}\n" for line in lines))
+    write_atomically(folder / samples_name("unjoined", task.name), "".join(f"{line}\n" for line in lines))
 
 
 def _study_with_variants(run: Run, study: Study) -> Study:
@@ -134,7 +135,7 @@ def _study_with_variants(run: Run, study: Study) -> Study:
 
 def _folder_of_run(args: object) -> Path:
     """The folder in which the harness has its files of this run, or one in the cache."""
-    output, below = compat.output_path(args), compat.run_folder(args)
+    output, below = run_files.output_path(args), run_files.run_folder(args)
     for folder in (*([output / below] if output else []), load_settings().cache / "runs" / (below or "model")):
         try:
             check_folder_writable(folder)
@@ -152,9 +153,9 @@ def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, save
     results: dict[str, StudyResult] = {}
     for scored in score_samples(entries, settings, allow_missing=True):
         result = scored.result
-        name = result.study.name
+        name = result.shift
         results[name] = result
-        for split, scores in result.splits.items():
+        for split, scores in result.scores.items():
             rows = scored.samples.samples[split]
             run.influence[name, split] = {
                 sample.row: float(psi)
@@ -177,8 +178,8 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
     from lmms_eval_emi.scoring.table import legend, summary_to_table
 
     result = scored.result
-    name = result.study.name
-    lines = [f"\n{result.study.title}, {result.model}", summary_to_table(result), legend(result)]
+    name = result.shift
+    lines = [f"\n{result.title}, {result.model}", summary_to_table(result), legend(result)]
     try:
         from lmms_eval_emi.report.page import write_report
         from lmms_eval_emi.report.reading import from_result
@@ -186,18 +187,18 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
         from lmms_eval_emi.scoring.rows import write_results
 
         path = _unused(folder / f"{stamp}_emi_{name}.json")
-        rows = write_results(path, [scored])
+        write_results(path, [scored])
         lines.append(f"results    {path}")
         log_result(result)
         if report:
             page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
-            write_report([from_result(result, rows[0], str(path))], page)
+            write_report([from_result(result, scored.rows, str(path))], page)
             lines.append(f"report     {page}")
     except Exception as error:
         logger.opt(exception=error).debug("the results could not be written")
         run.unwritten.add(name)
         logger.error(
-            f"The results of {name} could not be written: {error}. Score the responses again: {_score_command(result.study, responses.parent)}"
+            f"The results of {name} could not be written: {error}. Score the responses again: {_score_command(scored.samples.study, responses.parent)}"
         )
     return "\n".join((*lines, f"responses  {responses}"))
 
@@ -205,7 +206,7 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
 def _score_command(study: Study, saved: Path) -> str:
     folder = saved / study.name
     source = folder / "study.yaml" if study.variants() else study.source
-    return f"lmms-eval-emi score --study {source} --responses {folder} --allow-missing --output {study.name}.json"
+    return f"lmms-eval-emi score {source} --responses {folder} --allow-missing --output {study.name}.json"
 
 
 def _unused(path: Path) -> Path:

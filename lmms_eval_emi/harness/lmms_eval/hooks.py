@@ -17,10 +17,11 @@ from lmms_eval_emi.data.images import encoded_image, open_image, to_rgb
 from lmms_eval_emi.data.rows import image_roots
 from lmms_eval_emi.data.study import Columns, Study, load_study
 from lmms_eval_emi.errors import StudyError
-from lmms_eval_emi.harness.lmms_eval import compat, finish
-from lmms_eval_emi.harness.lmms_eval.compat import NO_SCORE, SCORE_KEY
+from lmms_eval_emi.harness.lmms_eval import finish
+from lmms_eval_emi.harness.lmms_eval.compat import task_index
+from lmms_eval_emi.harness.lmms_eval.compat.task_index import NO_SCORE, SCORE_KEY
 from lmms_eval_emi.harness.lmms_eval.run import Item, find_run, open_task
-from lmms_eval_emi.scoring.result import Summary
+from lmms_eval_emi.scoring.result import ModalitySummary, SplitResult
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.at_load import shift_at_load
 
@@ -64,7 +65,7 @@ def study_hooks(study_source: str) -> Hooks:
             numbered = numbered.add_column(ROW_COLUMN, list(range(len(dataset))))
             run = find_run(task.name)
             if run:
-                run.seconds["loading"] += time.perf_counter() - start + compat.take_loading_time()
+                run.seconds["loading"] += time.perf_counter() - start + task_index.take_loading_time()
             return numbered
 
         return process_docs
@@ -119,20 +120,21 @@ def study_hooks(study_source: str) -> Hooks:
         """EMI of the task whose responses are given."""
         scores = _scores(items, args)
         if scores:
-            _show_error(items, scores.emi.value, scores.emi.stderr)
-        return scores.emi.value if scores else NO_SCORE
+            _show_error(items, scores.emi, scores.emi_stderr)
+        return scores.emi if scores else NO_SCORE
 
     def emid(items: list[Item], args: Any = None) -> float | str:
         """EMID of the task's shift."""
         scores = _scores(items, args)
-        if scores and scores.emid:
-            _show_error(items, scores.emid.value, scores.emid.stderr)
-        return scores.emid.value if scores and scores.emid else NO_SCORE
+        if scores is None or scores.emid is None:
+            return NO_SCORE
+        _show_error(items, scores.emid, scores.emid_stderr)
+        return scores.emid
 
     def emid_bound(items: list[Item], args: Any = None) -> float | str:
         """Index of the task's shift."""
         scores = _scores(items, args)
-        return scores.bound.value if scores and scores.bound else NO_SCORE
+        return NO_SCORE if scores is None or scores.emid_bound is None else scores.emid_bound
 
     return Hooks(
         process_docs_of(),
@@ -147,7 +149,7 @@ def study_hooks(study_source: str) -> Hooks:
     )
 
 
-def _scores(items: Sequence[Item], args: Any) -> Any:
+def _scores(items: Sequence[Item], args: Any) -> SplitResult | None:
     first = items[0]
     return first.run.scores(first.task, lambda run: finish.finish(run, args)) if first.run else None
 
@@ -182,7 +184,7 @@ def _split_of_dataset(study: Study, dataset_split: str) -> str:
     ]
     if len(names) != 1:
         raise StudyError(
-            f"{study.source}: expected one split whose dataset split is {dataset_split!r}, got {names or 'none'}. Write the task files again: lmms-eval-emi tasks --from-study {study.source} --output DIR"
+            f"{study.source}: expected one split whose dataset split is {dataset_split!r}, got {names or 'none'}. Write the task files again: lmms-eval-emi tasks write {study.source} DIR"
         )
     return names[0]
 
@@ -220,10 +222,7 @@ def postprocess_group(described: dict[str, Any], *args: Any, **context: Any) -> 
 def _group_scores(studies: Iterable[str], modality: str | None) -> dict[str, float | str]:
     run = find_run()
     results = [run.results[name] for name in studies if run and run.results and name in run.results]
-    shifts = [
-        result.splits[name] for result in results for name in result.study.shifts(modality) if name in result.splits
-    ]
-    summary = Summary.of((one.emi.value, one.emid.value, one.bound.value) for one in shifts if one.emid and one.bound)
+    summary = ModalitySummary.of(split for result in results for split in result.shifts(modality).values())
     values = {
         "emi": summary.mean_emi,
         "emid": summary.mean_emid,

@@ -20,8 +20,8 @@ from typing import IO
 
 from loguru import logger
 
-from lmms_eval_emi.data.responses.lmms_eval import PARTS
-from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.data.responses.lmms_eval import PARTS, samples_name
+from lmms_eval_emi.harness.lmms_eval.compat import frames, launch, run_files
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.files import check_folder_writable
 
@@ -52,12 +52,12 @@ class Parts:
         self._lock = threading.Lock()
         self._stamp = time.strftime("%Y%m%d_%H%M%S")
         self._failed = False
-        if args is not None and compat.ranks() > 1 and compat.is_main_process():
+        if args is not None and launch.ranks() > 1 and launch.is_main_process():
             self._set_aside(args)
 
     def _set_aside(self, args: object) -> None:
         """Rename what an earlier run of this name has left, before the other ranks begin."""
-        output = compat.output_path(args)
+        output = run_files.output_path(args)
         folder = output / f"{self._name()}{PARTS}" if output else None
         try:
             if folder is not None and folder.is_dir():
@@ -85,18 +85,18 @@ class Parts:
 
     def _open(self, task: str) -> IO[str]:
         if self.folder is None:
-            caller = compat.calling_task()
+            caller = frames.calling_task()
             self.folder = (
-                writable_folder(compat.arguments_of(caller.task) if caller else None) / f"{self._name()}{PARTS}"
+                writable_folder(run_files.arguments_of(caller.task) if caller else None) / f"{self._name()}{PARTS}"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = compat.samples_name(f"rank-{compat.rank():05d}", task)
+        name = samples_name(f"rank-{launch.rank():05d}", task)
         self._files[task] = (self.folder / name).open("a", encoding="utf-8")
         return self._files[task]
 
     def _name(self) -> str:
         """One name on all ranks, which share the address of their launcher and the number of their job."""
-        if compat.ranks() == 1:
+        if launch.ranks() == 1:
             return f"{self._stamp}-{os.getpid()}"
         names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
         known = [value for name in names if (value := os.environ.get(name))]
@@ -108,13 +108,13 @@ class Parts:
             for file in self._files.values():
                 file.close()
             self._files.clear()
-            if self.folder is not None and compat.is_main_process():
+            if self.folder is not None and launch.is_main_process():
                 shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def writable_folder(args: object) -> Path:
     """The output folder of the run, or else the cache, or else a temporary folder."""
-    output = compat.output_path(args)
+    output = run_files.output_path(args)
     for choose in (lambda: output, lambda: load_settings().cache / "runs"):
         try:
             folder = choose()

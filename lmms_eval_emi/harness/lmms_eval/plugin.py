@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import atexit
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
-from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.compat import launch, task_index
 
 
 def register() -> list[Any]:
@@ -23,13 +24,25 @@ def register() -> list[Any]:
         No model manifests.
     """
     try:
-        compat.add_tasks_to_index()
-        compat.share_datasets()
-        compat.check_before_the_model()
-        compat.add_group_hook()
-        atexit.register(compat.exit_status_of_missing_scores)
+        task_index.add_tasks_to_index()
+        task_index.share_datasets()
+        task_index.check_before_the_model(_check_run)
+        task_index.add_group_hook(_postprocess_group)
+        atexit.register(launch.exit_status_of_missing_scores)
     except Exception as error:
         warnings.warn(
-            f"lmms_eval_emi cannot add its tasks to this lmms-eval ({error}). {compat.remedy()}", stacklevel=2
+            f"lmms_eval_emi cannot add its tasks to this lmms-eval ({error}). {task_index.remedy()}", stacklevel=2
         )
     return []
+
+
+def _check_run(files: Sequence[str], model: str) -> None:
+    from lmms_eval_emi.harness.lmms_eval.preflight import check
+
+    check(files, model)
+
+
+def _postprocess_group(*args: Any, **options: Any) -> Any:
+    from lmms_eval_emi.harness.lmms_eval.hooks import postprocess_group
+
+    return postprocess_group(*args, **options)

@@ -10,7 +10,7 @@ import yaml
 
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.errors import InputError, StudyError, UnavailableError
-from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.compat import launch, task_index
 from lmms_eval_emi.scoring.preflight import preflight
 from lmms_eval_emi.settings import is_offline, load_settings
 from lmms_eval_emi.shifts.at_load import load_splits
@@ -38,7 +38,7 @@ def check(files: Sequence[str], model: str) -> None:
     Raises:
         RunStopped: something is missing, with everything that is.
     """
-    if not compat.is_main_process():
+    if not launch.is_main_process():
         return
     check_environment([*_missing_package(model), *_missing_datasets(files)])
 
@@ -56,7 +56,7 @@ def check_environment(problems: Sequence[str] = ()) -> None:
         settings = load_settings()
     except InputError as error:
         raise RunStopped(f"lmms_eval_emi: {error}") from error
-    if not compat.is_main_process():
+    if not launch.is_main_process():
         return
     found = list(problems)
     if settings.preflight:
@@ -101,6 +101,6 @@ def _studies_of(file: Path) -> list[str]:
     try:
         loader = yaml.BaseLoader(file.read_text(encoding="utf-8").replace("!function ", ""))
         metadata = (loader.get_single_data() or {}).get("metadata", {})
-        return [str(one) for one in metadata.get(compat.OURS, {}).get("studies", [])]
+        return [str(one) for one in metadata.get(task_index.OURS, {}).get("studies", [])]
     except (OSError, yaml.YAMLError, AttributeError):
         return []

@@ -25,7 +25,7 @@ from lmms_eval_emi.data.images import encoded_image
 from lmms_eval_emi.data.rows import check_columns, image_roots, stale_cache
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import ImageError, StudyError
-from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.compat import frames, launch, run_files
 from lmms_eval_emi.harness.lmms_eval.partial_responses import Parts
 from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, check_environment
 from lmms_eval_emi.settings import load_settings
@@ -34,7 +34,7 @@ from lmms_eval_emi.util.files import encodable
 if TYPE_CHECKING:
     import datasets
 
-    from lmms_eval_emi.scoring.result import SplitScores, StudyResult
+    from lmms_eval_emi.scoring.result import SplitResult, StudyResult
 
 MOST_RUNS = 16  # that are remembered; a server may do any number
 
@@ -108,7 +108,7 @@ class TaskOfRun:
 
     def wants_scores(self) -> bool:
         """Whether the run is to score it, and not only to generate its responses."""
-        return not compat.only_generates(self.task)
+        return not run_files.only_generates(self.task)
 
 
 class Run:
@@ -122,7 +122,7 @@ class Run:
         self.results: dict[str, StudyResult] | None = None  # by study, once scored
         self.influence: dict[tuple[str, str], dict[int, float]] = {}  # psi by row, of every study and split
         self.lock = threading.RLock()
-        self.parts = Parts(compat.arguments_of_evaluation())
+        self.parts = Parts(frames.arguments_of_evaluation())
         self.unwritten: set[str] = set()  # studies whose results could not be written
         self.seconds = dict.fromkeys(("loading", "responses", "scoring"), 0.0)  # that we took of the run, on this rank
         self.payload = 0  # most bytes that a row gives the harness beyond its response
@@ -140,7 +140,7 @@ class Run:
             raise RunStopped(
                 f"lmms_eval_emi: two studies of this run are named {study.name}: {other.source} and {study.source}. Rename one."
             )
-        if compat.is_main_process():
+        if launch.is_main_process():
             _check_rows(study, split, dataset)
         taken = {task.row_name for task in self.tasks.values() if task.study.name == study.name} | set(study.splits)
         row_name = split if name == study.task_name(split) else _free(re.sub(r"\W+", "_", name) or "variant", taken)
@@ -159,7 +159,7 @@ class Run:
         wants_emid = own.row_name != own.study.id_split and self.has_split(own.study.name, own.study.id_split)
         return scores.emid is not None or not wants_emid
 
-    def _scores_of(self, own: TaskOfRun) -> SplitScores | None:
+    def _scores_of(self, own: TaskOfRun) -> SplitResult | None:
         result = (self.results or {}).get(own.study.name)
         return result.splits.get(own.row_name) if result else None
 
@@ -175,7 +175,7 @@ class Run:
             if self.begun:
                 return
             self.begun = True
-        if not compat.is_main_process():
+        if not launch.is_main_process():
             return
         for study in {task.study.name: task.study for task in self.tasks.values()}.values():
             if not self.has_split(study.name, study.id_split):
@@ -219,7 +219,7 @@ class Run:
         own = self.tasks[task]
         return f"{own.study.name}:{own.row_name}:{row}"
 
-    def scores(self, task: str, finish: Callable[[Run], dict[str, StudyResult]]) -> SplitScores | None:
+    def scores(self, task: str, finish: Callable[[Run], dict[str, StudyResult]]) -> SplitResult | None:
         """Scores of a task, or ``None`` where there are none. Never raises.
 
         Args:
@@ -251,7 +251,7 @@ def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
     Raises:
         RunStopped: as :meth:`Run.open_task`.
     """
-    caller = compat.calling_task()
+    caller = frames.calling_task()
     name = caller.name if caller else study.task_name(split)
     evaluation = caller.evaluation if caller else 0
     with _lock:
@@ -272,7 +272,7 @@ def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
 
 def find_run(task: str | None = None) -> Run | None:
     """The run whose hook is being called: of the calling task, of this thread, or the latest with such a task."""
-    caller = compat.calling_task()
+    caller = frames.calling_task()
     if caller is not None and caller.task in _run_of_task:
         return _run_of_task[caller.task]
     own = _run_of_thread.get(threading.get_ident())
@@ -282,9 +282,9 @@ def find_run(task: str | None = None) -> Run | None:
     return None
 
 
-def lacking_scores() -> list[str]:
+def _without_scores() -> list[str]:
     """Tasks of this process of which a score is missing, now that everything is over."""
-    if not compat.is_main_process():
+    if not launch.is_main_process():
         return []
     return [name for run in _runs if run.evaluation for name in run.lacking()]  # others were loaded to be looked at
 
@@ -324,3 +324,6 @@ def _check_rows(study: Study, split: str, dataset: datasets.Dataset) -> None:
                 encoded_image(path, roots)
             except ImageError as error:
                 raise RunStopped(f"lmms_eval_emi: {spec.path}, split {split}, row {row}: {error}") from error
+
+
+launch.add_score_check(_without_scores)

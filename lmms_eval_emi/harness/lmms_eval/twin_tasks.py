@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.data.columns import find_image_columns, holds_text
 from lmms_eval_emi.errors import ShiftError, StudyError
-from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.compat import task_index
 from lmms_eval_emi.shifts import twins
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class TaskFile:
 
 @lru_cache(maxsize=256)
 def _config(path: Path, functions: bool) -> Mapping[str, Any]:
-    return compat.task_config(path, functions=functions)
+    return task_index.task_config(path, functions=functions)
 
 
 def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str, list[TaskFile]]:
@@ -82,8 +82,8 @@ def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str,
     """
     import difflib
 
-    index = compat.task_index(include_path)
-    ours = str(compat.tasks_folder())
+    index = task_index.task_index(include_path)
+    ours = str(task_index.tasks_folder())
 
     def leaves(name: str, seen: tuple[str, ...]) -> dict[str, TaskFile]:
         if name not in index:
@@ -209,7 +209,7 @@ def prompt_of(task: TaskFile, row: Mapping[str, Any]) -> str:
             return str(ask(dict(row), kwargs) if kwargs is not None else ask(dict(row)))
         if isinstance(ask, str) and ask in row:
             return str(row[ask])
-        return compat.fill_template(str(ask), row)
+        return task_index.fill_template(str(ask), row)
     except Exception as error:  # a task's own code may raise anything
         raise StudyError(f"{task.name}: its prompt cannot be made: {type(error).__name__}: {error}") from error
 

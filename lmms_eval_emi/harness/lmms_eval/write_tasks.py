@@ -17,7 +17,7 @@ import yaml
 from lmms_eval_emi.data.rows import SAVED, is_saved, load_dataset_arguments, split_of_dataset
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, SHIFT_MODALITIES, SplitSpec, Study, load_study
 from lmms_eval_emi.errors import StudyError
-from lmms_eval_emi.harness.lmms_eval.compat import CLUSTER_KEY, OURS, SCORE_KEY, tasks_folder
+from lmms_eval_emi.harness.lmms_eval.compat.task_index import CLUSTER_KEY, OURS, SCORE_KEY, tasks_folder
 from lmms_eval_emi.util.files import write_atomically
 
 SUITE = "llavabench_shift"

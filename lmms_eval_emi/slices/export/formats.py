@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.errors import ResultsError
-from lmms_eval_emi.scoring.stored import StoredEntry, check_entry, is_entry, read_entries
+from lmms_eval_emi.scoring.result import StudyResult
+from lmms_eval_emi.scoring.rows import is_result, parse_result, read_entries
 from lmms_eval_emi.version import __version__
 
 EEE_VERSION = "0.3.0"  # of every-eval-ever's schema
@@ -24,7 +25,7 @@ METRICS = {
 FILTER = "none"  # of lm-evaluation-harness's names: "metric,filter"
 
 
-def read_entry(path: Path, model: str | None = None) -> StoredEntry:
+def read_entry(path: Path, model: str | None = None) -> StudyResult:
     """The results of one model.
 
     Args:
@@ -34,7 +35,7 @@ def read_entry(path: Path, model: str | None = None) -> StoredEntry:
     Raises:
         ResultsError: there are several, or none of that name.
     """
-    found = [check_entry(path, one) for one in read_entries(path) if is_entry(one)]
+    found = [parse_result(one, path) for one in read_entries(path) if is_result(one)]
     if not found:
         raise ResultsError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
     chosen = [one for one in found if model in (None, one.model)]
@@ -47,7 +48,7 @@ def read_entry(path: Path, model: str | None = None) -> StoredEntry:
 
 
 def to_every_eval_ever(
-    entry: StoredEntry, retrieved: float, organization: str = "unknown", model_id: str | None = None
+    entry: StudyResult, retrieved: float, organization: str = "unknown", model_id: str | None = None
 ) -> dict[str, Any]:
     """Results as an aggregate log of ``every-eval-ever``, an evaluation for every score of every split.
 
@@ -60,7 +61,7 @@ def to_every_eval_ever(
     identity = model_id or entry.model
     encoders = str(entry.settings.get("encoders", ""))
     results = []
-    for name, split in entry.raw["splits"].items():
+    for name, split in entry.to_data()["splits"].items():
         for metric, (description, lower) in METRICS.items():
             if split.get(metric) is None:
                 continue
@@ -119,8 +120,8 @@ def to_every_eval_ever(
     }
 
 
-def _source_data(entry: StoredEntry, split: str) -> dict[str, Any]:
-    described = entry.raw.get("study") or {}
+def _source_data(entry: StudyResult, split: str) -> dict[str, Any]:
+    described = entry.to_data().get("study") or {}
     dataset = ((described.get("splits") or {}).get(split) or {}).get("dataset") or {}
     path = str(dataset.get("path") or "")
     count = entry.splits[split].n
@@ -156,7 +157,7 @@ def _as_text(value: Any) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def to_lm_eval(entry: StoredEntry, date: float) -> dict[str, Any]:
+def to_lm_eval(entry: StudyResult, date: float) -> dict[str, Any]:
     """Results as lm-evaluation-harness writes them: every number of a split under ``name,none``.
 
     Args:
@@ -165,11 +166,11 @@ def to_lm_eval(entry: StoredEntry, date: float) -> dict[str, Any]:
     """
     results: dict[str, dict[str, Any]] = {}
     samples: dict[str, dict[str, Any]] = {}
-    for name, split in entry.raw["splits"].items():
+    for name, split in entry.to_data()["splits"].items():
         task = f"{entry.shift}_{name}"
         results[task] = {"alias": name, **_named_numbers(split)}
         samples[task] = {"original": split.get("n"), "effective": split.get("n")}
-    summary = entry.raw.get("summary") or {}
+    summary = entry.to_data().get("summary") or {}
     group = {"alias": entry.title or entry.shift}
     group |= {f"{key},{FILTER}": value for key, value in summary.items() if _is_number(value)}
     error = summary.get("mean_emid_stderr")
@@ -188,9 +189,9 @@ def to_lm_eval(entry: StoredEntry, date: float) -> dict[str, Any]:
                     {"metric": metric, "aggregation": "mean", "higher_is_better": not lower}
                     for metric, (_, lower) in METRICS.items()
                 ],
-                "metadata": {"signature": entry.signature, "split": entry.raw["splits"][name]},
+                "metadata": {"signature": entry.signature, "split": entry.splits[name].to_data()},
             }
-            for task, name in zip(results, entry.raw["splits"], strict=True)
+            for task, name in zip(results, entry.splits, strict=True)
         },
         "versions": dict.fromkeys(results, entry.format_version),
         "n-shot": dict.fromkeys(results, 0),

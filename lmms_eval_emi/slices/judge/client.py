@@ -25,7 +25,7 @@ from tqdm import tqdm
 from lmms_eval_emi.data.images import content_key
 from lmms_eval_emi.errors import EndpointError, ImageError
 from lmms_eval_emi.slices.judge.prompt import Case, read_scores, to_messages
-from lmms_eval_emi.slices.judge.verdicts import Key, Verdict, VerdictFile, opened, read_verdicts
+from lmms_eval_emi.slices.judge.verdicts import Key, Tokens, Verdict, VerdictFile, opened, read_verdicts
 from lmms_eval_emi.util.files import threads
 
 log = logging.getLogger("lmms_eval_emi")
@@ -189,7 +189,7 @@ def ask(
             except (openai.APIError, ValueError) as error:  # a refusal, a lost connection, or an answer that is no JSON
                 if isinstance(error, openai.APIStatusError) and error.status_code in (401, 403, 404):
                     raise EndpointError(
-                        f"The endpoint {judge.base_url} refuses the model {judge.model!r}: {error.message} Give its key in OPENAI_API_KEY, and the names that it knows with --base-url and --judge-model."
+                        f"The endpoint {judge.base_url} refuses the model {judge.model!r}: {error.message} Give its key in OPENAI_API_KEY, and the names that it knows with --endpoint and --endpoint-model."
                     ) from error
                 return f"split {one.key.split}, row {one.question_id}: {error}"
 
@@ -246,16 +246,16 @@ def _verdict(client: Any, judge: Judge, one: Asked, file: VerdictFile) -> Verdic
             tokens[1] += int(getattr(usage, "completion_tokens", 0) or 0)
         scores = read_scores(reply, one.key.order)
         missing = "" if scores else f"its reply does not begin with two scores of 1 to 10, in {tries} tries"
-    verdict = Verdict(
+    verdict = Verdict.of(
         one.key,
         one.question_id,
         scores,
-        reply,
-        judge.model,
-        one.digest(judge),
-        tries,
-        (tokens[0], tokens[1]),
-        missing,
+        reply=reply,
+        judge=judge.model,
+        request=one.digest(judge),
+        tries=tries,
+        tokens=Tokens(*tokens),
+        **({"missing": missing} if missing else {}),
     )
     file.append(verdict)
     return verdict

@@ -9,17 +9,19 @@ is no score. Errors are for new images.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.core.totals import ClusterTotals, mean, ratio
+from lmms_eval_emi.scoring.agreement import OutsideScores
 from lmms_eval_emi.slices.judge.prompt import ORDERS
 from lmms_eval_emi.slices.judge.verdicts import Verdict
+from lmms_eval_emi.util.documents import Document, Interval, Plain
 
 TIE = 1e-9
 
@@ -48,17 +50,32 @@ class Preference:
     scores: Mapping[int, tuple[float, float]]
     ids: Mapping[int, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        found: dict[str, Any] = {"model": self.model, "split": self.split, "rows": self.rows, "missing": self.missing}
+    def to_result(self) -> PreferenceResult:
+        """Return the preference as it is written."""
+        found: dict[str, Any] = {}
         for name in ("relative", "win_rate"):
-            one: Jackknife = getattr(self, name)
-            found |= {name: one.value, f"{name}_stderr": one.stderr, f"{name}_ci95": one.ci95}
-        return found
+            own: Jackknife = getattr(self, name)
+            ci95 = list(own.ci95) if own.ci95 else None
+            found |= {name: own.value, f"{name}_stderr": own.stderr, f"{name}_ci95": ci95}
+        return PreferenceResult(model=self.model, split=self.split, rows=self.rows, missing=self.missing, **found)
 
 
-@dataclass(frozen=True)
-class SelfAgreement:
+class PreferenceResult(Plain):
+    """What a judge prefers in one split: 100 x mean score of the model / mean score of the references, and win rate."""
+
+    model: str
+    split: str
+    rows: int
+    missing: int
+    relative: float | None
+    relative_stderr: float | None = None
+    relative_ci95: Interval | None = None
+    win_rate: float | None
+    win_rate_stderr: float | None = None
+    win_rate_ci95: Interval | None = None
+
+
+class SelfAgreement(Plain):
     """How far a judge agrees with itself over all splits.
 
     Attributes:
@@ -77,10 +94,6 @@ class SelfAgreement:
     reliability: float | None
     ceiling: float | None
 
-    def to_dict(self) -> dict[str, float | None]:
-        """As plain data."""
-        return dict(vars(self))
-
     def to_lines(self) -> list[str]:
         """In words."""
         lines = []
@@ -95,6 +108,16 @@ class SelfAgreement:
                 f"Its scores of a row have a reliability of {self.reliability:.2f} within splits, so no correlation with them over rows can be expected above {self.ceiling:.2f}."
             )
         return lines
+
+
+class PreferenceDocument(Document):
+    """What the verdicts of ``lmms-eval-emi judge ask`` add up to."""
+
+    kind: Literal["preference"] = "preference"
+    judge: str
+    study: str
+    splits: list[PreferenceResult]
+    self_agreement: SelfAgreement
 
 
 def row_scores(verdicts: Sequence[Verdict]) -> dict[int, tuple[float, float]]:
@@ -170,11 +193,11 @@ def self_agreement(verdicts: Sequence[Verdict]) -> SelfAgreement:
         )
     reliability = _reliability(list(by_split.values()))
     return SelfAgreement(
-        float(np.mean(repeats)) if repeats else None,
-        float(np.mean(orders)) if orders else None,
-        float(np.mean(bias)) if bias else None,
-        reliability,
-        math.sqrt(reliability) if reliability is not None else None,
+        repeats=float(np.mean(repeats)) if repeats else None,
+        orders=float(np.mean(orders)) if orders else None,
+        position_bias=float(np.mean(bias)) if bias else None,
+        reliability=reliability,
+        ceiling=math.sqrt(reliability) if reliability is not None else None,
     )
 
 
@@ -209,3 +232,18 @@ def _reliability(splits: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> f
         return None
     size = len(sizes) / sum(1 / one for one in sizes)
     return float(max(0.0, 1 - (within / within_df) / (size * between / between_df)))
+
+
+def scores_of_verdicts(verdicts: Iterable[Verdict], name: str = "relative preference") -> list[OutsideScores]:
+    """Relative preference of every model, from a judge's verdicts, under a name."""
+    by_model: dict[str, dict[str, list[Verdict]]] = {}
+    for one in verdicts:
+        by_model.setdefault(one.key.model, {}).setdefault(one.key.split, []).append(one)
+    found = []
+    for model, by_split in by_model.items():
+        rows = {}
+        for split, own in by_split.items():
+            ids = {one.key.row: one.question_id for one in own}
+            rows[split] = {ids[row]: (100 * score, reference) for row, (reference, score) in row_scores(own).items()}
+        found.append(OutsideScores(name, rows, function=ratio, model=model))
+    return found

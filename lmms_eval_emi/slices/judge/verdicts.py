@@ -8,14 +8,15 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
+from pydantic import ValidationError, ValidationInfo, field_serializer, field_validator
 
 from lmms_eval_emi.errors import EndpointError, InputError
-from lmms_eval_emi.slices.judge.prompt import ORDERS, Order
+from lmms_eval_emi.slices.judge.prompt import Order
+from lmms_eval_emi.util.documents import Plain, problems_of
 from lmms_eval_emi.util.files import check_folder_writable, encodable, parse_json
 
 log = logging.getLogger("lmms_eval_emi")
@@ -31,67 +32,73 @@ class Key(NamedTuple):
     repeat: int
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge said of one response.
+class Scores(NamedTuple):
+    """Scores that a judge gave, 1 to 10."""
+
+    reference: float
+    model: float
+
+
+class Tokens(NamedTuple):
+    """Tokens of prompts and replies, as far as the endpoint counts them."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
+class Verdict(Plain):
+    """What a judge said of one response: a line of the verdicts file.
 
     Attributes:
-        key: of what.
+        model, split, row, order, repeat: identify the verdict in its file.
         question_id: of the row, as text.
-        scores: of the reference and of the model, 1 to 10; ``None`` for one that is missing.
-        reply: of the judge, the last one where it was asked again.
+        scores: of the reference and of the model; ``None`` for a verdict that is missing.
+        reply: of the judge, the last one if it was asked again.
         judge: name of the judge model.
         request: hash of all that the reply depends on beside chance.
-        tries: how often it was asked.
-        tokens: of prompts and replies, where the endpoint says.
+        tries: how often the judge was asked.
+        tokens: of prompts and replies.
         missing: why there are no scores.
     """
 
-    key: Key
+    model: str
+    split: str
+    row: int
+    order: Order
+    repeat: int
     question_id: str
-    scores: tuple[float, float] | None
-    reply: str
-    judge: str
-    request: str
+    scores: Scores | None
+    reply: str = ""
+    judge: str = ""
+    request: str = ""
     tries: int = 1
-    tokens: tuple[int, int] = (0, 0)
+    tokens: Tokens = Tokens()
     missing: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As a line has it."""
-        scores = {"reference": self.scores[0], "model": self.scores[1]} if self.scores else None
-        found = {**self.key._asdict(), "question_id": self.question_id, "scores": scores, "reply": self.reply}
-        found |= {"judge": self.judge, "request": self.request, "tries": self.tries}
-        found["tokens"] = {"prompt": self.tokens[0], "completion": self.tokens[1]}
-        return {**found, "missing": self.missing} if self.missing else found
-
     @classmethod
-    def from_dict(cls, line: Any) -> Verdict:
-        """From a line.
+    def of(cls, key: Key, question_id: str, scores: tuple[float, float] | None, **others: Any) -> Verdict:
+        """Return the verdict of a key."""
+        pair = Scores(*scores) if scores is not None else None
+        return cls(**key._asdict(), question_id=question_id, scores=pair, **others)
 
-        Raises:
-            ValueError: it is none of ours.
-        """
-        try:
-            order = line["order"]
-            if order not in ORDERS:
-                raise InputError(f"its order is {order!r}")
-            scores = line["scores"]
-            pair = (float(scores["reference"]), float(scores["model"])) if scores is not None else None
-            tokens = line.get("tokens") or {}
-            return cls(
-                Key(str(line["model"]), str(line["split"]), int(line["row"]), order, int(line["repeat"])),
-                str(line["question_id"]),
-                pair,
-                str(line.get("reply", "")),
-                str(line.get("judge", "")),
-                str(line.get("request", "")),
-                int(line.get("tries", 1)),
-                (int(tokens.get("prompt", 0)), int(tokens.get("completion", 0))),
-                str(line.get("missing", "")),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"it is no verdict: {error}") from error
+    @property
+    def key(self) -> Key:
+        """What tells the verdict from all others of a file."""
+        return Key(self.model, self.split, self.row, self.order, self.repeat)
+
+    @field_validator("scores", "tokens", mode="before")
+    @classmethod
+    def _from_object(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = Scores if info.field_name == "scores" else Tokens
+        if not isinstance(value, dict):
+            return value
+        if value.keys() != set(kind._fields):
+            raise InputError(f"expected {' and '.join(kind._fields)}, got {', '.join(map(str, value))}")
+        return kind(**value)
+
+    @field_serializer("scores", "tokens")
+    def _to_object(self, value: Any) -> Any:
+        return None if value is None else value._asdict()
 
 
 def read_verdicts(path: Path) -> list[Verdict]:
@@ -103,20 +110,23 @@ def read_verdicts(path: Path) -> list[Verdict]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise EndpointError(f"{path}: expected a file of lmms-eval-emi judge: {error}") from error
+        raise EndpointError(f"{path}: expected a file of lmms-eval-emi judge ask: {error}") from error
     found: dict[Key, Verdict] = {}
     damaged = []
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            verdict = Verdict.from_dict(parse_json(line.decode("utf-8")))
+            verdict = Verdict.model_validate(parse_json(line.decode("utf-8")))
+        except ValidationError as error:
+            damaged.append(f"line {number}: it is not a verdict: {problems_of(error)[0]}")
+            continue
         except ValueError as error:
             damaged.append(f"line {number}: {error}")
             continue
         found[verdict.key] = verdict
     if damaged and not found:
-        raise EndpointError(f"{path}: expected verdicts of lmms-eval-emi judge; {damaged[0]}.")
+        raise EndpointError(f"{path}: expected verdicts of lmms-eval-emi judge ask; {damaged[0]}.")
     if damaged:
         log.warning("%s: %d lines cannot be read, and are left out: %s.", path, len(damaged), damaged[0])
     return list(found.values())
@@ -150,7 +160,7 @@ class VerdictFile:
         Raises:
             EndpointError: it cannot be written.
         """
-        text = json.dumps({key: _clean(value) for key, value in verdict.to_dict().items()}, ensure_ascii=False)
+        text = json.dumps({key: _clean(value) for key, value in verdict.to_data().items()}, ensure_ascii=False)
         line = text.encode("utf-8") + b"\n"
         with self._lock:
             try:

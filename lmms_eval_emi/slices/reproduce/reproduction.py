@@ -17,7 +17,6 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from lmms_eval_emi.core.correlation import pearson
 from lmms_eval_emi.data.responses import find_responses
@@ -26,6 +25,7 @@ from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.report.reading import ReportedResult, published_results, read_results
 from lmms_eval_emi.scoring.result import StudyResult
 from lmms_eval_emi.settings import Settings, is_offline
+from lmms_eval_emi.util.documents import Document, Plain
 from lmms_eval_emi.util.files import write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
@@ -103,19 +103,50 @@ class Reproduction:
         """Whether every score is there and within its tolerance, and something was compared."""
         return bool(self.deviations) and not self.missing and all(one.passes for one in self.deviations)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As written to JSON."""
-        return {
-            "model": self.model,
-            "study": self.study,
-            "passes": self.passes,
-            "missing": list(self.missing),
-            "responses_pinned": self.pinned,
-            "deviations": {
-                one.score: {**vars(one), "tolerance": TOLERANCES[one.score], "passes": one.passes}
-                for one in self.deviations
+    def to_result(self) -> ReproductionResult:
+        """Return the comparison as it is written."""
+        return ReproductionResult(
+            model=self.model,
+            study=self.study,
+            passes=self.passes,
+            missing=list(self.missing),
+            responses_pinned=self.pinned,
+            deviations={
+                own.score: DeviationResult(**vars(own), tolerance=TOLERANCES[own.score], passes=own.passes)
+                for own in self.deviations
             },
-        }
+        )
+
+
+class DeviationResult(Plain):
+    """How far the splits are from the published ones by one score."""
+
+    score: str
+    count: int
+    worst: float
+    mean: float
+    where: str
+    published: float
+    ours: float
+    tolerance: float
+    passes: bool
+
+
+class ReproductionResult(Plain):
+    """How far one family is from the published results."""
+
+    model: str
+    study: str
+    passes: bool
+    missing: list[str]
+    responses_pinned: bool
+    deviations: dict[str, DeviationResult]
+
+
+class ReproductionDocument(Document):
+    """What ``lmms-eval-emi reproduce`` writes."""
+
+    reproductions: list[ReproductionResult]
 
 
 def settings_of_the_paper(settings: Settings) -> Settings:
@@ -136,11 +167,11 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
         ours = result.splits.get(name)
         if ours is None:
             continue
-        pairs["EMI"][name] = (one.emi, ours.emi.value)
+        pairs["EMI"][name] = (one.emi, ours.emi)
         if one.emid is not None and ours.emid is not None:
-            pairs["EMID"][name] = (one.emid, ours.emid.value)
-        if one.bound is not None and ours.bound is not None:
-            pairs["index"][name] = (one.bound, ours.bound.value)
+            pairs["EMID"][name] = (one.emid, ours.emid)
+        if one.bound is not None and ours.emid_bound is not None:
+            pairs["index"][name] = (one.bound, ours.emid_bound)
     deviations = [_deviation(score, own) for score, own in pairs.items() if own]
     both = sorted(pairs["EMID"].keys() & pairs["index"].keys())
     values = [
@@ -220,7 +251,7 @@ def fetch_responses(cache: Path) -> Path:
         return target
     unavailable = (
         f"  url    {ARCHIVE}\n  place  {target}\n"
-        "Fetch that archive on a machine with a connection (lmms-eval-emi prefetch --reproduce does), then copy the place above, or unpack it anywhere and pass --responses DIR."
+        "Fetch that archive on a machine with a connection (lmms-eval-emi tasks prefetch --reproduce does), then copy the place above, or unpack it anywhere and pass --responses DIR."
     )
     if is_offline():
         raise UnavailableError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from lmms_eval_emi.core.multiple import adjust, verdict
 from lmms_eval_emi.core.totals import ClusterTotals, exchange_test, relabel_test
 from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.slices.robustness.metrics import RowMetric
+from lmms_eval_emi.util.documents import Document, Interval, Plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,26 +110,26 @@ class Loss:
     p_adjusted: float | None = None
     verdict: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        found: dict[str, Any] = {
-            "task": self.pair.shifted.name,
-            "shift": self.pair.shift,
-            "operators": dict(self.pair.operators),
-            "level": self.pair.level,
-            "design": "paired" if self.pair.paired else "unpaired",
-            "rows": self.rows,
-            "images": self.loss.clusters,
-        }
-        for name in ("clean", "shifted", "loss", "mmi"):
-            found |= plain(name, getattr(self, name))
-        return found | {
-            "right_to_wrong": self.right_to_wrong,
-            "wrong_to_right": self.wrong_to_right,
-            "p": self.p_value,
-            "p_adjusted": self.p_adjusted,
-            "verdict": self.verdict,
-        }
+    def to_result(self) -> LossResult:
+        """Return the loss as it is written."""
+        return LossResult(
+            task=self.pair.shifted.name,
+            shift=self.pair.shift,
+            operators=dict(self.pair.operators),
+            level=self.pair.level,
+            design="paired" if self.pair.paired else "unpaired",
+            rows=self.rows,
+            images=self.loss.clusters,
+            **plain("clean", self.clean),
+            **plain("shifted", self.shifted),
+            **plain("loss", self.loss),
+            **plain("mmi", self.mmi),
+            right_to_wrong=self.right_to_wrong,
+            wrong_to_right=self.wrong_to_right,
+            p=self.p_value,
+            p_adjusted=self.p_adjusted,
+            verdict=self.verdict,
+        )
 
 
 @dataclass(frozen=True)
@@ -153,26 +154,161 @@ class MetricRobustness:
     worst: Loss
     notes: Sequence[str] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            "metric": self.metric,
-            "higher_is_better": self.higher_is_better,
-            "shifts": [one.to_dict() for one in self.losses],
-            "by_operator": {
-                name: {**plain("loss", loss), **plain("mmi", mmi)} for name, (loss, mmi) in self.by_group.items()
-            },
-            "mean": {**plain("loss", self.mean[0]), **plain("mmi", self.mean[1])},
-            "worst": {"shift": self.worst.pair.shift, "loss": self.worst.loss.value},
-            "notes": list(self.notes),
-        }
+    def to_result(self) -> MetricResult:
+        """Return the metric as it is written."""
+        return MetricResult(
+            metric=self.metric,
+            higher_is_better=self.higher_is_better,
+            shifts=[own.to_result() for own in self.losses],
+            by_operator={name: MeanLoss.of(*pair) for name, pair in self.by_group.items()},
+            mean=MeanLoss.of(*self.mean),
+            worst=WorstShift(shift=self.worst.pair.shift, loss=self.worst.loss.value),
+            notes=list(self.notes),
+        )
+
+
+class LossResult(Plain):
+    """What one shift costs by one metric; a positive loss is worse, ``mmi`` is the loss over the clean score."""
+
+    task: str
+    shift: str
+    operators: dict[str, str] = {}
+    level: str = ""
+    design: Literal["paired", "unpaired"]
+    rows: int
+    images: int
+    clean: float | None
+    clean_stderr: float | None = None
+    clean_ci95: Interval | None = None
+    shifted: float | None
+    shifted_stderr: float | None = None
+    shifted_ci95: Interval | None = None
+    loss: float | None
+    loss_stderr: float | None = None
+    loss_ci95: Interval | None = None
+    mmi: float | None = None
+    mmi_stderr: float | None = None
+    mmi_ci95: Interval | None = None
+    right_to_wrong: float | None = None
+    wrong_to_right: float | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
+    verdict: str | None = None
+
+
+class MeanLoss(Plain):
+    """Mean loss over some shifts."""
+
+    loss: float | None
+    loss_stderr: float | None = None
+    loss_ci95: Interval | None = None
+    mmi: float | None = None
+    mmi_stderr: float | None = None
+    mmi_ci95: Interval | None = None
+
+    @classmethod
+    def of(cls, loss: Jackknife, mmi: Jackknife | None) -> MeanLoss:
+        """Return the means of two jackknives."""
+        return cls(**plain("loss", loss), **plain("mmi", mmi))
+
+
+class WorstShift(Plain):
+    """The shift that costs most."""
+
+    shift: str
+    loss: float
+
+
+class MetricResult(Plain):
+    """A task by one metric under all its shifts."""
+
+    metric: str
+    higher_is_better: bool
+    shifts: list[LossResult]
+    by_operator: dict[str, MeanLoss] = {}
+    mean: MeanLoss
+    worst: WorstShift
+    notes: list[str] = []
+
+
+class ConsistencyResult(Plain):
+    """How many responses stay the same under a shift: in meaning, to the letter, and their mean cosine."""
+
+    same: float | None
+    same_stderr: float | None = None
+    same_ci95: Interval | None = None
+    identical: float | None
+    identical_stderr: float | None = None
+    identical_ci95: Interval | None = None
+    cosine: float | None
+    cosine_stderr: float | None = None
+    cosine_ci95: Interval | None = None
+
+
+class ReportedMetric(Plain):
+    """A score that a task reports by its own aggregation, which has no error."""
+
+    task: str
+    metric: str
+    clean: float
+    shifted: float
+    loss: float
+    mmi: float | None = None
+
+
+class RelativeLoss(Plain):
+    """Difference of the losses of two models under one shift."""
+
+    difference: float | None
+    difference_stderr: float | None = None
+    difference_ci95: Interval | None = None
+    p: float | None = None
+
+
+class RelativeMetric(Plain):
+    """A model's losses beside those of a baseline, by one metric."""
+
+    metric: str
+    shifts: dict[str, RelativeLoss]
+    ratio: float | None = None
+    ratio_stderr: float | None = None
+    ratio_ci95: Interval | None = None
+
+
+class RelativeResult(Plain):
+    """A model's losses beside those of a baseline."""
+
+    baseline: str
+    metrics: list[RelativeMetric]
+
+
+class TaskResult(Plain):
+    """The robustness of one model in one task."""
+
+    model: str
+    task: str
+    metrics: list[MetricResult]
+    consistency: dict[str, ConsistencyResult] = {}
+    reported: list[ReportedMetric] = []
+    relative: RelativeResult | None = None
+
+
+class RobustnessDocument(Document):
+    """What ``lmms-eval-emi robustness`` writes."""
+
+    kind: Literal["robustness"] = "robustness"
+    adjust: str
+    text_encoder: str | None = None
+    same_from: float | None = None
+    tasks: list[TaskResult]
 
 
 def plain(name: str, one: Jackknife | None) -> dict[str, Any]:
     """A score with its error as plain data."""
     if one is None or not math.isfinite(one.value):
         return {name: None, f"{name}_stderr": None, f"{name}_ci95": None}
-    return {name: one.value, f"{name}_stderr": one.stderr, f"{name}_ci95": one.interval(corrected=False)}
+    interval = one.interval(corrected=False)
+    return {name: one.value, f"{name}_stderr": one.stderr, f"{name}_ci95": list(interval) if interval else None}
 
 
 def check_pair(pair: ShiftedTask) -> list[int]:
@@ -328,10 +464,12 @@ class Relative:
     differences: Mapping[str, Jackknife]
     ratio: Jackknife | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        by_shift = {name: {**plain("difference", one), "p": one.p_value} for name, one in self.differences.items()}
-        return {"metric": self.metric, "shifts": by_shift, **plain("ratio", self.ratio)}
+    def to_result(self) -> RelativeMetric:
+        """Return the comparison as it is written."""
+        shifts = {
+            name: RelativeLoss(**plain("difference", own), p=own.p_value) for name, own in self.differences.items()
+        }
+        return RelativeMetric(metric=self.metric, shifts=shifts, **plain("ratio", self.ratio))
 
 
 def relative_to(own: Sequence[MetricRobustness], baseline: Sequence[MetricRobustness]) -> list[Relative]:

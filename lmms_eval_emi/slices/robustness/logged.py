@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.data.responses.base import read_lines
+from lmms_eval_emi.data.responses.lmms_eval import parse_samples_name, samples_name
 from lmms_eval_emi.errors import ResultsError
-from lmms_eval_emi.harness.lmms_eval.compat import parse_samples_name, samples_name
 from lmms_eval_emi.harness.lmms_eval.write_twins import TWIN
 from lmms_eval_emi.shifts.twins import IMAGE_SUFFIX, recipe_of
 from lmms_eval_emi.slices.robustness.comparison import ScoredTask, ShiftedTask, check_pair
@@ -291,7 +291,7 @@ def find_pairs(
     chosen = {name: own for name, own in found.items() if not only or name in only}
     if not chosen:
         raise ResultsError(
-            f"no task has a shifted twin among what was logged: {', '.join(sorted(tasks)[:20])}. Write twins with lmms-eval-emi twins, or name two tasks with --pair CLEAN=SHIFTED."
+            f"no task has a shifted twin among what was logged: {', '.join(sorted(tasks)[:20])}. Write twins with lmms-eval-emi shifts twins, or name two tasks with --pair CLEAN=SHIFTED."
         )
     for own in chosen.values():
         _warn_of_settings(own)

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import run_module
 
-from lmms_eval_emi.harness.lmms_eval import compat, hooks, plugin
+from lmms_eval_emi.harness.lmms_eval import hooks, plugin
+from lmms_eval_emi.harness.lmms_eval.compat import frames, launch, run_files, task_index
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def manager(monkeypatch):
 def test_the_task_index_is_built_where_we_add_to_it(manager):
     parameters = inspect.signature(manager.initialize_tasks).parameters
     assert {"include_path", "include_defaults"} <= set(parameters), (
-        "TaskManager.initialize_tasks has other parameters: compat.with_our_tasks falls back, and users need --include_path"
+        "TaskManager.initialize_tasks has other parameters: task_index.with_our_tasks falls back, and users need --include_path"
     )
 
 
@@ -39,17 +40,17 @@ def test_an_index_builder_with_more_parameters_gets_what_it_was_called_with(mana
         seen.append((include_path, include_defaults, profile, rest))
         return {}
 
-    build = compat.with_our_tasks(initialize_tasks)
+    build = task_index.with_our_tasks(initialize_tasks)
     build(object(), "/mine", profile="fast", later=1)
     build(object(), include_defaults=False)
-    assert seen == [(["/mine", str(compat.tasks_folder())], True, "fast", {"later": 1}), (None, False, "plain", {})]
+    assert seen == [(["/mine", str(task_index.tasks_folder())], True, "fast", {"later": 1}), (None, False, "plain", {})]
 
 
 @pytest.mark.parametrize("parameters", ["paths=None", "include_path, /, include_defaults"])
 def test_an_index_builder_that_we_do_not_know_is_called_as_it_was(parameters):
     namespace = {}
     exec(f"def build(self, {parameters}):\n    return 'the index'", namespace)
-    build = compat.with_our_tasks(namespace["build"])
+    build = task_index.with_our_tasks(namespace["build"])
     arguments = () if "paths" in parameters else (3, True)  # 3: no path that can be added to
     with pytest.warns(UserWarning, match="--include_path"):
         assert build(object(), *arguments) == "the index"
@@ -60,7 +61,7 @@ def test_an_index_that_cannot_be_built_raises_what_the_harness_raises():
         raise KeyError("a broken task file of the user")
 
     with pytest.raises(KeyError, match="a broken task file"):
-        compat.with_our_tasks(build)(object())
+        task_index.with_our_tasks(build)(object())
 
 
 def test_registering_never_raises_and_gives_no_models(monkeypatch):
@@ -95,11 +96,11 @@ def test_a_broken_plugin_beside_ours_is_named(monkeypatch, capsys):
     assert main(["tasks", "--check"]) == 1
     printed = capsys.readouterr().out
     assert "The plugin other of lmms-eval cannot be loaded: ZeroDivisionError" in printed
-    assert f"--include_path {compat.tasks_folder()}" in printed
+    assert f"--include_path {task_index.tasks_folder()}" in printed
 
 
 def test_include_path_shows_the_tasks_without_the_plugin(manager):
-    index = manager(include_path=str(compat.tasks_folder())).task_index
+    index = manager(include_path=str(task_index.tasks_folder())).task_index
     assert "llavabench_shift_natural_coco_german" in index and "llavabench_shift" in index
 
 
@@ -117,9 +118,9 @@ def group_config(monkeypatch):
 
 
 def test_the_group_hook_is_used_where_there_is_one(group_config, monkeypatch):
-    assert compat.add_group_hook() and compat.add_group_hook()
+    assert task_index.add_group_hook() and task_index.add_group_hook()
     ours = group_config(
-        group="g", task=["t"], metadata={"version": 1.0, compat.OURS: {"studies": ["natural"], "modality": "text"}}
+        group="g", task=["t"], metadata={"version": 1.0, task_index.OURS: {"studies": ["natural"], "modality": "text"}}
     )
     theirs = group_config(group="g", task=["t"], metadata={"version": 1.0})
     assert theirs.postprocess_results is None
@@ -141,19 +142,19 @@ def test_the_group_hook_is_used_where_there_is_one(group_config, monkeypatch):
 def test_without_the_group_hook_nothing_is_patched():
     import lmms_eval.api.group as module
 
-    if compat.GROUP_HOOK in module.GroupConfig.__dataclass_fields__:
+    if task_index.GROUP_HOOK in module.GroupConfig.__dataclass_fields__:
         pytest.skip("this lmms-eval has the hook")
-    assert not compat.add_group_hook() and not hasattr(module.GroupConfig.__post_init__, "adds_lmms_eval_emi")
+    assert not task_index.add_group_hook() and not hasattr(module.GroupConfig.__post_init__, "adds_lmms_eval_emi")
 
 
 def test_hooks_are_called_from_methods_of_a_task():
-    """compat.calling_task tells a variant of a task from the task by the frame that calls its hook."""
+    """frames.calling_task tells a variant of a task from the task by the frame that calls its hook."""
     from lmms_eval.api.task import ConfigurableTask
 
     seen = []
     task = ConfigurableTask.__new__(ConfigurableTask)
     task._config = SimpleNamespace(
-        task="german_terse", process_results=lambda doc, results: seen.append(compat.calling_task()) or {}
+        task="german_terse", process_results=lambda doc, results: seen.append(frames.calling_task()) or {}
     )
 
     def simple_evaluate():
@@ -162,33 +163,35 @@ def test_hooks_are_called_from_methods_of_a_task():
     simple_evaluate()
     assert seen[0] is not None, "lmms-eval calls hooks in another way: variants of a task are no longer told apart"
     assert seen[0].name == "german_terse" and seen[0].task is task and seen[0].evaluation != 0
-    assert compat.calling_task() is None
+    assert frames.calling_task() is None
 
 
 def test_names_and_stamps_of_a_run():
     args = SimpleNamespace(model="llava_hf", model_args="pretrained=llava-hf/llava-1.5-7b-hf,device_map=cpu")
-    assert compat.model_name(args) == "llava-hf/llava-1.5-7b-hf"
-    assert compat.run_folder(args) == "llava-hf__llava-1.5-7b-hf", "the harness names the folder of a model otherwise"
+    assert run_files.model_name(args) == "llava-hf/llava-1.5-7b-hf"
+    assert run_files.run_folder(args) == "llava-hf__llava-1.5-7b-hf", (
+        "the harness names the folder of a model otherwise"
+    )
 
     def simple_evaluate(datetime_str):
-        return compat.run_stamp(None)
+        return frames.run_stamp(None)
 
     assert simple_evaluate("20261121_10:30:00") == "20261121_10-30-00"
-    assert compat.run_stamp(None)
+    assert frames.run_stamp(None)
     from lmms_eval import evaluator
 
     assert "datetime_str" in inspect.signature(evaluator.simple_evaluate).parameters
 
 
 def test_a_standard_error_is_made_of_scores_and_clusters():
-    """compat.SCORE_KEY: what stands in the harness's columns of standard errors comes from the items of our aggregation."""
+    """task_index.SCORE_KEY: what stands in the harness's columns of standard errors comes from the items of our aggregation."""
     import numpy as np
     from lmms_eval.evaluator_utils import TaskOutput
 
-    items = [{compat.SCORE_KEY: value, compat.CLUSTER_KEY: row} for row, value in enumerate((0.1, 0.4, 0.2))]
+    items = [{task_index.SCORE_KEY: value, task_index.CLUSTER_KEY: row} for row, value in enumerate((0.1, 0.4, 0.2))]
     output = TaskOutput(
         task=SimpleNamespace(aggregation=lambda: {"emi": None}),
-        task_config={"score_key": compat.SCORE_KEY, "cluster_key": compat.CLUSTER_KEY},
+        task_config={"score_key": task_index.SCORE_KEY, "cluster_key": task_index.CLUSTER_KEY},
     )
     output.sample_metrics["emi", "none"] = items
     output.calculate_clt_aggregate_metric()
@@ -198,7 +201,7 @@ def test_a_standard_error_is_made_of_scores_and_clusters():
 
 
 def test_a_model_is_made_where_it_can_be_wrapped():
-    """compat.models_through: a resumable run wraps the model where simple_evaluate makes it."""
+    """launch.models_through: a resumable run wraps the model where simple_evaluate makes it."""
     import lmms_eval.models
     from lmms_eval import evaluator
 
@@ -206,38 +209,38 @@ def test_a_model_is_made_where_it_can_be_wrapped():
         evaluator.simple_evaluate
     ), "simple_evaluate makes models in another way: lmms-eval-emi run writes no journal"
     earlier = lmms_eval.models.get_model
-    with compat.models_through(lambda kind, load: (kind, load)):
+    with launch.models_through(lambda kind, load: (kind, load)):
         made = lmms_eval.models.get_model("llava_hf", True)
         assert made.is_simple and made.create_from_arg_string("")[0].__name__ == "LlavaHf"
     assert lmms_eval.models.get_model is earlier
 
 
 def test_requests_are_handed_to_a_model_at_once_and_in_order():
-    """compat.MODEL_METHODS, is_padding, is_call_of_one_round: what evaluate() does with a model's methods."""
+    """launch.MODEL_METHODS, is_padding, is_call_of_one_round: what evaluate() does with a model's methods."""
     from lmms_eval import evaluator
 
     source = inspect.getsource(evaluator.evaluate)
     assert "getattr(lm, reqtype)(cloned_reqs)" in source and "cloned_reqs.extend([req] * req.repeats)" in source
     padding = evaluator._clone_padding_request(SimpleNamespace(metadata=None, resps=[1], token_counts=[]))
-    assert compat.is_padding(padding) and not compat.is_padding(SimpleNamespace(metadata={}))
+    assert launch.is_padding(padding) and not launch.is_padding(SimpleNamespace(metadata={}))
     assert "lm.generate_until([single_req])" in inspect.getsource(evaluator._run_generate_until_agentic)
 
 
 def test_requests_of_a_task_can_be_left_out():
-    """compat.requests_through: a recovered run has the documents alone that are answered."""
+    """launch.requests_through: a recovered run has the documents alone that are answered."""
     from lmms_eval import evaluator
     from lmms_eval.api.task import Task
 
     assert "self._instances" in inspect.getsource(Task.build_all_requests)
     assert "if not requests:" in inspect.getsource(evaluator.evaluate), "documents without requests are not skipped"
     earlier = Task.build_all_requests
-    with compat.requests_through(lambda found: found[:1]):
+    with launch.requests_through(lambda found: found[:1]):
         assert Task.build_all_requests is not earlier
     assert Task.build_all_requests is earlier
 
 
 def test_what_the_command_swallows_is_raised(monkeypatch):
-    """compat.run_command_line: the command prints exceptions and would end with 0."""
+    """launch.run_command_line: the command prints exceptions and would end with 0."""
     import lmms_eval.__main__ as command
 
     assert "results, samples = cli_evaluate_single(args)" in inspect.getsource(command.cli_evaluate)
@@ -249,21 +252,21 @@ def test_what_the_command_swallows_is_raised(monkeypatch):
 
     monkeypatch.setattr(command, "cli_evaluate_single", fail)
     with pytest.raises(KeyError, match="inside"):
-        compat.run_command_line(["--model", "m", "--tasks", "t", "--limit", "2"], seen.append)
-    assert compat.model_parts(seen[0]) == ("m", "", "1", False) and seen[0].limit == 2
+        launch.run_command_line(["--model", "m", "--tasks", "t", "--limit", "2"], seen.append)
+    assert launch.model_parts(seen[0]) == ("m", "", "1", False) and seen[0].limit == 2
     assert command.cli_evaluate_single is fail
 
 
 def test_a_task_that_only_generates_is_known():
-    """compat.only_generates: such a run lacks no score."""
+    """run_files.only_generates: such a run lacks no score."""
     from lmms_eval.api.task import ConfigurableTask
 
     task = ConfigurableTask.__new__(ConfigurableTask)
     task._config = SimpleNamespace(process_results=None)
-    assert not compat.only_generates(task)
+    assert not run_files.only_generates(task)
     task._metric_fn_list, task._aggregation_list, task._metric_fn_kwargs, task._higher_is_better = {}, {}, {}, {}
     task.override_metric("bypass")
-    assert compat.only_generates(task)
+    assert run_files.only_generates(task)
 
 
 def test_responses_of_the_harnesss_own_type_have_their_counts():
@@ -303,7 +306,7 @@ def test_the_real_command_finds_the_tasks_beside_a_broken_plugin_by_include_path
         f"""
         import lmms_eval.evaluator
         from lmms_eval.tasks import TaskManager
-        names = TaskManager(include_path={str(compat.tasks_folder())!r}).all_tasks
+        names = TaskManager(include_path={str(task_index.tasks_folder())!r}).all_tasks
         assert "llavabench_shift_natural_coco_german" in names
         """
     )
@@ -320,7 +323,7 @@ def test_our_tasks_load_their_dataset_once_and_others_as_ever(monkeypatch):
     calls = []
     rows = datasets.DatasetDict({name: datasets.Dataset.from_dict({"a": [name]}) for name in ("one", "two")})
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: (calls.append(kwargs), rows)[1])
-    compat.share_datasets()
+    task_index.share_datasets()
     monkeypatch.setattr(compat, "_loaded", {})
 
     def load(split, **metadata):
@@ -339,4 +342,4 @@ def test_our_tasks_load_their_dataset_once_and_others_as_ever(monkeypatch):
     assert load("one", emi_study="natural") == {"one"} and load("two", emi_study="natural") == {"two"}
     assert len(calls) == 1
     assert load("one") == {"one", "two"} and len(calls) == 2
-    assert compat.take_loading_time() > 0 == compat.take_loading_time()
+    assert task_index.take_loading_time() > 0 == task_index.take_loading_time()

@@ -16,7 +16,6 @@ from PIL import Image
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.heartbeat import Ranks
-from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity, to_plain
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, content_hash, is_greedy
 from lmms_eval_emi.harness.lmms_eval.resume.runs import block_size

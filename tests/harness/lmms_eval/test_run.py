@@ -11,8 +11,9 @@ from conftest import GERMAN, GROUP, ID, MODEL, ROWS, lmms_eval, numbers, only, s
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.data.study import load_study
-from lmms_eval_emi.harness.lmms_eval import compat, finish
+from lmms_eval_emi.harness.lmms_eval import finish
 from lmms_eval_emi.harness.lmms_eval import run as run_module_
+from lmms_eval_emi.harness.lmms_eval.compat import frames, run_files, task_index
 from lmms_eval_emi.harness.lmms_eval.hooks import group_mean, study_hooks
 from lmms_eval_emi.harness.lmms_eval.run import Item, RunStopped, find_run, forget_runs
 
@@ -179,7 +180,7 @@ def test_a_task_of_ones_own_on_a_split_of_ours_has_its_own_row(run, tinyhub, tmp
     """Another prompt on the rows of a split: the split, its variant and the ID split are each scored by their own responses."""
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    ours = compat.tasks_folder() / "llavabench_shift" / "natural" / "coco_german.yaml"
+    ours = task_index.tasks_folder() / "llavabench_shift" / "natural" / "coco_german.yaml"
     (tasks / "german_terse.yaml").write_text(
         f"include: {ours}\ntask: german_terse\n"
         "lmms_eval_specific_kwargs: {default: {pre_prompt: 'red red ', post_prompt: ' One word.'}}\n"
@@ -252,7 +253,7 @@ def load_task(monkeypatch, hooks, task, split, tinyhub):
 
     rows = load_dataset(str(tinyhub / "changdae/llavabench-shift-natural-v1"))[split]
     owner = SimpleNamespace(config=SimpleNamespace(task=task))
-    monkeypatch.setattr(run_module_.compat, "calling_task", lambda: compat.CallingTask(task, _Weak(owner), 0))
+    monkeypatch.setattr(run_module_.compat, "calling_task", lambda: frames.CallingTask(task, _Weak(owner), 0))
     docs = hooks.process_docs(rows)
     monkeypatch.undo()
     monkeypatch.setattr(run_module_, "check_environment", lambda: None)
@@ -381,9 +382,9 @@ def test_an_aggregation_never_raises(fresh_run, load_split, monkeypatch, tmp_pat
     hooks, (docs,) = load_split(ID)
     items = [value["emi"] for value in answer_all(hooks, docs)]
     monkeypatch.setattr(finish, "finish", lambda *_: 1 / 0)
-    assert hooks.emi(items, None) == compat.NO_SCORE
-    assert group_mean(["natural"], None, "emi")([compat.NO_SCORE], [5], False) == compat.NO_SCORE
-    json.dumps(compat.NO_SCORE, allow_nan=False)
+    assert hooks.emi(items, None) == task_index.NO_SCORE
+    assert group_mean(["natural"], None, "emi")([task_index.NO_SCORE], [5], False) == task_index.NO_SCORE
+    json.dumps(task_index.NO_SCORE, allow_nan=False)
 
 
 def test_a_groups_mean_does_not_depend_on_what_the_harness_hands_it(fresh_run, load_split, in_tinyhub, tmp_path):
@@ -394,7 +395,7 @@ def test_a_groups_mean_does_not_depend_on_what_the_harness_hands_it(fresh_run, l
     emis = [hooks.emi([value["emi"] for value in own], args) for own in values]
     rounded = [round(emi, 6) for emi in emis]
     assert group_mean(["natural"], "text", "emi")(rounded, [5, 5], False) == emis[1]
-    assert group_mean(["natural"], "visual", "emi")(rounded, [5, 5], False) == compat.NO_SCORE
+    assert group_mean(["natural"], "visual", "emi")(rounded, [5, 5], False) == task_index.NO_SCORE
 
 
 @pytest.mark.parametrize("broken", ["run_folder", "run_stamp", "model_name"])
@@ -432,7 +433,9 @@ def test_responses_that_cannot_be_joined_with_their_rows_are_saved_by_row(
 ):
     monkeypatch.setattr(finish, "add_rows", lambda *_, **__: 1 / 0)
     hooks, (docs,) = load_split(ID)
-    assert hooks.emi([value["emi"] for value in answer_all(hooks, docs)], run_arguments(tmp_path)) == compat.NO_SCORE
+    assert (
+        hooks.emi([value["emi"] for value in answer_all(hooks, docs)], run_arguments(tmp_path)) == task_index.NO_SCORE
+    )
     monkeypatch.undo()
     saved = only(tmp_path, f"*_samples_{ID_TASK}.jsonl")
     assert [json.loads(line)["filtered_resps"] for line in saved.read_text().splitlines()] == [
@@ -463,7 +466,7 @@ def test_the_parts_of_several_ranks_are_one_run(in_tinyhub, tmp_path):
     for task in (ID_TASK, GERMAN_TASK):
         for rank in range(2):
             lines = [{"doc_id": row, "filtered_resps": f"a {row}"} for row in range(rank, ROWS, 2)]
-            path = folder / compat.samples_name(f"rank-{rank:05d}", task)
+            path = folder / run_files.samples_name(f"rank-{rank:05d}", task)
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = tmp_path / "r.json"
     command = ["score", "--shift", "natural", "--split", GERMAN, "--responses", str(tmp_path), "--output", str(output)]
@@ -624,5 +627,5 @@ def test_an_estimator_of_text_alone_passes_the_check_and_is_refused_to_images(
     preflight()
     hooks, (docs,) = load_split(ID)
     items = [value["emi"] for value in answer_all(hooks, docs)]
-    assert hooks.emi(items, run_arguments(tmp_path)) == compat.NO_SCORE
+    assert hooks.emi(items, run_arguments(tmp_path)) == task_index.NO_SCORE
     assert only(tmp_path, f"{ID}.jsonl")

@@ -365,7 +365,7 @@ def test_the_words_do_not_say_which_response_is_whose() -> None:
 
 
 def verdict(row: int, order, repeat: int, scores) -> Verdict:
-    return Verdict(Key("m", "s", row, order, repeat), str(row), scores, "", "j", "r")
+    return Verdict.of(Key("m", "s", row, order, repeat), str(row), scores, judge="j", request="r")
 
 
 def test_a_missing_verdict_moves_no_weight_between_the_orders() -> None:
@@ -399,7 +399,13 @@ def test_reliability_is_that_within_splits() -> None:
     """Splits that differ by four points, and rows that differ by chance alone: no correlation within one can be expected."""
     random = np.random.default_rng(2)
     verdicts = [
-        Verdict(Key("m", split, row, "reference_first", repeat), str(row), (5.0, level + random.normal()), "", "j", "r")
+        Verdict.of(
+            Key("m", split, row, "reference_first", repeat),
+            str(row),
+            (5.0, level + random.normal()),
+            judge="j",
+            request="r",
+        )
         for split, level in (("a", 1.0), ("b", 5.0))
         for row in range(2000)
         for repeat in range(2)

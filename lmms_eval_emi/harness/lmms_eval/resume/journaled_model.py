@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lmms_eval_emi.errors import RunError
-from lmms_eval_emi.harness.lmms_eval import compat
+from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, sample_of_file
 from lmms_eval_emi.util.files import blocks_of
 from lmms_eval_emi.util.journal import Answers, Journal, Request
@@ -92,7 +92,7 @@ class Blocks:
 
     def wrap(self, lm: Any) -> Any:
         """Let a model's methods go through here; the model stays the object that it is."""
-        for method in compat.MODEL_METHODS:
+        for method in launch.MODEL_METHODS:
             original = getattr(lm, method, None)
             if callable(original):
                 setattr(lm, method, functools.partial(self.answer, lm, method, original))
@@ -109,13 +109,13 @@ class Blocks:
             self._inside = False
 
     def _answer(self, lm: Any, method: str, original: Callable, requests: Sequence[Any]) -> list[Any]:
-        alone = compat.is_call_of_one_round()  # such calls are not made by every rank
+        alone = frames.is_call_of_one_round()  # such calls are not made by every rank
         described = self._describe(lm, method, requests, self._rounds if alone else {})
-        together = not alone and compat.ranks_step_together(lm)
-        share = self.share and not together and not compat.answers_by_place(lm)
-        padding = [compat.is_padding(one) for one in requests]
+        together = not alone and launch.ranks_step_together(lm)
+        share = self.share and not together and not launch.answers_by_place(lm)
+        padding = [launch.is_padding(one) for one in requests]
         plan = {one.request: share and one.shared for one, pad in zip(described, padding, strict=True) if not pad}
-        across = share and not alone and compat.ranks() > 1
+        across = share and not alone and launch.ranks() > 1
         owners = self._owners(plan) if across else {}
         asked: dict[str, int] = {}
         owned = []  # positions that this rank asks the model for
@@ -123,7 +123,7 @@ class Blocks:
             if padding[position] and not together:
                 continue
             if share and one.shared:
-                if owners.get(one.request.content, compat.rank()) != compat.rank():
+                if owners.get(one.request.content, launch.rank()) != launch.rank():
                     continue
                 if asked.setdefault(one.request.content, position) != position:
                     continue
@@ -132,7 +132,7 @@ class Blocks:
         done = sum(self._known(described[position], share) for position in owned)
         self.progress.planned, self.progress.answered = len(owned), done
         with (
-            compat.quiet_bars(lm),
+            launch.quiet_bars(lm),
             tqdm(
                 total=len(owned),
                 initial=done,
@@ -140,12 +140,12 @@ class Blocks:
                 unit="",
                 dynamic_ncols=True,
                 smoothing=0.05,
-                disable=alone or not compat.is_main_process(),
+                disable=alone or not launch.is_main_process(),
             ) as bar,
         ):
             for block in blocks_of(owned, self.size):
                 missing = [position for position in block if not self._known(described[position], share)]
-                wanted = compat.any_rank(bool(missing)) if together else bool(missing)
+                wanted = launch.any_rank(bool(missing)) if together else bool(missing)
                 if not wanted:
                     continue
                 positions = block if together else missing
@@ -162,7 +162,7 @@ class Blocks:
         self, lm: Any, method: str, requests: Sequence[Any], seen: dict[tuple[str, int], int]
     ) -> list[Described]:
         contents = Contents(lambda task, split, document: lm.task_dict[task][split][document], method, self.seed, seen)
-        quiet = not compat.is_main_process() or len(requests) < 2
+        quiet = not launch.is_main_process() or len(requests) < 2
         with tqdm(
             requests, desc="Reading requests", unit="", leave=False, dynamic_ncols=True, delay=1, disable=quiet
         ) as bar:
@@ -185,9 +185,9 @@ class Blocks:
             raise RunError(
                 f"the model returned {len(responses)} responses to {len(requests)} requests of {method}, so they cannot be told apart."
             )
-        if compat.is_budget_exceeded():
+        if launch.is_budget_exceeded():
             raise RunError(
-                "the token budget of --max_tokens is used up, and the model returns placeholders, which are not kept. Start again with a larger one, or make results of what is there: lmms-eval-emi recover DIR"
+                "the token budget of --max_tokens is used up, and the model returns placeholders, which are not kept. Start again with a larger one, or make results of what is there: lmms-eval-emi run --recover DIR"
             )
         return [to_plain(one) for one in responses]
 
@@ -239,18 +239,18 @@ class Blocks:
         """The rank that asks for each content that several may share: the first that has it."""
         owners: dict[str, int] = {}
         mine = sorted({request.content for request, shared in plan.items() if shared})
-        for rank, contents in enumerate(compat.gather(mine)):
+        for rank, contents in enumerate(launch.gather(mine)):
             for content in contents:
                 owners.setdefault(content, rank)
         return owners
 
     def _exchange(self, plan: Mapping[Request, bool], owners: Mapping[str, int]) -> None:
         """Get the responses of contents that other ranks have asked for, and give them ours."""
-        me = compat.rank()
+        me = launch.rank()
         wanted = {request.content for request, shared in plan.items() if shared and owners[request.content] != me}
-        asked = set().union(*compat.gather(sorted(wanted)))
+        asked = set().union(*launch.gather(sorted(wanted)))
         mine = {content: self.answers.by_content[content] for content in sorted(asked) if owners[content] == me}
-        for given in compat.gather(mine):
+        for given in launch.gather(mine):
             for content, response in given.items():
                 self.answers.by_content.setdefault(content, response)
 
@@ -261,7 +261,7 @@ def to_plain(response: Any) -> Any:
     Raises:
         RunError: it is of a kind that cannot be kept.
     """
-    found = compat.response_to_plain(response)
+    found = launch.response_to_plain(response)
     if found is not None:
         return found
     if isinstance(response, str):
@@ -294,4 +294,4 @@ def from_plain(found: Any) -> Any:
         return [from_plain(one) for one in content]
     if kind == "mapping":
         return {key: from_plain(value) for key, value in content.items()}
-    return compat.response_from_plain(kind, content)
+    return launch.response_from_plain(kind, content)

@@ -20,8 +20,8 @@ from typing import Any
 
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.heartbeat import Ranks
-from lmms_eval_emi.harness.lmms_eval import compat
 from lmms_eval_emi.harness.lmms_eval import partial_responses as parts
+from lmms_eval_emi.harness.lmms_eval.compat import launch, run_files
 from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents
 from lmms_eval_emi.harness.signals import Stopped, stop_signals
@@ -72,7 +72,7 @@ class RunOptions:
     @property
     def command(self) -> str:
         """The command that goes on with the run."""
-        count, here = compat.ranks(), int(os.environ.get("LOCAL_WORLD_SIZE", compat.ranks()))
+        count, here = launch.ranks(), int(os.environ.get("LOCAL_WORLD_SIZE", launch.ranks()))
         launcher = PROGRAM if count == 1 else f"accelerate launch --num_processes {count} -m lmms_eval_emi"
         if here != count or (count > 1 and "SLURM_STEP_ID" in os.environ):  # several machines, or another launcher
             launcher = "<your launcher> python -m lmms_eval_emi"
@@ -109,8 +109,8 @@ def run(options: RunOptions) -> None:
         Stopped: a signal ended it; every response that was acknowledged is in the journal.
         Exception: whatever the harness or the model raises.
     """
-    journal = Journal(options.folder, compat.rank())
-    if compat.is_main_process():
+    journal = Journal(options.folder, launch.rank())
+    if launch.is_main_process():
         set_torn_files_aside(options.folder)
     runs: dict[str, Blocks] = {}
     described: dict[str, Any] = {}
@@ -123,13 +123,13 @@ def run(options: RunOptions) -> None:
         os._exit(1)
 
     def prepare(args: Any) -> None:
-        model, model_args, batch, _ = compat.model_parts(args)
-        if compat.without_cache_of_responses(args):
+        model, model_args, batch, _ = launch.model_parts(args)
+        if launch.without_cache_of_responses(args):
             log.warning("--use_cache is not used: the journal does its work, also where a run is killed.")
         name, command = identity(model, model_args), command_identity(args)
         if command not in runs:
             size = block_size(options.save_every, batch)
-            seed = compat.decisive_arguments(args)["seed"]
+            seed = launch.decisive_arguments(args)["seed"]
             runs[command] = Blocks(journal, name, size, options.share, seed, command)
         described.clear()
         described.update(_describe(options, model, model_args), run=name, identity=command)
@@ -137,24 +137,24 @@ def run(options: RunOptions) -> None:
     def make(kind: type, load: Callable[[], Any]) -> Any:
         lm = load()
         described["simple"] = bool(getattr(lm, "is_simple", True))
-        if compat.is_main_process():
+        if launch.is_main_process():
             write_manifest(options.folder, described["identity"], described)
         return runs[described["identity"]].wrap(lm)
 
     before = _harness_results(options.folder)
-    ranks = Ranks(journal.folder, compat.rank(), compat.ranks(), lost)
+    ranks = Ranks(journal.folder, launch.rank(), launch.ranks(), lost)
     failure = "it was stopped"
     try:
-        with stop_signals(last_words), compat.models_through(make), parts.not_needed():
-            compat.run_command_line(options.arguments, prepare)
-        lacking = compat.lacking_scores()
-        if compat.is_main_process() and not lacking and _harness_results(options.folder) <= before:
+        with stop_signals(last_words), launch.models_through(make), parts.not_needed():
+            launch.run_command_line(options.arguments, prepare)
+        lacking = launch.tasks_without_scores()
+        if launch.is_main_process() and not lacking and _harness_results(options.folder) <= before:
             raise RunError(
                 f"lmms-eval could not write its results below {options.folder}; the reason is above. Once this is fixed, nothing is generated again:\n  {options.command}"
             )
         if lacking:
             raise RunError(
-                f"{compat.say_lacking(lacking)} Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
+                f"{launch.missing_scores_message(lacking)} Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
             )
         failure = ""
     except Stopped as stopped:
@@ -170,8 +170,8 @@ def run(options: RunOptions) -> None:
 
 def command_identity(args: Any) -> str:
     """What tells the plans of two commands in one folder apart: the model, and whatever decides their requests."""
-    model, model_args, _, _ = compat.model_parts(args)
-    content = [identity(model, model_args), compat.decisive_arguments(args)]
+    model, model_args, _, _ = launch.model_parts(args)
+    content = [identity(model, model_args), launch.decisive_arguments(args)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -186,7 +186,7 @@ def stopped_message(options: RunOptions, runs: Mapping[str, Blocks], signal: str
     planned, answered = (
         sum(getattr(blocks.progress, name) for blocks in runs.values()) for name in ("planned", "answered")
     )
-    whose = "" if compat.ranks() == 1 else f" of rank {compat.rank()}"
+    whose = "" if launch.ranks() == 1 else f" of rank {launch.rank()}"
     known = f"{answered} of {planned} responses{whose} are in" if planned else "What was generated is in"
     return f"\nstopped by {signal}. {known} {options.folder / FOLDER}. {_go_on(options)}"
 
@@ -207,9 +207,9 @@ def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any
         "settings": {name: redact(value) for name, value in sorted(os.environ.items()) if name.startswith(PREFIX)},
         "save_every": options.save_every,
         "share": options.share,
-        "ranks": compat.ranks(),
+        "ranks": launch.ranks(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"lmms_eval": compat.harness_version(), "lmms_eval_emi": __version__},
+        "versions": {"lmms_eval": run_files.harness_version(), "lmms_eval_emi": __version__},
     }
 
 
@@ -226,7 +226,7 @@ def set_torn_files_aside(folder: Path) -> list[Path]:
     renamed = []
     for path in sorted(folder.glob("*.json*")) + sorted(folder.glob("*/*.json*")):
         if (
-            compat.is_file_of_a_run(path.name)
+            run_files.is_file_of_a_run(path.name)
             and path.parent.name != FOLDER
             and path.is_file()
             and _is_whole(path) is False
@@ -304,26 +304,26 @@ def dry_run(options: RunOptions) -> list[TaskState]:
 
     def make(kind: type, _: Callable[[], Any]) -> Any:
         def respond(method: str, requests: Sequence[Any]) -> list[Any]:
-            for each in compat.MODEL_METHODS:
+            for each in launch.MODEL_METHODS:
                 described = Contents(lambda task, split, row: lm.task_dict[task][split][row], each, names[-1][1])
                 for instance in instances:
                     if instance.request_type in (each, f"{each}_agentic"):
-                        for _ in range(compat.repeats(instance)):
+                        for _ in range(launch.repeats(instance)):
                             one = described.describe(instance)
                             plan[one.request] = one.shared
             raise _Enough
 
-        lm = compat.stand_in(bool(getattr(kind, "is_simple", True)), respond)
+        lm = launch.stand_in(bool(getattr(kind, "is_simple", True)), respond)
         return lm
 
     def prepare(args: Any) -> None:
-        model, model_args, _, _ = compat.model_parts(args)
-        names.append((identity(model, model_args), compat.decisive_arguments(args)["seed"]))
+        model, model_args, _, _ = launch.model_parts(args)
+        names.append((identity(model, model_args), launch.decisive_arguments(args)["seed"]))
 
-    with contextlib.suppress(_Enough), compat.models_through(make), compat.requests_through(collect):
-        compat.run_command_line(options.arguments, prepare)
+    with contextlib.suppress(_Enough), launch.models_through(make), launch.requests_through(collect):
+        launch.run_command_line(options.arguments, prepare)
     everywhere: dict[Request, bool] = {}
-    for own in compat.gather(plan):
+    for own in launch.gather(plan):
         everywhere |= own
     return states(everywhere, contents.answers(names[-1][0]) if names else Answers(), options.share)
 
@@ -420,8 +420,8 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
         lacking = set()
         for instance in instances:
             number = seen.get(instance.doc_id, 0)
-            seen[instance.doc_id] = number + compat.repeats(instance)
-            if instance.request_type not in compat.MODEL_METHODS:
+            seen[instance.doc_id] = number + launch.repeats(instance)
+            if instance.request_type not in launch.MODEL_METHODS:
                 lacking.add(instance.doc_id)
             for each in range(number, seen[instance.doc_id]):
                 if (str(instance.task_name), int(instance.doc_id), each) not in known:
@@ -438,7 +438,7 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
                 seen[key] = seen.get(key, 0) + 1
             return responses
 
-        return compat.stand_in(bool(described.get("simple", True)), respond)
+        return launch.stand_in(bool(described.get("simple", True)), respond)
 
     for variable, value in (described.get("settings") or {}).items():
         if str(variable).startswith(PREFIX):
@@ -446,12 +446,12 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
     where = Path(str(described.get("folder", ".")))
     with (
         contextlib.chdir(where if where.is_dir() else Path.cwd()),
-        compat.models_through(make),
-        compat.requests_through(keep),
+        launch.models_through(make),
+        launch.requests_through(keep),
     ):
         before = _harness_results(output)
-        own = compat.without_options(arguments, {"--output_path": True, **compat.SENDING})
-        compat.run_command_line([*own, "--output_path", str(output)], compat.without_cache_of_responses)
+        own = launch.without_options(arguments, {"--output_path": True, **launch.SENDING})
+        launch.run_command_line([*own, "--output_path", str(output)], launch.without_cache_of_responses)
         if _harness_results(output) <= before:
             raise RunError(f"lmms-eval could not write its results below {output}; the reason is above.")
     return states(plan, answers, share)

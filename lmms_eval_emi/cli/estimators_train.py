@@ -1,0 +1,176 @@
+"""``lmms-eval-emi estimators train``: train an estimator on your own data."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from lmms_eval_emi.cli.options import (
+    add_overwrite,
+    add_settings,
+    add_study_arguments,
+    new_parser,
+    renamed_models,
+    resolve_sources,
+    settings_of,
+)
+from lmms_eval_emi.errors import StudyError
+
+log = logging.getLogger("lmms_eval_emi")
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        prog,
+        examples=("lmms-eval-emi estimators train --study my_study.yaml --output mine.safetensors",),
+        description="Train on the pairs (input, response) and (input, reference) of all splits, and write a safetensors file with its card. For each of --folds sets of images a network is trained that does not see them, and rows of these data are scored by that one. Optimiser and widths are those of Oh et al. (ICML 2025), who trained one network (--folds 1 --held-out 0 --keep last).",
+    )
+    add_study_arguments(parser, several="several are pooled")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="where to write the estimator, .safetensors"
+    )
+    add_overwrite(parser)
+    parser.add_argument("--name", help="of the estimator; the file's name if none is given")
+    parser.add_argument(
+        "--kind",
+        default="club",
+        help="club (as published), club-free (CLUB in whitened spaces with a free variance), infonce (lower bound), or one of another package",
+    )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=5,
+        metavar="K",
+        help="sets of images, each of which one network does not see; 1 for one network that sees all",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="S",
+        help="train as many times, from --seed on; their spread is the estimator's own error",
+    )
+    parser.add_argument("--iterations", type=int, default=5000, help="optimiser steps")
+    parser.add_argument("--batch-size", type=int, default=1024, help="pairs per step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of AdamW")
+    parser.add_argument("--hidden", type=int, default=250, help="width of the networks")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the held-out part and the batches")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of a network's images that tell when to stop",
+    )
+    parser.add_argument(
+        "--keep", choices=("best", "last"), default="best", help="the state with the best held-out score, or the last"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint of an interrupted training")
+    add_settings(parser, "vision_encoder", "text_encoder", "device", "images", batch_size="encoder_batch_size")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed, train, write."""
+    if args.output.suffix != ".safetensors":
+        raise StudyError(f"output: expected a .safetensors file, got {args.output}.")
+    settings = settings_of(args)
+    from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.util.files import check_output
+
+    resolve_sources(args, several=True)
+    studies = [load_study(name) for name in args.study]
+    check_output(args.output, [study.source for study in studies], overwrite=args.overwrite, example="mine.safetensors")
+    from lmms_eval_emi.data.sample import without_images
+    from lmms_eval_emi.encoders import resolve_device
+    from lmms_eval_emi.estimators import TEXT_ONLY
+    from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
+    from lmms_eval_emi.scoring.embed import embedding_cache
+    from lmms_eval_emi.scoring.join import collect_samples
+    from lmms_eval_emi.scoring.pipeline import embed_samples
+    from lmms_eval_emi.scoring.preflight import load_encoders_only
+
+    options = TrainingOptions(
+        kind=args.kind,
+        iterations=args.iterations,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        hidden=args.hidden,
+        seed=args.seed,
+        held_out=args.held_out,
+        keep=args.keep,
+        folds=args.folds,
+        seeds=args.seeds,
+    )
+    entries = [
+        entry
+        for study in studies
+        for entry in collect_samples(
+            study,
+            args.responses,
+            settings,
+            models=args.only_model,
+            renamed=renamed_models(args.model_name),
+            allow_missing=args.allow_missing,
+        )
+    ]
+    text_only = all(without_images(entry.samples) for entry in entries)
+    instruments = load_encoders_only(settings, text_only=text_only)
+    embedded = embed_samples(
+        entries,
+        instruments,
+        batch_size=settings.batch_size,
+        allow_missing=args.allow_missing,
+        cache=embedding_cache(settings),
+    )
+    checkpoint = args.output.with_suffix(".checkpoint")
+    prefix = len(studies) > 1
+    splits = {
+        f"{f'{entry.study.name}, ' if prefix else ''}{entry.model}: {name}": split
+        for entry, own in embedded
+        for name, split in own.items()
+    }
+    try:
+        estimator = train_estimator(
+            splits,
+            options,
+            name=args.name or args.output.stem,
+            about={
+                "encoders": {
+                    "vision": TEXT_ONLY if text_only else instruments.encoders.vision.signature,
+                    "text": instruments.encoders.text.signature,
+                },
+                "study": " + ".join(study.name for study in studies),
+                "models": list(dict.fromkeys(entry.model for entry in entries)),
+            },
+            checkpoint=checkpoint,
+            resume=args.resume,
+            device=resolve_device(settings.device),
+        )
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            log.warning(
+                "Interrupted. What was trained so far is in %s; the same command with --resume goes on.", checkpoint
+            )
+        raise
+    estimator.save(args.output)
+    checkpoint.unlink(missing_ok=True)
+    card = estimator.card
+    of_folds = f", {args.folds} folds" * (args.folds > 1) + f", {args.seeds} seeds" * (args.seeds > 1)
+    print(
+        f"{args.output}: {args.kind}{of_folds}, {card['data']['pairs']} pairs of {card['data']['images']} images or rows"
+    )
+    for number, network in enumerate(card["networks"]):
+        kept = next(entry for entry in network["history"] if entry["iteration"] == network["kept_iteration"])
+        held = (
+            f", held-out score {kept['held_out']:.4g} nats of {network['held_out_pairs']} pairs"
+            if "held_out" in kept
+            else ""
+        )
+        print(
+            f"network {number + 1}: iteration {network['kept_iteration']} of {args.iterations}, loss {kept['loss']:.4g}{held}"
+        )
+    print(f"use it with: --estimator {args.output}   or   export LMMS_EVAL_EMI_ESTIMATOR={args.output}")
+    return 0

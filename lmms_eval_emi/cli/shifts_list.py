@@ -1,0 +1,37 @@
+"""``lmms-eval-emi shifts list``: the shift operators."""
+
+from __future__ import annotations
+
+import argparse
+
+from lmms_eval_emi.cli.options import new_parser
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    return new_parser(
+        prog,
+        description="List the operators on images and on texts, with their levels.",
+        examples=("lmms-eval-emi shifts list",),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table for images and one for texts."""
+    from tabulate import tabulate
+
+    from lmms_eval_emi.shifts.operators import operators
+
+    for family, option in (("visual", "--visual"), ("text", "--textual")):
+        table = [
+            [
+                operator.name,
+                operator.group,
+                f"1-{len(operator.levels)}" if operator.levels else operator.level_name or "",
+                operator.summary,
+            ]
+            for operator in operators(family).values()
+        ]
+        print(tabulate(table, headers=[option, "group", "levels", "what it does"], maxcolwidths=[None, None, None, 90]))
+        print()
+    return 0

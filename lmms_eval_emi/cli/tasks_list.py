@@ -1,0 +1,45 @@
+"""``lmms-eval-emi tasks list``: the tasks and groups, and their folder."""
+
+from __future__ import annotations
+
+import argparse
+
+from lmms_eval_emi.cli.options import new_parser
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        prog,
+        description="List the tasks and groups that lmms-eval finds after installation, and the folder for --include_path, which lmms-eval tasks list needs.",
+        examples=(
+            "lmms-eval-emi tasks list",
+            'lmms-eval tasks list --include-path "$(lmms-eval-emi tasks list --path)"',
+        ),
+    )
+    parser.add_argument("--path", action="store_true", help="print only the folder")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the groups, the tasks and the folder."""
+    from tabulate import tabulate
+
+    from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
+    from lmms_eval_emi.harness.lmms_eval.compat.task_index import tasks_folder
+    from lmms_eval_emi.harness.lmms_eval.write_tasks import groups
+
+    if args.path:
+        print(tasks_folder())
+        return 0
+    built_in, bundled = ([load_study(name) for name in names] for names in (BUILT_IN, BUNDLED))
+    members = groups(built_in) | groups(bundled, suite=None)
+    print(tabulate([[name, len(tasks)] for name, tasks in members.items()], headers=["group", "tasks"]))
+    rows = [
+        [study.task_name(name), split.modality, " + ".join(map(str, split.shifts)) or "in distribution", name]
+        for study in (*built_in, *bundled)
+        for name, split in study.splits.items()
+    ]
+    print(f"\n{tabulate(rows, headers=['task', 'modality', 'shift', 'split'])}")
+    print(f"\nfolder (lmms-eval --include_path): {tasks_folder()}")
+    return 0

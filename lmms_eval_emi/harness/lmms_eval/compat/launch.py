@@ -1,0 +1,389 @@
+"""How lmms-eval runs: its command, its models and requests, and the ranks of a launcher."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lmms_eval_emi.errors import InputError
+
+log = logging.getLogger("lmms_eval_emi")
+
+# Attributes of models that put one model on several ranks.
+PARALLEL_SIZES = (
+    "tensor_parallel_size",
+    "_tp_world_size",
+    "tp_size",
+    "model_parallel_world_size",
+    "pipeline_parallel_size",
+)
+# Relies on: evaluate() calls these once on every rank, with all requests of the rank, and takes their responses in order.
+MODEL_METHODS = ("generate_until", "loglikelihood", "generate_until_multi_round", "generate_visual_cot")
+# What decides the requests of a command, by the harness's names.
+DECISIVE = (
+    *("tasks", "include_path", "limit", "offset", "num_fewshot", "gen_kwargs", "seed", "repeats", "force_simple"),
+    *("system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
+)
+# Options of a run that send its results somewhere, and whether they take a value.
+SENDING = {"--wandb_args": True, "--swanlab_args": True, "--hf_hub_log_args": True, "--wandb_log_samples": False, "--swanlab_log_samples": False}  # fmt: skip
+
+
+def is_harness_command() -> bool:
+    """Whether this process is a command of lmms-eval, and not a program that calls it.
+
+    Relies on: it is started as ``lmms-eval`` or ``python -m lmms_eval``.
+    """
+    main = sys.modules.get("__main__")
+    module = getattr(getattr(main, "__spec__", None), "name", None) or ""
+    return module.split(".")[0] == "lmms_eval" or Path(sys.argv[0] if sys.argv else "").name in (
+        "lmms-eval",
+        "lmms_eval",
+    )
+
+
+_score_checks: list[Callable[[], list[str]]] = []
+
+
+def add_score_check(check: Callable[[], list[str]]) -> None:
+    """Let a function say, at the end of the process, which of our tasks have no score."""
+    _score_checks.append(check)
+
+
+def tasks_without_scores() -> list[str]:
+    """Return our tasks in this process that have no score; none if none was loaded."""
+    return [task for check in _score_checks for task in check()]
+
+
+def missing_scores_message(tasks: Sequence[str]) -> str:
+    """A sentence about tasks of which a score is missing."""
+    shown = ", ".join(tasks[:3]) + (f" and {len(tasks) - 3} more" if len(tasks) > 3 else "")
+    return f"scores of {len(tasks)} task(s) are missing ({shown}); the reason is above."
+
+
+def exit_status_of_missing_scores() -> None:
+    """At the end of a command of lmms-eval, make its exit status 1 where a score of ours is missing.
+
+    Relies on: the command catches whatever its run raises, and would end with 0. Functions that are registered
+    with atexit before this one do not run then; what matters of them is done here.
+    """
+    lacking = tasks_without_scores() if is_harness_command() else []
+    if not lacking:
+        return
+    print(f"lmms_eval_emi: {missing_scores_message(lacking)} Exit status 1.", file=sys.stderr)
+    with suppress(Exception):
+        logging.shutdown()
+        importlib.import_module("multiprocessing.util")._exit_function()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(1)
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0 of the run, or its only process. Relies on: launchers set ``RANK``."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_command_line(arguments: Sequence[str], prepare: Callable[[Any], object]) -> None:
+    """Run lmms-eval's own evaluation command in this process.
+
+    Relies on: ``lmms_eval.__main__.cli_evaluate`` parses ``sys.argv`` and calls the module's ``cli_evaluate_single``
+    for every configuration; it catches exceptions, prints them and goes on, and would end with 0.
+
+    Args:
+        arguments: of the command, as a shell would give them.
+        prepare: called with the namespace of every configuration before it is run.
+
+    Raises:
+        Exception: whatever the run raises.
+        SystemExit: wrong usage, or a run that was stopped before it began.
+    """
+    command: Any = importlib.import_module("lmms_eval.__main__")
+    single, earlier = command.cli_evaluate_single, sys.argv
+
+    def run(args: Any = None) -> Any:
+        try:
+            prepare(args)
+            return single(args)
+        except Exception as error:
+            raise _Failed(error) from error
+
+    command.cli_evaluate_single, sys.argv = run, ["lmms-eval", *arguments]
+    try:
+        command.cli_evaluate()
+    except _Failed as failed:
+        raise failed.error from None
+    finally:
+        command.cli_evaluate_single, sys.argv = single, earlier
+
+
+class _Failed(BaseException):
+    """Carries an exception past the harness, which would swallow it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def without_options(arguments: Sequence[str], options: dict[str, bool]) -> list[str]:
+    """The arguments of a command without some options, of which it is known whether they take a value."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in options:
+            skip = options[argument]
+        elif argument.partition("=")[0] not in options:
+            kept.append(argument)
+    return kept
+
+
+def model_parts(args: Any) -> tuple[str, str, str, bool]:
+    """Model, its arguments, batch size and ``--force_simple`` of a command line. Relies on: the names of its options."""
+    values = (getattr(args, name, None) for name in ("model", "model_args", "batch_size"))
+    return *(str(value or "") for value in values), bool(getattr(args, "force_simple", False))  # type: ignore[return-value]
+
+
+def decisive_arguments(args: Any) -> dict[str, str]:
+    """What decides the requests of a command. Relies on: the names of its options."""
+    return {name: str(getattr(args, name, "")) for name in DECISIVE}
+
+
+def without_cache_of_responses(args: Any) -> bool:
+    """Turn ``--use_cache`` off, which a journal replaces; returns whether it was on.
+
+    Relies on: the harness's cache calls a model on some ranks and not on others.
+    """
+    given = getattr(args, "use_cache", None) is not None
+    args.use_cache = None
+    return given
+
+
+@contextmanager
+def models_through(make: Callable[[type, Callable[[], Any]], Any]) -> Iterator[None]:
+    """Let every model that the harness loads meanwhile be made by ``make``, which gets its class and what loads it.
+
+    Relies on: ``simple_evaluate`` loads a model by ``lmms_eval.models.get_model(name, force_simple)`` and the class's
+    ``create_from_arg_string``.
+    """
+    models: Any = importlib.import_module("lmms_eval.models")
+    get_model = models.get_model
+
+    def get(*args: Any, **kwargs: Any) -> Any:
+        kind = get_model(*args, **kwargs)
+
+        class Through:
+            """Stands for the class while the model is made."""
+
+            is_simple = getattr(kind, "is_simple", True)
+
+            @staticmethod
+            def create_from_arg_string(*own: Any, **options: Any) -> Any:
+                return make(kind, lambda: kind.create_from_arg_string(*own, **options))
+
+        return Through
+
+    models.get_model = get
+    try:
+        yield
+    finally:
+        models.get_model = get_model
+
+
+def stand_in(simple: bool, respond: Callable[[str, Sequence[Any]], list[Any]]) -> Any:
+    """A model of the harness that answers by a function of method and requests, and loads nothing.
+
+    Args:
+        simple: whether it takes requests of simple models, or messages as chat models do.
+        respond: gives the responses.
+    """
+    from lmms_eval.api.model import lmms
+
+    class StandIn(lmms):
+        is_simple = simple
+        device = "cpu"
+
+        def generate_until(self, requests: Any) -> list[Any]:
+            return respond("generate_until", requests)
+
+        def loglikelihood(self, requests: Any) -> list[Any]:
+            return respond("loglikelihood", requests)
+
+        def generate_until_multi_round(self, requests: Any) -> list[Any]:
+            return respond("generate_until_multi_round", requests)
+
+        def generate_visual_cot(self, requests: Any) -> list[Any]:
+            return respond("generate_visual_cot", requests)
+
+    model = StandIn()
+    if ranks() > 1:
+        from accelerate import Accelerator
+
+        model.device = Accelerator().device  # whose tensors the ranks can gather
+    return model
+
+
+@contextmanager
+def requests_through(change: Callable[[list[Any]], list[Any]]) -> Iterator[None]:
+    """Let the requests of every task that is built meanwhile go through ``change``.
+
+    Relies on: ``Task.build_all_requests`` sets ``_instances``; documents without requests are skipped when scored.
+    """
+    from lmms_eval.api.task import Task
+
+    build = Task.build_all_requests
+
+    @functools.wraps(build)
+    def build_some(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        self._instances = change(list(self._instances))
+
+    Task.build_all_requests = build_some
+    try:
+        yield
+    finally:
+        Task.build_all_requests = build
+
+
+def is_budget_exceeded() -> bool:
+    """Whether ``--max_tokens`` is used up, after which models return placeholders. Relies on: the harness's count of tokens."""
+    try:
+        from lmms_eval.models.model_utils.usage_metrics import is_budget_exceeded as exceeded
+    except ImportError:
+        return False
+    return bool(exceeded())
+
+
+def answers_by_place(lm: Any) -> bool:
+    """Whether a model's response depends on which document it is, as that of one that reads a log does."""
+    return type(lm).__module__.rpartition(".")[2] == "from_log"
+
+
+def repeats(instance: Any) -> int:
+    """How often a request is asked. Relies on: evaluate() hands it on so many times in a row."""
+    return max(1, int(instance.repeats or 1))
+
+
+def is_padding(instance: Any) -> bool:
+    """Whether a request only gives ranks the same number of them. Relies on: the mark in its metadata."""
+    return bool((getattr(instance, "metadata", None) or {}).get("__padding_only__"))
+
+
+def ranks_step_together(lm: Any) -> bool:
+    """Whether ranks share the parts of one model, so that each must make every forward pass.
+
+    Relies on: accelerate's ``distributed_type`` of the model, and what models with ranks of their own call their number.
+    """
+    if ranks() == 1:
+        return False
+    kind = str(getattr(getattr(lm, "accelerator", None), "distributed_type", ""))
+    counts = (getattr(lm, name, 1) for name in PARALLEL_SIZES)
+    return any(name in kind for name in ("FSDP", "DEEPSPEED", "MEGATRON")) or any(
+        isinstance(count, int) and count > 1 for count in counts
+    )
+
+
+def rank() -> int:
+    """Number of this process. Relies on: launchers set ``RANK``."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def ranks() -> int:
+    """How many processes there are. Relies on: launchers set ``WORLD_SIZE``."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def gather(value: Any) -> list[Any]:
+    """A value of every rank, by rank. Every rank must call it."""
+    import torch.distributed as dist
+
+    if ranks() == 1 or not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def any_rank(value: bool) -> bool:
+    """Whether it holds on any rank. Every rank must call it."""
+    return any(gather(value))
+
+
+@contextmanager
+def quiet_bars(lm: Any) -> Iterator[None]:
+    """Keep a model's own progress bars away, of which there would be one for every block.
+
+    Relies on: modules of models import ``tqdm`` by that name.
+    """
+    from tqdm import tqdm
+
+    class Quiet(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    modules = [sys.modules.get(base.__module__) for base in type(lm).__mro__ if base is not object]
+    own = [module for module in modules if isinstance(getattr(module, "tqdm", None), type)]
+    earlier = [module.tqdm for module in own]  # type: ignore[union-attr]
+    for module in own:
+        module.tqdm = Quiet  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for module, bar in zip(own, earlier, strict=True):
+            module.tqdm = bar  # type: ignore[union-attr]
+
+
+def response_to_plain(response: Any) -> dict[str, Any] | None:
+    """A response of one of the harness's own types as JSON, or ``None`` for other types.
+
+    Relies on: ``GenerationResult`` has ``text`` and ``token_counts``, which has counts of input, output and reasoning.
+    """
+    from lmms_eval.api.instance import GenerationResult
+
+    if not isinstance(response, GenerationResult):
+        return None
+    counts = response.token_counts
+    return {"generation": [response.text, None if counts is None else counts.to_dict()]}
+
+
+def response_from_plain(kind: str, content: Any) -> Any:
+    """The response that :func:`response_to_plain` made plain."""
+    from lmms_eval.api.instance import GenerationResult, TokenCounts
+
+    if kind != "generation":
+        raise InputError(f"expected a response that this version knows, got one of the kind {kind!r}.")
+    text, counts = content
+    return GenerationResult(text, None if counts is None else TokenCounts(**counts))
+
+
+def command_line(tasks: str, include_path: Path | str | None = None) -> str:
+    """The command that runs some tasks, for messages and cards."""
+    include = f" --include_path {include_path}" if include_path else ""
+    return f"lmms-eval{include} --tasks {tasks} --model ..."
+
+
+def command_of(
+    model: str, model_args: str, tasks: str, output: Path, processes: int
+) -> tuple[dict[str, str], list[str]]:
+    """Variables and command of a run on the CPU. Relies on: the harness's options, and torchrun for several ranks."""
+    arguments = [
+        *("--model", model, "--model_args", model_args),
+        *("--device", "cpu", "--tasks", tasks, "--output_path", str(output), "--log_samples"),
+    ]
+    if processes == 1:
+        return {}, ["lmms-eval", *arguments]
+    variables = {"ACCELERATE_USE_CPU": "true"}
+    return variables, ["torchrun", "--nproc_per_node", str(processes), "-m", "lmms_eval", *arguments]
+
+
+def as_module(command: list[str]) -> list[str]:
+    """A command of :func:`command_of` through this interpreter, for the commands' folder may not be on the path."""
+    modules = {"lmms-eval": ["-m", "lmms_eval"], "torchrun": ["-m", "torch.distributed.run"]}
+    return [sys.executable, *modules[command[0]], *command[1:]]

@@ -1,0 +1,562 @@
+"""Who agrees with whom: EMI and EMID beside the scores that somebody else gave, of splits or of rows.
+
+Over splits, EMI is correlated with a score and EMID and the index with what the score loses; within splits, the values of
+rows with the scores of rows. The cosine of response and reference, which needs no estimator, stands beside EMI as the
+baseline that it must beat. Errors are for new images: of a score that has rows, on the images that EMI has; a score of splits
+alone counts as fixed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlate, lead
+from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
+from lmms_eval_emi.core.totals import ClusterTotals, Function, mean, ratio
+from lmms_eval_emi.data.responses.base import id_text
+from lmms_eval_emi.errors import InputError, ResultsError
+from lmms_eval_emi.scoring.result import CHEAP_DRAWS
+from lmms_eval_emi.scoring.rows import read_results, read_rows, to_jackknife
+from lmms_eval_emi.util.documents import Document, Interval, Plain
+from lmms_eval_emi.util.files import parse_json
+
+log = logging.getLogger("lmms_eval_emi")
+
+FEWEST_ROWS = 8  # of a split, for a correlation within it
+TIE = 9  # digits to which two mean scores of a judge are compared: thirds of a point are not exact
+RowScores = Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class OutsideScores:
+    """Scores that somebody else gave.
+
+    Attributes:
+        name: of the score.
+        rows: by split and question id, parts whose sums the score of a split is a function of.
+        splits: by split, where there are no scores of rows.
+        function: of the sums.
+        model: whose responses; empty: of every model.
+    """
+
+    name: str
+    rows: RowScores = field(default_factory=dict, repr=False)
+    splits: Mapping[str, float] = field(default_factory=dict, repr=False)
+    function: Function = mean
+    model: str = ""
+
+    def value_of(self, parts: tuple[float, float]) -> float:
+        """A row's own score: of a judge, the model's less the reference's."""
+        return round(parts[0] / 100 - parts[1], TIE) if self.function is ratio else parts[0]
+
+    def is_right(self, parts: tuple[float, float]) -> bool | None:
+        """Whether a row is right: of a judge, at least as good as the reference; ``None`` for scores of other kinds."""
+        if self.function is ratio:
+            return self.value_of(parts) >= 0
+        return bool(parts[0]) if parts[0] in (0.0, 1.0) else None
+
+
+def read_scores(path: Path, name: str) -> list[OutsideScores]:
+    """Scores of a file: CSV, JSON lines or a JSON list with split and score, and question_id where they are of rows.
+
+    Args:
+        path: of the file; a column ``model`` says whose they are.
+        name: of the score.
+
+    Raises:
+        ResultsError: it cannot be read, or a line lacks a column or has a score that is no number.
+    """
+    by_model: dict[str, tuple[dict[str, dict[str, tuple[float, float]]], dict[str, float]]] = {}
+    for number, record in _records(path):
+        try:
+            split, score, model = str(record["split"]), float(record["score"]), str(record.get("model") or "")
+            if not math.isfinite(score):
+                raise InputError(f"the score is {score}")
+            row = record.get("question_id", record.get("id"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ResultsError(
+                f"{path}, record {number}: expected split, score and perhaps question_id and model: {type(error).__name__} {error}"
+            ) from error
+        rows, splits = by_model.setdefault(model, ({}, {}))
+        own = rows.setdefault(split, {}) if row not in (None, "") else splits
+        key = id_text(row) if row not in (None, "") else split
+        if key in own:
+            raise ResultsError(f"{path}, record {number}: {split}, {key} has a score already.")
+        own[key] = (score, 1.0) if row not in (None, "") else score  # type: ignore[assignment]
+    if not by_model:
+        raise ResultsError(f"{path}: expected records with split and score, found none.")
+    mixed = [model for model, (rows, splits) in by_model.items() if rows and splits]
+    if mixed:
+        raise ResultsError(f"{path}: expected scores of rows or of splits, got both.")
+    return [OutsideScores(name, rows, splits, model=model) for model, (rows, splits) in by_model.items()]
+
+
+def _records(path: Path) -> Iterable[tuple[int, Any]]:
+    try:
+        if not path.is_file():
+            raise OSError("it is not a regular file" if path.exists() else "it is not there")
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            return list(enumerate(csv.DictReader(io.StringIO(text, newline="")), 1))
+        if text.lstrip().startswith("["):
+            return list(enumerate(parse_json(text), 1))
+        return [(number, parse_json(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    except (OSError, ValueError, csv.Error, json.JSONDecodeError) as error:
+        raise ResultsError(f"{path}: expected CSV, JSON lines or a JSON list of scores: {error}") from error
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """The rows of one split as results have them.
+
+    Attributes:
+        ids: question ids.
+        images: the image of every row.
+        values: EMI plus the row's influence.
+        cosines: of response and reference.
+    """
+
+    ids: Sequence[str]
+    images: Sequence[str]
+    values: np.ndarray
+    cosines: np.ndarray
+
+
+@dataclass(frozen=True)
+class ResultToCompare:
+    """One model's results, as far as agreement needs them.
+
+    Attributes:
+        model, study: whose, and of which.
+        signature: what the scores depend on.
+        id_split: the split in distribution.
+        emi, emid: of every split and shift, with and without each image.
+        index: of every shift.
+        rows: of every split.
+    """
+
+    model: str
+    study: str
+    signature: str
+    id_split: str
+    emi: Mapping[str, Jackknife]
+    emid: Mapping[str, Jackknife]
+    index: Mapping[str, float]
+    rows: Mapping[str, ScoredRows]
+
+
+def read_results_to_compare(path: Path) -> list[ResultToCompare]:
+    """Results with their rows.
+
+    Raises:
+        ResultsError: the file holds no results.
+        ResultsError: its rows are missing, or are of an earlier version, which lacks what is needed.
+    """
+    found = []
+    for result in read_results(path):
+        beside = read_rows(path, result)
+        rows = {}
+        for name, own in beside.rows.items():
+            if own.image is None or own.cosine is None:
+                raise ResultsError(f"{path}: its rows lack images and cosines. Score the responses again.")
+            rows[name] = ScoredRows(own.id, own.image, np.array(own.value), np.array(own.cosine))
+        if not rows:
+            raise ResultsError(
+                f"{path}: its rows are not beside it. Keep *.rows.json with the results, or score again."
+            )
+        emi, emid = {}, {}
+        for name, split in result.splits.items():
+            without = beside.without_each_image.get(name)
+            if without is None or split.modality == "control" or split.variant_of is not None:
+                continue
+            emi[name] = to_jackknife(split.emi, without.emi)
+            if split.emid is not None and without.emid is not None:
+                emid[name] = to_jackknife(split.emid, without.emid)
+        index = {name: split.emid_bound for name, split in result.splits.items() if split.emid_bound is not None}
+        found.append(
+            ResultToCompare(result.model, result.shift, result.signature, result.id_split, emi, emid, index, rows)
+        )
+    return found
+
+
+class Point(Plain):
+    """One split in a correlation; a score is ``None`` if it is not defined."""
+
+    split: str
+    score: float
+    loss: float | None = None
+    emi: float
+    emid: float | None = None
+    index: float | None = None
+    cosine: float | None = None
+
+
+class CorrelationResult(Plain):
+    """A correlation with its interval."""
+
+    value: float
+    ci95: Interval | None = None
+
+
+class RankingResult(Plain):
+    """How well rows are ranked: by EMI's values, by the cosine, or by how much the first leads."""
+
+    value: float
+    stderr: float | None = None
+    ci95: Interval | None = None
+
+    @classmethod
+    def of(cls, jackknife: Jackknife) -> RankingResult:
+        """Return the value and error of a jackknife."""
+        interval = jackknife.interval(corrected=False)
+        return cls(value=jackknife.value, stderr=jackknife.stderr, ci95=list(interval) if interval else None)
+
+
+class WithinSplitResult(Plain):
+    """How the values of rows agree with their scores within one split, or over all of them."""
+
+    rows: int
+    emi: RankingResult
+    cosine: RankingResult
+    lead: RankingResult
+
+
+ByMeasure = dict[str, CorrelationResult | None]
+
+
+class AgreementResult(Plain):
+    """What ``lmms-eval-emi judge agree`` found of one model and one score."""
+
+    model: str
+    study: str
+    signature: str = ""
+    score: str
+    of: Literal["rows", "splits"] = "splits"
+    points: list[Point]
+    over_splits: dict[str, ByMeasure] = {}
+    over_shifts: dict[str, ByMeasure] = {}
+    within_splits: dict[str, dict[str, WithinSplitResult]] = {}
+    findings: list[str] = []
+
+
+class AgreementDocument(Document):
+    """What ``lmms-eval-emi judge agree`` writes."""
+
+    kind: Literal["agreement"] = "agreement"
+    agreements: list[AgreementResult]
+
+
+@dataclass(frozen=True)
+class WithinSplit:
+    """How the values of rows agree with their scores within one split, or over all of them.
+
+    Attributes:
+        rows: that have both.
+        emi, cosine: AUC or Spearman's correlation by the values of rows and by the cosine.
+        lead: of the values over the cosine.
+    """
+
+    rows: int
+    emi: Jackknife
+    cosine: Jackknife
+    lead: Jackknife
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A model's results beside one score.
+
+    Attributes:
+        result: the results.
+        score: name of the score.
+        of_rows: whether it has rows.
+        points: every split that has both.
+        over_splits: correlations with the score: of ``emi``, ``cosine``, and how far the first leads, by measure.
+        over_shifts: correlations with the loss of the score: of ``emid``, ``index``, ``cosine`` (its loss), and how far
+            EMID leads the last.
+        within: by ``auc`` or ``spearman_r``, pooled over the splits under the key ``""``.
+    """
+
+    result: ResultToCompare
+    score: str
+    of_rows: bool
+    points: Sequence[Point]
+    over_splits: Mapping[str, Mapping[str, Correlation | None]]
+    over_shifts: Mapping[str, Mapping[str, Correlation | None]]
+    within: Mapping[str, Mapping[str, WithinSplit]]
+
+    def to_result(self) -> AgreementResult:
+        """Return the agreement as it is written."""
+
+        def plain(correlation: Correlation | None) -> CorrelationResult | None:
+            if correlation is None:
+                return None
+            ci95 = list(correlation.ci95) if correlation.ci95 else None
+            return CorrelationResult(value=correlation.value, ci95=ci95)
+
+        def measured(sides: Mapping[str, Mapping[str, Correlation | None]]) -> dict[str, ByMeasure]:
+            return {side: {name: plain(one) for name, one in own.items()} for side, own in sides.items()}
+
+        return AgreementResult(
+            model=self.result.model,
+            study=self.result.study,
+            signature=self.result.signature,
+            score=self.score,
+            of="rows" if self.of_rows else "splits",
+            points=list(self.points),
+            over_splits=measured(self.over_splits),
+            over_shifts=measured(self.over_shifts),
+            within_splits={
+                measure: {
+                    name or "all": WithinSplitResult(
+                        rows=one.rows,
+                        emi=RankingResult.of(one.emi),
+                        cosine=RankingResult.of(one.cosine),
+                        lead=RankingResult.of(one.lead),
+                    )
+                    for name, one in own.items()
+                }
+                for measure, own in self.within.items()
+            },
+            findings=self.findings(),
+        )
+
+    def findings(self) -> list[str]:
+        """What a reader should know, in sentences: whether EMI beats the cosine, which needs no estimator."""
+        lines = []
+        for what, key, where in (("EMI", "emi", self.over_splits), ("EMID", "emid", self.over_shifts)):
+            own, base, ahead = (where.get(one, {}).get("pearson_r") for one in (key, "cosine", "lead"))
+            if own is not None and base is not None and ahead is not None:
+                with_what = self.score if what == "EMI" else f"the loss of {self.score}"
+                said = _verdict(what, own.value, ahead.value, ahead.ci95)
+                lines.append(
+                    f"{what} correlates {own.value:+.2f} with {with_what}, the cosine {base.value:+.2f}: {said}."
+                )
+        for measure, by_split in self.within.items():
+            pooled = by_split.get("")
+            if pooled is not None:
+                label = "AUC" if measure == "auc" else "Spearman's correlation"
+                chance = 0.5 if measure == "auc" else 0.0
+                reach = pooled.lead.interval(corrected=False)
+                said = _verdict("EMI", pooled.emi.value - chance, pooled.lead.value, reach)
+                lines.append(
+                    f"Within splits, values of rows tell {self.score} with {label} {pooled.emi.value:.2f}, cosines with {pooled.cosine.value:.2f}: {said}."
+                )
+        return lines
+
+
+def _verdict(what: str, own: float, value: float, interval: tuple[float, float] | None) -> str:
+    if own <= 0:  # no lead makes up for that
+        return f"{what} does not go with it at all here"
+    if value <= 0:
+        return f"{what} does not beat the cosine here"
+    if interval is None:
+        return f"{what} is ahead, and whether by more than chance is not known"
+    return f"{what} beats the cosine" if interval[0] > 0 else f"{what} is ahead by no more than chance may give"
+
+
+def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws: int = CHEAP_DRAWS) -> Agreement:
+    """A model's results beside one score.
+
+    Raises:
+        ResultsError: no split has both.
+    """
+    scores, cosines, joined = {}, {}, {}
+    absent, lone = 0, []
+    for name in result.emi:
+        rows = result.rows.get(name)
+        if outside.rows and rows is not None:
+            places = [
+                place for place, identity in enumerate(rows.ids) if id_text(identity) in outside.rows.get(name, {})
+            ]
+            if not places:
+                continue
+            absent += len(rows.ids) - len(places)
+            if len({rows.images[place] for place in places}) < 2:  # without an error, it would count as fixed
+                lone.append(name)
+                continue
+            parts = np.array([outside.rows[name][id_text(rows.ids[place])] for place in places])
+            joined[name] = (places, parts)
+            scores[name] = ClusterTotals.of(parts, [rows.images[place] for place in places]).jackknife(outside.function)
+        elif name in outside.splits:
+            scores[name] = Jackknife(outside.splits[name], ())
+        else:
+            continue
+        if rows is not None:
+            cosines[name] = ClusterTotals.of_values(rows.cosines, rows.images).jackknife()
+    if not scores:
+        there = list(outside.rows or outside.splits)
+        shared = [name for name in there if name in result.emi]
+        if shared:
+            raise ResultsError(
+                f"{outside.name}: its {len(shared)} splits that {result.model} has results of, such as {shared[0]}, have no scores of rows of two images or more. Look whether their ids are those of the study's rows, and whether verdicts are missing."
+            )
+        raise ResultsError(
+            f"{outside.name}: none of its {len(there)} splits, such as {there[0] if there else 'none'}, is one of the results of {result.model}, such as {next(iter(result.emi), 'none')}."
+        )
+    _warn_of_partial(result, outside, absent, lone)
+    names = list(scores)
+    shifts = [name for name in names if name in result.emid and result.id_split in scores]
+    losses, cosine_losses = (
+        {name: _loss(known[result.id_split], known[name], result.emid[name]) for name in shifts if name in known}
+        for known in (scores, cosines)
+    )
+    over_splits = _correlations(
+        {"emi": [result.emi[name] for name in names], "cosine": [cosines.get(name) for name in names]},
+        [scores[name] for name in names],
+        "emi",
+        draws,
+        seed,
+    )
+    over_shifts = _correlations(
+        {
+            "emid": [result.emid[name] for name in shifts],
+            "index": [Jackknife(result.index[name], ()) if name in result.index else None for name in shifts],
+            "cosine": [cosine_losses.get(name) for name in shifts],
+        },
+        [losses[name] for name in shifts],
+        "emid",
+        draws,
+        seed,
+    )
+    points = [
+        Point(
+            split=name,
+            score=scores[name].value,
+            loss=losses[name].value if name in losses else None,
+            emi=result.emi[name].value,
+            emid=result.emid[name].value if name in result.emid else None,
+            index=result.index.get(name),
+            cosine=cosines[name].value if name in cosines else None,
+        )
+        for name in names
+    ]
+    return Agreement(
+        result, outside.name, bool(outside.rows), points, over_splits, over_shifts, _within(result, outside, joined)
+    )
+
+
+def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: int, lone: Sequence[str]) -> None:
+    """Say what was not joined, for a misspelt name costs no more than that."""
+    rows, there = result.rows, outside.rows or outside.splits
+    strange = [name for name in there if name not in result.emi and name not in rows]  # controls have rows alone
+    unknown = sum(
+        len(own) - sum(id_text(one) in own for one in rows[name].ids)
+        for name, own in outside.rows.items()
+        if name in rows
+    )
+    told = [
+        ("splits of the scores that the results lack", len(strange), f", such as {strange[0] if strange else ''}"),
+        ("scores of rows that the results lack", unknown, ""),
+        ("rows of the results without a score", absent, "; EMI and cosines over splits are of all rows"),
+        ("splits left out because their scores are of one image", len(lone), f", such as {lone[0] if lone else ''}"),
+    ]
+    for what, count, more in told:
+        if count:
+            log.warning("%s and %s: %s: %d%s.", outside.name, result.model, what, count, more)
+
+
+def _loss(id: Jackknife, own: Jackknife, emid: Jackknife) -> Jackknife:
+    """What a score loses, on the images that EMID is of: where rows have no partners, those of both splits are different ones."""
+    if len(emid.strata) > 1:
+        own = Jackknife(own.value, tuple({str(("ood", key)): one for key, one in each.items()} for each in own.strata))
+    return difference(id, own)
+
+
+def _correlations(
+    sides: Mapping[str, Sequence[Jackknife | None]], scores: Sequence[Jackknife], first: str, draws: int, seed: int
+) -> dict[str, dict[str, Correlation | None]]:
+    """By what is correlated and by measure, and under ``lead`` how far the first is ahead of the cosine."""
+    found: dict[str, dict[str, Correlation | None]] = {}
+    for name, own in sides.items():
+        known = [one for one in own if one is not None]
+        if len(known) == len(scores):
+            found[name] = {measure: correlate(measure, known, scores, draws, seed) for measure in MEASURES}
+    if first in found and "cosine" in found:
+        pair = [[one for one in sides[name] if one is not None] for name in (first, "cosine")]
+        found["lead"] = {measure: lead(measure, pair[0], pair[1], scores, draws, seed) for measure in MEASURES}
+    return found
+
+
+def _within(
+    result: ResultToCompare, outside: OutsideScores, joined: Mapping[str, tuple[list[int], np.ndarray]]
+) -> dict[str, dict[str, WithinSplit]]:
+    """Agreement of rows within each split, and pooled by the number of rows; AUC where rows are right or wrong."""
+    found: dict[str, dict[str, WithinSplit]] = {}
+    for name, (places, parts) in joined.items():
+        rows = result.rows[name]
+        if len(places) < FEWEST_ROWS:
+            continue
+        images = [rows.images[place] for place in places]
+        pairs = [tuple(map(float, one)) for one in parts]
+        right = [outside.is_right(one) for one in pairs]  # type: ignore[arg-type]
+        ranked = np.array([outside.value_of(one) for one in pairs])  # type: ignore[arg-type]
+        targets = {"spearman_r": ranked}
+        if all(one is not None for one in right):
+            targets["auc"] = np.array(right, dtype=float)
+            if outside.function is not ratio:  # a rank correlation with two values says what AUC says
+                del targets["spearman_r"]
+        for measure, target in targets.items():
+            emi, cosine = (_rank_jackknife(measure, own[places], target, images) for own in (rows.values, rows.cosines))
+            if emi is not None and cosine is not None:
+                found.setdefault(measure, {})[name] = WithinSplit(len(places), emi, cosine, difference(emi, cosine))
+    for own in found.values():
+        weights = np.array([one.rows for one in own.values()], dtype=float)
+        weights /= weights.sum()
+        emi, cosine = (_weighted([getattr(one, side) for one in own.values()], weights) for side in ("emi", "cosine"))
+        total = sum(one.rows for one in own.values())
+        own[""] = WithinSplit(total, emi, cosine, difference(emi, cosine))
+    return found
+
+
+def _weighted(parts: Sequence[Jackknife], weights: np.ndarray) -> Jackknife:
+    return combine(lambda values: float(np.dot(weights, values)), parts)
+
+
+def _rank_jackknife(measure: str, x: np.ndarray, y: np.ndarray, clusters: Sequence[Hashable]) -> Jackknife | None:
+    """AUC or Spearman's correlation with and without each image; ``None`` where it is not defined."""
+    function = _auc if measure == "auc" else _spearman
+    value = function(x, y)
+    if math.isnan(value):
+        return None
+    own = np.array([str(one) for one in clusters])
+    deleted: dict[Hashable, float] = {}
+    for cluster in sorted(set(own.tolist())):
+        kept = own != cluster
+        one = function(x[kept], y[kept])
+        deleted[cluster] = value if math.isnan(one) else one
+    return Jackknife(value, (deleted,) if len(deleted) > 1 else ())
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, mean ranks for ties."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _auc(x: np.ndarray, right: np.ndarray) -> float:
+    """Share of pairs of a right and a wrong row in which the right one has the larger value, ties half."""
+    positive = int(right.sum())
+    negative = len(right) - positive
+    if not positive or not negative:
+        return math.nan
+    total = _ranks(x)[right > 0].sum()
+    return float((total - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    if len(x) < 3:
+        return math.nan
+    a, b = (_ranks(one) - (len(one) + 1) / 2 for one in (x, y))
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / scale if scale > 0 else math.nan

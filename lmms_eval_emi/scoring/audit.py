@@ -1,0 +1,334 @@
+"""What an estimator notices: responders made from the references, whose faults are known, and their EMI.
+
+EMI of the references themselves is 0. A responder that is plainly worse, such as one that shuffles words or answers
+another question, should be told from them; an estimator, or an encoder, that does not tell it cannot tell a model
+that answers like that either.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import regex
+
+from lmms_eval_emi.data.images import content_key
+from lmms_eval_emi.data.sample import Sample, without_images
+from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.errors import InputError, SampleError, UnavailableError
+from lmms_eval_emi.scoring.join import StudySamples
+from lmms_eval_emi.scoring.pipeline import score_samples
+from lmms_eval_emi.scoring.preflight import Instruments, load_instruments
+from lmms_eval_emi.scoring.result import SplitResult
+from lmms_eval_emi.scoring.rows import Scored
+from lmms_eval_emi.settings import Settings
+from lmms_eval_emi.util.documents import Document, Interval, Plain
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+SHORTEST_WORD = 4  # letters of a word that is exchanged for another
+REFERENCES = "references"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What responders are made from.
+
+    Attributes:
+        samples: of one split.
+        others: references of other splits, without those of this one.
+        rewrite: says a text in another way, where a model for that is given.
+        seed: of whatever is drawn.
+    """
+
+    samples: Sequence[Sample]
+    others: Sequence[str] = ()
+    rewrite: Callable[[str], str] | None = None
+    seed: int = 0
+
+    @property
+    def images(self) -> list[Any]:
+        """What image every row has; rows without one are images of their own."""
+        return [("row", row) if one.image is None else content_key(one.image) for row, one in enumerate(self.samples)]
+
+
+Responder = Callable[[Rows, random.Random], list[str] | None]
+
+
+def _each(change: Callable[[Sample, random.Random], str]) -> Responder:
+    """A responder that looks at each row by itself."""
+    return lambda rows, draw: [change(sample, draw) for sample in rows.samples]
+
+
+def _shuffled(sample: Sample, draw: random.Random) -> str:
+    words = sample.reference.split()
+    draw.shuffle(words)
+    return " ".join(words)
+
+
+def _first_half(sample: Sample, _: random.Random) -> str:
+    words = sample.reference.split()
+    return " ".join(words[: (len(words) + 1) // 2])
+
+
+def _another_row(of_the_image: bool) -> Responder:
+    """A responder that gives the reference of another row, of the same image or of another one."""
+
+    def respond(rows: Rows, draw: random.Random) -> list[str] | None:
+        images = rows.images
+        found = []
+        for own, image in enumerate(images):
+            choices = [row for row, other in enumerate(images) if row != own and (other == image) == of_the_image]
+            if not choices:
+                return None
+            found.append(rows.samples[draw.choice(choices)].reference)
+        return found
+
+    return respond
+
+
+def _other_split(rows: Rows, draw: random.Random) -> list[str] | None:
+    return [draw.choice(rows.others) for _ in rows.samples] if rows.others else None
+
+
+def _one_wrong(rows: Rows, draw: random.Random) -> list[str] | None:
+    """One number of each reference is another, or else one of its words is that of another reference."""
+    vocabulary = sorted({word for one in rows.samples for word in _words(one.reference)})
+    found = []
+    for sample in rows.samples:
+        text = sample.reference
+        numbers = [
+            match for match in regex.finditer(r"\p{L}+|\d+", text) if match[0].isdigit() or match[0].lower() in NUMBERS
+        ]
+        if numbers:
+            match = draw.choice(numbers)
+            value = int(match[0]) if match[0].isdigit() else NUMBERS.index(match[0].lower())
+            other = draw.choice([one for one in range(len(NUMBERS)) if one != value])
+            new = str(other) if match[0].isdigit() else NUMBERS[other]
+        else:
+            words = [match for match in regex.finditer(r"\p{L}+", text) if len(match[0]) >= SHORTEST_WORD]
+            choices = [word for word in vocabulary if word not in _words(text)]
+            if not words or not choices:
+                return None
+            match, new = draw.choice(words), draw.choice(choices)
+        found.append(text[: match.start()] + new + text[match.end() :])
+    return found
+
+
+def _words(text: str) -> set[str]:
+    return {word for word in regex.findall(r"\p{L}+", text) if len(word) >= SHORTEST_WORD}
+
+
+def _rewritten(rows: Rows, _: random.Random) -> list[str] | None:
+    return [rows.rewrite(one.reference) for one in rows.samples] if rows.rewrite else None
+
+
+# By name; a responder gives None where the rows do not have what it needs.
+RESPONDERS: dict[str, Responder] = {
+    REFERENCES: _each(lambda sample, _: sample.reference),
+    "empty": _each(lambda sample, _: ""),
+    "question copied": _each(lambda sample, _: sample.question),
+    "words shuffled": _each(_shuffled),
+    "reference of another image": _another_row(of_the_image=False),
+    "other reference of the image": _another_row(of_the_image=True),
+    "reference of another split": _other_split,
+    "reference three times": _each(lambda sample, _: " ".join([sample.reference] * 3)),
+    "first half": _each(_first_half),
+    "one word or number wrong": _one_wrong,
+    "I don't know": _each(lambda sample, _: "I don't know."),
+    "rewritten": _rewritten,
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one estimator with one pair of encoders makes of the responders.
+
+    Attributes:
+        encoders: that made the embeddings.
+        estimator: its signature.
+        unit: of the scores.
+        scores: by responder, and by model for real responses.
+    """
+
+    encoders: str
+    estimator: str
+    unit: str
+    scores: Mapping[str, SplitResult]
+
+    @property
+    def not_noticed(self) -> list[str]:
+        """Responders that are not told from the references: their interval of 95 % has 0 in it."""
+        return [name for name in self._made if self.tells(name) is False]
+
+    @property
+    def preferred(self) -> list[str]:
+        """Responders that score above the references, although they are worse."""
+        return [name for name in self._made if self.tells(name) and (self.scores[name].emi_corrected or 0.0) > 0]
+
+    @property
+    def _made(self) -> list[str]:
+        return [name for name in self.scores if name in RESPONDERS and name != REFERENCES]
+
+    def tells(self, name: str) -> bool | None:
+        """Whether a responder is told from the references; ``None`` for too few images."""
+        interval = self.scores[name].emi_ci95
+        return None if interval is None else not interval[0] <= 0 <= interval[1]
+
+    def to_result(self) -> FindingResult:
+        """Return the finding as it is written."""
+        return FindingResult(
+            encoders=self.encoders,
+            estimator=self.estimator,
+            unit=self.unit,
+            responders={
+                name: ResponderResult(
+                    emi=one.emi,
+                    emi_stderr=one.emi_stderr,
+                    emi_ci95=one.emi_ci95,
+                    told_from_references=self.tells(name),
+                )
+                for name, one in self.scores.items()
+            },
+            not_noticed=self.not_noticed,
+            preferred=self.preferred,
+        )
+
+
+class ResponderResult(Plain):
+    """EMI of one responder whose faults are known."""
+
+    emi: float
+    emi_stderr: float | None = None
+    emi_ci95: Interval | None = None
+    told_from_references: bool | None = None
+
+
+class FindingResult(Plain):
+    """What an audit found of one estimator with one pair of encoders."""
+
+    encoders: str
+    estimator: str
+    unit: str = "nats"
+    responders: dict[str, ResponderResult]
+    not_noticed: list[str] = []
+    preferred: list[str] = []
+
+
+class AuditDocument(Document):
+    """What ``lmms-eval-emi estimators audit`` writes."""
+
+    study: str
+    split: str
+    findings: list[FindingResult]
+    left_out: list[str] = []
+
+
+def responses_of(rows: Rows) -> tuple[dict[str, list[str]], list[str]]:
+    """The responses of every responder, and the names of those that these rows cannot have."""
+    made: dict[str, list[str]] = {}
+    missing = []
+    for name, responder in RESPONDERS.items():
+        found = responder(rows, random.Random(f"{rows.seed} {name}"))
+        if found is None:
+            missing.append(name)
+        else:
+            made[name] = found
+    return made, missing
+
+
+def audit(
+    entries: Sequence[StudySamples],
+    settings: Settings,
+    *,
+    split: str | None = None,
+    estimators: Sequence[str] = (),
+    encoders: Sequence[tuple[str, str]] = (),
+    rewrite: Callable[[str], str] | None = None,
+) -> tuple[list[Finding], list[str]]:
+    """What estimators and encoders notice.
+
+    Args:
+        entries: samples of some models in one study, whose rows responders are made from.
+        settings: of the run.
+        split: whose rows; default: the ID split.
+        estimators: names or paths; default: that of the settings.
+        encoders: pairs of image and text encoder; default: those of the settings.
+        rewrite: says a text in another way.
+
+    Returns:
+        A finding for every pair of encoders and every estimator that fits them, and what was left out.
+
+    Raises:
+        InputError: the split has no rows, or no estimator fits any pair of encoders.
+        SampleError: rows that cannot be embedded.
+    """
+    first = entries[0]
+    name = split or first.study.id_split
+    first.study.split(name)
+    samples = first.samples.get(name)
+    if not samples:
+        raise InputError(
+            f"audit: expected rows of the split {name}, got none. Give responses that have it, or --split another."
+        )
+    own = {sample.reference for sample in samples}
+    others = sorted({one.reference for rows in first.samples.values() for one in rows} - own)
+    made, missing = responses_of(Rows(samples, others, rewrite, settings.seed))
+    left_out = [f"{one}: these rows, or this command, do not have what it needs" for one in missing]
+    study = _study_of_one(first.study, name)
+    audited = [
+        StudySamples(
+            study, label, {name: [replace(one, response=text) for one, text in zip(samples, texts, strict=True)]}
+        )
+        for label, texts in made.items()
+    ]
+    audited += [
+        StudySamples(study, f"model {entry.model}", {name: list(entry.samples[name])})
+        for entry in entries
+        if entry.samples.get(name)
+    ]
+    findings = []
+    for vision, text in encoders or [(settings.vision_encoder, settings.text_encoder)]:
+        own_settings = settings.model_copy(
+            # Empty responders, and the like, are what is asked about.
+            update={"vision_encoder": vision, "text_encoder": text, "resamples": 0, "without_degenerate": False}
+        )
+        fitting: list[Instruments] = []
+        for source in list(estimators) or [settings.estimator]:
+            try:
+                fitting.append(load_instruments(own_settings, [source], text_only=without_images({name: samples})))
+            except UnavailableError as error:
+                left_out.append(f"{source} with {vision} and {text}: {str(error).splitlines()[0]}")
+        if fitting:
+            instruments = Instruments(fitting[0].encoders, tuple(one.estimators[0] for one in fitting))
+            scored = score_samples(audited, own_settings, instruments=instruments)
+            findings += _findings(scored, name, len(fitting))
+    if not findings:
+        raise InputError("audit: no estimator fits any pair of encoders:\n  " + "\n  ".join(left_out))
+    return findings, left_out
+
+
+def _study_of_one(study: Study, split: str) -> Study:
+    """The study with one split alone, as its ID split."""
+    spec = study.splits[split].model_copy(update={"modality": "id", "shifts": (), "variant_of": None})
+    return study.model_copy(update={"id_split": split, "splits": {split: spec}, "means": ""})
+
+
+def _findings(scored: Sequence[Scored], split: str, estimators: int) -> list[Finding]:
+    found = []
+    for number in range(estimators):
+        results = [one.result for one in scored[number::estimators]]
+        missing = [one for one in results if split not in one.splits]
+        if missing:
+            reasons = "; ".join(reason for one in missing for own in one.left_out.values() for reason in own)
+            raise SampleError(f"audit: {missing[0].model} cannot be scored: {reasons}")
+        found.append(
+            Finding(
+                str(results[0].settings["encoders"]),
+                results[0].estimator,
+                results[0].unit,
+                {one.model: one.splits[split] for one in results},
+            )
+        )
+    return found

@@ -1,0 +1,265 @@
+"""``lmms-eval-emi demo``: a whole study on drawn scenes, on any machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmms_eval_emi.cli.options import new_parser
+from lmms_eval_emi.errors import RunError
+from lmms_eval_emi.harness.lmms_eval.compat import launch
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.data.sample import Sample
+    from lmms_eval_emi.scoring.join import StudySamples
+    from lmms_eval_emi.scoring.result import StudyResult
+
+ASSETS = Path(__file__).resolve().parents[1] / "slices" / "demo" / "assets"
+TASKS, STUDY = "llavabench_shift_demo", "demo"
+UNTRAINED = ("hsic", "dcor", "cosine")  # estimators that are shown beside the demo's own
+NAME = "a small LLaVA"  # on the demo's page, where its folder's name would say nothing
+SHUFFLED = "clean_shuffled"
+CONTROLS = {"fresh": "control: fresh clean scenes", SHUFFLED: "control: clean, responses shuffled"}
+NEEDED = {"decord": "which lmms-eval's llava_hf imports"}
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        prog,
+        examples=(
+            "lmms-eval-emi demo",
+            "lmms-eval-emi demo --output my-demo --processes 2",
+        ),
+        description=(
+            "Run lmms-eval itself, with its llava_hf model class, on a small LLaVA and 90 questions about drawn scenes, as they are and under 11 shifts. "
+            "Everything comes with the package; nothing is fetched. The command is printed first, to be copied and changed."
+        ),
+    )
+    parser.add_argument("--output", type=Path, default=Path("emi-demo"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="ranks, through torchrun (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the command, run it, and say what came of it."""
+    missing = [f"{name}, {why}" for name, why in NEEDED.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RunError(f"The demo needs {'; '.join(missing)}. Install it with: pip install 'lmms_eval_emi[demo]'")
+    if args.processes < 1:
+        raise RunError(f"--processes: expected 1 or more, got {args.processes}.")
+    output = args.output.resolve()
+    if output.exists() and not output.is_dir():
+        raise RunError(f"--output: expected a folder, got the file {args.output}.")
+    # The harness makes a folder a model, of a name of its own, below its --output_path.
+    earlier = sorted(output.glob(f"*/*_emi_{STUDY}.json"))
+    if earlier and not args.overwrite:
+        raise RunError(
+            f"{args.output} holds the results of an earlier run. Choose another --output, or --overwrite to replace them."
+        )
+    variables, command = command_of(args.output, args.processes)
+    print(shown(variables, command), flush=True)
+    status = _run(launch.as_module(command), {**os.environ, **variables})
+    if status:
+        raise RunError(f"lmms-eval ended with the exit status {status}; its own messages are above.")
+    for path in earlier:  # only now that there are new ones; all files of a run have its time stamp
+        for old in path.parent.glob(f"{path.name.removesuffix(f'_emi_{STUDY}.json')}_*"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    reports = sorted(output.glob(f"*/*_emi_report_{STUDY}.html"))
+    responses = sorted(output.glob(f"*/*_emi_responses/{STUDY}"))
+    if not reports or not responses:
+        raise RunError(f"lmms-eval wrote no report below {args.output}; its own messages are above.")
+    shown_beside = side_by_side(responses[-1])
+    newest = sorted(output.glob(f"*/*_emi_{STUDY}.json"))[-1]
+    write_page(newest, responses[-1], output)
+    print(f"\n{shown_beside}\n\nreport: {args.output / 'report.html'}")
+    return 0
+
+
+def write_page(results: Path, responses: Path, output: Path) -> None:
+    """Write the report of a run with its accuracy beside EMI, as ``report.html`` and ``agreement.json``.
+
+    Args:
+        results: of the run.
+        responses: the folder of its response files.
+        output: folder to write to.
+    """
+    from lmms_eval_emi.report.page import write_report
+    from lmms_eval_emi.report.reading import read_findings, read_results
+    from lmms_eval_emi.scoring.agreement import AgreementDocument, OutsideScores, agree, read_results_to_compare
+
+    rows = {
+        name: {str(key[0]): (float(right), 1.0) for key, right in own.items()}
+        for name, own in right_rows(collect_with_controls(responses)).items()
+    }
+    named = [replace(one, model=NAME) for one in read_results_to_compare(results)]
+    found = [agree(one, OutsideScores("accuracy", rows)) for one in named]
+    AgreementDocument(kind="agreement", agreements=[one.to_result() for one in found]).write(output / "agreement.json")
+    findings, others = read_findings([results, output / "agreement.json"])
+    shown = [replace(one, model=NAME, label=NAME) for one in read_results(others)]
+    write_report(shown, output / "report.html", findings=findings)
+
+
+def _run(command: list[str], variables: dict[str, str]) -> int:
+    """Run a command; returns its exit status. An interruption ends it without its traceback."""
+    running = subprocess.Popen(command, env=variables, start_new_session=True)
+    try:
+        return running.wait()
+    except BaseException:
+        for number in (signal.SIGTERM, signal.SIGKILL):  # a launcher ends its ranks at the first
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(running.pid, number)
+                running.wait(timeout=10)
+        raise
+
+
+def command_of(output: Path, processes: int) -> tuple[dict[str, str], list[str]]:
+    """The variables and the command that run the demo."""
+    variables = {
+        "LMMS_EVAL_EMI_ESTIMATOR": STUDY,
+        "LMMS_EVAL_EMI_VISION_ENCODER": str(ASSETS / "vision_encoder"),
+        "LMMS_EVAL_EMI_TEXT_ENCODER": str(ASSETS / "text_encoder"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    own, command = launch.command_of(
+        "llava_hf", f"pretrained={ASSETS / 'model'},device_map=cpu", TASKS, output, processes
+    )
+    return {**variables, **own}, command
+
+
+def shown(variables: dict[str, str], command: list[str]) -> str:
+    """A command as a shell would take it, in lines."""
+    lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    options: list[str] = []
+    for part in command:
+        if part.startswith("--") or not options:
+            options.append(shlex.quote(part))
+        else:
+            options[-1] += f" {shlex.quote(part)}"
+    return " \\\n".join(
+        [*lines, options[0] + (f" {options[1]}" if len(options) > 1 else ""), *(f"  {one}" for one in options[2:])]
+    )
+
+
+def side_by_side(responses: Path) -> str:
+    """What each estimator makes of the responses, beside the share of rows that name every object asked about.
+
+    Args:
+        responses: the folder of the run's response files.
+
+    Returns:
+        A table by split and control, how EMID ranks the shifts against the loss of accuracy, and where estimators
+        disagree in sign.
+    """
+    from tabulate import tabulate
+
+    from lmms_eval_emi.core.correlation import spearman
+    from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.scoring.table import disagreements_to_lines, value_with_error
+
+    study = load_study(STUDY)
+    entry = collect_with_controls(responses)
+    accuracy = accuracy_of(entry)
+    results = score_demo(entry, ASSETS, [STUDY, *UNTRAINED])
+    first = results[0]
+    table = []
+    for name, scores in first.splits.items():
+        degenerate = sum((scores.degenerate or {}).values()) / max(1, scores.n or 0)
+        emids = [result.splits[name] for result in results]
+        shown = ("-" if own.emid is None else value_with_error(own.emid, own.emid_stderr) for own in emids)
+        table.append([CONTROLS.get(name, name), f"{accuracy[name]:.0%}", f"{degenerate:.0%}", *shown])
+    losses = {name: accuracy[study.id_split] - accuracy[name] for name in study.shifts()}
+    ranks: list[str] = []
+    for result in results:
+        known = {name: own.emid for name, own in result.splits.items() if own.emid is not None}
+        pairs = [(emid, losses[name]) for name, emid in known.items() if name in losses]
+        r = spearman([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        ranks.append("-" if r is None else f"{r:.2f}")
+    table.append(["rank correlation with the loss of accuracy", "", "", *ranks])
+    names = [f"EMID ± SE\n{name}" for name in (STUDY, *UNTRAINED)]
+    headers = ["split", "all objects asked\nabout are named", "degenerate", *names]
+    shown = tabulate(table, headers=headers, disable_numparse=True, colalign=("left", *["right"] * (2 + len(names))))
+    return "\n".join((shown, "", *disagreements_to_lines(results)))
+
+
+def collect_with_controls(responses: Path) -> StudySamples:
+    """Samples of every split of the demo, with the shuffled responses beside the study's own control.
+
+    Args:
+        responses: the folder of the run's response files.
+    """
+    from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.scoring.join import collect_samples
+
+    study = load_study(STUDY)
+    (entry,) = collect_samples(study, [responses], models=["all"], allow_missing=True)
+    clean = entry.samples.get(study.id_split)
+    if clean:
+        entry.study = study.with_variant(SHUFFLED, study.id_split)
+        entry.samples[SHUFFLED] = shuffled(clean)
+    return entry
+
+
+def accuracy_of(entry: StudySamples) -> dict[str, float]:
+    """Share of rows that name every object asked about, by split of :func:`collect_with_controls`."""
+    return {name: sum(own.values()) / max(1, len(own)) for name, own in right_rows(entry).items()}
+
+
+def right_rows(entry: StudySamples) -> dict[str, dict[tuple[str, str], bool]]:
+    """Whether each row names every object asked about, by split and the row's key."""
+    from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.shifts.at_load import load_splits
+
+    study = load_study(STUDY)
+    asked = {
+        (row["question_id"], row["reference_answer"]): row["asked"]
+        for name in (study.id_split, *study.controls())
+        for row in load_splits(study, [name])[name].remove_columns("image")
+    }
+    return {
+        name: {row.key: all(thing in row.response for thing in asked[row.key]) for row in rows}
+        for name, rows in entry.samples.items()
+    }
+
+
+def score_demo(entry: StudySamples, encoders: Path, estimators: Sequence[str]) -> list[StudyResult]:
+    """Results of the demo's samples, one for each estimator.
+
+    Args:
+        entry: as :func:`collect_with_controls` gives it.
+        encoders: folder of ``vision_encoder`` and ``text_encoder``.
+        estimators: names or paths.
+    """
+    from lmms_eval_emi.scoring.pipeline import score_samples
+    from lmms_eval_emi.settings import load_settings
+
+    settings = load_settings(
+        resamples=0,
+        vision_encoder=str(encoders / "vision_encoder"),
+        text_encoder=str(encoders / "text_encoder"),
+    )
+    return [one.result for one in score_samples([entry], settings, estimators=estimators, allow_missing=True)]
+
+
+def shuffled(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with the response of the next image's row of the same kind of question: relevant to nothing."""
+    images = list(dict.fromkeys(sample.id.partition("-")[0] for sample in samples))
+    following = dict(zip(images, images[1:] + images[:1], strict=True))
+    response = {sample.id: sample.response for sample in samples}
+    others = [f"{following[scene]}-{kind}" for scene, _, kind in (sample.id.partition("-") for sample in samples)]
+    return [
+        replace(sample, response=response[other])
+        for sample, other in zip(samples, others, strict=True)
+        if other in response
+    ]

@@ -141,7 +141,7 @@ def readers(folder: Path) -> list[Reader]:
     from lmms_eval_emi.estimators.base import save_state
     from lmms_eval_emi.report.page import to_text
     from lmms_eval_emi.report.reading import read_results
-    from lmms_eval_emi.scoring.compare import read_stored
+    from lmms_eval_emi.scoring.compare import read_compared
     from lmms_eval_emi.scoring.rows import rows_path
     from lmms_eval_emi.util.journal import Journal, read_journal, read_manifest, to_line
 
@@ -157,7 +157,7 @@ def readers(folder: Path) -> list[Reader]:
         for format in ("md", "csv", "latex"):
             to_text(read_results([path]), format).encode()
         with contextlib.suppress(ResultsError):  # its rows are not there
-            read_stored([path])
+            read_compared([path])
 
     def rows(path: Path) -> None:
         """The rows beside a result whose hash they fit."""
@@ -169,7 +169,7 @@ def readers(folder: Path) -> list[Reader]:
         beside.write_text(json.dumps(entry))
         assert rows_path(beside) == path
         read_results([beside])
-        read_stored([beside])
+        read_compared([beside])
 
     def journal(path: Path) -> None:
         own = path.parent / "journal"

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
-from lmms_eval_emi.cli.demo import ASSETS
 from lmms_eval_emi.data.images import open_image
 from lmms_eval_emi.data.rows import dataset_images
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.encoders import load_vision_encoder
 from lmms_eval_emi.shifts import operators, shift_image
 from lmms_eval_emi.shifts.at_load import load_splits
+from lmms_eval_emi.slices.demo.command import ASSETS
 
 GEOMETRY = [name for name, one in operators("visual").items() if one.group == "geometry"]
 

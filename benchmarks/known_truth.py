@@ -30,11 +30,11 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lmms_eval_emi import Embeddings, embed_splits, emid, load_encoders
-from lmms_eval_emi.cli.demo import ASSETS
 from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.estimators import HSIC, KSG, DistanceCorrelation, Estimator, load_estimator
 from lmms_eval_emi.estimators.cosine import Cosine
 from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
+from lmms_eval_emi.slices.demo.command import ASSETS
 
 ROWS = 90
 TRAINED = ("club", "club-free", "infonce")

@@ -17,8 +17,7 @@ import torch
 from conftest import ROWS
 from PIL import Image
 
-from lmms_eval_emi import cli
-from lmms_eval_emi.cli import main
+from lmms_eval_emi.cli import main, tasks_list
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.estimators import CLUB, load_estimator
@@ -52,7 +51,7 @@ def answers(tmp_path):
 def score(answers, tmp_path, *arguments):
     output = tmp_path / "r.json"
     status = main(
-        ["score", "--shift", "natural", "--split", GERMAN, "--responses", str(answers), "--output", str(output),
+        ["score", "--study", "natural", "--split", GERMAN, "--responses", str(answers), "--output", str(output),
          "--overwrite", "--resamples", "0", *arguments]
     )  # fmt: skip
     return status, json.loads(output.read_text())["splits"] if output.exists() else {}
@@ -324,7 +323,7 @@ def test_results_that_are_no_numbers_are_refused_with_their_place(change, tmp_pa
     (tmp_path / "r.json").write_text(json.dumps(content))
     for command in (
         ["report", str(tmp_path / "r.json"), "--format", "md"],
-        ["power", str(tmp_path / "r.json"), "--effect", "0.1"],
+        ["compare", str(tmp_path / "r.json"), "--power", "0.1"],
     ):
         assert main(command) == 1
         error = capsys.readouterr().err
@@ -383,7 +382,17 @@ def test_only_pictures_of_the_page_itself_are_shown(tmp_path):
 
     images = ["http://evil/x.png", "data:text/html,<script>", "data:image/svg+xml;base64,PHN2Zz4=", "data:image/png;base64,AAAA", "//evil/x", 3, None]  # fmt: skip
     lost = [
-        {"id": "1", "loss": 0.1, "question": "q", "response": "r", "reference": "y", "image": image} for image in images
+        {
+            "id": "1",
+            "loss": 0.1,
+            "value": 0.0,
+            "clean": None,
+            "question": "q",
+            "response": "r",
+            "reference": "y",
+            "image": image,
+        }
+        for image in images
     ]
     text = json.dumps({"results": [{"lost": {"foggy": lost}}]})
     (tmp_path / "r.rows.json").write_text(text)
@@ -414,8 +423,8 @@ def test_results_of_the_first_version_are_read(tmp_path):
 
 def test_an_error_that_nobody_thought_of_is_one_line_with_a_log(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path))
-    monkeypatch.setattr(cli.tasks, "run", lambda args: {}["api_key=hidden"])
-    assert main(["tasks"]) == 1
+    monkeypatch.setattr(tasks_list, "run", lambda args: {}["api_key=hidden"])
+    assert main(["tasks", "list"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "KeyError" in error and "Traceback" not in error
     (log,) = (tmp_path / "logs").iterdir()
@@ -424,20 +433,21 @@ def test_an_error_that_nobody_thought_of_is_one_line_with_a_log(monkeypatch, cap
 
 
 def test_ctrl_c_ends_scoring_soon(in_tinyhub, answers, tmp_path):
-    """While a study is scored by a thread, which would take a minute more; a second one changes nothing."""
+    """While a study is scored, which would take a minute more; a second one changes nothing."""
     code = (
         "import sys, threading, os, signal, time\n"
-        "from lmms_eval_emi.scoring import results\n"
-        "real = results._with_inference\n"
+        "from lmms_eval_emi.scoring import pipeline\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "real = pipeline.score_study\n"
         "def late(*a, **k):\n"
         "    for after in (0.3, 0.31):\n"
         "        threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "    time.sleep(60)\n"
         "    print('was waited for')\n"
         "    return real(*a, **k)\n"
-        "results._with_inference = late\n"
+        "pipeline.score_study = late\n"
         "from lmms_eval_emi.cli import command\n"
-        f"sys.argv[1:] = ['score', '--shift', 'natural', '--responses', {str(answers)!r}, '--allow-missing']\n"
+        f"sys.argv[1:] = ['score', 'natural', {str(answers)!r}, '--allow-missing']\n"
         "sys.exit(command())\n"
     )
     write_response_file(

@@ -531,7 +531,7 @@ def train_on(study: Path, encoders: Path, output: Path, iterations: int) -> None
     with contextlib.chdir(encoders):  # paths below it, so that the estimator's card tells no machine's folders
         failed = command(
             [
-                *("train-estimator", "--study", str(study), "--responses", str(study.parent), "--model", "demo"),
+                *("estimators", "train", "--study", str(study), "--responses", str(study.parent), "--model", "demo"),
                 *("--vision-encoder", "vision_encoder", "--text-encoder", "text_encoder", "--device", "cpu"),
                 *("--folds", "1", "--output", str(output), "--iterations", str(iterations)),
             ]

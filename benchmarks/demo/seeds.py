@@ -18,9 +18,9 @@ import torch
 from demo.build import ASSETS, answer_training_scenes, make_encoders, train_on, write_answers
 from tabulate import tabulate
 
-from lmms_eval_emi.cli.demo import STUDY, UNTRAINED, accuracy_of, collect_with_controls, score_demo
 from lmms_eval_emi.core.correlation import spearman
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.slices.demo.command import STUDY, UNTRAINED, accuracy_of, collect_with_controls, score_demo
 from lmms_eval_emi.util.files import to_json, write_atomically
 
 ITERATIONS = 3000  # of the estimator's training

@@ -56,7 +56,10 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     others = parser.add_argument_group("files of other tools")
     others.add_argument("--only-model", metavar="NAME", help="whose results, where the file has several")
     others.add_argument(
-        "--organization", default="unknown", metavar="NAME", help="that ran the evaluation, for every-eval-ever"
+        "--organization",
+        default="unknown",
+        metavar="NAME",
+        help="that ran the evaluation, for every-eval-ever (default: %(default)s)",
     )
     others.add_argument("--model-id", metavar="ORG/NAME", help="the model's id, as the hub has it, for every-eval-ever")
     schemas = parser.add_argument_group("schemas")

@@ -18,7 +18,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = new_parser(
         prog,
         examples=(
-            "lmms-eval-emi tasks prefetch --shift natural",
+            "lmms-eval-emi tasks prefetch --study natural",
             "HF_HUB_OFFLINE=1 lmms-eval-emi tasks prefetch --check",
         ),
         description="Fetch datasets, encoders and estimator into the usual caches, load each of them, and say where they are and how large. Exits with 1 if something is missing.",

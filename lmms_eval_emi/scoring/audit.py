@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import regex
 
@@ -219,6 +219,7 @@ class FindingResult(Plain):
 class AuditDocument(Document):
     """What ``lmms-eval-emi estimators audit`` writes."""
 
+    kind: Literal["audit"] = "audit"
     study: str
     split: str
     findings: list[FindingResult]

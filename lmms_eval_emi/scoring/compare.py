@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 from scipy import special
 
@@ -119,6 +120,7 @@ class Comparison(Plain):
 class ComparisonDocument(Document):
     """What ``lmms-eval-emi compare`` writes."""
 
+    kind: Literal["differences"] = "differences"
     adjust: str
     comparisons: list[Comparison]
     indistinguishable: list[list[str]]

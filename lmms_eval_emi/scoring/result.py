@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_serializer
 from tqdm import tqdm
@@ -306,6 +306,7 @@ class StudyResult(Document):
         rows: where the results by row are, if they were written.
     """
 
+    kind: Literal["result"] = "result"
     signature: str
     model: str
     shift: str

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -97,12 +97,14 @@ class StudyRows(Plain):
 class RowsDocument(Document):
     """What a file of rows holds: those of every result of the file that it belongs to."""
 
+    kind: Literal["rows"] = "rows"
     results: list[StudyRows]
 
 
 class ResultsDocument(Document):
     """Several results in one file."""
 
+    kind: Literal["results"] = "results"
     results: list[StudyResult]
 
 

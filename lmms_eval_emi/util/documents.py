@@ -32,13 +32,14 @@ class Plain(BaseModel):
 
 
 class Document(Plain):
-    """What one JSON file holds."""
+    """What one JSON file holds; a subclass gives ``kind`` the one value that it has."""
 
     format_version: int = FORMAT_VERSION
+    kind: str
 
     def to_data(self) -> dict[str, Any]:
-        """Return plain data for JSON, with the version of the format first."""
-        return {"format_version": self.format_version} | super().to_data()
+        """Return plain data for JSON, with the version of the format and the kind of file first."""
+        return {"format_version": self.format_version, "kind": self.kind} | super().to_data()
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON file, all of it or nothing."""

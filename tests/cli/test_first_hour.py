@@ -16,7 +16,9 @@ import pytest
 from conftest import run_module
 from PIL import Image
 
-from lmms_eval_emi.cli import build_parser, commands_of, main
+from lmms_eval_emi.cli import main
+from lmms_eval_emi.cli.commands import COMMANDS as TABLE
+from lmms_eval_emi.cli.commands import command_in, parser_of
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.estimators import load_estimator
@@ -27,7 +29,7 @@ from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.apply import parse_steps
 from lmms_eval_emi.shifts.contact_sheet import CHANGED, contact_sheet
 
-COMMANDS = commands_of(build_parser())
+COMMANDS = {name: parser_of(name) for name in TABLE}
 
 
 @pytest.fixture
@@ -37,18 +39,20 @@ def no_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"datasets.{name}", lambda *args, **kwargs: pytest.fail("a dataset was asked for"))
 
 
-@pytest.mark.parametrize("command", [["score"], ["train-estimator", "--output", "x.safetensors"], ["audit"]])
+@pytest.mark.parametrize(
+    "command", [["score"], ["estimators", "train", "--output", "x.safetensors"], ["estimators", "audit"]]
+)
 def test_responses_are_looked_for_before_datasets(command, no_datasets, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*command, "--shift", "natural", "--responses", str(tmp_path / "nothing")]) == 1
+    assert main([*command, "--study", "natural", "--responses", str(tmp_path / "nothing")]) == 1
     assert "nothing, which is not there" in capsys.readouterr().err
-    assert main([*command, "--shift", "natural"]) == 1
+    assert main([*command, "--study", "natural"]) == 1
     assert "--responses DIR" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there_is_told_at_once(no_datasets, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["shift", "nothing.parquet", "out", "--visual", "fog:3"]) == 1
+    assert main(["shifts", "apply", "nothing.parquet", "out", "--visual", "fog:3"]) == 1
     assert "expected a file at" in capsys.readouterr().err
 
 
@@ -75,15 +79,17 @@ def test_the_examples_are_command_lines(name: str) -> None:
     for line in COMMANDS[name].format_help().partition("examples:\n")[2].splitlines():
         words = line.replace("HF_HUB_OFFLINE=1 ", "").split()
         if words and words[0] == "lmms-eval-emi":
-            args, others = build_parser().parse_known_args(words[1:])
-            assert args.command in COMMANDS and (not others or COMMANDS[args.command].get_default("takes_others"))
+            command = command_in(words[1:])
+            assert command is not None, line
+            _, others = COMMANDS[command].parse_known_args(words[1 + len(command.split()) :])
+            assert not others or command == "run"
 
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (["score", "--respnses", "x"], "Did you mean --responses?"),
-        (["score", "--shift", "natural", "--estimatr=x"], "Did you mean --estimator?"),
+        (["score", "--study", "natural", "--estimatr=x"], "Did you mean --estimator?"),
         (["report", "x.json", "--fromat", "md"], "Did you mean --format?"),
     ],
 )
@@ -110,12 +116,12 @@ def test_shift_takes_its_places_in_any_order(order, tmp_path, capsys) -> None:
     rows = [{"id": 1, "image": picture, "question": "What is seen here?", "answer": "nothing"}]
     Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     places = {"SRC": str(tmp_path / "rows.parquet"), "DST": str(tmp_path / "suite")}
-    assert main(["shift", *(places.get(one, one) for one in order), "--processes", "1"]) == 0
+    assert main(["shifts", "apply", *(places.get(one, one) for one in order), "--processes", "1"]) == 0
     assert (tmp_path / "suite" / "study.yaml").is_file()
 
 
 def test_a_slip_in_an_operators_name_is_no_place(tmp_path, capsys) -> None:
-    assert main(["shift", "--visual", "brightnes:3", "fogg:1"]) == 1
+    assert main(["shifts", "apply", "--visual", "brightnes:3", "fogg:1"]) == 1
     assert "Did you mean" in capsys.readouterr().err
 
 
@@ -164,7 +170,7 @@ def test_few_rows_are_told_and_r_over_them_is_no_number_of_four_digits(in_tinyhu
     for stem in {split.response_stems[-1] for split in study.splits.values()}:
         rows = [(row, "", f"a red circle {row}") for row in range(5)]
         write_response_file(tmp_path / "responses" / f"{stem}.jsonl", rows, "tiny")
-    assert main(["score", "--shift", "natural", "--responses", str(tmp_path / "responses")]) == 0
+    assert main(["score", "--study", "natural", "--responses", str(tmp_path / "responses")]) == 0
     printed = capsys.readouterr().out
     assert "28 of 28 splits have fewer than 30 rows" in printed and "of too few shifts or images to say" in printed
     assert not re.search(r"-?0\.\d{4} *$", next(line for line in printed.splitlines() if line.startswith("all ")))
@@ -179,7 +185,7 @@ def test_an_interrupted_training_says_resume(in_tinyhub, tmp_path, monkeypatch, 
     study = load_study("natural")
     for stem in {split.response_stems[-1] for split in study.splits.values()}:
         write_response_file(tmp_path / f"{stem}.jsonl", [(row, "", f"a {row}") for row in range(5)], "tiny")
-    command = ["train-estimator", "--shift", "natural", "--responses", str(tmp_path)]
+    command = ["estimators", "train", "--study", "natural", "--responses", str(tmp_path)]
     assert main([*command, "--output", str(tmp_path / "mine.safetensors")]) == 130
     assert "--resume" in caplog.text
 

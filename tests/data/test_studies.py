@@ -113,28 +113,17 @@ def test_a_study_that_names_its_answers(study, tmp_path):
     }
 
 
-def test_a_built_in_family_is_a_study(in_tinyhub, tmp_path):
+def test_a_study_is_named_in_its_place_or_by_its_option(in_tinyhub, tmp_path):
+    answers = str(tmp_path / "answers")
     for name in load_study("synthetic").splits:
         write_response_file(
             tmp_path / "answers" / f"{name}.jsonl", [(row, "", f"text {row}") for row in range(builder.ROWS)], "m"
         )
-    for option in ("--shift", "--study"):
-        assert (
-            main(
-                [
-                    "score",
-                    option,
-                    "synthetic",
-                    "--responses",
-                    str(tmp_path / "answers"),
-                    "--output",
-                    str(tmp_path / f"{option}.json"),
-                ]
-            )
-            == 0
-        )
-    first, second = (strict_json(tmp_path / f"{option}.json") for option in ("--shift", "--study"))
-    assert first.pop("rows")["sha256"] == second.pop("rows")["sha256"] and first == second
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert main(["score", "--study", "synthetic", "--responses", answers, "--output", str(first)]) == 0
+    assert main(["score", "synthetic", answers, "--output", str(second)]) == 0
+    one, two = strict_json(first), strict_json(second)
+    assert one.pop("rows")["sha256"] == two.pop("rows")["sha256"] and one == two
 
 
 def test_text_alone(study, tmp_path):
@@ -149,7 +138,9 @@ def test_text_alone(study, tmp_path):
     assert "encoders:text-only+" in results["signature"]
     mine = tmp_path / "mine.safetensors"
     assert (
-        main(["train-estimator", "--study", str(study), "--output", str(mine), "--iterations", "5", "--hidden", "4"])
+        main(
+            ["estimators", "train", "--study", str(study), "--output", str(mine), "--iterations", "5", "--hidden", "4"]
+        )
         == 0
     )
     assert load_estimator(mine).card["encoders"]["vision"] == "text-only"
@@ -257,7 +248,7 @@ def test_places_that_are_not_there(study, tmp_path, capsys):
     study.write_text(yaml.safe_dump(content))
     assert main(["score", "--study", str(study)]) == 1
     assert "expected the columns nope, which are missing; it has key, picture, prompt, gold" in capsys.readouterr().err
-    assert main(["score", "--shift", "natural"]) == 1
+    assert main(["score", "--study", "natural"]) == 1
     assert "expected a folder with the responses of natural" in capsys.readouterr().err
 
 
@@ -270,11 +261,11 @@ def test_tasks_of_a_study_run_in_the_harness(study, in_tinyhub, tmp_path, capsys
     rows = load_splits(load_study(study), ["blurred"])["blurred"]
     shutil.rmtree(folder)
     rows.save_to_disk(str(folder))
-    assert main(["tasks", "--from-study", str(study), "--output", str(tasks)]) == 1
+    assert main(["tasks", "write", str(study), str(tasks)]) == 1
     assert "the folder holds one Dataset. Save it as a DatasetDict" in capsys.readouterr().err
     shutil.rmtree(folder)
     DatasetDict({"other": rows.select([0]), "test": rows}).save_to_disk(str(folder))
-    assert main(["tasks", "--from-study", str(study), "--output", str(tasks)]) == 0
+    assert main(["tasks", "write", str(study), str(tasks)]) == 0
     assert f"lmms-eval --include_path {tasks} --tasks my_study" in capsys.readouterr().out
     done = lmms_eval(in_tinyhub, "my_study", "--include_path", str(tasks), "--output_path", str(out), "--log_samples")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -325,7 +316,7 @@ def test_tasks_of_a_study_whose_rows_name_files_of_images(in_tinyhub, tmp_path, 
         )
     )
     tasks, out = tmp_path / "tasks", tmp_path / "out"
-    assert main(["tasks", "--from-study", str(study), "--output", str(tasks)]) == 0
+    assert main(["tasks", "write", str(study), str(tasks)]) == 0
     done = lmms_eval(in_tinyhub, "paths", "--include_path", str(tasks), "--output_path", str(out), "--log_samples")
     assert done.returncode == 0, done.stderr[-2000:]
     scores = strict_json(only(out, "*_emi_paths.json"))["splits"]
@@ -339,9 +330,9 @@ def test_tasks_of_a_study_whose_rows_name_files_of_images(in_tinyhub, tmp_path, 
 def test_task_files_do_not_replace_what_is_not_theirs(study, tmp_path, capsys):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "thesis.txt").write_text("")
-    assert main(["tasks", "--from-study", str(study), "--output", str(tmp_path / "tasks")]) == 1
+    assert main(["tasks", "write", str(study), str(tmp_path / "tasks")]) == 1
     assert "holds thesis.txt" in capsys.readouterr().err
-    assert main(["tasks", "--from-study", str(study)]) == 1
+    assert main(["tasks", "write", str(study)]) == 1
     assert "--from-study FILE and --output DIR go together" in capsys.readouterr().err
 
 
@@ -366,7 +357,7 @@ def test_logged_samples_give_the_figures_of_the_run(logged, in_tinyhub, tmp_path
         main(
             [
                 "score",
-                "--shift",
+                "--study",
                 "synthetic",
                 "--responses",
                 str(logged / kind),
@@ -394,7 +385,7 @@ def test_several_models_and_estimators_side_by_side(logged, in_tinyhub, tmp_path
     CLUB(builder.DIMENSION, builder.DIMENSION, 4).save(tmp_path / "other.safetensors")
     output = tmp_path / "out.json"
     arguments = [
-        "--shift",
+        "--study",
         "synthetic",
         "--responses",
         str(tmp_path / "runs"),
@@ -404,7 +395,7 @@ def test_several_models_and_estimators_side_by_side(logged, in_tinyhub, tmp_path
     ]
     assert main(["score", *arguments]) == 1
     assert "responses of several models (model-a, model-b)" in capsys.readouterr().err
-    assert main(["score", *arguments, "--model", "all"]) == 0
+    assert main(["score", *arguments, "--only-model", "all"]) == 0
     printed = capsys.readouterr().out
     results = strict_json(output)["results"]
     assert [result["model"] for result in results] == ["model-a", "model-b"]
@@ -412,7 +403,7 @@ def test_several_models_and_estimators_side_by_side(logged, in_tinyhub, tmp_path
     assert results[0]["splits"]["llava_bench_coco"] == results[1]["splits"]["llava_bench_coco"]
     assert "model-a" in printed and "model-b" in printed
     estimators = ["--estimator", "tiny.safetensors", "--estimator", str(tmp_path / "other.safetensors")]
-    assert main(["score", *arguments, "--overwrite", "--model", "model-b", *estimators]) == 0
+    assert main(["score", *arguments, "--overwrite", "--only-model", "model-b", *estimators]) == 0
     results = strict_json(output)["results"]
     assert [(result["model"], result["settings"]["estimator"].split("@")[0]) for result in results] == [
         ("model-b", "tiny"),
@@ -421,7 +412,7 @@ def test_several_models_and_estimators_side_by_side(logged, in_tinyhub, tmp_path
 
 
 def test_a_model_that_was_not_run(logged, in_tinyhub, capsys):
-    assert main(["score", "--shift", "synthetic", "--responses", str(logged / "scored"), "--model", "tiny"]) == 1
+    assert main(["score", "--study", "synthetic", "--responses", str(logged / "scored"), "--only-model", "tiny"]) == 1
     assert "expected a model that is there, got tiny" in capsys.readouterr().err
 
 
@@ -445,7 +436,7 @@ def test_a_damaged_log(logged, in_tinyhub, tmp_path, capsys):
     path = next(folder.glob("*_samples_*frost_1.jsonl"))
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[1], lines[3][:40]]))
-    arguments = ["--shift", "synthetic", "--responses", str(tmp_path), "--split", "llava_bench_coco_frost_1"]
+    arguments = ["--study", "synthetic", "--responses", str(tmp_path), "--split", "llava_bench_coco_frost_1"]
     assert main(["score", *arguments]) == 1
     message = capsys.readouterr().err
     assert ":3: doc_id 1 stands in line 2 already" in message and ":4: not a line of JSON" in message

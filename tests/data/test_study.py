@@ -233,14 +233,14 @@ def test_writing_tasks_replaces_nothing_of_others(tmp_path, capsys):
         foreign = tmp_path / "tasks" / name
         foreign.parent.mkdir(parents=True, exist_ok=True)
         foreign.write_text("mine: true\n")
-        assert main(["tasks", "--from-study", str(study), "--output", str(tmp_path / "tasks")]) == 1
+        assert main(["tasks", "write", str(study), str(tmp_path / "tasks")]) == 1
         assert "would be replaced, and is not of this package" in capsys.readouterr().err
         assert foreign.read_text() == "mine: true\n"
         foreign.unlink()
-    assert main(["tasks", "--from-study", str(study), "--output", str(tmp_path / "tasks")]) == 0
-    assert main(["tasks", "--from-study", str(study), "--output", str(tmp_path / "tasks")]) == 0
+    assert main(["tasks", "write", str(study), str(tmp_path / "tasks")]) == 0
+    assert main(["tasks", "write", str(study), str(tmp_path / "tasks")]) == 0
     study.write_text(PLAIN.format(id="clean").replace("name: x", "name: .."))
-    assert main(["tasks", "--from-study", str(study), "--output", str(tmp_path / "tasks")]) == 1
+    assert main(["tasks", "write", str(study), str(tmp_path / "tasks")]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.yaml", "tasks"]
 
 

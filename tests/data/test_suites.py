@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_suite_says_where_it_is_from_and_what_is_ours(name: str, capsys) -> None:
     suite = load_suite(name)
     assert all((suite.title, suite.source, suite.url, suite.licence, suite.needs, suite.published, suite.ours))
-    assert main(["suites", name]) == 0
+    assert main(["shifts", "suites", name]) == 0
     printed = capsys.readouterr().out
     assert all(label in printed for label in ("source:", "licence:", "needs:", "published:", "our choice:", "use:"))
 
@@ -103,7 +103,7 @@ def test_a_released_set_takes_vittles_place_by_its_path(in_tinyhub: Path, tmp_pa
         configs.append({"split": name, "path": f"{name}.parquet"})
     card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": configs}]})
     (data / "README.md").write_text(f"---\n{card}---\n")
-    assert main(["suites", "vittle", "--output", str(output), "--data", str(data)]) == 0
+    assert main(["shifts", "suites", "vittle", "--output", str(output), "--data", str(data)]) == 0
     study = load_study(output / "study.yaml")
     assert len(load_splits(study)) == 28
     assert all(split.dataset.shifts_at_load is None for split in study.splits.values())
@@ -119,7 +119,7 @@ def test_llava_med_is_made_of_its_published_files(in_tinyhub: Path, tmp_path: Pa
         record = {"question_id": row, "image": f"PMID_{row}.jpg", "text": f"What is seen in {row}?\n<image>"}
         lines.append(json.dumps({**record, "gpt4_answer": f"A lung {row}.", "domain": {"mri": True}}))
     (data / "llava_med_eval_qa50_qa.jsonl").write_text("\n".join(lines) + "\n")
-    command = ["suites", "llava_med", "--output", str(output), "--data", str(data)]
+    command = ["shifts", "suites", "llava_med", "--output", str(output), "--data", str(data)]
     assert main(command) == 0
     rows = load_splits(load_study(output / "study.yaml"))
     assert rows["medical"]["question"] == [f"What is seen in {row}?" for row in range(3)]
@@ -135,7 +135,7 @@ def test_domains_of_a_folder_run_in_the_harness_and_are_compared(
     in_tinyhub: Path, tmp_path: Path, folder: Path, capsys
 ) -> None:
     tasks, out = tmp_path / "tasks", tmp_path / "out"
-    command = ["suites", "pacs", "--data", str(folder), "--output", str(tasks), "--per-class", "3"]
+    command = ["shifts", "suites", "pacs", "--data", str(folder), "--output", str(tasks), "--per-class", "3"]
     assert main(command) == 0 and main(command) == 0
     rows = load_dataset("parquet", data_files=str(tasks / "pictures.parquet"))["train"]
     assert Counter(zip(rows["domain"], rows["label"], strict=True)) == {
@@ -162,7 +162,7 @@ def test_every_suite_of_domains_takes_a_folder(name: str, tmp_path: Path, capsys
             own = tmp_path / "data" / domain / label
             own.mkdir(parents=True)
             picture(number).save(own / "one.jpg")
-    assert main(["suites", name, "--data", str(tmp_path / "data"), "--output", str(tasks)]) == 0
+    assert main(["shifts", "suites", name, "--data", str(tmp_path / "data"), "--output", str(tasks)]) == 0
     group = yaml.safe_load((tasks / f"{name}_robustness.yaml").read_text())
     assert len(group["task"]) == len(suite.domains.names)
     rows = Dataset.from_parquet(str(tasks / "pictures.parquet"))
@@ -223,19 +223,19 @@ def test_reading_a_choice(reply: str, expected: str | None) -> None:
 )
 def test_what_is_missing_is_told(arguments: list[str], message: str, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["suites", *arguments]) == 1
+    assert main(["shifts", "suites", *arguments]) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
 def test_a_suite_of_another_kind_is_no_study_and_no_twins(capsys, tmp_path) -> None:
     with pytest.raises(StudyError, match="kind domains"):
         load_study("pacs")
-    assert main(["twins", "--suite", "pacs", "--output", str(tmp_path / "x")]) == 1
+    assert main(["shifts", "twins", "--suite", "pacs", "--output", str(tmp_path / "x")]) == 1
     assert "kind domains" in capsys.readouterr().err
 
 
 def test_prefetch_says_what_a_suite_needs(in_tinyhub: Path, capsys) -> None:
-    assert main(["prefetch", "--shift", "natural", "--suite", "pacs", "--suite", "geometry", "--check"]) == 1
+    assert main(["tasks", "prefetch", "--study", "natural", "--suite", "pacs", "--suite", "geometry", "--check"]) == 1
     printed = capsys.readouterr().out
     assert "suite pacs needs flwrlabs/pacs from the hub" in printed and "missing: suite pacs" in printed
     assert next(line for line in printed.splitlines() if "suite geometry, task mme" in line).split()[4] == "there"

@@ -266,11 +266,12 @@ def answers(tmp_path):
 @pytest.mark.parametrize("kind", ["club", "club-free", "infonce"])
 def test_train_and_score(in_tinyhub, answers, tmp_path, capsys, caplog, kind):
     output, results = tmp_path / "mine.safetensors", tmp_path / "results.json"
-    common = ["--shift", "synthetic", "--responses", str(answers)]
+    common = ["--study", "synthetic", "--responses", str(answers)]
     assert (
         main(
             [
-                "train-estimator",
+                "estimators",
+                "train",
                 *common,
                 "--output",
                 str(output),
@@ -305,9 +306,9 @@ def test_train_and_score(in_tinyhub, answers, tmp_path, capsys, caplog, kind):
 
 def test_one_network_says_that_it_scores_what_it_was_trained_on(in_tinyhub, answers, tmp_path, capsys, caplog):
     output = tmp_path / "mine.safetensors"
-    common = ["--shift", "synthetic", "--responses", str(answers)]
+    common = ["--study", "synthetic", "--responses", str(answers)]
     options = ["--iterations", "5", "--hidden", "8", "--folds", "1", "--seeds", "2"]
-    assert main(["train-estimator", *common, "--output", str(output), *options]) == 0
+    assert main(["estimators", "train", *common, "--output", str(output), *options]) == 0
     assert main(["score", *common, "--estimator", str(output), "--output", str(tmp_path / "r.json")]) == 0
     assert "was trained on these data" in caplog.text and "trained on these data" in capsys.readouterr().out
     assert json.loads((tmp_path / "r.json").read_text())["splits"]["llava_bench_coco"]["emi_estimator_stderr"] > 0
@@ -318,7 +319,7 @@ def test_several_studies_are_pooled(in_tinyhub, answers, tmp_path):
     options = ["--output", str(output), "--iterations", "2", "--hidden", "4", "--folds", "1"]
     for name in load_study("natural").splits:
         write_response_file(answers / f"{name}.jsonl", [(row, "", "a star") for row in range(builder.ROWS)], "tiny")
-    assert main(["train-estimator", "--shift", "synthetic", "natural", "--responses", str(answers), *options]) == 0
+    assert main(["estimators", "train", "--study", "synthetic", "natural", "--responses", str(answers), *options]) == 0
     card = load_estimator(output).card
     assert card["data"]["pairs"] == 2 * sum(card["data"]["splits"].values())
     assert len(card["data"]["splits"]) == 63 and card["study"] == "synthetic + natural"
@@ -326,10 +327,22 @@ def test_several_studies_are_pooled(in_tinyhub, answers, tmp_path):
 
 def test_an_estimator_is_refused_to_other_encoders(in_tinyhub, answers, tmp_path, capsys, caplog):
     output = tmp_path / "mine.safetensors"
-    common = ["--shift", "synthetic", "--responses", str(answers)]
+    common = ["--study", "synthetic", "--responses", str(answers)]
     assert (
         main(
-            ["train-estimator", *common, "--output", str(output), "--iterations", "5", "--hidden", "8", "--folds", "1"]
+            [
+                "estimators",
+                "train",
+                *common,
+                "--output",
+                str(output),
+                "--iterations",
+                "5",
+                "--hidden",
+                "8",
+                "--folds",
+                "1",
+            ]
         )
         == 0
     )
@@ -358,16 +371,18 @@ def test_a_registered_estimator_is_told_by_the_names_of_its_encoders(in_tinyhub)
 
 
 def test_an_output_that_is_no_safetensors(answers, capsys):
-    assert main(["train-estimator", "--shift", "synthetic", "--responses", str(answers), "--output", "mine.pt"]) == 1
+    assert (
+        main(["estimators", "train", "--study", "synthetic", "--responses", str(answers), "--output", "mine.pt"]) == 1
+    )
     assert "output: expected a .safetensors file" in capsys.readouterr().err
 
 
 def test_prefetch(in_tinyhub, tmp_path, monkeypatch, capsys):
-    assert main(["prefetch", "--check"]) == 0
+    assert main(["tasks", "prefetch", "--check"]) == 0
     printed = capsys.readouterr().out
     assert "35 splits, 175 rows" in printed and "missing" not in printed
     monkeypatch.chdir(tmp_path)
-    assert main(["prefetch", "--shift", "natural", "--check"]) == 1
+    assert main(["tasks", "prefetch", "--study", "natural", "--check"]) == 1
     printed = capsys.readouterr().out
     assert (
         printed.count("missing: ") == 3

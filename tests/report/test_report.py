@@ -47,7 +47,7 @@ def results(tinyhub, tmp_path_factory):
                 main(
                     [
                         "score",
-                        "--shift",
+                        "--study",
                         family,
                         "--responses",
                         str(folder / family),

@@ -25,8 +25,8 @@ from lmms_eval_emi.scoring.agreement import (
     _spearman,
     agree,
     read_scores,
-    scores_of_verdicts,
 )
+from lmms_eval_emi.slices.judge.preference import scores_of_verdicts
 from lmms_eval_emi.slices.judge.verdicts import Key, Verdict
 
 IMAGES, PER_IMAGE = 20, 3
@@ -229,7 +229,7 @@ def test_from_responses_to_agreement_and_its_page(in_tinyhub: Path, tmp_path: Pa
     for number, stem in enumerate(sorted({split.response_stems[-1] for split in study.splits.values()})):
         rows = [(row, "", f"a red circle {row} of {number}") for row in range(5)]
         write_response_file(folder / f"{stem}.jsonl", rows, "tiny")
-    assert main(["score", "--shift", "natural", "--responses", str(folder), "--output", str(results)]) == 0
+    assert main(["score", "--study", "natural", "--responses", str(folder), "--output", str(results)]) == 0
     rows = json.loads((tmp_path / "results.rows.json").read_text())["results"][0]
     for name, own in rows["rows"].items():
         assert len(own["image"]) == len(own["cosine"]) == 5 and all(-1 <= one <= 1 for one in own["cosine"])
@@ -237,14 +237,14 @@ def test_from_responses_to_agreement_and_its_page(in_tinyhub: Path, tmp_path: Pa
         assert set(own["image"]) <= known
     endpoint = Endpoint(lambda request, count: f"8 {3 + len(str(request)) % 6}")
     judged = tmp_path / "judged.jsonl"
-    command = ["judge", "--study", "natural", "--responses", str(folder), "--output", str(judged)]
-    assert main([*command, "--base-url", endpoint.url, "--judge-model", "j"]) == 0
+    command = ["judge", "ask", "--study", "natural", "--responses", str(folder), "--output", str(judged)]
+    assert main([*command, "--endpoint", endpoint.url, "--endpoint-model", "j"]) == 0
     endpoint.close()
     scores = tmp_path / "human.csv"
     scores.write_text("split,score\n" + "".join(f"{name},{number}\n" for number, name in enumerate(study.splits)))
     output, page = tmp_path / "agreement.json", tmp_path / "report.html"
     capsys.readouterr()
-    command = ["agreement", str(results), "--judged", str(judged), "--scores", f"human={scores}"]
+    command = ["judge", "agree", str(results), "--judged", str(judged), "--scores", f"human={scores}"]
     assert main([*command, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     assert "relative preference, 28 splits" in printed and "human, 28 splits" in printed and "cosine" in printed
@@ -262,10 +262,10 @@ def test_from_responses_to_agreement_and_its_page(in_tinyhub: Path, tmp_path: Pa
 def test_what_cannot_be_compared_is_told(in_tinyhub: Path, tmp_path: Path, capsys) -> None:
     path = tmp_path / "results.json"
     path.write_text("{}")
-    assert main(["agreement", str(path)]) == 1
+    assert main(["judge", "agree", str(path)]) == 1
     assert "--judged FILE or --scores FILE" in capsys.readouterr().err
     (tmp_path / "s.csv").write_text("split,score\nclean,1\n")
-    assert main(["agreement", str(path), "--scores", str(tmp_path / "s.csv")]) == 1
+    assert main(["judge", "agree", str(path), "--scores", str(tmp_path / "s.csv")]) == 1
     assert "expected results of lmms-eval-emi score" in capsys.readouterr().err
 
 

@@ -8,12 +8,12 @@ import random
 import pytest
 
 from lmms_eval_emi.cli import main
-from lmms_eval_emi.cli.demo import ASSETS
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.scoring.audit import RESPONDERS, Rows, responses_of
 from lmms_eval_emi.shifts.at_load import load_splits
+from lmms_eval_emi.slices.demo.command import ASSETS
 
 IMAGES = [bytes([number]) * 8 for number in (1, 1, 2, 2)]
 REFERENCES = [
@@ -88,7 +88,17 @@ def test_the_audit_of_the_demo(demo_responses, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LMMS_EVAL_EMI_WITHOUT_DEGENERATE", "1")  # which is not about responders that are made so
     encoders = [str(ASSETS / "vision_encoder"), str(ASSETS / "text_encoder")]
     output = tmp_path / "audit.json"
-    common = ["audit", "--study", "demo", "--responses", str(demo_responses), "--allow-missing", "--device", "cpu"]
+    common = [
+        "estimators",
+        "audit",
+        "--study",
+        "demo",
+        "--responses",
+        str(demo_responses),
+        "--allow-missing",
+        "--device",
+        "cpu",
+    ]
     assert (
         main(
             [

@@ -11,12 +11,12 @@ import pytest
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.scoring.compare import (
-    StoredResult,
+    ComparedResult,
     check_comparable,
     compare,
     indistinguishable,
     power,
-    read_stored,
+    read_compared,
 )
 
 SETTINGS = {"encoders": "e", "estimator": "c", "convention": "published", "kind": "scaled"}
@@ -31,7 +31,7 @@ def stored(label, means, seed=0, noise=0.01, hardness=0.05, images=20):
         deleted = {f"image {g}": (rows.sum() - rows[g]) / (images - 1) for g in range(images)}
         scores[name] = Jackknife(float(rows.mean()), (deleted,))
     emi = {"clean": scores["clean"], **{name: one for name, one in scores.items() if name != "clean"}}
-    return StoredResult(label, "s", SETTINGS, emi, {name: one for name, one in scores.items() if name != "clean"})
+    return ComparedResult(label, "s", SETTINGS, emi, {name: one for name, one in scores.items() if name != "clean"})
 
 
 MEANS = {"clean": 0.0, "fog": 0.1, "blur": 0.02}
@@ -55,7 +55,7 @@ def test_models_that_cannot_be_told_apart_are_grouped():
 
 
 def test_results_that_are_not_comparable_say_why():
-    other = StoredResult("b", "t", {**SETTINGS, "encoders": "f"}, {}, {})
+    other = ComparedResult("b", "t", {**SETTINGS, "encoders": "f"}, {}, {})
     problems = check_comparable([stored("a", MEANS), other])
     assert problems == ["they are of different studies: s, t", "the encoders differs: e and f"]
 
@@ -108,9 +108,9 @@ def test_the_commands(results, capsys):
     found = {one["split"]: one for one in content["comparisons"][0]["differences"]}
     assert found["typos"]["emid"]["value"] == pytest.approx(scores[0]["emid"] - scores[1]["emid"])
     assert found["typos"]["emi"]["value"] == pytest.approx(scores[0]["emi"] - scores[1]["emi"])
-    assert main(["power", paths[0], "--effect", "0.001"]) == 0
+    assert main(["compare", paths[0], "--power", "0.001"]) == 0
     assert "images needed" in capsys.readouterr().out
-    assert main(["power", paths[0], "--effect", "-1"]) == 1
+    assert main(["compare", paths[0], "--power=-1"]) == 1
 
 
 def test_results_without_their_rows(results, capsys):
@@ -148,5 +148,5 @@ def test_without_resampling_only_closed_forms_are_left(results):
     typos = json.loads(output.read_text())["splits"]["typos"]
     assert typos["emid_stderr"] is not None and "jsd_ood_response_p" not in typos
     assert "resamples=0" in json.loads(output.read_text())["signature"]
-    stored_result = read_stored([output])[0]
+    stored_result = read_compared([output])[0]
     assert set(stored_result.emid) == {"typos"}

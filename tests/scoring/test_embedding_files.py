@@ -33,7 +33,7 @@ def answers(tmp_path):
 
 
 def score(*arguments):
-    return main(["score", "--shift", "natural", "--split", GERMAN, "--overwrite", *map(str, arguments)])
+    return main(["score", "--study", "natural", "--split", GERMAN, "--overwrite", *map(str, arguments)])
 
 
 def results(path):
@@ -176,7 +176,7 @@ def test_both_families_in_one_run(in_tinyhub, tmp_path, capsys):
         main(
             [
                 "score",
-                "--shift",
+                "--study",
                 "natural",
                 "synthetic",
                 "--responses",
@@ -194,7 +194,7 @@ def test_both_families_in_one_run(in_tinyhub, tmp_path, capsys):
     ]
     printed = capsys.readouterr().out
     chosen = ["--split", GERMAN, "--output", str(tmp_path / "part.json")]
-    base = ["score", "--shift", "natural", "synthetic", "--responses", str(tmp_path / "answers")]
+    base = ["score", "--study", "natural", "synthetic", "--responses", str(tmp_path / "answers")]
     assert main([*base, *chosen]) == 0
     assert list(json.loads((tmp_path / "part.json").read_text())["splits"]) == [ID, GERMAN], (
         "a study without it is left out"
@@ -209,7 +209,7 @@ def test_both_families_in_one_run(in_tinyhub, tmp_path, capsys):
 def test_two_ranks_give_what_one_gives(in_tinyhub, answers, tmp_path):
     arguments = (
         "score",
-        "--shift",
+        "--study",
         "natural",
         "--split",
         GERMAN,
@@ -236,7 +236,7 @@ def test_two_ranks_read_a_store_in_parts(in_tinyhub, tmp_path):
         "import sys; from lmms_eval_emi.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     (tmp_path / "run.py").write_text(code)
-    arguments = ["score", "--shift", "natural", "--embeddings", str(tmp_path / "store"), "--allow-missing", "--output"]
+    arguments = ["score", "--study", "natural", "--embeddings", str(tmp_path / "store"), "--allow-missing", "--output"]
     assert main([*arguments, str(tmp_path / "one.json")]) == 0
     done = run_module("run", *arguments, str(tmp_path / "two.json"), cwd=tmp_path, processes=2, LMMS_EVAL_EMI_ESTIMATOR=str(in_tinyhub / "tiny.safetensors"))  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -78,7 +78,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def shift(*arguments: str | Path) -> int:
-    return main(["shift", *map(str, arguments)])
+    return main(["shifts", "apply", *map(str, arguments)])
 
 
 def load(folder: Path):

@@ -25,9 +25,8 @@ OWN = {"README.md", "study.yaml", "tasks", "splits", "images", "preview.png", "u
 
 def state_of(rows: datasets.Dataset, suite: Suite) -> dict[str, Any]:
     """All that decides what is written; two runs that agree in it may go on with each other's work."""
-    options = {**vars(suite.options)}
-    synonyms = suite.options.synonyms
-    options["synonyms"] = hashlib.sha256(synonyms.read_bytes()).hexdigest() if synonyms else ""
+    given = suite.options
+    synonyms = hashlib.sha256(given.synonyms.read_bytes()).hexdigest() if given.synonyms else ""
     return {
         "version": __version__,
         "name": suite.name,
@@ -37,7 +36,7 @@ def state_of(rows: datasets.Dataset, suite: Suite) -> dict[str, Any]:
         "content of the rows": _content(rows, suite.columns),
         "seed": suite.seed,
         "splits": [recipe.name for recipe in suite.recipes],
-        "options": {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
+        "options": {"keep": list(given.keep), "synonyms": synonyms, "endpoint": given.endpoint, "model": given.model},
         "resources": {
             step.operator.name: step.operator.resources(suite.options)
             for step in (*suite.visual, *suite.textual)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lmms_eval_emi.scoring.join import StudySamples
     from lmms_eval_emi.scoring.result import StudyResult
 
-ASSETS = Path(__file__).resolve().parents[1] / "slices" / "demo" / "assets"
+ASSETS = Path(__file__).resolve().parent / "assets"
 TASKS, STUDY = "llavabench_shift_demo", "demo"
 UNTRAINED = ("hsic", "dcor", "cosine")  # estimators that are shown beside the demo's own
 NAME = "a small LLaVA"  # on the demo's page, where its folder's name would say nothing

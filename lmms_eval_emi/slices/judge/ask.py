@@ -36,7 +36,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = new_parser(
         prog,
         examples=(
-            "lmms-eval-emi judge ask --study natural --responses out --base-url http://localhost:8000/v1 --judge-model NAME --output judged.jsonl",
+            "lmms-eval-emi judge ask natural out --endpoint http://localhost:8000/v1 --endpoint-model NAME --output judged.jsonl",
             "lmms-eval-emi judge ask --study natural --responses out --output judged.jsonl --dry-run",
         ),
         description="Ask a judge for two scores of 1 to 10, of the reference and of the model's response, as llava-bench does, in both orders. Every verdict is in --output as soon as it is there, and the same command asks only for what is missing. Relative preference and win rate by split go beside it, as *.summary.json.",

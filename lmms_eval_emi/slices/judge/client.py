@@ -214,7 +214,7 @@ def ask(
         reasons = Counter(one.missing for one in new.values())
         kept = "Earlier verdicts stay as they are" if fresh else "They are recorded as missing; pass --retry-missing"
         raise EndpointError(
-            f"The first {without} verdicts have no scores, mostly because {reasons.most_common(1)[0][0]}. Look at --base-url (which mostly ends in /v1), --judge-model and --max-tokens. {kept}."
+            f"The first {without} verdicts have no scores, mostly because {reasons.most_common(1)[0][0]}. Look at --endpoint (which mostly ends in /v1), --endpoint-model and --max-tokens. {kept}."
         )
     if failures:
         raise EndpointError(

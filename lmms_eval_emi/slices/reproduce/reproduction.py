@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from lmms_eval_emi.core.correlation import pearson
 from lmms_eval_emi.data.responses import find_responses
@@ -146,6 +147,7 @@ class ReproductionResult(Plain):
 class ReproductionDocument(Document):
     """What ``lmms-eval-emi reproduce`` writes."""
 
+    kind: Literal["reproduction"] = "reproduction"
     reproductions: list[ReproductionResult]
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.heartbeat import Ranks
+from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
 from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity, to_plain
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, content_hash, is_greedy
 from lmms_eval_emi.harness.lmms_eval.resume.runs import block_size
@@ -212,7 +213,7 @@ def test_a_document_that_is_asked_something_else_has_its_latest_plan(tmp_path):
 
 
 def test_placeholders_of_a_budget_that_is_used_up_are_not_kept(answer, tmp_path, monkeypatch):
-    monkeypatch.setattr(compat, "is_budget_exceeded", lambda: True)
+    monkeypatch.setattr(launch, "is_budget_exceeded", lambda: True)
     with pytest.raises(RunError, match="--max_tokens is used up"):
         answer(different(3))
     assert not read_journal(tmp_path).answers("r").by_request
@@ -220,7 +221,7 @@ def test_placeholders_of_a_budget_that_is_used_up_are_not_kept(answer, tmp_path,
 
 def test_rounds_of_a_document_are_told_apart_and_replayed(tmp_path, monkeypatch):
     """A document of several rounds asks the model again in each, with the same prompt at times."""
-    monkeypatch.setattr(compat, "is_call_of_one_round", lambda: True)
+    monkeypatch.setattr(frames, "is_call_of_one_round", lambda: True)
     sampled = {"do_sample": True}
 
     class Rounds(Model):
@@ -422,10 +423,10 @@ def test_the_harness_itself_gives_the_same(finished, tinyhub, tmp_path):
 
 
 def test_status_says_how_far_a_run_is(finished, capsys):
-    assert main(["status", str(finished.folder)]) == 0
+    assert main(["run", "--status", str(finished.folder)]) == 0
     out = capsys.readouterr().out
     assert "every response is there" in out and "llavabench_shift_natural_coco_hindi" in out
-    assert main(["status", str(finished.folder.parent / "nothing")]) == 1
+    assert main(["run", "--status", str(finished.folder.parent / "nothing")]) == 1
     assert "expected the --output_path of lmms-eval-emi run" in capsys.readouterr().err
 
 
@@ -436,7 +437,7 @@ def test_a_part_of_a_journal_gives_results_of_a_part(finished, tinyhub, tmp_path
     (journal / "run.json").write_bytes((finished.folder / "journal" / "run.json").read_bytes())
     lines = (finished.folder / "journal" / "rank-00000.jsonl").read_bytes().splitlines(keepends=True)
     (journal / "rank-00000.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:40])
-    done = command(tinyhub, "recover", str(tmp_path))
+    done = command(tinyhub, "run", "--recover", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     (described,) = json.loads((journal / "run.json").read_text())["runs"].values()
     known = len(read_journal(tmp_path).answers(described["run"]).by_request)
@@ -478,7 +479,7 @@ def test_wrong_usage_is_told_at_once(arguments, message, tmp_path, monkeypatch, 
 def test_secrets_are_in_no_file_of_a_run(tmp_path, monkeypatch):
     from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import runs as resumable
 
-    monkeypatch.setattr(compat, "run_command_line", lambda arguments, prepare: prepare(SimpleNamespace(model="openai", model_args="api_key=verysecret,model=x", batch_size=1)))  # fmt: skip
+    monkeypatch.setattr(launch, "run_command_line", lambda arguments, prepare: prepare(SimpleNamespace(model="openai", model_args="api_key=verysecret,model=x", batch_size=1)))  # fmt: skip
     arguments = (
         "--model",
         "openai",

@@ -70,7 +70,7 @@ def test_the_saved_responses_give_the_same_scores(run, in_tinyhub, tmp_path):
     answers = only(run.folder, "*_emi_responses") / "natural"
     output = tmp_path / "again.json"
     assert (
-        main(["score", "--shift", "natural", "--responses", str(answers), "--output", str(output), "--allow-missing"])
+        main(["score", "--study", "natural", "--responses", str(answers), "--output", str(output), "--allow-missing"])
         == 0
     )
     again = strict_json(output)["splits"]
@@ -408,7 +408,7 @@ def test_responses_are_saved_whatever_the_harness_names_its_files(
 
         monkeypatch.delattr(tracker.GeneralConfigTracker, "_get_model_name")
     else:
-        monkeypatch.setattr(compat, broken, lambda *_: 1 / 0)
+        monkeypatch.setattr(frames if broken == "run_stamp" else run_files, broken, lambda *_: 1 / 0)
     hooks, (docs,) = load_split(ID)
     args = run_arguments(tmp_path, model_args="pretrained=some/model,device_map=cpu")
     assert isinstance(hooks.emi([value["emi"] for value in answer_all(hooks, docs)], args), float)
@@ -452,7 +452,7 @@ def test_responses_are_on_the_disk_as_they_come_in_and_can_be_scored(
     values = answer_all(hooks, id_docs), answer_all(hooks, german_docs, "german")
     folder = only(tmp_path / "runs", "*.emi_parts")
     output = tmp_path / "r.json"
-    command = ["score", "--shift", "natural", "--responses", str(folder), "--allow-missing", "--output", str(output)]
+    command = ["score", "--study", "natural", "--responses", str(folder), "--allow-missing", "--output", str(output)]
     assert main(command) == 0
     recovered = strict_json(output)["splits"]
     emid = hooks.emid([value["emid"] for value in values[1]], run_arguments(tmp_path / "out"))
@@ -469,7 +469,7 @@ def test_the_parts_of_several_ranks_are_one_run(in_tinyhub, tmp_path):
             path = folder / run_files.samples_name(f"rank-{rank:05d}", task)
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = tmp_path / "r.json"
-    command = ["score", "--shift", "natural", "--split", GERMAN, "--responses", str(tmp_path), "--output", str(output)]
+    command = ["score", "--study", "natural", "--split", GERMAN, "--responses", str(tmp_path), "--output", str(output)]
     assert main(command) == 0
     assert [one["n"] for one in strict_json(output)["splits"].values()] == [ROWS, ROWS]
 
@@ -484,20 +484,20 @@ def test_parts_that_cannot_be_written_cost_no_run(fresh_run, load_split, in_tiny
 
 def test_a_run_knows_which_scores_it_lacks(fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path):
     hooks, (id_docs, german_docs) = load_split(ID, GERMAN)
-    assert run_module_.lacking_scores() == [], "tasks that were loaded to be looked at"
+    assert run_module_._without_scores() == [], "tasks that were loaded to be looked at"
     find_run(ID_TASK).evaluation = 1
-    assert run_module_.lacking_scores() == [ID_TASK, GERMAN_TASK]
+    assert run_module_._without_scores() == [ID_TASK, GERMAN_TASK]
     values = answer_all(hooks, id_docs), answer_all(hooks, german_docs)
     monkeypatch.setenv("RANK", "1")
-    assert run_module_.lacking_scores() == [], "rank 0 has the scores"
+    assert run_module_._without_scores() == [], "rank 0 has the scores"
     monkeypatch.delenv("RANK")
     hooks.emi([value["emi"] for value in values[0]], run_arguments(tmp_path))
-    assert run_module_.lacking_scores() == []
+    assert run_module_._without_scores() == []
     find_run(ID_TASK).unwritten.add("natural")
-    assert run_module_.lacking_scores() == [ID_TASK, GERMAN_TASK]
+    assert run_module_._without_scores() == [ID_TASK, GERMAN_TASK]
     for task in find_run(ID_TASK).tasks.values():
         task.task = SimpleNamespace(_metric_fn_list={"bypass": None})
-    assert run_module_.lacking_scores() == [], "only responses were asked for"
+    assert run_module_._without_scores() == [], "only responses were asked for"
 
 
 def test_a_rank_that_dies_without_a_launcher_that_notices_is_an_exit_status(tinyhub, tmp_path):

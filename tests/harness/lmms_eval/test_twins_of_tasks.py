@@ -413,13 +413,14 @@ def test_files_name_their_origin_and_take_no_part_in_tags(tasks) -> None:
 
 def test_a_folder_of_something_else_is_left_alone(in_tinyhub: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert main(["twins", "mme", "--visual", "fog:3", "--output", str(tmp_path)]) == 1
+    assert main(["shifts", "twins", "mme", "--visual", "fog:3", "--output", str(tmp_path)]) == 1
     assert "notes.txt" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_dry_run_shows_one_row_of_each_and_writes_nothing(in_tinyhub: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "twins"
     command = [
+        "shifts",
         "twins",
         "mme",
         "--visual",
@@ -448,6 +449,7 @@ def test_twins_run_in_the_harness_and_are_compared(in_tinyhub: Path, tmp_path: P
     """The way that the help shows: twins, a run, robustness."""
     folder, out, output = tmp_path / "my_twins", tmp_path / "out", tmp_path / "robustness.json"
     command = [
+        "shifts",
         "twins",
         "mme",
         "--visual",

@@ -15,9 +15,10 @@ from conftest import run_module
 from demo import scenes
 from PIL import Image
 
-from lmms_eval_emi.cli import demo, main
+from lmms_eval_emi.cli import main
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.shifts.at_load import load_splits
+from lmms_eval_emi.slices.demo import command as demo
 
 needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="needs the extra demo")
 

@@ -85,8 +85,8 @@ def serve():
 
 def arguments(folder: Path, endpoint: Endpoint, *more: str) -> list[str]:
     return [
-        *("judge", "--study", str(folder / "study.yaml"), "--responses", str(folder / "responses")),
-        *("--output", str(folder / "judged.jsonl"), "--base-url", endpoint.url, "--judge-model", "judge", *more),
+        *("judge", "ask", "--study", str(folder / "study.yaml"), "--responses", str(folder / "responses")),
+        *("--output", str(folder / "judged.jsonl"), "--endpoint", endpoint.url, "--endpoint-model", "judge", *more),
     ]
 
 
@@ -320,9 +320,9 @@ def test_wrong_options_are_told_before_anything_is_asked(study, serve, capsys, m
 
 
 def test_an_endpoint_is_needed(study, capsys) -> None:
-    base = ["judge", "--study", str(study / "study.yaml"), "--responses", str(study / "responses")]
+    base = ["judge", "ask", "--study", str(study / "study.yaml"), "--responses", str(study / "responses")]
     assert main([*base, "--output", str(study / "judged.jsonl")]) == 1
-    assert "--base-url" in capsys.readouterr().err
+    assert "--endpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_responses_are_encoded_in_parts_which_are_had_again(in_tinyhub, tmp_path
         )
     arguments = [
         "score",
-        "--shift",
+        "--study",
         "natural",
         "--split",
         GERMAN,
@@ -96,7 +96,7 @@ def test_statistics_of_blocks_merge_also_where_a_worker_is_lost(in_tinyhub, tmp_
     write_embeddings(tmp_path / "store", made, model="m", studies=["natural"])
     arguments = [
         "score",
-        "--shift",
+        "--study",
         "natural",
         "--embeddings",
         str(tmp_path / "store"),
@@ -141,7 +141,7 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch, tmp_path, cap
 
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
-    assert main(["score", "--shift", "natural", "--embeddings", str(tmp_path), "--engine", "ray"]) == 1
+    assert main(["score", "--study", "natural", "--embeddings", str(tmp_path), "--engine", "ray"]) == 1
     assert "pip install 'lmms_eval_emi[ray]'" in capsys.readouterr().err
-    assert main(["score", "--shift", "natural", "--responses", str(tmp_path), "--engine", "ray"]) == 1
+    assert main(["score", "--study", "natural", "--responses", str(tmp_path), "--engine", "ray"]) == 1
     assert "--save-embeddings DIR, a folder that all machines see" in capsys.readouterr().err

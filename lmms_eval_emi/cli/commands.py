@@ -171,11 +171,11 @@ def _dispatch(words: Sequence[str]) -> int:
     if words[0] == "--version":
         print(f"{PROGRAM} {__version__}")
         return 0
-    name = next((name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS), None)
+    name = command_in(words)
     if name is None:
         return _refuse_command(words)
     module: Any = import_module(COMMANDS[name].module)
-    parser: argparse.ArgumentParser = module.build_parser(f"{PROGRAM} {name}")
+    parser = parser_of(name)
     rest = list(words[len(name.split()) :])
     takes_others = getattr(module, "TAKES_OTHER_OPTIONS", False)
     if not takes_others:
@@ -188,6 +188,17 @@ def _dispatch(words: Sequence[str]) -> int:
     status = int(module.run(args))
     sys.stdout.flush()  # while a closed pipe can still be reported
     return status
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command of ``COMMANDS``."""
+    parser: argparse.ArgumentParser = import_module(COMMANDS[name].module).build_parser(f"{PROGRAM} {name}")
+    return parser
+
+
+def command_in(words: Sequence[str]) -> str | None:
+    """Return the command that a command line begins with, such as ``shifts list``; ``None`` if it has none."""
+    return next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
 
 
 def overview() -> str:
@@ -240,12 +251,12 @@ def _complete() -> None:
     root = argparse.ArgumentParser(prog=PROGRAM)
     commands = root.add_subparsers()
     groups: dict[str, Any] = {}
-    for name, command in COMMANDS.items():
+    for name in COMMANDS:
         group, _, own = name.rpartition(" ")
         if group and group not in groups:
             groups[group] = commands.add_parser(group).add_subparsers()
         target = groups[group] if group else commands
-        target.add_parser(own, parents=[import_module(command.module).build_parser(name)], add_help=False)
+        target.add_parser(own, parents=[parser_of(name)], add_help=False)
     argcomplete.autocomplete(root)
 
 

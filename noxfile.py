@@ -1,0 +1,51 @@
+"""What CI runs, one target each: ``nox`` runs all of them in this environment, ``nox -s tests`` one."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"  # an environment is 7 GB; .ci/run makes one for all targets
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    session.run("mypy")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check that every package imports from lower layers only."""
+    session.run("lint-imports")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the docs site; a broken link is an error."""
+    with tempfile.TemporaryDirectory() as site:
+        session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", site)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, and check what an installation of it holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--wheel", "--outdir", folder, ".", silent=True)
+        (built,) = Path(folder).glob("*.whl")
+        session.run("python", ".ci/check_wheel.py", str(built), f"{folder}/environment")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the suite."""
+    session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -149,33 +148,6 @@ def resolve_sources(args: argparse.Namespace, *, several: bool = False) -> None:
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """The option that allows a command to replace an existing output."""
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-
-
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Options that say which machines do the work."""
-    parser.add_argument(
-        "--engine",
-        choices=("local", "ray"),
-        default="local",
-        help="local: this process, or the ranks of a launcher; ray: a Ray cluster, with Ray Data (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="cluster for --engine ray, such as auto or ray://host:10001 (RAY_ADDRESS; default: one on this machine)",
-    )
-
-
-@contextmanager
-def opened_engine(args: argparse.Namespace) -> Iterator[Any]:
-    """The module of the engine that was asked for, ready to be used; ``None`` for this machine alone."""
-    if args.engine != "ray":
-        yield None
-        return
-    from lmms_eval_emi.slices.ray import engine as ray
-
-    with ray.cluster(args.ray_address):
-        yield ray
 
 
 def renamed_models(pairs: Sequence[str]) -> dict[str, str]:

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_emi.cli.engine import add_engine, opened_engine
 from lmms_eval_emi.cli.options import (
-    add_engine,
     add_overwrite,
     add_settings,
     add_study_arguments,
     new_parser,
-    opened_engine,
     renamed_models,
     resolve_sources,
     settings_of,
@@ -111,6 +110,11 @@ def run(args: argparse.Namespace) -> int:
                 f"--save-embeddings: the folder {args.save_embeddings} is not empty. Name another one, or pass --overwrite."
             )
         check_folder_writable(args.save_embeddings)
+
+    elif args.engine == "ray" and not args.embeddings:
+        raise InputError(
+            "--engine ray: expected --save-embeddings DIR, a folder that all machines see, for what they encode."
+        )
 
     from lmms_eval_emi.scoring.distributed import process_group, rank
     from lmms_eval_emi.scoring.pipeline import score_sources

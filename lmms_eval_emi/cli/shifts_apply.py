@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmms_eval_emi.cli.options import add_engine, new_parser, opened_engine
+from lmms_eval_emi.cli.engine import add_engine, opened_engine
+from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.errors import ImageError, ShiftError
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def _try_operators(visual: list[Step], textual: list[Step], options: ShiftOption
     from PIL import Image
 
     from lmms_eval_emi.shifts.apply import shift_image, shift_text
-    from lmms_eval_emi.shifts.operators import Refused
+    from lmms_eval_emi.shifts.operators import RefusedError
 
     probe = Image.new("RGB", (32, 32), "grey")
     for step in {step.operator.name: step for step in visual}.values():
@@ -291,7 +292,7 @@ def _try_operators(visual: list[Step], textual: list[Step], options: ShiftOption
     for step in {step.operator.name: step for step in textual}.values():
         try:
             shift_text("What is the colour of this large picture?", step.operator.name, step.level, options=options)
-        except Refused:
+        except RefusedError:
             continue
 
 

@@ -113,8 +113,11 @@ def lead(
 
     Args:
         measure: one of :data:`MEASURES`.
-        a, other, b: of every shift.
-        draws, seed: as for :func:`correlate`.
+        a: of every shift.
+        other: of every shift.
+        b: of every shift.
+        draws: as for :func:`correlate`.
+        seed: as for :func:`correlate`.
 
     Returns:
         The difference and its interval, or ``None`` where one of both correlations is not defined.

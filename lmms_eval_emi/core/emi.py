@@ -27,7 +27,9 @@ MOST_RECOMPUTED = 200  # the same for an estimator without a closed form
 
 @runtime_checkable
 class MutualInformationEstimator(Protocol):
-    """What :func:`emi` asks of an estimator. It may have beside it:
+    """What :func:`emi` asks of an estimator.
+
+    It may also have:
 
     - ``analyse(x, y, clusters, count)``, which gives :class:`Information` faster than recomputing the
       estimate without each cluster, and ``analyse_all(x, targets, clusters, count)``, the same of several targets
@@ -301,7 +303,7 @@ def _analyse(
         response, reference = (information(estimator, x, targets, clusters, len(distinct)) for targets in (y_hat, y))
 
     def jackknife(value: float, deleted: torch.Tensor) -> Jackknife:
-        known = {key: value for key, value in zip(distinct, deleted.tolist(), strict=True) if value == value}
+        known = {key: value for key, value in zip(distinct, deleted.tolist(), strict=True) if not math.isnan(value)}
         return Jackknife(value, (known,) if known else ())
 
     return (

@@ -10,6 +10,7 @@ What needs the rows themselves is not given: their influence, the parts of EMID,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol, cast
 
@@ -222,7 +223,7 @@ class SplitStatistics:
 
         def jackknife(value: float, values: torch.Tensor) -> Jackknife:
             known: dict[Hashable, float] = {
-                key: one for key, one in zip(keys, values.tolist(), strict=True) if one == one
+                key: one for key, one in zip(keys, values.tolist(), strict=True) if not math.isnan(one)
             }
             return Jackknife(value, (known,) if known else ())
 

@@ -125,7 +125,8 @@ def exchange_test(
     random exchanges (Edgington), the observed one among them.
 
     Args:
-        first, second: sums over the same rows.
+        first: sums over the same rows.
+        second: sums over the same rows.
         function: of the sums, whose difference is tested.
         draws: of exchanges.
         seed: of the draws.
@@ -155,7 +156,8 @@ def relabel_test(
     """Two-sided p of two sets of unrelated rows being one sample: clusters are dealt out again at random.
 
     Args:
-        first, second: sums over different rows; a cluster of both counts as two.
+        first: sums over different rows; a cluster of both counts as two.
+        second: sums over different rows; a cluster of both counts as two.
         function: of the sums, whose difference is tested.
         draws: of relabellings.
         seed: of the draws.

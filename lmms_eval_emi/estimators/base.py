@@ -143,7 +143,7 @@ class TrainedEstimator(nn.Module, Estimator):
         raise NotImplementedError
 
     def mlp(self, inputs: int, outputs: int) -> nn.Sequential:
-        """inputs -> hidden -> outputs with tanh between."""
+        """Return layers from ``inputs`` over the hidden width to ``outputs``, with tanh between."""
         return nn.Sequential(nn.Linear(inputs, self.hidden), nn.Tanh(), nn.Linear(self.hidden, outputs))
 
     @property

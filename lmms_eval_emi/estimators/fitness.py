@@ -235,7 +235,7 @@ class EstimatorFit(Plain):
     doubtful_splits: list[str] = []
 
 
-def fitness(
+def fitness(  # noqa: PLR0912
     estimator: object, embeddings: Mapping[str, Embeddings], scores: Mapping[str, EMI] | None = None
 ) -> EstimatorFit:
     """Check whether an estimator is fit for some splits.

@@ -21,7 +21,7 @@ CHUNK = 1024  # rows whose scores against all others are held at a time
 
 
 class InfoNCE(TrainedEstimator):
-    """Critic f(x, y) = g(x) . h(y), with which
+    """InfoNCE with the critic f(x, y) = g(x) . h(y).
 
         I(x; y) >= 1/N sum_i [ f(x_i, y_i) - ln 1/N sum_j exp f(x_i, y_j) ]
 
@@ -72,7 +72,7 @@ class InfoNCE(TrainedEstimator):
         return torch.cat([self._against_all(part, h, CHUNK * number) for number, part in enumerate(g.split(CHUNK))])
 
     def ceiling(self, n: int) -> float | None:
-        """ln N: with N rows the bound says no more."""
+        """Return ln N, which the bound cannot exceed with N rows."""
         return math.log(n)
 
     @classmethod

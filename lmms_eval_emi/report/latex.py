@@ -16,7 +16,7 @@ MODALITIES = {"visual": "Visual shifts", "text": "Textual shifts", "joint": "Joi
 
 
 def to_latex(results: Sequence[ReportedResult]) -> str:
-    """A booktabs table for each study, one line a group of shifts; it needs ``\\usepackage{booktabs}``."""
+    """Return a table for each study, with a line for each group of shifts; it needs the package booktabs."""
     studies = dict.fromkeys(result.study for result in results)
     return "\n".join(_table([one for one in results if one.study == study]) for study in studies)
 

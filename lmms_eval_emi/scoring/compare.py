@@ -177,7 +177,8 @@ def compare(
     Rows are matched by image, so what both models find hard cancels.
 
     Args:
-        first, second: of one study.
+        first: of one study.
+        second: of one study.
         method: of adjusting p-values over the shifts.
         seed: of ``maxt``.
     """

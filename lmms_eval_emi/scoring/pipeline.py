@@ -46,7 +46,7 @@ class Engine(Protocol):
         ...
 
 
-def score(
+def score(  # noqa: PLR0913
     study: Study | str | Path,
     responses: Sequence[str | Path] | str | Path = (),
     *,
@@ -112,7 +112,7 @@ def _with_overrides(settings: Settings | None, overrides: Mapping[str, Any]) -> 
     return settings.model_copy(update={name: getattr(load_settings(**overrides), name) for name in overrides})
 
 
-def score_sources(
+def score_sources(  # noqa: PLR0913
     studies: Sequence[Study],
     responses: Sequence[Path],
     settings: Settings,
@@ -132,7 +132,12 @@ def score_sources(
         studies: to score.
         responses: folders with the responses.
         settings: of the run.
-        embeddings, engine, save_embeddings, models, estimators, allow_missing: as in :func:`score`.
+        embeddings: as in :func:`score`.
+        engine: as in :func:`score`.
+        save_embeddings: as in :func:`score`.
+        models: as in :func:`score`.
+        estimators: as in :func:`score`.
+        allow_missing: as in :func:`score`.
         model_names: new name of a model by its old one.
         splits: to score, beside the ID splits; a study that has none of them is left out.
 

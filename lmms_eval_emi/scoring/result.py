@@ -350,7 +350,7 @@ class StudyResult(Document):
         }
 
 
-def score_study(
+def score_study(  # noqa: PLR0913
     study: Study,
     embeddings: Mapping[str, Embeddings],
     estimator: MutualInformationEstimator,
@@ -372,7 +372,8 @@ def score_study(
         embeddings: by split; without those of the ID split no EMID and no index can be given.
         estimator: of mutual information.
         model: whose responses these are.
-        convention, entropy: as in :func:`lmms_eval_emi.emid_bound`.
+        convention: as in :func:`lmms_eval_emi.emid_bound`.
+        entropy: as in :func:`lmms_eval_emi.emid_bound`.
         left_out: what the caller left out already, by split.
         notes: what the caller has to say of a split; see :func:`notes_on_samples`.
         lost: ids of the rows that a split should have and lacks, by split. Where two splits are compared,
@@ -441,7 +442,7 @@ def score_study(
     )
 
 
-def _compare(
+def _compare(  # noqa: PLR0913, PLR0917
     study: Study,
     name: str,
     embeddings: Mapping[str, Embeddings],
@@ -461,7 +462,7 @@ def _compare(
     return difference, emid_bound(first, second, convention, entropy), "" if whole else remark
 
 
-def score_statistics(
+def score_statistics(  # noqa: PLR0913
     study: Study,
     statistics: Mapping[str, SplitStatistics],
     estimator: MutualInformationEstimator,
@@ -475,7 +476,13 @@ def score_statistics(
     """Score the splits of a study that were read once; see :mod:`lmms_eval_emi.core.streaming`.
 
     Args:
-        study, estimator, model, convention, entropy, left_out, inference: as in :func:`score_study`.
+        study: as in :func:`score_study`.
+        estimator: as in :func:`score_study`.
+        model: as in :func:`score_study`.
+        convention: as in :func:`score_study`.
+        entropy: as in :func:`score_study`.
+        left_out: as in :func:`score_study`.
+        inference: as in :func:`score_study`.
         statistics: by split; those of shifts with the ID split's partners.
 
     Returns:
@@ -514,7 +521,7 @@ def score_statistics(
     )
 
 
-def _to_result(
+def _to_result(  # noqa: PLR0913
     study: Study,
     model: str,
     scores: dict[str, SplitScores],

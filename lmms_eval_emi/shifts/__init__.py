@@ -6,8 +6,8 @@ A new operator is one new file in ``visual/`` or ``textual/``. ``recipes`` turns
 
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts.apply import shift_image, shift_text
-from lmms_eval_emi.shifts.operators import Operator, Refused, operators
+from lmms_eval_emi.shifts.operators import Operator, RefusedError, operators
 from lmms_eval_emi.shifts.options import ShiftOptions
 from lmms_eval_emi.shifts.twins import twin
 
-__all__ = ["Operator", "Refused", "ShiftError", "ShiftOptions", "operators", "shift_image", "shift_text", "twin"]
+__all__ = ["Operator", "RefusedError", "ShiftError", "ShiftOptions", "operators", "shift_image", "shift_text", "twin"]

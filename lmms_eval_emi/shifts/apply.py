@@ -17,7 +17,7 @@ from lmms_eval_emi.data.images import check_size, encoded_image, open_image, to_
 from lmms_eval_emi.data.study import Columns, Shift
 from lmms_eval_emi.errors import ImageError, ShiftError
 from lmms_eval_emi.settings import load_settings
-from lmms_eval_emi.shifts.operators import Family, Operator, Refused, operator, random_state
+from lmms_eval_emi.shifts.operators import Family, Operator, RefusedError, operator, random_state
 from lmms_eval_emi.shifts.options import ShiftOptions
 from lmms_eval_emi.util.files import encodable
 
@@ -64,7 +64,7 @@ class Step:
         """A Pillow image or a text, as its operator takes it, shifted.
 
         Raises:
-            Refused: this one cannot be shifted.
+            RefusedError: this one cannot be shifted.
         """
         shift: Callable[..., Any] = shift_image if self.operator.family == "visual" else shift_text
         return shift(value, self.operator.name, self.level, seed=seed, row_id=row_id, options=options)
@@ -75,7 +75,7 @@ class Step:
         """As :meth:`apply`; where that is refused, ``report`` is given the reason and the value stays as it is."""
         try:
             return self.apply(value, seed=seed, row_id=row_id, options=options)
-        except Refused as reason:
+        except RefusedError as reason:
             report(str(reason))
             return value
 
@@ -169,7 +169,7 @@ def shift_image(
 
     Raises:
         ShiftError: an unknown operator or level, or something that it needs is missing.
-        Refused: the image is too large or cannot be read.
+        RefusedError: the image is too large or cannot be read.
     """
     found = operator("visual", operator_name)
     parameter = found.parameter(level)
@@ -185,13 +185,13 @@ def shiftable(image: Image.Image) -> Image.Image:
     """An image as operators take it: upright, RGB, and of at most 8192 pixels a side.
 
     Raises:
-        Refused: it is too large, or cannot be read.
+        RefusedError: it is too large, or cannot be read.
     """
     try:
         check_size(image, MOST_PIXELS, LONGEST_SIDE)
         return to_rgb(open_image(image))
     except ImageError as error:
-        raise Refused(str(error)) from error
+        raise RefusedError(str(error)) from error
 
 
 def shift_text(
@@ -215,14 +215,14 @@ def shift_text(
 
     Raises:
         ShiftError: an unknown operator or level, or something that it needs is missing.
-        Refused: nothing in the text can be changed so, or it is too long.
+        RefusedError: nothing in the text can be changed so, or it is too long.
     """
     found = operator("text", operator_name)
     parameter = found.parameter(level)
     if not text.strip():
-        raise Refused("the text is empty")
+        raise RefusedError("the text is empty")
     if len(text) > LONGEST_TEXT:
-        raise Refused(f"the text has {len(text):,} characters; expected at most {LONGEST_TEXT:,}")
+        raise RefusedError(f"the text has {len(text):,} characters; expected at most {LONGEST_TEXT:,}")
     random = random_state(seed, found.name, row_id)
     return _apply(found, encodable(text), parameter, random, options or default_options())
 
@@ -231,10 +231,10 @@ def _apply(found: Operator, *arguments: Any) -> Any:
     """Call an operator; should it fail on an input that nobody thought of, one row is lost and not the run."""
     try:
         return found.function(*(arguments if found.takes_options else arguments[:-1]))
-    except (Refused, ShiftError):
+    except (RefusedError, ShiftError):
         raise
     except Exception as error:
-        raise Refused(f"{found.name} failed: {type(error).__name__}: {error}") from error
+        raise RefusedError(f"{found.name} failed: {type(error).__name__}: {error}") from error
 
 
 def shift_rows(

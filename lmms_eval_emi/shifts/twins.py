@@ -52,19 +52,19 @@ Columns = str | Sequence[str] | Callable[["datasets.Dataset"], Sequence[str]] | 
 
 
 def split_question(text: str) -> tuple[str, str]:
-    """A question, and what stands behind it and is to stay: its options, and how it is to be answered.
+    r"""A question, and what stands behind it and is to stay: its options, and how it is to be answered.
 
     >>> split_question("Is it red? Please answer yes or no.")
     ('Is it red?', ' Please answer yes or no.')
-    >>> split_question("Which is it?\\nA. a cat\\nB. a dog")
-    ('Which is it?', '\\nA. a cat\\nB. a dog')
+    >>> split_question("Which is it?\nA. a cat\nB. a dog")
+    ('Which is it?', '\nA. a cat\nB. a dog')
     """
     ends = [found.start() for found in (OPTIONS.search(text), INSTRUCTION.search(text)) if found and found.start()]
     end = min(ends, default=len(text))
     return text[:end], text[end:]
 
 
-def twin(
+def twin(  # noqa: PLR0913
     *specifications: str,
     question: Columns = None,
     image: str | Sequence[str] | None = None,

@@ -17,7 +17,7 @@ from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts import shift_image, shift_text, twin
 from lmms_eval_emi.shifts import writer as suite
-from lmms_eval_emi.shifts.operators import Refused
+from lmms_eval_emi.shifts.operators import RefusedError
 from lmms_eval_emi.shifts.writer import CHUNK, journal, layout, workers
 
 ARGUMENTS = ("--visual", "defocus_blur:1,3", "gaussian_noise:2", "--textual", "keyboard:3", "--joint", "--name", "Mine")
@@ -594,7 +594,7 @@ def test_an_operator_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     registry.operators.cache_clear()
     with pytest.raises(ShiftError, match="upside_down"):
         shift_image(picture(0), "upside_down", 1)
-    assert issubclass(Refused, ValueError)
+    assert issubclass(RefusedError, ValueError)
 
 
 # Every operator, every way.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmms_eval_emi.errors import EndpointError, ShiftError
-from lmms_eval_emi.shifts import Refused, ShiftOptions, operators, shift_text
+from lmms_eval_emi.shifts import RefusedError, ShiftOptions, operators, shift_text
 from lmms_eval_emi.shifts.operators.textual.words import join, split
 
 OPERATORS = [name for name, operator in operators("text").items() if operator.group != "sentence"]
@@ -86,7 +86,7 @@ def ours(texts: list[str], name: str, level: int, seed: int) -> list[str]:
     for row, text in enumerate(texts):
         try:
             out.append(shift_text(text, name, level, seed=seed, row_id=row))
-        except Refused:
+        except RefusedError:
             out.append(text)
     return out
 
@@ -240,7 +240,7 @@ def test_what_must_stay_stays_in_odd_places(text: str, keep: tuple, kept: list[s
                 shifted = shift_text(
                     text, name, 7, row_id=row, options=ShiftOptions(keep=keep, synonyms=options.synonyms)
                 )
-            except Refused:
+            except RefusedError:
                 continue
             assert all(part in shifted for part in kept), (name, shifted)
 
@@ -263,7 +263,7 @@ def test_time_grows_with_the_text_and_not_with_its_square() -> None:
 
     def seconds(text: str, name: str) -> float:
         begin = time.thread_time()
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(RefusedError):
             shift_text(text, name, 7)
         return time.thread_time() - begin
 
@@ -282,7 +282,7 @@ def test_odd_characters_never_stop_a_run(text: str, name: str, options: ShiftOpt
     for row in range(10):
         try:
             assert shift_text(text, name, 7, row_id=row, options=options)
-        except Refused:
+        except RefusedError:
             continue
 
 
@@ -291,14 +291,14 @@ def test_an_operator_that_fails_costs_a_row_and_not_the_run(monkeypatch: pytest.
 
     module = importlib.import_module("lmms_eval_emi.shifts.operators.textual.char_swap")
     monkeypatch.setattr(module, "_cased", lambda *arguments: 1 / 0)
-    with pytest.raises(Refused, match="char_swap failed: ZeroDivisionError"):
+    with pytest.raises(RefusedError, match="char_swap failed: ZeroDivisionError"):
         shift_text("What is this animal?", "char_swap", 1)
 
 
 def test_number_words_and_unknown_words_stay(options: ShiftOptions) -> None:
     for row in range(30):
         assert "seven" in shift_text("How are seven elephants walking?", "keyboard", 7, row_id=row)
-    with pytest.raises(Refused, match="synonym"):
+    with pytest.raises(RefusedError, match="synonym"):
         shift_text("Zyx qwv?", "synonym", 7, options=options)
 
 
@@ -308,7 +308,7 @@ def test_any_script_is_shifted_or_refused(name: str, script: str, options: Shift
     text = TEXTS[script]
     try:
         shifted = shift_text(text, name, 7, options=options)
-    except Refused:
+    except RefusedError:
         assert name in {"ocr", "keyboard", "synonym", "sr", "word_insert", "word_swap", "word_delete"} or script in {
             "lone marks",
             "short words",
@@ -331,7 +331,7 @@ def test_keyboards_of_other_scripts() -> None:
     for script in ("Arabic", "Hebrew", "Greek"):
         typed = shift_text(TEXTS[script], "keyboard", 7)
         assert typed != TEXTS[script] and len(typed) == len(TEXTS[script])
-    with pytest.raises(Refused, match="no word"):
+    with pytest.raises(RefusedError, match="no word"):
         shift_text(TEXTS["Chinese"], "keyboard", 7)
 
 
@@ -346,7 +346,7 @@ def test_randomness_is_the_seeds_and_the_rows(name: str, options: ShiftOptions) 
 
 def test_empty_and_endless_texts_are_refused() -> None:
     for text, reason in ((" \n", "empty"), ("x" * 1_000_001, "1,000,001 characters")):
-        with pytest.raises(Refused, match=reason):
+        with pytest.raises(RefusedError, match=reason):
             shift_text(text, "char_swap", 1)
 
 
@@ -433,7 +433,7 @@ def test_sentences_are_rewritten_once_and_kept(endpoint: Endpoint) -> None:
 
 def test_a_reply_that_lost_a_number_or_is_empty_is_refused(endpoint: Endpoint) -> None:
     options = ShiftOptions(endpoint=endpoint.url, model="m", keep=("Koffer",))
-    with pytest.raises(Refused, match="lost 3"):
+    with pytest.raises(RefusedError, match="lost 3"):
         shift_text("What colour are the 3 suitcases?", "translation", "German", options=options)
     for reply, question in (
         ("Welche 13 Koffer?", "Which 3?"),
@@ -441,7 +441,7 @@ def test_a_reply_that_lost_a_number_or_is_empty_is_refused(endpoint: Endpoint) -
         ("Ein Kofferraum", "Is it a Koffer?"),
     ):
         endpoint.reply = lambda request, reply=reply: (200, reply)
-        with pytest.raises(Refused, match="lost"):
+        with pytest.raises(RefusedError, match="lost"):
             shift_text(question, "translation", "German", options=options)
     endpoint.reply = lambda request: (200, "Was tun die zwei Leute? \ud800")
     assert (
@@ -449,7 +449,7 @@ def test_a_reply_that_lost_a_number_or_is_empty_is_refused(endpoint: Endpoint) -
         == "Was tun die zwei Leute? ?"
     )
     endpoint.reply = lambda request: (200, "  ")
-    with pytest.raises(Refused, match="empty"):
+    with pytest.raises(RefusedError, match="empty"):
         shift_text("What colour are they?", "translation", "German", options=options)
 
 
@@ -461,7 +461,7 @@ def test_an_endpoint_that_fails_stops_the_work_and_loses_nothing(endpoint: Endpo
         shift_text("Another question?", "translation", "German", options=options)
     assert shift_text("What colour are the 2 suitcases?", "translation", "German", options=options)
     endpoint.reply = lambda request: (400, "too long")
-    with pytest.raises(Refused, match="refuses the text"):
+    with pytest.raises(RefusedError, match="refuses the text"):
         shift_text("A third question?", "translation", "German", options=options)
     with pytest.raises(EndpointError, match="--endpoint"):
         shift_text("What is this?", "formal", None, options=ShiftOptions())

@@ -12,7 +12,7 @@ import scipy.stats
 from PIL import Image
 
 from lmms_eval_emi.errors import ShiftError
-from lmms_eval_emi.shifts import Refused, operators, shift_image
+from lmms_eval_emi.shifts import RefusedError, operators, shift_image
 from lmms_eval_emi.shifts.operators import random_state
 from lmms_eval_emi.shifts.operators.visual.frost import PICTURES
 
@@ -476,12 +476,12 @@ def test_sixteen_bits_are_scaled_and_more_are_refused() -> None:
     levels = np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20)
     eight = Image.fromarray(np.rint(levels / 257).astype(np.uint8))
     assert shift_image(Image.fromarray(levels), "fog", 1).tobytes() == shift_image(eight, "fog", 1).tobytes()
-    with pytest.raises(Refused, match="mode I and values from 0 to 1e\\+06"):
+    with pytest.raises(RefusedError, match="mode I and values from 0 to 1e\\+06"):
         shift_image(Image.fromarray(np.full((4, 4), 1_000_000, np.int32) * np.eye(4, dtype=np.int32)), "fog", 1)
 
 
 def test_what_cannot_be_shifted_is_refused_with_a_reason() -> None:
-    with pytest.raises(Refused, match="9000 x 10 pixels"):
+    with pytest.raises(RefusedError, match="9000 x 10 pixels"):
         shift_image(Image.new("RGB", (9000, 10)), "fog", 1)
     with pytest.raises(ShiftError, match="Did you mean defocus_blur"):
         shift_image(Image.new("RGB", (9, 9)), "defocus_blurr", 1)

@@ -94,7 +94,7 @@ def choose_models(
         if not wanted and len(models) > 1:
             names = ", ".join(sorted(str(entry.model) for entry in models))
             raise ResponsesError(
-                f"{folder}: responses of several models ({names}). Choose with --model NAME, or take every one with --model all."
+                f"{folder}: responses of several models ({names}). Choose with --only-model NAME, or take every one with --only-model all."
             )
         for entry in models:
             names_of = {entry.model, *entry.aliases}
@@ -106,7 +106,9 @@ def choose_models(
             f"{folder} has {', '.join(sorted(str(entry.model) for entry in models))}"
             for folder, models in found.items()
         )
-        raise ResponsesError(f"--model: expected a model that is there, got {', '.join(sorted(missing))}. {listed}.")
+        raise ResponsesError(
+            f"--only-model: expected a model that is there, got {', '.join(sorted(missing))}. {listed}."
+        )
     return chosen
 
 

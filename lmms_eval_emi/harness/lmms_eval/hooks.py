@@ -48,7 +48,7 @@ class Hooks:
 
 
 @lru_cache(maxsize=32)
-def study_hooks(study_source: str) -> Hooks:
+def study_hooks(study_source: str) -> Hooks:  # noqa: PLR0915
     """The hooks of one study, a built-in name or the path of a study file."""
     study = load_study(study_source)
 
@@ -210,7 +210,8 @@ def postprocess_group(described: dict[str, Any], *args: Any, **context: Any) -> 
 
     Args:
         described: the group's ``studies`` and ``modality``, from its metadata.
-        args, context: whatever the harness gives the hook.
+        args: whatever the harness gives the hook.
+        context: whatever the harness gives the hook.
 
     Returns:
         Means over the group's shifts, and Pearson's r of EMID and index, by ``metric,filter``.

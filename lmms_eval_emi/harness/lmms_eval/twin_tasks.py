@@ -135,7 +135,10 @@ def twin_of(
 
     Args:
         path: of the task's file.
-        specifications, image, seed, keep: as for :func:`lmms_eval_emi.shifts.twins.twin`.
+        specifications: as for :func:`lmms_eval_emi.shifts.twins.twin`.
+        image: as for :func:`lmms_eval_emi.shifts.twins.twin`.
+        seed: as for :func:`lmms_eval_emi.shifts.twins.twin`.
+        keep: as for :func:`lmms_eval_emi.shifts.twins.twin`.
         question: columns of text to shift; default: what the prompt is made of, without options.
     """
     task = TaskFile(Path(path).stem, Path(path))

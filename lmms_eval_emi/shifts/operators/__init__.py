@@ -27,7 +27,7 @@ PACKAGES: dict[Family, str] = {
 }
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """One image or text cannot be shifted sensibly; the message says why. Its row stays as it is."""
 
 

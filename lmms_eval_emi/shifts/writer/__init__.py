@@ -19,8 +19,10 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -42,7 +44,7 @@ ShiftChunks = Callable[["datasets.Dataset", Suite, Path, list[int]], Iterator[in
 __all__ = ["ShiftChunks", "Suite", "Written", "choose_columns", "plain_rows", "write_suite"]
 
 
-def write_suite(
+def write_suite(  # noqa: PLR0913
     rows: datasets.Dataset,
     suite: Suite,
     destination: Path,
@@ -75,44 +77,34 @@ def write_suite(
     destination = destination.resolve()
     state = state_of(rows, suite)
     check_folder_writable(destination)
+    with _locked(destination):
+        prepare(destination, state, overwrite)
+        done = json.loads((destination / STATE).read_text(encoding="utf-8"))
+        if done.get("complete"):
+            progress(len(rows))
+            return Written(len(rows), Counter(done["left"]), len(rows))
+        rows = plain_rows(rows, suite.columns.image)
+        todo = [start for start in range(0, len(rows), CHUNK) if not part_of(destination, start).exists()]
+        resumed = len(rows) - sum(min(CHUNK, len(rows) - start) for start in todo)
+        progress(resumed)
+        shift = engine or partial(shift_all, processes=processes)
+        for size in shift(rows, suite, destination, todo):
+            progress(size)
+        left = assemble(rows, suite, destination)
+        write_tasks(describe(rows, suite, destination, left, run_with), destination / "tasks")
+        write_atomically(destination / STATE, json.dumps({**state, "complete": True, "left": left}, indent=1))
+        shutil.rmtree(destination / PARTS)
+        return Written(len(rows), left, resumed)
+
+
+@contextmanager
+def _locked(destination: Path) -> Iterator[None]:
+    """Keep other runs from writing to the folder."""
     try:
         with FileLock(destination / LOCK, timeout=0):
             try:
-                return _write(
-                    rows, suite, destination, state, processes, overwrite, progress, write_tasks, run_with, engine
-                )
+                yield
             finally:
                 (destination / LOCK).unlink(missing_ok=True)
     except Timeout as error:
         raise ShiftError(f"DEST: another run is writing to {destination}; wait for it, or stop it.") from error
-
-
-def _write(
-    rows: datasets.Dataset,
-    suite: Suite,
-    destination: Path,
-    state: dict[str, Any],
-    processes: int,
-    overwrite: bool,
-    progress: Callable[[int], object],
-    write_tasks: Callable[[Study, Path], object],
-    run_with: str,
-    engine: ShiftChunks | None,
-) -> Written:
-    prepare(destination, state, overwrite)
-    done = json.loads((destination / STATE).read_text(encoding="utf-8"))
-    if done.get("complete"):
-        progress(len(rows))
-        return Written(len(rows), Counter(done["left"]), len(rows))
-    rows = plain_rows(rows, suite.columns.image)
-    todo = [start for start in range(0, len(rows), CHUNK) if not part_of(destination, start).exists()]
-    resumed = len(rows) - sum(min(CHUNK, len(rows) - start) for start in todo)
-    progress(resumed)
-    chunks = engine(rows, suite, destination, todo) if engine else shift_all(rows, suite, destination, todo, processes)
-    for size in chunks:
-        progress(size)
-    left = assemble(rows, suite, destination)
-    write_tasks(describe(rows, suite, destination, left, run_with), destination / "tasks")
-    write_atomically(destination / STATE, json.dumps({**state, "complete": True, "left": left}, indent=1))
-    shutil.rmtree(destination / PARTS)
-    return Written(len(rows), left, resumed)

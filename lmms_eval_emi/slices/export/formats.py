@@ -42,7 +42,7 @@ def read_entry(path: Path, model: str | None = None) -> StudyResult:
     if len(chosen) != 1:
         names = ", ".join(f"{one.model} ({one.shift}, {one.settings.get('estimator')})" for one in found)
         raise ResultsError(
-            f"{path}: expected the results of one model in one study with one estimator, got {len(chosen)}; name one of {names} with --model, or score it by itself."
+            f"{path}: expected the results of one model in one study with one estimator, got {len(chosen)}; name one of {names} with --only-model, or score it by itself."
         )
     return chosen[0]
 

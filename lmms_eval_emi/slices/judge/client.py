@@ -195,7 +195,7 @@ def ask(
 
         in_a_row, without = 0, 0
         new: dict[Key, Verdict] = {}
-        with _bar(found) as told:
+        with _Bar(found) as told:
             for outcome in _some_at_a_time(work, found.missing, concurrency):
                 if isinstance(outcome, Verdict):
                     in_a_row = 0
@@ -299,7 +299,7 @@ def _some_at_a_time(
             raise
 
 
-class _bar:
+class _Bar:
     """A progress bar of verdicts, with the tokens so far."""
 
     def __init__(self, found: Plan) -> None:

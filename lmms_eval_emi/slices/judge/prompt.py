@@ -89,9 +89,9 @@ def to_messages(case: Case, order: Order) -> list[dict[str, Any]]:
 
 
 def read_scores(reply: str, order: Order) -> tuple[float, float] | None:
-    """Scores of the reference and of the model, or ``None`` if the reply does not begin with two of them.
+    r"""Scores of the reference and of the model, or ``None`` if the reply does not begin with two of them.
 
-    >>> read_scores("8 6\\nBoth are right.", "reference_first")
+    >>> read_scores("8 6\nBoth are right.", "reference_first")
     (8.0, 6.0)
     >>> read_scores("8 6", "model_first")
     (6.0, 8.0)

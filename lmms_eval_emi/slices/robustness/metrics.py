@@ -106,7 +106,7 @@ def _metric(name: str, values: Mapping[int, Any], better: bool, score_key: str |
     return RowMetric(name, {row: (one, 1.0) for row, one in numbers.items()}, mean, better, binary, note)
 
 
-def _number(value: Any, score_key: str | None) -> float | None:
+def _number(value: Any, score_key: str | None) -> float | None:  # noqa: PLR0911
     if isinstance(value, bool):
         return float(value)
     if isinstance(value, int | float):

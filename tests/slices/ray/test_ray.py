@@ -35,7 +35,7 @@ def results(path):
 
 
 def test_responses_are_encoded_in_parts_which_are_had_again(in_tinyhub, tmp_path, local_ray, monkeypatch):
-    from lmms_eval_emi.slices.ray import ray as engine
+    from lmms_eval_emi.slices.ray import engine
 
     monkeypatch.setattr(engine, "PART_OF_ROWS", 2)
     for split in (ID, GERMAN):
@@ -111,7 +111,7 @@ def test_statistics_of_blocks_merge_also_where_a_worker_is_lost(in_tinyhub, tmp_
     assert main([*arguments, "--engine", "ray", "--output", str(tmp_path / "ray.json")]) == 0
     stop.set()
     killer.join()
-    assert pipeline.MOST_IN_MEMORY < 30_000
+    assert pipeline.MAX_ROWS_IN_MEMORY < 30_000
     expected, found = results(tmp_path / "one.json"), results(tmp_path / "ray.json")
     for split in expected:
         assert found[split] == pytest.approx(expected[split], abs=1e-9)
@@ -120,10 +120,10 @@ def test_statistics_of_blocks_merge_also_where_a_worker_is_lost(in_tinyhub, tmp_
 
 def test_a_suite_of_shifts(in_tinyhub, tmp_path, local_ray):
     source = "changdae/llavabench-shift-natural-v1"
-    arguments = ["shift", source, "--split", ID, "--visual", "pixelate:1", "--textual", "char_swap:1"]
+    arguments = ["shifts", "apply", source, "--split", ID, "--visual", "pixelate:1", "--textual", "char_swap:1"]
     for folder, more in (("one", ["--processes", "1"]), ("ray", ["--engine", "ray"])):
         (tmp_path / folder).mkdir()
-        assert main([arguments[0], source, str(tmp_path / folder / "suite"), *arguments[2:], *more]) == 0
+        assert main([*arguments[:3], str(tmp_path / folder / "suite"), *arguments[3:], *more]) == 0
     files = {
         folder: {
             str(path.relative_to(tmp_path / folder)): path.read_bytes()

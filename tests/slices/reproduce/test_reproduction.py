@@ -38,9 +38,9 @@ def as_the_script_writes(result):
     return {
         "shift_type": "NATURAL",
         "model_name": MODEL,
-        "EMI": {name: one.emi.value for name, one in result.splits.items()},
-        "EMID": {name: one.emid.value for name, one in result.splits.items() if one.emid},
-        "EMID_UB": {name: one.bound.value for name, one in result.splits.items() if one.bound},
+        "EMI": {name: one.emi for name, one in result.splits.items()},
+        "EMID": {name: one.emid for name, one in result.splits.items() if one.emid is not None},
+        "EMID_UB": {name: one.emid_bound for name, one in result.splits.items() if one.emid_bound is not None},
     }
 
 

@@ -316,7 +316,7 @@ def test_two_tasks_of_the_same_rows_and_of_others(tmp_path: Path, capsys) -> Non
         (["--pair", "quiz"], "CLEAN=SHIFTED"),
         (["--pair", "quiz=nothing"], "logged are"),
         (["--task", "nothing"], "no shifted twin"),
-        (["--model", "nothing"], "some__model"),
+        (["--only-model", "nothing"], "some__model"),
         (["--baseline", "nothing"], "some__model"),
         (["--cluster", "nothing"], "rows:N"),
     ],

@@ -255,7 +255,7 @@ class Blocks:
                 self.answers.by_content.setdefault(content, response)
 
 
-def to_plain(response: Any) -> Any:
+def to_plain(response: Any) -> Any:  # noqa: PLR0911
     """A response as JSON: text as it is, and whatever else under the name of its kind.
 
     Raises:

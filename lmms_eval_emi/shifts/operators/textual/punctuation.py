@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lmms_eval_emi.shifts.operators import Refused, textual_operator
+from lmms_eval_emi.shifts.operators import RefusedError, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
 from lmms_eval_emi.shifts.operators.textual.words import split
 from lmms_eval_emi.shifts.options import ShiftOptions
@@ -16,7 +16,7 @@ def punctuation(text: str, rate: float, random: np.random.RandomState, options: 
     pieces = split(text, options.keep)
     places = [place for place, piece in enumerate(pieces) if piece.kind in ("word", "kept")]
     if not places:
-        raise Refused("the text has no words")
+        raise RefusedError("the text has no words")
     count = min(len(places), 1 + int(random.random_sample() * int(rate * len(places) + 1)))
     chosen = {places[i] for i in random.permutation(len(places))[:count]}
     parts = []

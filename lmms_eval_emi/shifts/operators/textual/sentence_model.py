@@ -16,7 +16,7 @@ from typing import Any
 
 from lmms_eval_emi.data.sample import encodable
 from lmms_eval_emi.errors import EndpointError
-from lmms_eval_emi.shifts.operators import Refused
+from lmms_eval_emi.shifts.operators import RefusedError
 from lmms_eval_emi.shifts.operators.textual.words import NUMBER_WORDS, split
 from lmms_eval_emi.shifts.options import ShiftOptions
 from lmms_eval_emi.util.files import write_atomically
@@ -33,7 +33,7 @@ def rewrite(text: str, instruction: str, options: ShiftOptions) -> str:
 
     Raises:
         EndpointError: no endpoint or model is given, or it cannot be reached or refuses the request.
-        Refused: the reply is empty, or has lost a number, a token such as ``<image>`` or a word to keep.
+        RefusedError: the reply is empty, or has lost a number, a token such as ``<image>`` or a word to keep.
     """
     if not (options.endpoint and options.model):
         raise EndpointError(
@@ -41,16 +41,16 @@ def rewrite(text: str, instruction: str, options: ShiftOptions) -> str:
             "LMMS_EVAL_EMI_ENDPOINT_MODEL), an OpenAI-compatible one such as http://localhost:8000/v1, and its key in OPENAI_API_KEY if it wants one."
         )
     if not text.strip():
-        raise Refused("the text is empty")
+        raise RefusedError("the text is empty")
     kept = _kept(text, options)
     keep = f" Keep these as they are: {', '.join(kept)}." if kept else ""
     prompt = PROMPT.format(instruction=instruction, keep=keep, text=text)
     reply = encodable(_ask(options.endpoint, options.model, prompt, options.cache)).strip()
     lost = list(kept - _kept(reply, options))
     if lost:
-        raise Refused(f"the model's reply has lost {', '.join(lost)}: {reply[:80]!r}")
+        raise RefusedError(f"the model's reply has lost {', '.join(lost)}: {reply[:80]!r}")
     if not reply or len(reply) > LONGEST_GROWTH * len(text) + 200:
-        raise Refused(f"the model's reply is {'empty' if not reply else 'far longer than the question'}")
+        raise RefusedError(f"the model's reply is {'empty' if not reply else 'far longer than the question'}")
     return reply
 
 
@@ -81,7 +81,7 @@ def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
         completion = _client(endpoint).chat.completions.create(**request)
         reply = completion.choices[0].message.content or ""
     except openai.BadRequestError as error:
-        raise Refused(f"the endpoint refuses the text: {error.message}") from error
+        raise RefusedError(f"the endpoint refuses the text: {error.message}") from error
     except (openai.OpenAIError, IndexError, AttributeError) as error:
         raise EndpointError(
             f"The endpoint {endpoint} does not answer for the model {model!r}: {error}"

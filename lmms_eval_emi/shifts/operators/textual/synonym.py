@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lmms_eval_emi.shifts.operators import Refused, textual_operator
+from lmms_eval_emi.shifts.operators import RefusedError, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
 from lmms_eval_emi.shifts.operators.textual.synonyms import FUNCTION_WORDS, synonym_source, synonyms_fingerprint
 from lmms_eval_emi.shifts.operators.textual.words import split
@@ -28,7 +28,7 @@ def synonym(text: str, rate: float, random: np.random.RandomState, options: Shif
         if choices and len(replacements) < count:
             replacements[word] = draw(choices, random)
     if not replacements:
-        raise Refused("no word of the text has a synonym")
+        raise RefusedError("no word of the text has a synonym")
     return "".join(
         _cased(replacements[piece.text.lower()], piece.text)
         if piece.kind == "word" and piece.text.lower() in replacements

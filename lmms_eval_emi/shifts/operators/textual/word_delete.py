@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lmms_eval_emi.shifts.operators import Refused, textual_operator
+from lmms_eval_emi.shifts.operators import RefusedError, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
 from lmms_eval_emi.shifts.operators.textual.words import split
 from lmms_eval_emi.shifts.options import ShiftOptions
@@ -16,7 +16,7 @@ def word_delete(text: str, rate: float, random: np.random.RandomState, options: 
     pieces = split(text, options.keep)
     words = [place for place, piece in enumerate(pieces) if piece.kind == "word"]
     if len(words) < 2:
-        raise Refused("the text has fewer than two words that may be deleted")
+        raise RefusedError("the text has fewer than two words that may be deleted")
     chances = dict(zip(words, random.random_sample(len(words)), strict=True))
     spared = max(chances, key=lambda place: chances[place])
     gone = {place for place, chance in chances.items() if chance <= rate and place != spared}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lmms_eval_emi.shifts.operators import Refused, textual_operator
+from lmms_eval_emi.shifts.operators import RefusedError, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
 from lmms_eval_emi.shifts.operators.textual.synonym import draw
 from lmms_eval_emi.shifts.operators.textual.synonyms import synonym_source, synonyms_fingerprint
@@ -18,7 +18,7 @@ def word_insert(text: str, rate: float, random: np.random.RandomState, options: 
     words = [place for place, piece in enumerate(pieces) if piece.kind in ("word", "kept")]
     choices = [found for place in words if (found := synonyms(pieces[place].text.lower()))]
     if not choices:
-        raise Refused("no word of the text has a synonym")
+        raise RefusedError("no word of the text has a synonym")
     inserted: dict[int, list[str]] = {}
     for _ in range(max(1, int(rate * len(words) + 1e-9))):
         found = choices[random.randint(len(choices))]

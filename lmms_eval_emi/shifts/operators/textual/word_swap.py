@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lmms_eval_emi.shifts.operators import Refused, textual_operator
+from lmms_eval_emi.shifts.operators import RefusedError, textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
 from lmms_eval_emi.shifts.operators.textual.words import split
 from lmms_eval_emi.shifts.options import ShiftOptions
@@ -14,7 +14,7 @@ def word_swap(text: str, rate: float, random: np.random.RandomState, options: Sh
     pieces = split(text, options.keep)
     words = [place for place, piece in enumerate(pieces) if piece.kind == "word"]
     if len({pieces[place].text for place in words}) < 2:
-        raise Refused("the text has fewer than two words to swap")
+        raise RefusedError("the text has fewer than two words to swap")
     count = sum(piece.kind in ("word", "kept") for piece in pieces)
     parts = [piece.text for piece in pieces]
     for _ in range(max(1, int(rate * count + 1e-9))):

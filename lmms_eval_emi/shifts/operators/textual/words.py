@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import regex
 
-from lmms_eval_emi.shifts.operators import Refused
+from lmms_eval_emi.shifts.operators import RefusedError
 
 NUMBER_WORDS = frozenset(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -153,7 +153,7 @@ def graphemes(word: str) -> list[str]:
     return regex.findall(r"\X", word)
 
 
-def change_characters(
+def change_characters(  # noqa: PLR0913
     text: str,
     rate: float,
     random: np.random.RandomState,
@@ -180,7 +180,7 @@ def change_characters(
         fewest: characters drawn in a word, where it has as many.
 
     Raises:
-        Refused: no word can be changed.
+        RefusedError: no word can be changed.
     """
     pieces = split(text, keep)
     words = {}
@@ -191,7 +191,7 @@ def change_characters(
             if open_places and (len(characters) >= shortest_word or not piece.spaced):
                 words[place] = (characters, open_places)
     if not words:
-        raise Refused("no word of the text can be changed so")
+        raise RefusedError("no word of the text can be changed so")
     count = math.ceil(rate * sum(piece.kind != "space" for piece in pieces) - 1e-9)
     changed: list[Piece | str] = list(pieces)
     for place in _draw(list(words), count, random):

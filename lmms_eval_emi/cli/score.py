@@ -34,8 +34,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = new_parser(
         prog,
         examples=(
-            "lmms-eval-emi score natural --responses out --output results.json",
-            "lmms-eval-emi score --study my_study.yaml --estimator dcor --estimator cosine",
+            "lmms-eval-emi score natural out --output results.json",
+            "lmms-eval-emi score my_study.yaml --estimator dcor --estimator cosine",
         ),
         description="Read responses (LLaVA-style files, or what lmms-eval --log_samples wrote), compute EMI of every split and EMID and the RJSD index of every shift, print a table and write JSON.",
     )

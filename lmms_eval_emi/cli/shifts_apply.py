@@ -253,7 +253,7 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
         print(f"  {step}: {count:,} rows left as they were, see {args.dest / 'unshifted.jsonl'}")
     print(f"look:  {args.dest / 'preview.png'}")
     print(f"run:   {command_line(group, args.dest)}")
-    print(f"score: lmms-eval-emi score {args.dest / 'study.yaml'} --responses ...")
+    print(f"score: lmms-eval-emi score {args.dest / 'study.yaml'} RESPONSES")
     return 0
 
 

@@ -149,7 +149,7 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
     study = load_study(path)
     count = write_task_files(args.output / "tasks", [study], suite=None)
     print(f"lmms-eval --include_path {shlex.quote(str(args.output / 'tasks'))} --tasks {study.group} --model ...")
-    print(f"lmms-eval-emi score {shlex.quote(str(path))} --responses ...")
+    print(f"lmms-eval-emi score {shlex.quote(str(path))} RESPONSES")
     log.info("a study of %d splits and %d files of tasks written to %s", len(study.splits), count, args.output)
 
 

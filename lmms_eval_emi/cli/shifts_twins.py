@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import new_parser
-from lmms_eval_emi.errors import ShiftError, StudyError
+from lmms_eval_emi.errors import EMIError, StudyError
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             for recipe in made:
                 try:
                     print("\n".join(preview(task, recipe, options)))
-                except (StudyError, ShiftError) as error:
+                except EMIError as error:
                     failed += 1
                     print(f"{task.name}, {recipe.name}: {error}")
         print(

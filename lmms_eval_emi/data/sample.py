@@ -57,6 +57,6 @@ class Sample:
         return (str(self.id), self.reference)
 
 
-def without_images(splits: Mapping[str, Sequence[Sample]]) -> bool:
+def without_images(splits: Mapping[Any, Sequence[Sample]]) -> bool:
     """Whether the samples of all splits are text alone."""
     return all(sample.image is None for samples in splits.values() for sample in samples)

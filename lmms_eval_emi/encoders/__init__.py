@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, resolve_device, unavailable
 from lmms_eval_emi.encoders.checkpoint import read_config
@@ -88,8 +89,8 @@ def _registry(base: type[CheckpointEncoder]) -> dict[str, type[CheckpointEncoder
     return {kind: encoder for encoder in subclasses_in(sys.modules[__name__], base) for kind in encoder.kinds}
 
 
-def _load(base: type[CheckpointEncoder], name: str, device: str, cache: Path | None) -> Encoder:
-    registry = _registry(base)
+def _load(base: type[CheckpointEncoder], name: str, device: str, cache: Path | None) -> Any:
+    registry = _registry(base)  # type: ignore[arg-type] # mypy takes a class with __hash__ for no hashable
     kind, colon, rest = name.partition(":")
     if colon and kind in registry:
         name = rest

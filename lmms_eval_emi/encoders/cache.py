@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +159,7 @@ def _read(path: Path, wanted: np.ndarray | None, dimension: int | None) -> dict[
         or keys.dtype != np.uint8
     ):
         raise InputError("inconsistent shapes")
-    places = range(count)
+    places: Iterable[int] = range(count)
     if wanted is not None:
         places = np.flatnonzero(np.isin(np.ascontiguousarray(keys).view("V16").reshape(-1), wanted)).tolist()
     found = {}

@@ -48,7 +48,7 @@ class TextEncoder(CheckpointEncoder):
         return int(self.checkpoint.config["hidden_size"])
 
     @cached_property
-    def cache_key(self) -> str:  # type: ignore[override]
+    def cache_key(self) -> str:
         """Everything that a row depends on, with the tokenizer's files."""
         files = [content_hexdigest(path.read_bytes()) for path in self._tokenizer_files()]
         return f"{super().cache_key}/{content_hexdigest(' '.join(files))}"

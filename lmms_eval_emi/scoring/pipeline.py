@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -339,9 +340,7 @@ def score_embeddings(
     else:
         read = engine.accumulate if engine else accumulate
         results = [
-            score_statistics(
-                study, _read(stored.path, lambda one=estimator: read(study, chosen, one)), estimator, **common
-            )
+            score_statistics(study, _read(stored.path, partial(read, study, chosen, estimator)), estimator, **common)
             for estimator in loaded
         ]
     return [] if rank() else [Scored(result, StudySamples(study, stored.model)) for result in results]

@@ -607,15 +607,19 @@ def _summarise(
             "mean_emid_ci95": _pair(found.ci95) if found else None,
         }
 
-    by_modality = {}
+    by_modality: dict[str, ModalitySummary] = {}
     for modality in SHIFT_MODALITIES:
         own = {name: split for name, split in shifts.items() if split.modality == modality}
         correlation = correlate(["pearson_r"], own).get("pearson_r")
         interval = _pair(correlation.ci95) if correlation else None
         by_modality[modality] = ModalitySummary.of(own.values(), pearson_r_ci95=interval, **errors(list(own)))
     found = correlate(MEASURES, shifts)
-    ranked = {name: found[name].value if name in found else None for name in MEASURES if name != "pearson_r"}
-    intervals = {f"{name}_ci95": _pair(found[name].ci95) if name in found else None for name in MEASURES}
+    ranked: dict[str, Any] = {
+        name: found[name].value if name in found else None for name in MEASURES if name != "pearson_r"
+    }
+    intervals: dict[str, Any] = {
+        f"{name}_ci95": _pair(found[name].ci95) if name in found else None for name in MEASURES
+    }
     overall = ModalitySummary.of(shifts.values(), **errors(list(shifts)))
     return StudySummary(
         **overall.to_data(),

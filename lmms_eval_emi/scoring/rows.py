@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -275,7 +275,8 @@ def _strata(jackknife: Jackknife) -> Strata:
 
 def to_jackknife(value: float, strata: Iterable[Mapping[str, float]]) -> Jackknife:
     """Return a score with and without each image, from :class:`ScoresWithoutImages`."""
-    return Jackknife(value, tuple(dict(stratum) for stratum in strata))
+    known: list[dict[Hashable, float]] = [dict(stratum.items()) for stratum in strata]
+    return Jackknife(value, tuple(known))
 
 
 def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[LostRow]]:
@@ -311,7 +312,7 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
             LostRow(
                 **described(row, value),
                 loss=loss,
-                **({"clean": ShownRow(**described(clean[row.key], twins[row.key]))} if row.key in clean else {}),
+                clean=ShownRow(**described(clean[row.key], twins[row.key])) if row.key in clean else None,
             )
             for row, loss, value in own
         ]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lmms_eval_emi.data.images import check_size, encoded_image, open_image, to_rgb
 from lmms_eval_emi.data.study import Columns, Shift
-from lmms_eval_emi.errors import ImageError, ShiftError
+from lmms_eval_emi.errors import EMIError, ImageError, ShiftError
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.operators import Family, Operator, RefusedError, operator, random_state
 from lmms_eval_emi.shifts.options import ShiftOptions
@@ -231,7 +231,7 @@ def _apply(found: Operator, *arguments: Any) -> Any:
     """Call an operator; should it fail on an input that nobody thought of, one row is lost and not the run."""
     try:
         return found.function(*(arguments if found.takes_options else arguments[:-1]))
-    except (RefusedError, ShiftError):
+    except (RefusedError, EMIError):
         raise
     except Exception as error:
         raise RefusedError(f"{found.name} failed: {type(error).__name__}: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import regex
 from PIL import Image, ImageDraw, ImageFont
 
-from lmms_eval_emi.errors import ShiftError
+from lmms_eval_emi.errors import EMIError
 from lmms_eval_emi.shifts.apply import Step, shift_image, shift_text, shiftable
 from lmms_eval_emi.shifts.operators import RefusedError
 from lmms_eval_emi.shifts.options import ShiftOptions
@@ -58,7 +58,7 @@ def contact_sheet(
             for step in steps:
                 try:
                     cells.append(shift_image(small, name, step.level, seed=seed, row_id=row_id))  # type: ignore[arg-type]
-                except (RefusedError, ShiftError) as reason:
+                except (RefusedError, EMIError) as reason:
                     cells.append(str(reason).splitlines()[0])
             levels = [str(step.level) for step in steps]
             same = isinstance(cells[0], str) and len(set(map(str, cells))) == 1
@@ -73,7 +73,7 @@ def contact_sheet(
                 try:
                     shifted = shift_text(text, name, step.level, seed=seed, row_id=row_id, options=options)
                     lines.append((str(step.level or ""), text, shifted))
-                except (RefusedError, ShiftError) as reason:
+                except (RefusedError, EMIError) as reason:
                     lines.append((str(step.level or ""), None, str(reason).splitlines()[0]))
             if len({line[2] for line in lines}) == 1:
                 lines = [("", *lines[0][1:])]

@@ -21,6 +21,7 @@ from lmms_eval_emi.cli.commands import COMMANDS as TABLE
 from lmms_eval_emi.cli.commands import command_in, parser_of
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.estimators import load_estimator
 from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, _missing_package, _studies_of, check
 from lmms_eval_emi.harness.lmms_eval.write_tasks import SUITE
@@ -142,7 +143,7 @@ def test_an_estimators_card_says_which_encoders(monkeypatch) -> None:
     assert Path(found.encoders.vision.name).name == "vision_encoder"
     assert found.encoders.vision.dimension == load_estimator("demo").input_dimension
     monkeypatch.setenv("LMMS_EVAL_EMI_VISION_ENCODER", "somebody/elses")
-    with pytest.raises(ValueError, match="somebody/elses"):
+    with pytest.raises(UnavailableError, match="somebody/elses"):
         load_instruments(load_settings(), ["demo"])
 
 

@@ -145,7 +145,7 @@ def read(path: Path) -> dict:
 def test_a_file_that_is_no_study(tmp_path, change, message):
     import lmms_eval_emi.data as package
 
-    study = read(Path(package.__file__).parent / "synthetic.yaml")
+    study = read(Path(package.__file__).parent / "studies" / "synthetic.yaml")
     change(study)
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(study))

@@ -77,7 +77,7 @@ def test_there_is_no_information_where_there_is_none():
     assert inflated.reference.ci95[0] > 0
     assert honest.reference.ci95[0] < 0.02 < inflated.mi_reference
     assert alone.trained_on(nothing) == 120 and folds.trained_on(nothing) == 0
-    assert fitness(alone, {"a": nothing})["trained_on"] == 120
+    assert fitness(alone, {"a": nothing}).trained_on == 120
 
 
 @pytest.mark.parametrize("kind", ["club", "club-free", "infonce"])
@@ -179,11 +179,11 @@ def test_a_shift_that_matters_is_far_and_new_images_are_not(trained):
     """The rates are in docs/estimators.md; here one of each."""
     assert trained.card["domain"]["samples"][0]["limits"].keys() == {"inputs", "references", "likelihood", "matching"}
     new = split(21)
-    assert fitness(trained, {"new": new}, {"new": emi(new, trained)})["verdict"] == "in domain"
+    assert fitness(trained, {"new": new}, {"new": emi(new, trained)}).verdict == "in domain"
     for far in (split(21, broken=True), split(21, noise=0.35), split(21, moved=1.0), split(21, world=8)):
         found = fitness(trained, {"new": new, "far": far}, {"far": emi(far, trained)})
-        assert (found["verdict"], found["far_splits"], found["basis"]) == ("far", ["far"], "card")
-        assert any(one["value"] > one["limit"] for one in found["splits"]["far"]["distances"].values())
+        assert (found.verdict, found.far_splits, found.basis) == ("far", ["far"], "card")
+        assert any(one["value"] > one["limit"] for one in found.splits["far"].distances.values())
 
 
 def test_what_was_trained_on_is_in_domain_and_so_is_what_is_like_one_of_its_splits():
@@ -192,17 +192,17 @@ def test_what_was_trained_on_is_in_domain_and_so_is_what_is_like_one_of_its_spli
     estimator = train_estimator(splits, FAST, name="a")
     assert len(estimator.card["domain"]["samples"]) == 3
     found = fitness(estimator, splits)
-    assert found["verdict"] == "in domain" and found["splits"]["moved"] == {"in_training_data": True}
-    assert fitness(estimator, {"new": split(41, moved=1.0)})["verdict"] == "in domain"
-    assert fitness(estimator, {"new": split(41, moved=-2.0)})["verdict"] == "far"
+    assert found.verdict == "in domain" and found.splits["moved"].to_data() == {"in_training_data": True}
+    assert fitness(estimator, {"new": split(41, moved=1.0)}).verdict == "in domain"
+    assert fitness(estimator, {"new": split(41, moved=-2.0)}).verdict == "far"
 
 
 def test_an_estimator_without_a_density_is_judged_by_its_inputs():
     options = TrainingOptions(**{**vars(FAST), "kind": "infonce"})
     estimator = train_estimator({"a": split(0)}, options, name="a")
     assert estimator.card["domain"]["samples"][0]["limits"].keys() == {"inputs", "references"}
-    assert fitness(estimator, {"far": split(21, moved=1.0)})["verdict"] == "far"
-    assert fitness(estimator, {"new": split(21)})["ceiling"] == pytest.approx(np.log(60))
+    assert fitness(estimator, {"far": split(21, moved=1.0)}).verdict == "far"
+    assert fitness(estimator, {"new": split(21)}).ceiling == pytest.approx(np.log(60))
 
 
 def test_without_a_card_the_references_speak(trained):
@@ -213,20 +213,20 @@ def test_without_a_card_the_references_speak(trained):
         name: fitness(trained_alone, {"a": rows}, {"a": emi(rows, trained_alone)})
         for name, rows in {"good": good, "broken": broken}.items()
     }
-    assert (fit["good"]["verdict"], fit["good"]["basis"]) == ("plausible", "checks")
-    assert (fit["broken"]["verdict"], fit["broken"]["doubtful_splits"]) == ("doubtful", ["a"])
-    assert fit["good"]["splits"]["a"]["references_over_shuffled"] > 0
+    assert (fit["good"].verdict, fit["good"].basis) == ("plausible", "checks")
+    assert (fit["broken"].verdict, fit["broken"].doubtful_splits) == ("doubtful", ["a"])
+    assert fit["good"].splits["a"].references_over_shuffled > 0
 
 
 def test_a_saturated_variance_makes_nats_nominal():
     rows = split(0)
     network = CLUB(D, D, 4)
-    assert fitness(network, {"a": rows})["unit"] == "nats" and fitness(network, {"a": rows})["saturated"] == 0
+    assert fitness(network, {"a": rows}).unit == "nats" and fitness(network, {"a": rows}).saturated == 0
     with torch.no_grad():
         network.p_logvar[2].bias.fill_(-9.0)
     found = fitness(network, {"a": rows})
-    assert (found["unit"], found["saturated"]) == ("nominal nats", 1.0)
-    assert fitness(KSG(), {"a": rows})["unit"] == "nats"
+    assert (found.unit, found.saturated) == ("nominal nats", 1.0)
+    assert fitness(KSG(), {"a": rows}).unit == "nats"
 
 
 @pytest.mark.parametrize("seed", [2, 3])
@@ -241,4 +241,4 @@ def test_twenty_images_that_flipped_a_sign(seed):
     wrong, right = emid(rows, gain, alone), emid(rows, gain, folds)
     assert right.ci95[1] < 0 and wrong.value > 0.5 * right.value
     fit = [fitness(one, {"id": rows, "ood": gain}, {"id": emi(rows, one)}) for one in (alone, folds)]
-    assert fit[0]["trained_on"] == 60 and "trained_on" not in fit[1]
+    assert fit[0].trained_on == 60 and fit[1].trained_on is None

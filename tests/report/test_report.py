@@ -107,8 +107,8 @@ def test_the_rows_that_lost_most_are_shown(results):
     (read,) = read_results([results / "natural.json"])
     assert set(read.lost_rows) == set(load_study("natural").shifts())
     rows = read.lost_rows["llava_bench_coco_German"]
-    assert [row["loss"] for row in rows] == sorted((row["loss"] for row in rows), reverse=True)
-    assert rows[0]["image"].startswith("data:image/jpeg;base64,") and "red star" in rows[0]["response"]
+    assert [row.loss for row in rows] == sorted((row.loss for row in rows), reverse=True)
+    assert rows[0].image.startswith("data:image/jpeg;base64,") and "red star" in rows[0].response
     page = to_html([read])
     data = page_data(page)
     shown = data["results"][0]["rows"]
@@ -243,7 +243,7 @@ def test_several_results_and_what_is_none(results, tmp_path, capsys):
     (tmp_path / "other.json").write_text('{"results": {"a": 1}}')
     for path, message in (
         (tmp_path / "other.json", "got JSON of another form"),
-        (tmp_path / "no.json", "expected a JSON file of results"),
+        (tmp_path / "no.json", "expected a JSON file with results"),
         (tmp_path / "empty", "expected a folder with"),
     ):
         if path.name == "empty":
@@ -261,7 +261,7 @@ def test_results_that_are_damaged(results, tmp_path, caplog):
         ("emi", {**content, "splits": {"a": {"emi": None}}}),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(damaged))
-        with pytest.raises(ResultsError, match=f"{name}.json: expected results .* that are damaged"):
+        with pytest.raises(ResultsError, match=f"{name}.json: expected results .* damaged content"):
             read_results([tmp_path / f"{name}.json"])
     for rows in ("{bad", "[1]", "\xff", (results / "synthetic.rows.json").read_text("utf-8")):
         (tmp_path / "r.json").write_text(json.dumps({**content, "rows": {**content["rows"], "file": "r.rows.json"}}))
@@ -503,18 +503,18 @@ def test_wandb_gets_the_scores_of_a_run_that_logs_there(monkeypatch):
     import sys
     from types import SimpleNamespace
 
-    from lmms_eval_emi.report.trackers import log_result
+    from lmms_eval_emi.report.trackers import COLUMNS, log_result
 
     logged = {}
     fake = SimpleNamespace(
         run=SimpleNamespace(log=logged.update), Table=lambda columns, data: {"columns": columns, "data": data}
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    summary = SimpleNamespace(mean_emid=0.25, pearson_r=None)
+    summary = SimpleNamespace(n_shifts=1, mean_emi=None, mean_bound=None, mean_emid=0.25, pearson_r=None)
     result = SimpleNamespace(
-        study=SimpleNamespace(name="natural"),
-        splits={"a": SimpleNamespace(to_dict=lambda: {"n": 3, "emi": 0.5})},
-        summary=lambda: summary,
+        shift="natural",
+        splits={"a": SimpleNamespace(**{**dict.fromkeys(COLUMNS), "n": 3, "emi": 0.5})},
+        summary=summary,
     )
     log_result(result)
     assert logged["emi/natural/mean_emid"] == 0.25 and "emi/natural/pearson_r" not in logged

@@ -79,7 +79,7 @@ def test_the_output_says_plainly_who_is_ahead() -> None:
     assert "EMI beats the cosine" in ahead.findings()[-1]
     behind = agree(*make(1, emi_noise=8.0, cosine_noise=0.1))
     assert "EMI does not beat the cosine here" in behind.findings()[-1]
-    assert behind.to_dict()["findings"] == behind.findings()
+    assert behind.to_result().findings == behind.findings()
     result, outside = make(1, emi_noise=0.1, cosine_noise=0.1)
     backwards = {name: {row: (-one, 1.0) for row, (one, _) in own.items()} for name, own in outside.rows.items()}
     assert all("does not go with it" in one for one in agree(result, OutsideScores("quality", backwards)).findings())

@@ -134,7 +134,7 @@ def test_messages_of_the_command(in_tinyhub, answers, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert score("--embeddings", tmp_path / "empty") == 1 and "found nothing." in capsys.readouterr().err
     assert score("--embeddings", store) == 1 and "expected a parquet file or a folder" in capsys.readouterr().err
-    assert score("--embeddings", store, "--responses", answers) == 1 and "got both" in capsys.readouterr().err
+    assert score("--embeddings", store, "--responses", answers) == 1 and "give one of them" in capsys.readouterr().err
     write_embeddings(store, {ID: splits()[ID]}, model="m", studies=["natural"])
     assert score("--embeddings", store) == 1 and "--allow-missing" in capsys.readouterr().err
     assert score("--embeddings", store, "--allow-missing") == 0

@@ -98,7 +98,7 @@ def scored(in_tinyhub, tmp_path):
         options = {"estimator": "hsic", "resamples": 0, **settings}
         estimators = [options.pop("estimator")]
         (result,) = score("natural", folder, splits=["llava_bench_coco_German"], estimators=estimators, **options)
-        content = json.loads(json.dumps(result.to_dict()))
+        content = json.loads(json.dumps(result.to_data()))
         return content.pop("signature"), {key: content[key] for key in ("splits", "summary")}
 
     return run

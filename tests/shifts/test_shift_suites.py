@@ -258,7 +258,7 @@ def test_workers_end_with_their_parent(source: Path, tmp_path: Path) -> None:
     import time
 
     rows = write_rows(tmp_path / "many.parquet", rows_of(40 * CHUNK))
-    command = [sys.executable, "-m", "lmms_eval_emi.cli", "shift", str(rows), str(tmp_path / "suite"), "--visual", "elastic_transform", "snow", "--name", "Mine", *COLUMNS, "--processes", "2"]  # fmt: skip
+    command = [sys.executable, "-m", "lmms_eval_emi", "shifts", "apply", str(rows), str(tmp_path / "suite"), "--visual", "elastic_transform", "snow", "--name", "Mine", *COLUMNS, "--processes", "2"]  # fmt: skip
     parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     parts = tmp_path / "suite" / "parts"
     while not (parts.is_dir() and any(parts.glob("*.json"))):
@@ -573,7 +573,7 @@ def test_the_preview_shows_what_is_asked(
 
 
 def test_the_list_names_every_operator(capsys: pytest.CaptureFixture) -> None:
-    assert shift("--list") == 0
+    assert main(["shifts", "list"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in ("defocus_blur", "frost", "keyboard", "synonym", "translation", "1-5", "1-7"))
 

@@ -416,8 +416,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Endpoi
     server.shutdown()
 
 
-def test_sentences_are_rewritten_once_and_kept(endpoint: Endpoint) -> None:
-    options = ShiftOptions(endpoint=endpoint.url, model="m")
+def test_sentences_are_rewritten_once_and_kept(endpoint: Endpoint, tmp_path: Path) -> None:
+    options = ShiftOptions(endpoint=endpoint.url, model="m", cache=tmp_path / "cache")
     question = "What colour are the 2 suitcases?"
     for _ in range(2):
         assert shift_text(question, "translation", "German", options=options) == "Welche Farbe haben die 2 Koffer?"
@@ -453,8 +453,8 @@ def test_a_reply_that_lost_a_number_or_is_empty_is_refused(endpoint: Endpoint) -
         shift_text("What colour are they?", "translation", "German", options=options)
 
 
-def test_an_endpoint_that_fails_stops_the_work_and_loses_nothing(endpoint: Endpoint) -> None:
-    options = ShiftOptions(endpoint=endpoint.url, model="m")
+def test_an_endpoint_that_fails_stops_the_work_and_loses_nothing(endpoint: Endpoint, tmp_path: Path) -> None:
+    options = ShiftOptions(endpoint=endpoint.url, model="m", cache=tmp_path / "cache")
     shift_text("What colour are the 2 suitcases?", "translation", "German", options=options)
     endpoint.reply = lambda request: (401, "no key")
     with pytest.raises(EndpointError, match="kept in"):

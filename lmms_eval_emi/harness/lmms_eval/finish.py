@@ -206,7 +206,7 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
 def _score_command(study: Study, saved: Path) -> str:
     folder = saved / study.name
     source = folder / "study.yaml" if study.variants() else study.source
-    return f"lmms-eval-emi score {source} --responses {folder} --allow-missing --output {study.name}.json"
+    return f"lmms-eval-emi score {source} {folder} --allow-missing --output {study.name}.json"
 
 
 def _unused(path: Path) -> Path:

@@ -98,7 +98,7 @@ def describe(rows: datasets.Dataset, suite: Suite, destination: Path, left: Coun
         "dataset": {"path": ".", "columns": suite.columns.model_dump()},
         "splits": {recipe.name: _split_fields(recipe) for recipe in suite.recipes},
     }
-    text = f"# Written by lmms-eval-emi shift. Score responses: lmms-eval-emi score --study study.yaml ...\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}"
+    text = f"# Written by lmms-eval-emi shifts apply. Score responses: lmms-eval-emi score study.yaml RESPONSES\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}"
     write_atomically(destination / "study.yaml", text)
     first, image = rows[0], None
     with contextlib.suppress(ImageError):
@@ -155,7 +155,7 @@ def _card(count: int, suite: Suite, left: Counter, run_with: str) -> str:
             for recipe in suite.recipes
         ),
         "\nRows that an operator could not shift are in their split as they were; `unshifted.jsonl` says which and why."
-        f"\n\n```\n{run_with + chr(10) if run_with else ''}lmms-eval-emi score --study study.yaml ...\npython -c \"import datasets; print(datasets.load_dataset('.'))\"\n```"
+        f"\n\n```\n{run_with + chr(10) if run_with else ''}lmms-eval-emi score study.yaml RESPONSES\npython -c \"import datasets; print(datasets.load_dataset('.'))\"\n```"
         "\n\nImages are stored once and reached through links (`splits/*/images`), which `cp -a`, `rsync -a` and `tar` keep. "
         "After moving the folder, write the tasks again: `lmms-eval-emi tasks --from-study study.yaml --output tasks`. "
         "To publish it with the images inside: `datasets.load_dataset('.').push_to_hub(...)`.",

@@ -177,8 +177,8 @@ def side_by_side(responses: Path) -> str:
     for name, scores in first.splits.items():
         degenerate = sum((scores.degenerate or {}).values()) / max(1, scores.n or 0)
         emids = [result.splits[name] for result in results]
-        shown = ("-" if own.emid is None else value_with_error(own.emid, own.emid_stderr) for own in emids)
-        table.append([CONTROLS.get(name, name), f"{accuracy[name]:.0%}", f"{degenerate:.0%}", *shown])
+        cells = ("-" if own.emid is None else value_with_error(own.emid, own.emid_stderr) for own in emids)
+        table.append([CONTROLS.get(name, name), f"{accuracy[name]:.0%}", f"{degenerate:.0%}", *cells])
     losses = {name: accuracy[study.id_split] - accuracy[name] for name in study.shifts()}
     ranks: list[str] = []
     for result in results:

@@ -155,8 +155,8 @@ def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missi
         raise ResultsError(
             f"{len(bad)} of {total} rows cannot be embedded:\n{listed}\nFix their images, or pass --allow-missing."
         )
-    for row in bad:
-        entry.leave_out(row.split, f"split {row.split}, row {row.id}: {row.reason}")
+    for lost in bad:
+        entry.leave_out(lost.split, f"split {lost.split}, row {lost.id}: {lost.reason}")
     for name in entry.samples:  # parts of earlier responses are of no use, and would be read with the others
         for path in (folder / name).glob("*.parquet"):
             if path not in parts:

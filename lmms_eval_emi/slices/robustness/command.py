@@ -183,7 +183,7 @@ def _consistencies(
         if new:
             with tqdm(total=len(new), desc="Encoding responses", unit="", leave=False, dynamic_ncols=True) as bar:
                 for rows in encode_batches(encoder, new, settings.batch_size):
-                    known.update(zip(new[bar.n :], rows.numpy(), strict=False))
+                    known.update(zip(new[int(bar.n) :], rows.numpy(), strict=False))
                     bar.update(len(rows))
         return known
 

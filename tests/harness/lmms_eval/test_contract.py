@@ -119,21 +119,17 @@ def group_config(monkeypatch):
 
 
 def test_the_group_hook_is_used_where_there_is_one(group_config, monkeypatch):
-    assert task_index.add_group_hook() and task_index.add_group_hook()
+    assert task_index.add_group_hook(hooks.postprocess_group) and task_index.add_group_hook(hooks.postprocess_group)
     ours = group_config(
         group="g", task=["t"], metadata={"version": 1.0, task_index.OURS: {"studies": ["natural"], "modality": "text"}}
     )
     theirs = group_config(group="g", task=["t"], metadata={"version": 1.0})
     assert theirs.postprocess_results is None
-    scores = SimpleNamespace(
-        study=SimpleNamespace(shifts=lambda modality: {"text": ["a", "b", "c"]}[modality]),
-        splits={
-            name: SimpleNamespace(
-                emi=SimpleNamespace(value=emi), emid=SimpleNamespace(value=-emi), bound=SimpleNamespace(value=1 + emi)
-            )
-            for name, emi in (("a", 0.1), ("b", 0.2), ("c", 0.6))
-        },
-    )
+    shifts = {
+        name: SimpleNamespace(emi=emi, emid=-emi, emid_bound=1 + emi, verdict=None)
+        for name, emi in (("a", 0.1), ("b", 0.2), ("c", 0.6))
+    }
+    scores = SimpleNamespace(shifts=lambda modality: {"text": shifts}[modality])
     monkeypatch.setattr(hooks, "find_run", lambda: SimpleNamespace(results={"natural": scores}))
     merged = ours.postprocess_results(group_name="g", samples={}, configs={}, output_dir="out", anything="else")
     assert merged["emi,none"] == pytest.approx(0.3) and merged["emid,none"] == pytest.approx(-0.3)
@@ -145,7 +141,9 @@ def test_without_the_group_hook_nothing_is_patched():
 
     if task_index.GROUP_HOOK in module.GroupConfig.__dataclass_fields__:
         pytest.skip("this lmms-eval has the hook")
-    assert not task_index.add_group_hook() and not hasattr(module.GroupConfig.__post_init__, "adds_lmms_eval_emi")
+    assert not task_index.add_group_hook(hooks.postprocess_group) and not hasattr(
+        module.GroupConfig.__post_init__, "adds_lmms_eval_emi"
+    )
 
 
 def test_hooks_are_called_from_methods_of_a_task():

@@ -441,7 +441,7 @@ def test_a_part_of_a_journal_gives_results_of_a_part(finished, tinyhub, tmp_path
     assert done.returncode == 0, done.stderr[-2000:]
     (described,) = json.loads((journal / "run.json").read_text())["runs"].values()
     known = len(read_journal(tmp_path).answers(described["run"]).by_request)
-    assert f"results of {known} of 43 requests: they are results of a part" in done.stderr
+    assert f"results of {known} of 43 requests: they are partial results" in done.stderr
     scores = strict_json(only(tmp_path / "recovered", "*_emi_natural.json"))["splits"]
     whole = strict_json(only(finished.folder, "*_emi_natural.json"))["splits"]
     complete = [name for name, one in scores.items() if one["n"] == whole[name]["n"]]
@@ -463,7 +463,7 @@ def test_a_dry_run_loads_no_model_and_counts_what_is_left(finished, tinyhub, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--output_path", "out"), "expected --tasks NAMES or --shift"),
+        (("--output_path", "out"), "expected --tasks NAMES or --study"),
         (("--output_path", "{file}", "--tasks", "mme"), "expected a folder, got the file"),
         (("--output_path", "out", "--tasks", "mme", "--save-every", "0"), "--save-every: expected 1 or more"),
     ],
@@ -477,7 +477,7 @@ def test_wrong_usage_is_told_at_once(arguments, message, tmp_path, monkeypatch, 
 
 
 def test_secrets_are_in_no_file_of_a_run(tmp_path, monkeypatch):
-    from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import runs as resumable
+    from lmms_eval_emi.harness.lmms_eval.resume import runs as resumable
 
     monkeypatch.setattr(launch, "run_command_line", lambda arguments, prepare: prepare(SimpleNamespace(model="openai", model_args="api_key=verysecret,model=x", batch_size=1)))  # fmt: skip
     arguments = (

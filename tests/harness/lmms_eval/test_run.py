@@ -10,6 +10,7 @@ import pytest
 from conftest import GERMAN, GROUP, ID, MODEL, ROWS, lmms_eval, numbers, only, strict_json
 
 from lmms_eval_emi.cli import main
+from lmms_eval_emi.data.responses.lmms_eval import samples_name
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.harness.lmms_eval import finish
 from lmms_eval_emi.harness.lmms_eval import run as run_module_
@@ -151,7 +152,7 @@ def test_if_scoring_fails_responses_and_other_scores_are_safe(run, tinyhub, tmp_
     assert (
         "EMI could not be computed" in done.stdout
         and str(answers) in done.stdout
-        and "lmms-eval-emi score --study natural" in done.stdout
+        and "lmms-eval-emi score natural" in done.stdout
     )
 
 
@@ -253,7 +254,7 @@ def load_task(monkeypatch, hooks, task, split, tinyhub):
 
     rows = load_dataset(str(tinyhub / "changdae/llavabench-shift-natural-v1"))[split]
     owner = SimpleNamespace(config=SimpleNamespace(task=task))
-    monkeypatch.setattr(run_module_.compat, "calling_task", lambda: frames.CallingTask(task, _Weak(owner), 0))
+    monkeypatch.setattr(run_module_.frames, "calling_task", lambda: frames.CallingTask(task, _Weak(owner), 0))
     docs = hooks.process_docs(rows)
     monkeypatch.undo()
     monkeypatch.setattr(run_module_, "check_environment", lambda: None)
@@ -466,7 +467,7 @@ def test_the_parts_of_several_ranks_are_one_run(in_tinyhub, tmp_path):
     for task in (ID_TASK, GERMAN_TASK):
         for rank in range(2):
             lines = [{"doc_id": row, "filtered_resps": f"a {row}"} for row in range(rank, ROWS, 2)]
-            path = folder / run_files.samples_name(f"rank-{rank:05d}", task)
+            path = folder / samples_name(f"rank-{rank:05d}", task)
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = tmp_path / "r.json"
     command = ["score", "--study", "natural", "--split", GERMAN, "--responses", str(tmp_path), "--output", str(output)]

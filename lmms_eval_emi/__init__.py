@@ -19,11 +19,26 @@ if TYPE_CHECKING:
     from lmms_eval_emi.data.sample import Sample
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.encoders import load_encoders
+    from lmms_eval_emi.errors import (
+        EMIError,
+        EndpointError,
+        ImageError,
+        InputError,
+        OutputError,
+        ResponsesError,
+        ResultsError,
+        RunError,
+        SampleError,
+        ShiftError,
+        StudyError,
+        UnavailableError,
+    )
     from lmms_eval_emi.estimators import load_estimator
     from lmms_eval_emi.scoring.embed import embed_splits
     from lmms_eval_emi.scoring.pipeline import score
     from lmms_eval_emi.scoring.preflight import preflight
-    from lmms_eval_emi.scoring.result import score_study
+    from lmms_eval_emi.scoring.result import StudyResult, score_study
+    from lmms_eval_emi.settings import load_settings
 
 # Loaded when first used, so that the command line answers --help without importing torch.
 _HOME = {
@@ -43,14 +58,41 @@ _HOME = {
     "preflight": "scoring.preflight",
     "score": "scoring.pipeline",
     "score_study": "scoring.result",
+    "StudyResult": "scoring.result",
+    "load_settings": "settings",
+    "EMIError": "errors",
+    "EndpointError": "errors",
+    "ImageError": "errors",
+    "InputError": "errors",
+    "OutputError": "errors",
+    "ResponsesError": "errors",
+    "ResultsError": "errors",
+    "RunError": "errors",
+    "SampleError": "errors",
+    "ShiftError": "errors",
+    "StudyError": "errors",
+    "UnavailableError": "errors",
 }
 
 __all__ = [
     "EMI",
     "EMID",
     "EMIDBound",
+    "EMIError",
     "Embeddings",
+    "EndpointError",
+    "ImageError",
+    "InputError",
+    "OutputError",
+    "ResponsesError",
+    "ResultsError",
+    "RunError",
     "Sample",
+    "SampleError",
+    "ShiftError",
+    "StudyError",
+    "StudyResult",
+    "UnavailableError",
     "__version__",
     "embed_splits",
     "emi",
@@ -58,6 +100,7 @@ __all__ = [
     "emid_bound",
     "load_encoders",
     "load_estimator",
+    "load_settings",
     "load_study",
     "preflight",
     "rjsd",

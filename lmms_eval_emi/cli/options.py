@@ -50,7 +50,7 @@ def new_parser(prog: str, *, description: str, examples: Sequence[str], epilog: 
     )
 
 
-def add_settings(parser: argparse.ArgumentParser, *names: str, **renamed: str) -> None:
+def add_settings(parser: argparse._ActionsContainer, *names: str, **renamed: str) -> None:
     """Add options for some settings.
 
     Args:

@@ -84,6 +84,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "adjust",
         "margin",
         "without_degenerate",
+        "cache",
+        "cache_limit",
     )
     return parser
 

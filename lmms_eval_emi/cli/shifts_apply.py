@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.engine import add_engine, opened_engine
-from lmms_eval_emi.cli.options import new_parser
+from lmms_eval_emi.cli.options import add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import ImageError, ShiftError
 
 if TYPE_CHECKING:
@@ -95,15 +95,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="words and phrases that no textual shift touches; numbers and tokens such as <image> never are",
     )
     how.add_argument("--keep-file", type=Path, metavar="FILE", help="a file of such words, one per line")
-    how.add_argument(
-        "--synonyms", type=Path, metavar="FILE", help="YAML or JSON file of synonyms by word, instead of WordNet"
-    )
-    how.add_argument(
-        "--endpoint",
-        metavar="URL",
-        help="OpenAI-compatible endpoint for translation, formal, casual and passive; its key is OPENAI_API_KEY",
-    )
-    how.add_argument("--endpoint-model", metavar="NAME", help="model to ask of the endpoint")
+    add_settings(how, "synonyms", "frost", "wordnet", "endpoint", "endpoint_model")
     how.add_argument(
         "--processes",
         type=int,
@@ -133,16 +125,13 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write a suite or a contact sheet."""
-    from lmms_eval_emi.settings import load_settings
     from lmms_eval_emi.shifts.apply import parse_steps
     from lmms_eval_emi.shifts.options import ShiftOptions
 
     _take_positionals(args)
     visual = [step for specification in args.visual for step in parse_steps("visual", specification)]
     textual = [step for specification in args.textual for step in parse_steps("text", specification)]
-    options = ShiftOptions.from_settings(
-        load_settings(), keep=_keep(args), synonyms=args.synonyms, endpoint=args.endpoint, model=args.endpoint_model
-    )
+    options = ShiftOptions.from_settings(settings_of(args), keep=_keep(args))
     if args.preview:
         return _preview(args, visual, textual, options)
     if not (args.source and args.dest):
@@ -209,7 +198,6 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     from lmms_eval_emi.data.rows import source_roots
     from lmms_eval_emi.harness.lmms_eval.compat.launch import command_line
     from lmms_eval_emi.harness.lmms_eval.write_tasks import write_task_files
-    from lmms_eval_emi.settings import load_settings
     from lmms_eval_emi.shifts.apply import recipes
     from lmms_eval_emi.shifts.writer import Suite, write_suite
 
@@ -232,7 +220,7 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
         raise ShiftError(
             f"--visual: expected a column of images; the rows have {', '.join(rows.column_names)}. Name one with --image-column."
         )
-    roots = tuple(map(str, source_roots(args.source, load_settings().images)))
+    roots = tuple(map(str, source_roots(args.source, settings_of(args).images)))
     suite = Suite(name, args.source, tuple(made), columns, args.seed, options, roots)
     group = name.lower()
     with opened_engine(args) as engine, tqdm(total=len(rows), desc="shifting", unit="row") as bar:
@@ -303,7 +291,6 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
 
     from lmms_eval_emi.data.images import encoded_image, open_image
     from lmms_eval_emi.data.rows import source_roots
-    from lmms_eval_emi.settings import load_settings
     from lmms_eval_emi.shifts.apply import parse_steps
     from lmms_eval_emi.shifts.contact_sheet import contact_sheet
     from lmms_eval_emi.shifts.operators import operators
@@ -329,7 +316,7 @@ def _preview(args: argparse.Namespace, visual: list[Step], textual: list[Step], 
             raise ShiftError(f"--preview: expected a row of 0 to {len(rows) - 1}, got {number}.")
         row = plain_rows(rows, columns.image)[number]
         row_id, text = row[columns.id], row[columns.question] or ""
-        roots = source_roots(args.source, load_settings().images)
+        roots = source_roots(args.source, settings_of(args).images)
         image = open_image(encoded_image(row[columns.image], roots)) if columns.image else None
     else:
         path, text = Path(args.preview), PREVIEW_QUESTION

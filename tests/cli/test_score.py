@@ -534,3 +534,54 @@ def test_a_pipe_that_nobody_reads_any_more_is_no_error(reads):
     status = process.wait(60)
     assert "Traceback" not in error
     assert (status, error) == (1, "error: a worker is gone\n") if reads else status == 141
+
+
+def test_images_of_another_folder_are_allowed_in_python_and_by_option(in_tinyhub, tmp_path):
+    """Each has to do what the variable does: paths outside the study's own folders are refused without it."""
+    from PIL import Image
+
+    from lmms_eval_emi.scoring.pipeline import score as score_in_python
+
+    pictures, own = tmp_path / "pictures", tmp_path / "study"
+    pictures.mkdir()
+    own.mkdir()
+    for row in range(4):
+        Image.new("RGB", (32, 32), (60 * row, 20, 90)).save(pictures / f"{row}.png")
+    lines = [
+        {"id": row, "image": str(pictures / f"{row}.png"), "question": f"What is {row}?", "answer": f"It is {row}."}
+        for row in range(4)
+    ]
+    (own / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = "columns: {id: id, image: image, question: question, reference: answer}"
+    (own / "study.yaml").write_text(
+        f"name: mine\nid_split: clean\ndataset: {{path: rows.jsonl, {columns}}}\nsplits:\n  clean: {{responses: clean.jsonl}}\n"
+    )
+    write_response_file(own / "clean.jsonl", [(row, "", f"A {row}.") for row in range(4)], "m")
+    command = ["score", str(own / "study.yaml"), "--estimator", "dcor", "--output", str(tmp_path / "r.json")]
+    assert main(command) == 1
+    assert main([*command, "--images", str(pictures)]) == 0
+    (result,) = score_in_python(own / "study.yaml", estimators=["dcor"], images=pictures)
+    assert result.splits["clean"].n == 4
+
+
+def test_one_folder_keeps_all_that_a_run_caches(in_tinyhub, answers, tmp_path, monkeypatch):
+    from lmms_eval_emi.scoring.pipeline import score as score_in_python
+
+    monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path / "variable"))
+    score_in_python("natural", answers, splits=[GERMAN], resamples=0, cache=tmp_path / "given")
+    assert {path.name for path in (tmp_path / "given").iterdir()} >= {"embeddings", "fingerprints"}
+    assert not (tmp_path / "variable").exists()
+
+
+def test_a_bug_of_ours_is_no_mistake_of_the_user(in_tinyhub, answers, tmp_path, monkeypatch, capsys):
+    """A ValueError is what half of all bugs raise; only errors of our own are told as the user's."""
+    monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path / "cache"))
+
+    def fault(*args, **options):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr("lmms_eval_emi.scoring.pipeline.score_study", fault)
+    assert score(answers, tmp_path / "r.json", "--split", GERMAN) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    (log,) = (tmp_path / "cache" / "logs").iterdir()
+    assert "This is a bug of lmms_eval_emi" in error and str(log) in error and "Traceback" in log.read_text()

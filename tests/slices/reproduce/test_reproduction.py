@@ -129,6 +129,7 @@ def test_an_archive_writes_nothing_outside_its_folder(tmp_path):
         archive({"a.jsonl": "0" * 60_000_000}),
         archive({"a.jsonl": "x"})[:-30],
     ],
+    ids=["empty", "no archive", "no responses", "too large", "cut off"],  # archives have the time in them
 )
 def test_an_archive_that_is_none_leaves_nothing(content, tmp_path):
     with pytest.raises(UnavailableError, match="archive"):

@@ -14,12 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.data.sample import encodable
 from lmms_eval_emi.errors import EndpointError
 from lmms_eval_emi.shifts.operators import RefusedError
 from lmms_eval_emi.shifts.operators.textual.words import NUMBER_WORDS, split
 from lmms_eval_emi.shifts.options import ShiftOptions
-from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.util.files import encodable, write_atomically
 
 PROMPT = """{instruction}
 Do not answer it. Reply with the rewritten question alone, without quotation marks or comments.{keep}

@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
-from lmms_eval_emi.errors import InputError
+from lmms_eval_emi.errors import InputError, UnavailableError
 from lmms_eval_emi.report.finding import (
     MOST_NAMED,
     comparability_lines,
@@ -40,6 +40,7 @@ from lmms_eval_emi.scoring.agreement import AgreementResult, CorrelationResult
 from lmms_eval_emi.scoring.audit import AuditDocument, FindingResult
 from lmms_eval_emi.scoring.rows import LostRow, ShownRow
 from lmms_eval_emi.scoring.table import FEW_ROWS
+from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
 
@@ -136,7 +137,8 @@ def to_text(results: Sequence[ReportedResult], format: str, *, full: bool = Fals
 
 def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings: Findings | None = None) -> str:
     """One self-contained page: everything inline, everything from data escaped."""
-    import jinja2
+    with extra("report"):
+        import jinja2
 
     found = findings or Findings()
     results = _told_apart(results)
@@ -210,15 +212,15 @@ def _library() -> str:
     """D3, as the package mpld3 carries it.
 
     Raises:
-        RuntimeError: that package is not there or has moved it.
+        UnavailableError: that package is not there or has moved it.
     """
     found = importlib.util.find_spec("mpld3")  # which would import matplotlib's windows, were it imported
     for folder in (found.submodule_search_locations or []) if found else []:
         path = Path(folder) / "js" / "d3.v5.min.js"
         if path.is_file():
             return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
-    raise RuntimeError(
-        "The figures of a report are drawn by D3, which the package mpld3 carries. Install it: pip install mpld3"
+    raise UnavailableError(
+        "The figures of a report are drawn by D3, which the package mpld3 carries and which is not installed. Install it: pip install 'lmms_eval_emi[report]'"
     )
 
 
@@ -646,7 +648,8 @@ def _markdown(cell: Any) -> Any:
 
 
 def _render(ax: Axes, format: str) -> bytes:
-    import matplotlib as mpl
+    with extra("report"):
+        import matplotlib as mpl
 
     buffer = io.BytesIO()
     # Text stays text, and the same results give the same bytes.

@@ -14,6 +14,7 @@ import numpy as np
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.report.reading import JSDS, ReportedResult, ReportedSplit
 from lmms_eval_emi.scoring.agreement import AgreementResult
+from lmms_eval_emi.util.extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +52,8 @@ def _text(name: str, most: int = 60) -> str:
 def _axes(ax: Axes | None, width: float = 6.4, height: float = 4.2) -> Axes:
     if ax is not None:
         return ax
-    from matplotlib.figure import Figure
+    with extra("report"):
+        from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
 

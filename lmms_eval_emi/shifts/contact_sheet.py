@@ -13,6 +13,7 @@ from lmms_eval_emi.errors import EMIError
 from lmms_eval_emi.shifts.apply import Step, shift_image, shift_text, shiftable
 from lmms_eval_emi.shifts.operators import RefusedError
 from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.util.extras import extra
 
 THUMB, LABEL, GAP, MARGIN = 224, 170, 8, 24
 WIDTH = 2 * MARGIN + LABEL + 5 * (THUMB + GAP)
@@ -95,7 +96,8 @@ def _by_operator(steps: Sequence[Step]) -> dict[str, list[Step]]:
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib
+    with extra("shifts"):
+        import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

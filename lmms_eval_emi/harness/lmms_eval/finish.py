@@ -19,7 +19,7 @@ from loguru import logger
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.responses.lmms_eval import samples_name
 from lmms_eval_emi.data.study import Study
-from lmms_eval_emi.errors import RunError
+from lmms_eval_emi.errors import RunError, UnavailableError
 from lmms_eval_emi.harness.lmms_eval.compat import frames, run_files
 from lmms_eval_emi.harness.lmms_eval.partial_responses import writable_folder
 from lmms_eval_emi.harness.lmms_eval.write_tasks import portable_study
@@ -192,8 +192,11 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
         log_result(result)
         if report:
             page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
-            write_report([from_result(result, scored.rows, str(path))], page)
-            lines.append(f"report     {page}")
+            try:
+                write_report([from_result(result, scored.rows, str(path))], page)
+                lines.append(f"report     {page}")
+            except UnavailableError as error:  # the extra is not installed; the results are all there
+                lines.append(f"no report  {error}; then: lmms-eval-emi report {path}")
     except Exception as error:
         logger.opt(exception=error).debug("the results could not be written")
         run.unwritten.add(name)

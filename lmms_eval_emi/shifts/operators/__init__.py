@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lmms_eval_emi.errors import ShiftError
+from lmms_eval_emi.util.extras import extra
 
 Family = Literal["visual", "text"]
 PACKAGES: dict[Family, str] = {
@@ -134,7 +135,8 @@ def operators(family: Family) -> dict[str, Operator]:
     """All operators of a family by name, sorted by group and name."""
     package = importlib.import_module(PACKAGES[family])
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+        with extra("shifts"):
+            importlib.import_module(f"{package.__name__}.{module.name}")
     groups = ("noise", "blur", "weather", "digital", "geometry", "character", "word", "sentence")
 
     def order(operator: Operator) -> tuple:

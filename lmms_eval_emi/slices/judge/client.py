@@ -26,6 +26,7 @@ from lmms_eval_emi.data.images import content_key
 from lmms_eval_emi.errors import EndpointError, ImageError
 from lmms_eval_emi.slices.judge.prompt import Case, read_scores, to_messages
 from lmms_eval_emi.slices.judge.verdicts import Key, Tokens, Verdict, VerdictFile, opened, read_verdicts
+from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.files import threads
 
 log = logging.getLogger("lmms_eval_emi")
@@ -169,7 +170,8 @@ def ask(
         EndpointError: as in :func:`plan`; the endpoint refuses, does not answer, or answers nothing that can be read. What it has answered is
             in the file.
     """
-    import openai
+    with extra("judge"):
+        import openai
 
     client = openai.OpenAI(
         base_url=judge.base_url,
@@ -226,7 +228,8 @@ def ask(
 
 def _verdict(client: Any, judge: Judge, one: Asked, file: VerdictFile) -> Verdict:
     """Ask until a reply can be read, and keep the verdict."""
-    import openai
+    with extra("judge"):
+        import openai
 
     messages = to_messages(one.case, one.key.order)
     reply, scores, missing, tokens = "", None, "", [0, 0]

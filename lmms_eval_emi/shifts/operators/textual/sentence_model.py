@@ -18,6 +18,7 @@ from lmms_eval_emi.errors import EndpointError
 from lmms_eval_emi.shifts.operators import RefusedError
 from lmms_eval_emi.shifts.operators.textual.words import NUMBER_WORDS, split
 from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.files import encodable, write_atomically
 
 PROMPT = """{instruction}
@@ -74,7 +75,8 @@ def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
             return str(json.loads(path.read_text(encoding="utf-8"))["reply"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not asked yet, or a damaged file
-    import openai
+    with extra("shifts"):
+        import openai
 
     try:
         completion = _client(endpoint).chat.completions.create(**request)
@@ -97,6 +99,7 @@ def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
 
 @lru_cache(maxsize=4)
 def _client(endpoint: str) -> Any:
-    import openai
+    with extra("shifts"):
+        import openai
 
     return openai.OpenAI(base_url=endpoint, api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=4)

@@ -17,6 +17,7 @@ import yaml
 
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts.operators import fingerprint_files
+from lmms_eval_emi.util.extras import extra
 
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 # Words that carry grammar rather than meaning, which EDA does not replace.
@@ -98,8 +99,9 @@ def _wordnet_synonyms(word: str, wordnet: Path | None) -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def _wordnet(given: Path | None) -> Any:
     """NLTK's reader of WordNet, with the database from wherever it is."""
-    import nltk
-    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+    with extra("shifts"):
+        import nltk
+        from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class Database(WordNetCorpusReader):
         """A reader that asks for no more than the dictionary, for systems' packages hold no more."""

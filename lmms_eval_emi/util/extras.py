@@ -1,0 +1,29 @@
+"""Packages that only some commands need, which an installation has with an extra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lmms_eval_emi.errors import UnavailableError
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import packages of an extra inside the block, so that a missing one is told with how to have it.
+
+    Args:
+        name: of the extra, such as ``report``.
+
+    Raises:
+        UnavailableError: a package that is imported inside is not installed.
+
+    >>> with extra("report"):
+    ...     import json
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"The package {error.name} is not installed. Install it: pip install 'lmms_eval_emi[{name}]'"
+        ) from error

@@ -13,6 +13,7 @@ import pytest
 from conftest import run_module
 
 import lmms_eval_emi
+from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval import hooks, plugin
 from lmms_eval_emi.harness.lmms_eval.compat import frames, launch, run_files, task_index
 
@@ -250,7 +251,7 @@ def test_what_the_command_swallows_is_raised(monkeypatch):
         raise KeyError("inside")
 
     monkeypatch.setattr(command, "cli_evaluate_single", fail)
-    with pytest.raises(KeyError, match="inside"):
+    with pytest.raises(RunError, match="KeyError.*inside"):
         launch.run_command_line(["--model", "m", "--tasks", "t", "--limit", "2"], seen.append)
     assert launch.model_parts(seen[0]) == ("m", "", "1", False) and seen[0].limit == 2
     assert command.cli_evaluate_single is fail

@@ -7,12 +7,13 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.errors import InputError
+from lmms_eval_emi.errors import EMIError, InputError, RunError
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -102,7 +103,8 @@ def run_command_line(arguments: Sequence[str], prepare: Callable[[Any], object])
         prepare: called with the namespace of every configuration before it is run.
 
     Raises:
-        Exception: whatever the run raises.
+        RunError: the harness or its model raised an exception, whose traceback is printed.
+        EMIError: ours are raised as they are, and so are ``OSError`` and ``MemoryError``.
         SystemExit: wrong usage, or a run that was stopped before it began.
     """
     command: Any = importlib.import_module("lmms_eval.__main__")
@@ -119,7 +121,12 @@ def run_command_line(arguments: Sequence[str], prepare: Callable[[Any], object])
     try:
         command.cli_evaluate()
     except _Failed as failed:
-        raise failed.error from None
+        if isinstance(failed.error, EMIError | OSError | MemoryError):
+            raise failed.error from None
+        traceback.print_exception(failed.error)
+        raise RunError(
+            f"lmms-eval ended with {type(failed.error).__name__}: {failed.error}. The traceback is above; the same command goes on with what was generated."
+        ) from failed.error
     finally:
         command.cli_evaluate_single, sys.argv = single, earlier
 

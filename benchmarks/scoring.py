@@ -34,7 +34,6 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
     import scipy.stats  # noqa: F401
 
     import lmms_eval_emi.cli.score  # noqa: F401
-    from lmms_eval_emi.cli import share_the_machine
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.pipeline import score_samples
@@ -42,15 +41,14 @@ def once(arguments: argparse.Namespace, cache: Path) -> None:
     from lmms_eval_emi.scoring.table import results_to_table
     from lmms_eval_emi.settings import load_settings
 
-    share_the_machine()
     start, cpu = time.perf_counter(), time.process_time()
-    settings = load_settings(
-        {"convention": arguments.convention, "estimator": arguments.estimator, "device": arguments.device}
-    )
-    entries = (
-        entry for name in ("natural", "synthetic") for entry in collect_samples(load_study(name), [arguments.responses])
-    )
-    scored = score_samples(entries, settings, to_write=True)
+    settings = load_settings(convention=arguments.convention, estimator=arguments.estimator, device=arguments.device)
+    entries = [
+        entry
+        for name in ("natural", "synthetic")
+        for entry in collect_samples(load_study(name), [arguments.responses], settings)
+    ]
+    scored = score_samples(entries, settings)
     write_results(arguments.output, scored)
     for one in scored:
         results_to_table([one.result])
@@ -129,7 +127,7 @@ def naive(arguments: argparse.Namespace, splits: list[str]) -> tuple[float, int,
     from lmms_eval_emi.settings import load_settings
 
     settings = load_settings()
-    (entry,) = collect_samples(load_study("natural"), [arguments.responses], splits=splits)
+    (entry,) = collect_samples(load_study("natural"), [arguments.responses], settings, splits=splits)
     club = load_estimator(arguments.estimator or settings.estimator)
     device = arguments.device
     club.to(device)

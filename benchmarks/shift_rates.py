@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from lmms_eval_emi.shifts import Refused, ShiftOptions, shift_text
+from lmms_eval_emi.shifts import RefusedError, ShiftOptions, shift_text
 from lmms_eval_emi.shifts.operators.textual.sr import plain
 
 PUBLISHED = [
@@ -57,7 +57,7 @@ def shifted(texts: list[str], name: str, level: int, seed: int) -> list[str]:
     for row, text in enumerate(texts):
         try:
             out.append(shift_text(text, name, level, seed=seed, row_id=row))
-        except Refused:
+        except RefusedError:
             out.append(text)
     return out
 

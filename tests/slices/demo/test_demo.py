@@ -17,6 +17,7 @@ from PIL import Image
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.errors import StudyError
 from lmms_eval_emi.shifts.at_load import load_splits
 from lmms_eval_emi.slices.demo import command as demo
 
@@ -287,5 +288,5 @@ def test_shifts_at_load_are_those_of_a_suite(tmp_path: Path) -> None:
     assert by_path[2]["image"].tobytes() == loaded["both"][2]["image"].tobytes()
     assert by_path.cast_column("image", ImageFeature(decode=False))[0]["image"]["path"].endswith("gone.png")
     (tmp_path / "wrong.yaml").write_text((tmp_path / "study.yaml").read_text().replace("snow", "snowy"))
-    with pytest.raises(ValueError, match="split both: 'snowy' is not a visual operator"):
+    with pytest.raises(StudyError, match="split both: 'snowy' is not a visual operator"):
         load_splits(load_study(tmp_path / "wrong.yaml"))

@@ -1,4 +1,4 @@
-"""Every error that a user can cause or mend. Anything else that is raised is a bug of this package.
+"""Errors that a user can cause or fix. Anything else that is raised is a bug of this package.
 
 The command line prints an :class:`EMIError` as one line and exits with 1. All children can be imported from
 :mod:`lmms_eval_emi`.

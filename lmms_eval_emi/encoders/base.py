@@ -279,7 +279,7 @@ def smaller_batch(encoder: Encoder, batch_size: int) -> int:
 
 
 def unavailable(name: str, role: str, variable: str, error: Exception) -> UnavailableError:
-    """Return the error for an encoder that could not be read, with the command that mends it."""
+    """Return the error for an encoder that could not be read, with the command that fixes it."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if Path(name).is_dir():
         return UnavailableError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -17,17 +16,6 @@ def content_digest(content: str | bytes) -> bytes:
 def content_hexdigest(content: str | bytes) -> str:
     """Return :func:`content_digest` in hexadecimal."""
     return content_digest(content).hex()
-
-
-def array_hexdigest(array: Any) -> str:
-    """Return the hash of an array's dtype, shape and values.
-
-    Args:
-        array: a numpy array.
-    """
-    digest = xxhash.xxh3_128(f"{array.dtype} {array.shape}".encode())
-    digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def file_hexdigest(path: Path) -> str:

@@ -74,15 +74,6 @@ def parse_model(model: type[Model], content: Any, source: object, *, what: str, 
         ) from error
 
 
-def read_model(model: type[Model], path: Path, *, what: str) -> Model:
-    """Return a model of a JSON file.
-
-    Raises:
-        ResultsError: the file cannot be read, or as :func:`parse_model`.
-    """
-    return parse_model(model, read_document(path, what), path, what=what)
-
-
 def read_document(path: Path, what: str) -> Any:
     """Return the plain data of a JSON file.
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
-
-log = logging.getLogger("lmms_eval_emi")
 
 
 @dataclass(frozen=True)

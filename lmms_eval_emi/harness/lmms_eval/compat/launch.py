@@ -15,8 +15,6 @@ from typing import Any
 
 from lmms_eval_emi.errors import EMIError, InputError, RunError
 
-log = logging.getLogger("lmms_eval_emi")
-
 # Attributes of models that put one model on several ranks.
 PARALLEL_SIZES = (
     "tensor_parallel_size",

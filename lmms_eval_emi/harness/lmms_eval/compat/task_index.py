@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import os
 import time
 import warnings
@@ -13,8 +12,6 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
-
-log = logging.getLogger("lmms_eval_emi")
 
 # Relies on: the results file and the table take this text for a value that there is none of, as the harness
 # itself does for a missing standard error. None breaks its group means, NaN its results file.

@@ -113,16 +113,12 @@ def run(args: argparse.Namespace) -> int:
             )
         check_folder_writable(args.save_embeddings)
 
-    elif args.engine == "ray" and not args.embeddings:
-        raise InputError(
-            "--engine ray: expected --save-embeddings DIR, a folder that all machines see, for what they encode."
-        )
-
     from lmms_eval_emi.scoring.distributed import process_group, rank
-    from lmms_eval_emi.scoring.pipeline import score_sources
+    from lmms_eval_emi.scoring.pipeline import check_sources, score_sources
     from lmms_eval_emi.scoring.rows import write_results
     from lmms_eval_emi.scoring.table import fit_to_warnings, results_to_table
 
+    check_sources(args.embeddings, args.responses, args.save_embeddings, with_engine=args.engine == "ray")
     with process_group(), opened_engine(args) as engine:
         scored = score_sources(
             studies,

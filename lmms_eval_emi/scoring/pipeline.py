@@ -113,6 +113,30 @@ def _with_overrides(settings: Settings | None, overrides: Mapping[str, Any]) -> 
     return settings.model_copy(update={name: getattr(load_settings(**overrides), name) for name in overrides})
 
 
+def check_sources(
+    embeddings: Path | None, responses: Sequence[Path], save_embeddings: Path | None, *, with_engine: bool
+) -> None:
+    """Check what is to be scored, before anything is started for it.
+
+    Args:
+        embeddings: that exist already.
+        responses: folders with responses.
+        save_embeddings: folder for the embeddings of the responses.
+        with_engine: whether an engine of several machines does the work.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    if embeddings and responses:
+        raise InputError("--embeddings and --responses are mutually exclusive; give one of them.")
+    if embeddings and save_embeddings:
+        raise InputError("--save-embeddings needs responses; --embeddings names embeddings that exist already.")
+    if with_engine and not (embeddings or save_embeddings):
+        raise InputError(
+            "--engine ray: expected --save-embeddings DIR, a folder that all machines see, for what they encode."
+        )
+
+
 def score_sources(  # noqa: PLR0913
     studies: Sequence[Study],
     responses: Sequence[Path],
@@ -145,14 +169,7 @@ def score_sources(  # noqa: PLR0913
     Returns:
         Results with their rows, as :func:`score`; none on ranks other than 0.
     """
-    if embeddings and responses:
-        raise InputError("--embeddings and --responses are mutually exclusive; give one of them.")
-    if embeddings and save_embeddings:
-        raise InputError("--save-embeddings needs responses; --embeddings names embeddings that exist already.")
-    if engine and not (embeddings or save_embeddings):
-        raise InputError(
-            "--engine ray: expected --save-embeddings DIR, a folder that all machines see, for what they encode."
-        )
+    check_sources(embeddings, responses, save_embeddings, with_engine=engine is not None)
     chosen = {study.name: [name for name in splits if name in study.splits] for study in studies}
     for name in splits:
         if not any(name in own for own in chosen.values()):

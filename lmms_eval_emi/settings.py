@@ -6,7 +6,7 @@ import difflib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import platformdirs
 from pydantic import Field, ValidationError, field_validator
@@ -79,6 +79,10 @@ class Settings(BaseSettings):
     without_degenerate: bool = Field(
         False,
         description="Score without responses that are empty, repetition loops, refusals, copies of the question or in another language than the reference.",
+    )
+    thoughts: Literal["strip", "keep"] = Field(
+        "strip",
+        description="What to do with thoughts in responses, such as <think>...</think>: strip scores what is left, keep scores all.",
     )
     cache: Path = Field(
         default_factory=_default_cache,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import io
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 from lmms_eval_emi.errors import EMIError
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.util.printing import printable_output
 from lmms_eval_emi.util.redact import redact
 from lmms_eval_emi.version import __version__
 
@@ -130,15 +130,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 after an error that the message on stderr explains; 2 for wrong usage.
     """
+    with printable_output():
+        return _run(sys.argv[1:] if argv is None else list(argv))
+
+
+def _run(words: Sequence[str]) -> int:
     # Texts are tokenised in the thread that encodes them; a pool of the tokenizer's own is slower beside it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("lmms_eval_emi").setLevel(logging.INFO)
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a model's name may have letters that the terminal lacks
     if "_ARGCOMPLETE" in os.environ:
         _complete()
-    words = sys.argv[1:] if argv is None else list(argv)
     try:
         return _dispatch(words)
     except KeyboardInterrupt:

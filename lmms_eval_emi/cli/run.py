@@ -60,6 +60,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="generate each of several requests that are the same question about the same image (default: one, where decoding draws nothing)",
     )
     parser.add_argument(
+        "--retry-empty",
+        action="store_true",
+        help="ask again those requests whose response is empty (error messages of failed requests are asked again anyway)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="show how many requests each task has and how many are left, and stop"
     )
     look = parser.add_argument_group("look at an earlier run")
@@ -87,7 +92,9 @@ def run(args: argparse.Namespace) -> int:
         return _print_status(args.status)
     if args.recover:
         return _recover(args.recover.resolve(), args.recovered)
-    options = RunOptions(args.output_path, tuple(harness_arguments(args)), args.save_every, not args.no_share)
+    options = RunOptions(
+        args.output_path, tuple(harness_arguments(args)), args.save_every, not args.no_share, args.retry_empty
+    )
     if args.dry_run:
         found = dry_run(options)
         if launch.is_main_process():

@@ -84,6 +84,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "adjust",
         "margin",
         "without_degenerate",
+        "thoughts",
         "cache",
         "cache_limit",
     )

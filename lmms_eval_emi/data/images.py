@@ -1,12 +1,13 @@
 """The one reader of images: where they may lie, how they are decoded, and what tells two of them apart.
 
 Everything that reads an image (scores, shifts, tasks, reports) reads it here, so one rule holds
-everywhere: turned as its EXIF data say, RGB, no file that is cut off, nothing outside the folders of
-its source. This module imports neither torch nor transformers.
+everywhere: turned as its EXIF data say, transparent parts on white, RGB, no file that is cut off, no
+format but raster ones, nothing outside the folders of its source. This module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import threading
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import xxhash
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from lmms_eval_emi.errors import ImageError
+from lmms_eval_emi.util.printing import one_line
 
 if TYPE_CHECKING:
     import datasets
@@ -28,6 +30,23 @@ ImageSource = Union[Image.Image, bytes, str, Path, "DatasetImage"]
 
 # Above this an image is refused before its pixels are read; a small file may claim a huge size.
 MOST_PIXELS = 150_000_000
+FLOAT_HEADROOM = 257.0  # highest value of a float image on the scale 0 to 255
+TRANSPARENCY = "alpha-on-white"  # how signatures call the rule of to_rgb
+LARGE_PIXELS = 16_000_000  # images with more are decoded one at a time, which bounds the memory of a run
+# Pillow chooses a reader by content, and its other readers start programs (EPS) or take vectors apart.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "AVIF")
+SHORTEST_BASE64 = 64  # characters
+BASE64_STARTS = (
+    "iVBOR",
+    "/9j/",
+    "UklGR",
+    "R0lGOD",
+    "Qk",
+    "SUkq",
+    "TU0A",
+    "AAAA",
+)  # of PNG, JPEG, WebP, GIF, BMP, TIFF...
+PNG_START, PNG_TEXT = b"\x89PNG\r\n\x1a\n", {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}  # chunks that hold no pixel
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,8 @@ def encoded_image(value: Any, roots: Sequence[Path]) -> bytes | None:
     """Content of the image file that a dataset's cell holds or names.
 
     Args:
-        value: ``{"bytes": ..., "path": ...}`` as ``datasets`` has it, a path, or ``None``.
+        value: ``{"bytes": ..., "path": ...}`` as ``datasets`` has it, bytes, base64 text as VLMEvalKit's tables have
+            it, a path, or ``None``.
         roots: folders that a relative path may be relative to. A path must lie in one of them, so
             that no dataset can name other files of the machine that reads it.
 
@@ -68,19 +88,35 @@ def encoded_image(value: Any, roots: Sequence[Path]) -> bytes | None:
     Raises:
         ImageError: the path is not there, or lies outside the folders.
     """
+    if isinstance(value, bytes):
+        return value or None
     if isinstance(value, dict):
         if value.get("bytes"):
             return value["bytes"]
         value = value.get("path")
     if value is None or value == "":
         return None
+    if isinstance(value, str) and (decoded := _from_base64(value)):
+        return decoded
     if not isinstance(value, str | Path):
         raise ImageError(f"expected the bytes or the path of an image, got {type(value).__name__}")
     return _read_below(Path(value), [Path(root) for root in roots])
 
 
+def _from_base64(text: str) -> bytes | None:
+    """The image that a base64 text or data URL holds; ``None`` for other texts, such as paths."""
+    if text.startswith("data:image/"):
+        text = text.partition(",")[2]
+    elif len(text) < SHORTEST_BASE64 or not text.startswith(BASE64_STARTS):
+        return None
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        return None
+
+
 def _read_below(path: Path, roots: Sequence[Path]) -> bytes:
-    tried = " or ".join(map(str, roots)) or "no folder"
+    tried, shown = " or ".join(map(str, roots)) or "no folder", one_line(str(path), 120)
     try:
         for root in roots:
             candidate = root / path
@@ -90,16 +126,16 @@ def _read_below(path: Path, roots: Sequence[Path]) -> bytes:
             if not any(resolved.is_relative_to(allowed.resolve()) for allowed in roots):
                 break
             if not resolved.is_file():
-                raise ImageError(f"{path} is not a regular file")
+                raise ImageError(f"{shown} is not a regular file")
             return resolved.read_bytes()
         else:
-            raise ImageError(f"{path} is not there; looked in {tried}")
+            raise ImageError(f"{shown} is not there; looked in {tried}")
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{path} cannot be read: {error}") from error
+        raise ImageError(f"{shown} cannot be read: {one_line(str(error), 200)}") from error
     raise ImageError(
-        f"{path} lies outside the folders of its source ({tried}). "
+        f"{shown} lies outside the folders of its source ({tried}). "
         "Move it there, or allow its folder with LMMS_EVAL_EMI_IMAGES"
     )
 
@@ -118,17 +154,60 @@ def open_image(source: ImageSource | None, most_pixels: int = MOST_PIXELS, at_le
     if source is None:
         raise ImageError("it has no image")
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(_encoded(source)))
+        image = source if isinstance(source, Image.Image) else open_encoded(_encoded(source))
         check_size(image, most_pixels)
         if at_least:
             image.draft("RGB", (at_least, at_least))
-        with _complete_images():
+        large = image.width * image.height > LARGE_PIXELS
+        with _complete_images(), _one_large_image if large else contextlib.nullcontext():
             image.load()
-        return ImageOps.exif_transpose(image)
+            return _turned(image)
     except ImageError:
         raise
     except Exception as error:  # Pillow raises whatever its many decoders happen to raise
         raise ImageError(f"its image cannot be read: {error}") from error
+
+
+def open_encoded(content: bytes) -> Image.Image:
+    """An encoded image that is not decoded yet.
+
+    Raises:
+        ImageError: it is of no raster format that is known here.
+    """
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # builds of Pillow differ
+    try:
+        return Image.open(io.BytesIO(_without_text(content)), formats=known)
+    except UnidentifiedImageError as error:
+        start = content[:8].decode("latin-1").encode("ascii", "backslashreplace").decode()
+        raise ImageError(
+            f"its image cannot be read: expected one of {', '.join(known)}, got a file that begins with {start!r}"
+        ) from error
+
+
+def _without_text(content: bytes) -> bytes:
+    """A PNG without its chunks of text and colour profile, of which large ones are refused or fill the memory."""
+    if not content.startswith(PNG_START):
+        return content
+    parts, place = [content[: len(PNG_START)]], len(PNG_START)
+    while place + 8 <= len(content):
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        if kind not in PNG_TEXT:
+            parts.append(content[place : place + length + 12])
+        place += length + 12
+    return b"".join(parts)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """An image as its EXIF orientation says; where other tags are damaged, by the orientation alone."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        try:
+            turn = TURNS.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+        except Exception:
+            turn = None
+        return image if turn is None else image.transpose(turn)
 
 
 def check_size(image: Image.Image, most_pixels: int, longest_side: int | None = None) -> None:
@@ -142,38 +221,61 @@ def check_size(image: Image.Image, most_pixels: int, longest_side: int | None = 
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB; an alpha channel is dropped, not blended, and 16 bits are scaled to 8.
+    """An image of any mode as RGB: transparent parts are laid on white, and 16 bits are scaled to 8.
+
+    Floats are read on the scale 0 to 1 where all are at most 1, on 0 to 255 where all are at most 257, for sums and
+    sharpening overshoot a little, and else on 0 to 65535.
 
     Raises:
         ImageError: its values have no scale that is known, as in 32-bit images.
     """
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode in {"La", "RGBa"}:  # premultiplied modes convert to their plain twin only
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     elif image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-        if not (low >= 0 and high <= 65535):
+        most = 65535
+        if not (low >= 0 and high <= most):
+            expected = "0 to 1, 0 to 255 or 0 to 65535" if image.mode == "F" else "8 or 16 bits a channel"
             raise ImageError(
-                f"its image has mode {image.mode} and values from {low:g} to {high:g}; expected 8 or 16 bits a channel. Convert it first"
+                f"its image has mode {image.mode} and values from {low:g} to {high:g}; expected {expected}. Convert it first"
             )
-        if image.mode.startswith("I;16") or high > 255:
+        if image.mode == "F" and high <= FLOAT_HEADROOM:
+            values = np.minimum(values, 255) if high > 1 else values * 255
+        elif image.mode.startswith("I;16") or high > 255:
             values = values / 257
         image = Image.fromarray(np.rint(values).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image)
     return image.convert("RGB")
 
 
 def content_key(source: ImageSource) -> str:
-    """A key of an image's content: equal for equal encoded files, or for equal pixels.
+    """A key of an image's content that needs no decoding where the image is encoded.
+
+    Equal for equal files, and for equal pixels of Pillow images. One image in two files has two keys; see
+    :func:`pixel_key`.
 
     Raises:
         ImageError: it cannot be read.
     """
     if isinstance(source, Image.Image):
-        pixels = to_rgb(open_image(source))
-        return f"{pixels.size}{xxhash.xxh3_128_hexdigest(pixels.tobytes())}"
+        return pixel_key(source)
     return xxhash.xxh3_128_hexdigest(_encoded(source))
+
+
+def pixel_key(source: ImageSource) -> str:
+    """A key that is equal for images that look the same: of the RGB pixels, however they are stored.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    pixels = to_rgb(open_image(source))
+    return f"{pixels.size}{xxhash.xxh3_128_hexdigest(pixels.tobytes())}"
 
 
 def _encoded(source: bytes | str | Path | DatasetImage) -> bytes:
@@ -187,6 +289,16 @@ def _encoded(source: bytes | str | Path | DatasetImage) -> bytes:
         raise ImageError(f"its image cannot be read: {error}") from error
 
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
+_one_large_image = threading.Lock()
 _readers, _lock = 0, threading.Lock()
 _allowed_before = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.data.images import DatasetImage
 from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.data.study import Columns, DatasetSpec, SplitSpec, Study
+from lmms_eval_emi.data.tables import TEXT_FORMATS, read_table
 from lmms_eval_emi.errors import SampleError, StudyError
 from lmms_eval_emi.util.digest import content_hexdigest
 from lmms_eval_emi.util.files import check_folder_writable
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 FILE_SPLIT = "train"  # as datasets calls the rows of a file
 SAVED = "dataset_dict.json"  # of a folder of save_to_disk with several splits
 SAVED_ALONE = "state.json"  # with one, which has no name for a harness
-FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}  # fmt: skip
 
 
 def load_stored_splits(study: Study, names: Iterable[str] | None = None) -> dict[str, datasets.Dataset]:
@@ -148,6 +150,8 @@ def _load(
 ) -> Mapping[str, datasets.Dataset]:
     import datasets
 
+    if local is not None and local.is_file() and local.suffix in TEXT_FORMATS:
+        return {FILE_SPLIT: read_table(local)}
     try:
         with _quiet(bars=local is None):
             if local and is_saved(local):
@@ -270,9 +274,9 @@ def to_samples(
             samples.append(
                 Sample(
                     image=images[row],
-                    question=questions[row],
+                    question=_text_of_cell(questions[row]),
                     response=responses[row],
-                    reference=references[row],
+                    reference=_text_of_cell(references[row]),
                     id=ids[row],
                     row=row,
                 )
@@ -282,6 +286,11 @@ def to_samples(
                 raise
             problems[row] = str(error)
     return samples
+
+
+def _text_of_cell(value: Any) -> Any:
+    """A number as it is written, for a question or reference may be one; anything else as it is."""
+    return json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def dataset_images(split: datasets.Dataset, column: str, roots: tuple[Path, ...]) -> list[DatasetImage | None]:

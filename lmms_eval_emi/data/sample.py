@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from lmms_eval_emi.data.images import DatasetImage, ImageSource
 from lmms_eval_emi.errors import SampleError
 from lmms_eval_emi.util.files import encodable
+
+WHOLE_NUMBER = re.compile(r"-?\d+\.0+")
+RowKey = tuple[str, str]  # of row_key
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,27 @@ class Sample:
             )
 
     @property
-    def key(self) -> tuple[str, str]:
-        """Tells the row from all others of a study, and is the same for its shifted twins: id and reference.
+    def key(self) -> RowKey:
+        """Tells the row from all others of a study, and is the same for its shifted twins; see :func:`row_key`."""
+        return row_key(self.id, self.reference)
 
-        Ids alone do not: question 7 of one image set is not question 7 of another.
-        """
-        return (str(self.id), self.reference)
+
+def id_text(row_id: object) -> str:
+    """A row's id as text; 3, "3", 3.0 and "3.0", which pandas makes of it, are one."""
+    if isinstance(row_id, float | np.floating) and float(row_id).is_integer():
+        return str(int(row_id))
+    if isinstance(row_id, str) and WHOLE_NUMBER.fullmatch(row_id):
+        return row_id.partition(".")[0]
+    return f"{row_id:d}" if type(row_id) is int and abs(row_id) < 10**1000 else str(row_id)
+
+
+def row_key(row_id: object, reference: object) -> RowKey:
+    """What a row and its shifted twins have in common, and no other row of a study: id and reference.
+
+    Ids alone do not tell rows apart: question 7 of one image set is not question 7 of another. Space, line ends and
+    Unicode forms, which programs change when they write a file, do not count.
+    """
+    return id_text(row_id), " ".join(unicodedata.normalize("NFC", str(reference)).split())
 
 
 def without_images(splits: Mapping[Any, Sequence[Sample]]) -> bool:

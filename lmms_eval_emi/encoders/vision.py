@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lmms_eval_emi.data.images import to_rgb
+from lmms_eval_emi.data.images import TRANSPARENCY, to_rgb
 from lmms_eval_emi.encoders.base import CheckpointEncoder, mean_over_positions, normalised
 from lmms_eval_emi.encoders.checkpoint import fingerprint
 from lmms_eval_emi.encoders.preprocessing import Preprocessing
@@ -48,9 +48,14 @@ class VisionEncoder(CheckpointEncoder):
         return self.preprocessing.resize_and_crop(to_rgb(image))
 
     @property
+    def signature(self) -> str:
+        """Name, fingerprint of the weights, pooling, and what becomes of transparent parts of an image."""
+        return f"{super().signature}/{TRANSPARENCY}"
+
+    @property
     def cache_key(self) -> str:
         """Everything that a row depends on, with the preprocessing."""
-        return f"{super().cache_key}/{self.preprocessing.description}"
+        return f"{super().cache_key}/{self.preprocessing.description}/{TRANSPARENCY}"
 
     @property
     def dimension(self) -> int:

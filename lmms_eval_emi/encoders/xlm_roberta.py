@@ -55,15 +55,15 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
     def encode(self, prepared: Sequence[str]) -> torch.Tensor:
         """(M, D) float32 L2-normalised rows of M texts, which may be empty, on the CPU."""
         words, positions, types, scale, shift = self._weights
-        # Positions count from the padding token's id on. The first token, and its position, are dropped.
-        first = int(self.checkpoint.config.get("pad_token_id", 1)) + 2
+        padding = int(self.checkpoint.config.get("pad_token_id", 1))
         epsilon = float(self.checkpoint.config.get("layer_norm_eps", 1e-5))
         rows = []
         for ids in self.tokenize(prepared)["input_ids"]:
+            # As XLM-R counts: positions follow the padding token's id, and a literal <pad> in a text takes none.
+            real = (torch.tensor(ids) != padding).long()
+            places = (real.cumsum(0) * real + padding)[1:]  # the first token is dropped
             tokens = torch.tensor(ids[1:])
-            states = (
-                embedding(tokens, words).float() + positions[first : first + len(tokens)].float() + types[0].float()
-            )
+            states = embedding(tokens, words).float() + positions[places].float() + types[0].float()
             states = layer_norm(states, states.shape[-1:], scale.float(), shift.float(), epsilon)
             rows.append(states.sum(dim=0, dtype=torch.float64) / max(1, len(tokens)))
         return normalised(torch.stack(rows))

@@ -247,16 +247,16 @@ def _refuse_others(estimator: Estimator, vision: str | None, text: str, allow_ot
     message = f"The estimator {estimator.signature} was trained with the {'; with the '.join(problems)}."
     if not allow_other:
         raise InputError(
-            f"{message} Its scores would mean nothing. Set the encoders that it was trained with, or pass --allow-other-encoders (LMMS_EVAL_EMI_ALLOW_OTHER_ENCODERS=1)."
+            f"{message} Its scores would mean nothing. Set the encoders that it was trained with, or use it all the same with --allow-other-encoders, LMMS_EVAL_EMI_ALLOW_OTHER_ENCODERS=1 or, in Python, allow_other_encoders=True."
         )
     log.warning("%s It is used all the same, as asked.", message)
 
 
 def _is_encoder(expected: str, signature: str) -> bool:
-    """Whether two encoders are one: by the fingerprint of their weights, or else by the last part of their names."""
+    """Whether two encoders are one: by the weights and their pooling, or else by the last part of their names."""
     (name, _, fingerprint), (other_name, _, other_fingerprint) = expected.partition("#"), signature.partition("#")
     if fingerprint:
-        return fingerprint == other_fingerprint
+        return fingerprint.split("/")[:2] == other_fingerprint.split("/")[:2]
     return Path(name).name == Path(other_name).name
 
 

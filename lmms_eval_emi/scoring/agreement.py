@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlate, lead
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.totals import ClusterTotals, Function, mean, ratio
-from lmms_eval_emi.data.responses.base import id_text
+from lmms_eval_emi.data.sample import id_text
 from lmms_eval_emi.errors import InputError, ResultsError
 from lmms_eval_emi.scoring.result import CHEAP_DRAWS
 from lmms_eval_emi.scoring.rows import read_results, read_rows, to_jackknife
@@ -33,6 +34,7 @@ from lmms_eval_emi.util.files import parse_json
 log = logging.getLogger("lmms_eval_emi")
 
 FEWEST_ROWS = 8  # of a split, for a correlation within it
+FAILED = -1.0  # the score that judges' scripts write for a call that failed
 TIE = 9  # digits to which two mean scores of a judge are compared: thirds of a point are not exact
 RowScores = Mapping[str, Mapping[str, tuple[float, float]]]
 
@@ -69,6 +71,9 @@ class OutsideScores:
 def read_scores(path: Path, name: str) -> list[OutsideScores]:
     """Scores of a file: CSV, JSON lines or a JSON list with split and score, and question_id where they are of rows.
 
+    Records without a score are left out. So are those of -1 where no other score is negative: llava-bench and others
+    write it where a judge's reply could not be read. How many they are is logged.
+
     Args:
         path: of the file; a column ``model`` says whose they are.
         name: of the score.
@@ -76,29 +81,47 @@ def read_scores(path: Path, name: str) -> list[OutsideScores]:
     Raises:
         ResultsError: it cannot be read, or a line lacks a column or has a score that is no number.
     """
-    by_model: dict[str, tuple[dict[str, dict[str, tuple[float, float]]], dict[str, float]]] = {}
+    records = []
     for number, record in _records(path):
         try:
-            split, score, model = str(record["split"]), float(record["score"]), str(record.get("model") or "")
-            if not math.isfinite(score):
-                raise InputError(f"the score is {score}")
-            row = record.get("question_id", record.get("id"))
+            found = (str(record["split"]), _number_of(record["score"]), str(record.get("model") or ""))
+            records.append((number, *found, record.get("question_id", record.get("id"))))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ResultsError(
                 f"{path}, record {number}: expected split, score and perhaps question_id and model: {type(error).__name__} {error}"
             ) from error
+    negative = any(score is not None and score < 0 and score != FAILED for _, _, score, _, _ in records)
+    by_model: dict[str, tuple[dict[str, dict[str, tuple[float, float]]], dict[str, float]]] = {}
+    left_out: Counter[str] = Counter()
+    for number, split, score, model, row in records:
+        if score is None or (score == FAILED and not negative):
+            left_out["no score" if score is None else "a score of -1, the mark of a failed call"] += 1
+            continue
         rows, splits = by_model.setdefault(model, ({}, {}))
         own = rows.setdefault(split, {}) if row not in (None, "") else splits
         key = id_text(row) if row not in (None, "") else split
         if key in own:
             raise ResultsError(f"{path}, record {number}: {split}, {key} has a score already.")
         own[key] = (score, 1.0) if row not in (None, "") else score  # type: ignore[assignment]
+    for what, count in left_out.items():
+        log.warning("%s: %d of %d records have %s, and are left out.", path, count, len(records), what)
     if not by_model:
         raise ResultsError(f"{path}: expected records with split and score, found none.")
     mixed = [model for model, (rows, splits) in by_model.items() if rows and splits]
     if mixed:
         raise ResultsError(f"{path}: expected scores of rows or of splits, got both.")
     return [OutsideScores(name, rows, splits, model=model) for model, (rows, splits) in by_model.items()]
+
+
+def _number_of(score: Any) -> float | None:
+    """A score as a number, ``None`` where it is blank; truth counts 1, and its contrary 0."""
+    word = "" if score is None else str(score).strip()
+    if not word:
+        return None
+    number = float(word.lower() == "true") if word.lower() in ("true", "false") else float(word)
+    if not math.isfinite(number):
+        raise InputError(f"the score is {score}")
+    return number
 
 
 def _records(path: Path) -> Iterable[tuple[int, Any]]:

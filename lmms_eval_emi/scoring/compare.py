@@ -7,6 +7,7 @@ results, are all that a paired difference needs.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -80,6 +81,8 @@ def _compared(path: Path, result: StudyResult) -> ComparedResult:
         if split.emid is not None and name in without and (strata := without[name].emid) is not None
     }
     settings = {key: str(value) for key, value in result.settings.items()}
+    if "encoders" in settings:  # the same weights in another folder are the same encoders
+        settings["encoders"] = re.sub(r"[^+#]*#", "#", settings["encoders"])
     return ComparedResult(result.model, result.shift, settings, emi, emid)
 
 

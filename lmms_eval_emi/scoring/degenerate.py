@@ -16,6 +16,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from lmms_eval_emi.data.response_text import REFUSAL
 from lmms_eval_emi.data.sample import Sample
 
 KINDS = {
@@ -35,13 +36,6 @@ MAX_UNIT_CHARACTERS = 160
 MIN_LOOP_CHARACTERS = 16
 GRAM = 8  # characters by which a unit is recognised when it comes again
 REFUSAL_CHARACTERS = 200  # at the start of a text, where a refusal is looked for
-REFUSAL = re.compile(
-    r"\bas an? (ai|artificial intelligence|(large )?language model)\b"
-    r"|\b(i am|i'm) (sorry|afraid)\b.{0,40}\b(can ?not|can't|unable|not able)\b"
-    r"|\b(i (can ?not|can't|could not|couldn't)|i( am|'m) (unable|not able) to) "
-    r"(assist|help|provide|answer|comply|fulfil+|view|see|access|process|analy[sz]e|identify|complete)\b",
-    re.IGNORECASE | re.DOTALL,
-)
 COPY_SIMILARITY = 0.9  # of two texts from which one is a copy of the other
 MIN_LETTERS = 40  # of a text whose language is classified
 LANGUAGE_CHARACTERS = 200  # by which it is classified

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.data.images import ImageSource, content_key, open_image
+from lmms_eval_emi.data.images import ImageSource, content_key, open_image, pixel_key
 from lmms_eval_emi.data.sample import Sample, without_images
 from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, encode_batches
 from lmms_eval_emi.encoders.cache import EmbeddingCache
@@ -30,6 +31,8 @@ CacheFactory = Callable[[Encoder], EmbeddingCache]
 READERS = 2  # threads that decode images
 AHEAD = 64  # decoded images that wait for the encoder: 10 MB of CLIP's
 SHOWN_ROWS = 10  # in an error message
+COMPARED_COLUMNS = 16  # of two images' rows, to find those that may be one image
+NEXT_TO_EQUAL = 1e-4  # distance of such rows; batches of another size change the seventh digit
 
 
 @dataclass(frozen=True)
@@ -130,18 +133,38 @@ def embed_good_rows(
     if bad and strict:
         raise SampleError(_bad_rows_message(bad, splits, label))
     excluded = {(row.split, row.row) for row in bad}
+    same = _same_pixels(image_rows, sources) if images is not None else {}
     embedded = {}
     for key, samples in splits.items():
         rows = [row for row in range(len(samples)) if (key, row) not in excluded]
         if rows:
             keys = [images[key][row] for row in rows] if images is not None else None
-            embedded[key] = _to_embeddings([samples[row] for row in rows], keys, image_rows, texts, encoders)
+            embedded[key] = _to_embeddings([samples[row] for row in rows], keys, same, image_rows, texts, encoders)
     return embedded, bad
+
+
+def _same_pixels(rows: Mapping[str, torch.Tensor], sources: Mapping[str, ImageSource]) -> dict[str, str]:
+    """One key for all images that look the same, such as one picture in two compressions, by their content keys.
+
+    Only images whose rows are next to equal are decoded for that.
+    """
+    keys = list(rows)
+    if len(keys) < 2:
+        return {}
+    first_columns = torch.stack([rows[key][:COMPARED_COLUMNS] for key in keys]).nan_to_num().numpy()
+    distances, _ = cKDTree(first_columns).query(first_columns, k=2)
+    first: dict[str, str] = {}
+    return {
+        key: first.setdefault(pixel_key(sources[key]), key)
+        for key, distance in zip(keys, distances[:, 1], strict=True)
+        if distance < NEXT_TO_EQUAL
+    }
 
 
 def _to_embeddings(
     samples: Sequence[Sample],
     images: Sequence[str] | None,
+    same: Mapping[str, str],
     image_rows: Mapping[str, torch.Tensor],
     texts: Mapping[str, torch.Tensor],
     encoders: Encoders,
@@ -152,7 +175,7 @@ def _to_embeddings(
         y_hat=torch.stack([texts[sample.response] for sample in samples]),
         y=torch.stack([texts[sample.reference] for sample in samples]),
         ids=[sample.key for sample in samples],
-        groups=list(images) if images is not None else None,
+        groups=[same.get(key, key) for key in images] if images is not None else None,
         encoders=encoders.signature if images is not None else encoders.text_signature,
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.data.sample import row_key
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import InputError, ResultsError
 from lmms_eval_emi.util.files import read_json, to_json, write_atomically
@@ -212,7 +213,7 @@ def from_batch(batch: Any, encoders: str | None = None) -> Embeddings:
         batch[name].to_pylist() if name in batch.schema.names else None for name in ("id", "reference", "group")
     )
     if ids is not None and references is not None:
-        ids = list(zip(map(str, ids), references, strict=True))
+        ids = [row_key(row_id, reference) for row_id, reference in zip(ids, references, strict=True)]
     return Embeddings(
         v=matrices.get("v"),
         t=matrices["t"],

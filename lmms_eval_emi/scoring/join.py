@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
 from lmms_eval_emi.data.responses import (
     ModelResponses,
     SplitResponses,
@@ -17,13 +18,13 @@ from lmms_eval_emi.data.responses import (
     find_responses,
     responses_of_study,
 )
-from lmms_eval_emi.data.responses.base import id_text
 from lmms_eval_emi.data.rows import column_values, image_roots, to_samples
-from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.sample import RowKey, Sample, id_text, row_key
 from lmms_eval_emi.data.study import BUILT_IN, Study
 from lmms_eval_emi.errors import ResponsesError
 from lmms_eval_emi.settings import Settings, load_settings
 from lmms_eval_emi.shifts.at_load import load_splits
+from lmms_eval_emi.util.printing import one_line
 
 if TYPE_CHECKING:
     import datasets
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmms_eval_emi")
 
 SHOWN_PROBLEMS = 10
-RowKey = tuple[str, str]  # see Sample.key
 
 
 @dataclass
@@ -234,16 +234,45 @@ def add_rows(
     """
     spec = entry.study.split(name).dataset
     problems: dict[int, str] = {}
+    asked = range(len(rows)) if asked is None else list(asked)
+    by_row = _without_failed(entry, name, by_row)
+    if settings.thoughts == "strip":
+        by_row = _without_thoughts(entry, name, by_row)
     samples = to_samples(rows, spec.columns, by_row, image_roots(entry.study, spec, settings.images), problems)
     for reason in problems.values():
         entry.leave_out(name, f"split {name}, {reason}")
     if samples:
         entry.samples[name] = samples
-    lacking = [row for row in (range(len(rows)) if asked is None else asked) if row not in by_row or row in problems]
+    lacking = [row for row in asked if row not in by_row or row in problems]
     if lacking:
         ids, references = (column_values(rows, one) for one in (spec.columns.id, spec.columns.reference))
-        keys = {(str(ids[row]), str(references[row])) for row in lacking}
+        keys = {row_key(ids[row], references[row]) for row in lacking}
         entry.lost.setdefault(name, set()).update(keys)
+
+
+def _without_failed(entry: StudySamples, name: str, by_row: Mapping[int, str]) -> dict[int, str]:
+    """The responses that are no error messages; how many are is a reason for leaving rows out."""
+    kept = {row: text for row, text in by_row.items() if not is_failed_request(text)}
+    failed = [text for row, text in by_row.items() if row not in kept]
+    if failed:
+        entry.leave_out(
+            name,
+            f"split {name}: {len(failed)} of {len(by_row)} responses are the error message of a failed request, such as {one_line(failed[0], 80)!r}. Ask these again: lmms-eval-emi run keeps the others.",
+        )
+    return kept
+
+
+def _without_thoughts(entry: StudySamples, name: str, by_row: Mapping[int, str]) -> dict[int, str]:
+    """The responses without their thoughts; how many had some is a note."""
+    kept = {row: without_thoughts(text) for row, text in by_row.items()}
+    changed = [row for row, text in kept.items() if text != by_row[row]]
+    if changed:
+        nothing = sum(not kept[row] for row in changed)
+        entry.notes.setdefault(name, []).append(
+            f"the thoughts (such as <think>...</think>) of {len(changed)} of {len(kept)} responses were stripped"
+            + (f", and {nothing} are nothing but thoughts" if nothing else "")
+        )
+    return kept
 
 
 def refuse_unless(allow_missing: bool, entries: Sequence[StudySamples]) -> None:

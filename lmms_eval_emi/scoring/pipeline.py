@@ -23,7 +23,14 @@ from lmms_eval_emi.scoring.embed import BadRow, CacheFactory, embed_good_rows, e
 from lmms_eval_emi.scoring.embedding_files import SplitFiles, StoredEmbeddings, open_embeddings, write_embeddings
 from lmms_eval_emi.scoring.join import StudySamples, chosen_splits, collect_samples
 from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
-from lmms_eval_emi.scoring.result import Inference, StudyResult, notes_on_samples, score_statistics, score_study
+from lmms_eval_emi.scoring.result import (
+    WITHOUT_DEGENERATE,
+    Inference,
+    StudyResult,
+    notes_on_samples,
+    score_statistics,
+    score_study,
+)
 from lmms_eval_emi.scoring.rows import Scored
 from lmms_eval_emi.settings import Settings, load_settings
 
@@ -296,7 +303,9 @@ def _score_entry(
             notes=notes,
             lost=entry.lost,
             degenerate=degenerate,
-            without_degenerate=settings.without_degenerate,
+            responses=", ".join(
+                [WITHOUT_DEGENERATE] * settings.without_degenerate + ["with thoughts"] * (settings.thoughts == "keep")
+            ),
             inference=Inference.from_settings(settings),
         )
         for estimator in instruments.estimators

@@ -32,6 +32,7 @@ from lmms_eval_emi.util.documents import Document, Interval, Plain
 # The smallest EMID in the published synthetic results that differs from 0 by the residuals of an additive fit
 # of visual and textual shifts (llava-v1.5-13b; docs/statistics.md).
 PUBLISHED_MARGIN = 0.008
+WITHOUT_DEGENERATE = "not degenerate"  # in signatures
 CHEAP_DRAWS = 1999  # of resampling that costs nothing beside one permutation test
 VERDICTS = ("lost", "gained", "held", "undecided")
 
@@ -363,7 +364,7 @@ def score_study(  # noqa: PLR0913
     lost: Mapping[str, set] | None = None,
     inference: Inference | None = None,
     degenerate: Mapping[str, Mapping[str, int]] | None = None,
-    without_degenerate: bool = False,
+    responses: str = "",
 ) -> StudyResult:
     """Score the splits of a study that have embeddings.
 
@@ -380,7 +381,7 @@ def score_study(  # noqa: PLR0913
             their partners are left out too, so that EMID is over the rows that both have.
         inference: how errors and tests are made.
         degenerate: how many responses of every split are degenerate, by kind.
-        without_degenerate: whether the embeddings are without those.
+        responses: what was left out of them or kept in them, other than by default, as the signature shows it.
 
     Returns:
         :class:`StudyResult`. A split that cannot be scored is left out with the reason, and the
@@ -438,7 +439,7 @@ def score_study(  # noqa: PLR0913
         entropy=entropy,
         inference=inference,
         degenerate=degenerate,
-        without_degenerate=without_degenerate,
+        responses=responses,
     )
 
 
@@ -534,7 +535,7 @@ def _to_result(  # noqa: PLR0913
     entropy: float | None,
     inference: Inference,
     degenerate: Mapping[str, Mapping[str, int]] | None = None,
-    without_degenerate: bool = False,
+    responses: str = "",
 ) -> StudyResult:
     """The result of a study whose splits are scored: signature, tests, remarks, fitness and summary."""
     id_emi = scores[study.id_split].emi if study.id_split in scores else None
@@ -548,7 +549,7 @@ def _to_result(  # noqa: PLR0913
         n_id=id_emi.n if id_emi else 0,
         n=sum(split.emi.n for split in scores.values()),
         errors=inference,
-        **({"responses": "not degenerate"} if without_degenerate else {}),
+        **({"responses": responses} if responses else {}),
     )
     scores = _with_inference(study, scores, inference)
     for name, split in scores.items():
@@ -560,7 +561,7 @@ def _to_result(  # noqa: PLR0913
     for name, kinds in counted.items():
         if kinds:
             listed = ", ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items())
-            removed = ", left out" if without_degenerate else ""
+            removed = ", left out" if WITHOUT_DEGENERATE in responses else ""
             remarks.setdefault(name, []).append(f"degenerate responses{removed}: {listed}")
     fit = fitness(estimator, embeddings, {name: split.emi for name, split in scores.items()})
     splits = {name: SplitResult.of(study, name, split, counted.get(name)) for name, split in scores.items()}

@@ -19,13 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import xxhash
-
-try:
-    import fcntl
-except ImportError:  # where there are no such locks
-    fcntl = None  # type: ignore[assignment]
 
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.util.files import (
@@ -37,6 +31,7 @@ from lmms_eval_emi.util.files import (
     to_json,
     write_atomically,
 )
+from lmms_eval_emi.util.lock import Lock, LockedError, is_locked
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -74,9 +69,18 @@ class Answers:
     by_content: dict[str, Any] = field(default_factory=dict)
 
     def add(self, request: Request, response: Any) -> None:
-        """Take a response; the first of a request stays."""
-        self.by_request.setdefault(request, response)
-        self.by_content.setdefault(request.content, response)
+        """Take a response; the first of a request stays, unless it is empty."""
+        if is_empty(self.by_request.get(request, "")):
+            self.by_request[request] = response
+        if is_empty(self.by_content.get(request.content, "")):
+            self.by_content[request.content] = response
+
+    def without_empty(self) -> Answers:
+        """The responses that are not empty."""
+        return Answers(
+            {request: one for request, one in self.by_request.items() if not is_empty(one)},
+            {content: one for content, one in self.by_content.items() if not is_empty(one)},
+        )
 
     def has(self, request: Request, *, shared: bool) -> bool:
         """Whether a request is answered; ``shared`` ones also by one of the same content."""
@@ -93,6 +97,14 @@ class Answers:
         return self.by_content[request.content]
 
 
+def is_empty(response: Any) -> bool:
+    """Whether a response, as a journal has it, is no text at all."""
+    if isinstance(response, dict):
+        ((_, content),) = response.items()
+        return content is None or (isinstance(content, list) and content[:1] in ([""], [None]))
+    return isinstance(response, str) and not response.strip()
+
+
 @dataclass(frozen=True)
 class JournalContents:
     """What the files of a journal hold.
@@ -100,12 +112,10 @@ class JournalContents:
     Attributes:
         records: in the order of each rank's file, rank by rank.
         damaged: lines that do not fit their checksum, of which a kill leaves at most one at the end of a file.
-        intact: bytes up to the end of the last record, by the name of a file.
     """
 
     records: tuple[Mapping[str, Any], ...]
     damaged: int = 0
-    intact: Mapping[str, int] = field(default_factory=dict)
 
     def answers(self, run: str) -> Answers:
         """The responses of the blocks of a run."""
@@ -159,10 +169,9 @@ class Journal:
             check_folder_writable(self.folder)
         except OSError as error:
             raise RunError(f"{self.folder} cannot be written: {error}. Choose another --output_path.") from error
-        self._lock = filelock.FileLock(self.path.with_suffix(".lock"))
         try:
-            self._lock.acquire(timeout=1, poll_interval=0.1)  # somebody may be asking for the status
-        except filelock.Timeout as error:
+            self._lock = Lock(self.path.with_suffix(".lock"))
+        except LockedError as error:
             raise RunError(
                 f"{folder}: another run is writing there. Wait for it, stop it, or choose another --output_path."
             ) from error
@@ -170,7 +179,8 @@ class Journal:
             raise RunError(f"{self.folder} cannot be locked: {error}. Choose another --output_path.") from error
         try:
             self.contents = read_journal(folder)
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            self._handle = os.open(self.path, flags, 0o644)
             self._cut_torn_end()
             if self._end == 0:
                 self.append({"kind": "journal", "format_version": FORMAT_VERSION})
@@ -183,12 +193,20 @@ class Journal:
             raise
 
     def _cut_torn_end(self) -> None:
-        end = self.contents.intact.get(self.path.name, 0)
-        if end < os.fstat(self._handle).st_size:
-            log.warning("%s: its last record was not written to the end, and is cut off.", self.path)
-            os.ftruncate(self._handle, end)
+        """Cut off what follows the last newline, which a kill has left; it is kept beside the journal."""
+        content = self.path.read_bytes()
+        self._end = content.rfind(b"\n") + 1
+        if self._end < len(content):
+            torn = self.path.with_suffix(".torn")
+            with torn.open("ab") as file:
+                file.write(content[self._end :] + b"\n")
+            log.warning(
+                "%s: its last record was not written to the end, and is in %s now; its requests are generated again.",
+                self.path,
+                torn.name,
+            )
+            os.ftruncate(self._handle, self._end)
             os.fsync(self._handle)
-        self._end = end
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a record; it is on the disk when this returns.
@@ -198,9 +216,13 @@ class Journal:
         """
         line = to_line(record)
         try:
+            if os.fstat(self._handle).st_size != self._end:
+                raise RunError(
+                    f"{self.path} is not as this run left it: another process writes there. Stop one of the two; every response that was acknowledged is in the journal."
+                )
             written = 0
             while written < len(line):
-                written += os.pwrite(self._handle, line[written:], self._end + written)
+                written += os.write(self._handle, line[written:])
             os.fsync(self._handle)
         except OSError as error:
             with contextlib.suppress(OSError):  # otherwise the checksum tells that it is torn
@@ -272,16 +294,13 @@ def read_journal(folder: Path) -> JournalContents:
     """
     records: list[Mapping[str, Any]] = []
     damaged = 0
-    intact: dict[str, int] = {}
     for path in sorted((folder / FOLDER).glob("rank-*.jsonl")):
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             raise RunError(f"{path}: expected a regular file. Remove it.")
-        position = 0
         try:
             with path.open("rb") as file:
                 for line in file:
-                    position += len(line)
-                    record = from_line(line[:-1]) if line.endswith(b"\n") else None
+                    record = from_line(line.removesuffix(b"\n").removesuffix(b"\r")) if line.endswith(b"\n") else None
                     if record is None:
                         damaged += 1
                         continue
@@ -291,10 +310,9 @@ def read_journal(folder: Path) -> JournalContents:
                     if not isinstance(version, int) or version > FORMAT_VERSION:
                         raise RunError(newer_version(path, version, FORMAT_VERSION))
                     records.append(record)
-                    intact[path.name] = position
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error}") from error
-    return JournalContents(tuple(records), damaged, intact)
+    return JournalContents(tuple(records), damaged)
 
 
 # The manifest: which runs a folder has
@@ -341,20 +359,5 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process has the journal of a folder open. Asking leaves everything as it is, and keeps nobody out."""
-    if fcntl is None:
-        return False
-    for path in (folder / FOLDER).glob("rank-*.lock"):
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except OSError:  # of somebody else's
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            continue
-        finally:
-            os.close(handle)
-    return False
+    """Whether a process has the journal of a folder open."""
+    return any(is_locked(path) for path in (folder / FOLDER).glob("rank-*.lock"))

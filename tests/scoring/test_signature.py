@@ -35,7 +35,7 @@ def test_every_part_is_pinned(make_embeddings):
         make_embeddings,
         convention="equal_weight",
         entropy=2.5,
-        without_degenerate=True,
+        responses="not degenerate",
         inference=Inference(9, 0, "bh", 0.1),
     ) == (
         "emi-study|study:mine|encoders:clip#1/patch-mean+xlmr#2/embedding-mean|estimator:hsic|convention:equal_weight"
@@ -56,6 +56,7 @@ CHANGES = {
     "adjust": "bh",
     "margin": 0.5,
     "without_degenerate": True,
+    "thoughts": "keep",
 }
 SAME = {
     "device": "cpu",

@@ -101,11 +101,11 @@ def test_a_failed_write_is_not_acknowledged(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     journal.append(BLOCK)
 
-    def half(handle, data, offset, write=module.os.pwrite):
-        write(handle, data[: len(data) // 2], offset)
+    def half(handle, data, write=module.os.write):
+        write(handle, data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "pwrite", half)
+    monkeypatch.setattr(module.os, "write", half)
     with pytest.raises(RunError, match=r"No space left.*make room and start again"):
         journal.append({**BLOCK, "requests": [["mme", 8, 0, "lost", "No"]]})
     monkeypatch.undo()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lmms_eval_emi.data.sample import id_text
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import ResponsesError
 from lmms_eval_emi.util.files import parse_json
@@ -61,13 +62,6 @@ class Format(Protocol):
     def expected_file(self, study: Study, split: str) -> str:
         """What the file of a split is called, for messages."""
         ...
-
-
-def id_text(question_id: object) -> str:
-    """A question id as text; 3, "3" and 3.0, which pandas makes of it, are one."""
-    if isinstance(question_id, float) and question_id.is_integer():
-        return str(int(question_id))
-    return f"{question_id:d}" if type(question_id) is int and abs(question_id) < 10**1000 else str(question_id)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 from loguru import logger
 
+from lmms_eval_emi.data.response_text import is_failed_request
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.responses.lmms_eval import samples_name
 from lmms_eval_emi.data.study import Study
@@ -99,9 +100,17 @@ def save_responses(run: Run, args: object, model: str) -> tuple[Path, list[Study
             if len(task.responses) < len(task.dataset):
                 note = f"{len(task.responses)} of its {len(task.dataset)} rows have a response: the others were not asked, or not yet"
                 entry.notes.setdefault(task.row_name, []).append(note)
-            rows = ((sample.id, sample.question, sample.response) for sample in samples)
+            # As they were given, so that scoring the file counts the same thoughts.
+            rows = (
+                (
+                    sample.id,
+                    sample.question,
+                    task.responses.get(-1 if sample.row is None else sample.row, sample.response),
+                )
+                for sample in samples
+            )
             write_response_file(folder / name / f"{task.row_name}.jsonl", rows, model)
-            if len(samples) < len(task.responses):
+            if len(samples) < sum(not is_failed_request(text) for text in task.responses.values()):
                 _write_by_row(folder / name, task)
         except Exception as error:  # one task must not cost the others
             entry.samples.pop(task.row_name, None)

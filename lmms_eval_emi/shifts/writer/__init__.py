@@ -24,8 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts.writer.columns import choose_columns, plain_rows
@@ -34,6 +32,7 @@ from lmms_eval_emi.shifts.writer.layout import assemble, describe
 from lmms_eval_emi.shifts.writer.plan import Suite, Written
 from lmms_eval_emi.shifts.writer.workers import CHUNK, shift_all
 from lmms_eval_emi.util.files import check_folder_writable, write_atomically
+from lmms_eval_emi.util.lock import Lock, LockedError
 
 if TYPE_CHECKING:
     import datasets
@@ -101,10 +100,11 @@ def write_suite(  # noqa: PLR0913
 def _locked(destination: Path) -> Iterator[None]:
     """Keep other runs from writing to the folder."""
     try:
-        with FileLock(destination / LOCK, timeout=0):
-            try:
-                yield
-            finally:
-                (destination / LOCK).unlink(missing_ok=True)
-    except Timeout as error:
+        lock = Lock(destination / LOCK)
+    except LockedError as error:
         raise ShiftError(f"DEST: another run is writing to {destination}; wait for it, or stop it.") from error
+    try:
+        yield
+    finally:
+        (destination / LOCK).unlink(missing_ok=True)
+        lock.release()

@@ -59,11 +59,7 @@ def choose_columns(
         if image == "none"
         else image or next((name for name in ("image", *images) if name in rows.column_names), None)
     )
-    if (
-        column is not None
-        and column not in images
-        and rows.features[column] not in (Value("string"), Value("large_string"))
-    ):
+    if column is not None and column not in images and not _may_hold_images(rows.features[column]):
         raise ShiftError(
             f"--image-column: expected a column with an image or the path of one in every row, {column} holds {rows.features[column]}."
         )
@@ -89,6 +85,13 @@ def choose_columns(
     return rows, Columns(image=column, **names)
 
 
+def _may_hold_images(feature: Any) -> bool:
+    """Whether a column without the type of an image may hold some: bytes, paths, or objects with both."""
+    if isinstance(feature, dict):
+        return set(feature) <= {"bytes", "path"} and bool(feature)
+    return getattr(feature, "dtype", None) in ("string", "large_string", "binary", "large_binary")
+
+
 def free_name(name: str, rows: datasets.Dataset) -> str:
     """A name that no column has, the given one if it is free."""
     return name if name not in rows.column_names else free_name(f"{name}_", rows)
@@ -106,7 +109,7 @@ def plain_rows(rows: datasets.Dataset, image: str | None) -> datasets.Dataset:
             or (isinstance(feature, List) and plain(feature.feature))
         )
 
-    if image and isinstance(rows.features[image], ImageFeature):
+    if image and rows.features[image] not in (Value("string"), Value("large_string")):
         rows = rows.cast_column(image, ImageFeature(decode=False))
     dropped = [name for name, feature in rows.features.items() if name != image and not plain(feature)]
     if dropped:

@@ -14,9 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from lmms_eval_emi.data.images import encoded_image, open_image
+from lmms_eval_emi.data.images import encoded_image, open_encoded, open_image
 from lmms_eval_emi.errors import ImageError, ShiftError
 from lmms_eval_emi.shifts.apply import ID_SPLIT, Step
 from lmms_eval_emi.shifts.writer.journal import part_of
@@ -134,7 +132,7 @@ def _shift_row(row: dict[str, Any], suite: Suite, destination: Path) -> dict[str
 
 
 def _suffix(encoded: bytes) -> str:
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(encoded)) as image:
+    with contextlib.suppress(Exception), open_encoded(encoded) as image:
         return {"JPEG": ".jpg"}.get(image.format or "", f".{(image.format or 'png').lower()}")
     return ".png"
 

@@ -165,8 +165,8 @@ def _is_summary(path: Path) -> bool:
 
 
 def _wanted(entry: StudySamples, args: argparse.Namespace, settings: Settings) -> list[Asked]:
-    from lmms_eval_emi.data.responses.base import id_text
     from lmms_eval_emi.data.rows import column_values
+    from lmms_eval_emi.data.sample import id_text
     from lmms_eval_emi.shifts.at_load import load_splits
     from lmms_eval_emi.slices.judge.client import Asked
     from lmms_eval_emi.slices.judge.prompt import ORDERS, Case

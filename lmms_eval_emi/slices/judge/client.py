@@ -1,7 +1,6 @@
 """Asks a judge for the verdicts that are missing.
 
-Requests go through the client of the package openai, which waits and asks again after a refusal for too many requests
-(429), an error of the server (5xx) or a lost connection, as long as the server says or ever longer.
+How a request is sent, and sent again, is in :mod:`lmms_eval_emi.util.endpoint`.
 """
 
 from __future__ import annotations
@@ -10,15 +9,12 @@ import hashlib
 import json
 import logging
 import math
-import os
-import re
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -26,18 +22,16 @@ from lmms_eval_emi.data.images import content_key
 from lmms_eval_emi.errors import EndpointError, ImageError
 from lmms_eval_emi.slices.judge.prompt import Case, read_scores, to_messages
 from lmms_eval_emi.slices.judge.verdicts import Key, Tokens, Verdict, VerdictFile, opened, read_verdicts
-from lmms_eval_emi.util.extras import extra
+from lmms_eval_emi.util.endpoint import ChatClient, Reply, RequestFailedError, RequestRefusedError
 from lmms_eval_emi.util.files import threads
 
 log = logging.getLogger("lmms_eval_emi")
 
 TRIES = 3  # of a reply that cannot be read
-RETRIES = 8  # of a request that fails, about a minute in all
 GRACE = 60.0  # seconds for requests that were sent before asking ends with an error
 MOST_FAILURES = 10  # in a row, after which an endpoint counts as gone
 CHARACTERS = 4  # of a token, about
 REPLY_TOKENS = 150  # of a verdict with its explanation, about
-REASONING = re.compile(r"(^|/)(o\d|gpt-5)")  # models that take no temperature and name the limit otherwise
 
 
 @dataclass(frozen=True)
@@ -57,13 +51,6 @@ class Judge:
     temperature: float = 0.2
     max_tokens: int = 1024
     timeout: float = 120.0
-
-    def request(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """All that is sent."""
-        if REASONING.search(self.model):
-            return {"model": self.model, "messages": messages, "max_completion_tokens": 8 * self.max_tokens}
-        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        return {"model": self.model, "messages": messages, **sampling}
 
 
 @dataclass(frozen=True)
@@ -150,7 +137,6 @@ def ask(
     retry_missing: bool = False,
     fresh: bool = False,
     concurrency: int = 8,
-    key: str | None = None,
 ) -> list[Verdict]:
     """Ask for what is missing, a few at a time, and write each verdict as soon as it is there.
 
@@ -161,7 +147,6 @@ def ask(
         retry_missing: as in :func:`plan`.
         fresh: replace what is there, once the first new verdict has scores.
         concurrency: requests under way at once.
-        key: of the endpoint; default: ``OPENAI_API_KEY``.
 
     Returns:
         All verdicts, in the order in which they were wanted.
@@ -170,15 +155,7 @@ def ask(
         EndpointError: as in :func:`plan`; the endpoint refuses, does not answer, or answers nothing that can be read. What it has answered is
             in the file.
     """
-    with extra("judge"):
-        import openai
-
-    client = openai.OpenAI(
-        base_url=judge.base_url,
-        api_key=key or os.environ.get("OPENAI_API_KEY") or "none",
-        max_retries=RETRIES,
-        timeout=judge.timeout,
-    )
+    client = ChatClient(judge.base_url, judge.model, package_extra="judge", timeout=judge.timeout)
     failures: list[str] = []
     with opened(path, fresh) as file:
         found = plan(wanted, judge, None if fresh else path, retry_missing=retry_missing)
@@ -186,13 +163,7 @@ def ask(
         def work(one: Asked) -> Verdict | str:
             try:
                 return _verdict(client, judge, one, file)
-            except EndpointError:
-                raise
-            except (openai.APIError, ValueError) as error:  # a refusal, a lost connection, or an answer that is no JSON
-                if isinstance(error, openai.APIStatusError) and error.status_code in (401, 403, 404):
-                    raise EndpointError(
-                        f"The endpoint {judge.base_url} refuses the model {judge.model!r}: {error.message} Give its key in OPENAI_API_KEY, and the names that it knows with --endpoint and --endpoint-model."
-                    ) from error
+            except RequestFailedError as error:
                 return f"split {one.key.split}, row {one.question_id}: {error}"
 
         in_a_row, without = 0, 0
@@ -226,34 +197,26 @@ def ask(
     return [by_key[one.key] for one in found.wanted]
 
 
-def _verdict(client: Any, judge: Judge, one: Asked, file: VerdictFile) -> Verdict:
+def _verdict(client: ChatClient, judge: Judge, one: Asked, file: VerdictFile) -> Verdict:
     """Ask until a reply can be read, and keep the verdict."""
-    with extra("judge"):
-        import openai
-
     messages = to_messages(one.case, one.key.order)
-    reply, scores, missing, tokens = "", None, "", [0, 0]
+    reply, scores, missing, tokens = Reply(""), None, "", [0, 0]
     tries = 0
     while tries < TRIES and scores is None:
         tries += 1
         try:
-            completion = client.chat.completions.create(**judge.request(messages))
-        except openai.BadRequestError as error:
-            missing = f"the endpoint refuses the request: {error.message}"
+            reply = client.ask(messages, temperature=judge.temperature, max_tokens=judge.max_tokens)
+        except RequestRefusedError as error:
+            missing = str(error)
             break
-        choices = getattr(completion, "choices", None) or []
-        reply = _text_of(choices[0].message.content if choices and choices[0].message else None)
-        usage = getattr(completion, "usage", None)
-        if usage is not None:
-            tokens[0] += int(getattr(usage, "prompt_tokens", 0) or 0)
-            tokens[1] += int(getattr(usage, "completion_tokens", 0) or 0)
-        scores = read_scores(reply, one.key.order)
-        missing = "" if scores else f"its reply does not begin with two scores of 1 to 10, in {tries} tries"
+        tokens = [before + now for before, now in zip(tokens, reply.tokens, strict=True)]
+        scores = read_scores(reply.text, one.key.order)
+        missing = "" if scores else _why_unreadable(reply, tries)
     verdict = Verdict.of(
         one.key,
         one.question_id,
         scores,
-        reply=reply,
+        reply=reply.text or reply.raw,
         judge=judge.model,
         request=one.digest(judge),
         tries=tries,
@@ -264,12 +227,13 @@ def _verdict(client: Any, judge: Judge, one: Asked, file: VerdictFile) -> Verdic
     return verdict
 
 
-def _text_of(content: Any) -> str:
-    """What a message says; some endpoints give it in parts."""
-    if isinstance(content, list):
-        parts = [one if isinstance(one, dict) else vars(one) if hasattr(one, "__dict__") else {} for one in content]
-        return "".join(str(one.get("text") or "") for one in parts)
-    return content if isinstance(content, str) else ""
+def _why_unreadable(reply: Reply, tries: int) -> str:
+    if reply.finish_reason == "length":
+        what = "it was cut off" if reply.text else "its thoughts took all tokens, and it was cut off"
+        return f"its reply has no scores, for {what} (finish_reason length): raise --max-tokens"
+    if reply.finish_reason == "content_filter":
+        return "its reply was held back by the endpoint's content filter"
+    return f"its reply does not begin with two scores of 1 to 10, in {tries} tries"
 
 
 def _some_at_a_time(

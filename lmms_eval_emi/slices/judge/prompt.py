@@ -33,8 +33,10 @@ SIGHTS = {
     "nothing": "You do not see it; judge by the question and by what the responses say.",
 }
 KINDS = {"conv": "conversation", "detail": "detailed description", "complex": "complex reasoning"}
-_NUMBER = r"[*_`]*(\d+(?:\.\d+)?)[*_`]*(?:\s*/\s*10)?[*_`]*"
-FIRST_LINE = re.compile(rf"^[\s\[({{*_`\"'>#]*{_NUMBER}[\s,;|]+{_NUMBER}[\s.\])}}*_`\"']*$")
+LONGEST_LINE = 200  # characters of a line that holds scores
+ORNAMENTS = re.compile(r"[][(){}<>*_`\"'#]")  # around scores
+OUT_OF_TEN = re.compile(r"(?<=\d) ?/ ?10(?!\d)")
+NUMBER = re.compile(r"\d{1,4}(?:[.,]\d{1,4})?")
 THOUGHTS_END = "</think>"  # of models that think aloud; some endpoints leave out where the thoughts begin
 
 
@@ -99,13 +101,25 @@ def read_scores(reply: str, order: Order) -> tuple[float, float] | None:
     True
     """
     lines = [line.strip() for line in reply.rpartition(THOUGHTS_END)[2].splitlines() if line.strip()]
-    found = FIRST_LINE.match(lines[0]) if lines else None
-    if not found:
+    numbers = _numbers(lines[0]) if lines else None
+    if numbers and len(numbers) == 1 and "," in numbers[0]:  # 8,6 are two scores, unless the next line is 7,0
+        second = _numbers(lines[1]) if len(lines) > 1 else None
+        numbers = numbers + second if second and len(second) == 1 else numbers[0].split(",")
+    if numbers is None or len(numbers) != 2:
         return None
-    first, second = float(found[1]), float(found[2])
-    if not (LOWEST <= first <= HIGHEST and LOWEST <= second <= HIGHEST):
+    first, other = (float(number.replace(",", ".")) for number in numbers)
+    if not (LOWEST <= first <= HIGHEST and LOWEST <= other <= HIGHEST):
         return None
-    return (first, second) if order == "reference_first" else (second, first)
+    return (first, other) if order == "reference_first" else (other, first)
+
+
+def _numbers(line: str) -> list[str] | None:
+    """The numbers of a line that holds nothing else; a comma without a space is part of a number."""
+    if len(line) > LONGEST_LINE:
+        return None
+    plain = OUT_OF_TEN.sub("", " ".join(ORNAMENTS.sub("", line).split()))
+    words = plain.replace(";", " ").replace("|", " ").replace(", ", " ").rstrip(".").split()
+    return words if words and all(NUMBER.fullmatch(word) for word in words) else None
 
 
 def _data_url(source: ImageSource) -> str:

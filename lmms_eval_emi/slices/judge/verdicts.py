@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 from pydantic import ValidationError, ValidationInfo, field_serializer, field_validator
 
 from lmms_eval_emi.errors import EndpointError, InputError
 from lmms_eval_emi.slices.judge.prompt import Order
 from lmms_eval_emi.util.documents import Plain, problems_of
 from lmms_eval_emi.util.files import check_folder_writable, encodable, parse_json
+from lmms_eval_emi.util.lock import Lock, LockedError
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -192,10 +192,9 @@ def opened(path: Path, fresh: bool = False) -> Iterator[VerdictFile]:
         EndpointError: another process does, or it cannot be written.
     """
     check_folder_writable(path.resolve().parent)
-    lock = filelock.FileLock(path.with_name(path.name + ".lock"))
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
+        lock = Lock(path.with_name(path.name + ".lock"))
+    except LockedError as error:
         raise EndpointError(f"{path}: another process is writing to it. Wait for it, or name another file.") from error
     try:
         file = VerdictFile(path, fresh)

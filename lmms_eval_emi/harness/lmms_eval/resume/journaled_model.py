@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,45 +19,51 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lmms_eval_emi.data.response_text import is_failed_request
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
-from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, sample_of_file
+from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, file_hash
 from lmms_eval_emi.util.files import blocks_of
 from lmms_eval_emi.util.journal import Answers, Journal, Request
-from lmms_eval_emi.util.redact import redact
 
 log = logging.getLogger("lmms_eval_emi")
+# Arguments that let a request through and change no response, by their whole names: image_token is none of them.
+SECRET = re.compile(
+    r"(?i)(?:(?:openai|azure|azure_openai|anthropic|google|gemini|dashscope|hf)_)?(?:api_key|key|token)=|(?:auth|access)_token="
+)
 
 
 def identity(model: str, model_args: Any) -> str:
     """What tells the journals of two models in one folder apart: the model and its arguments, in any order.
 
-    Keys and tokens are no part of it. The files of a local checkpoint are, so that one that was trained on is another.
+    Keys of endpoints are no part of it. The files of a local checkpoint are, so that one that was trained on is another.
     """
     if isinstance(model_args, Mapping):
         pairs = sorted(f"{key}={value}" for key, value in model_args.items())
     else:
         pairs = sorted(part.strip() for part in str(model_args or "").split(",") if part.strip())
     places = [Path(pair.partition("=")[2]) for pair in pairs if pair.partition("=")[2]]
-    content = [str(model), [redact(pair) for pair in pairs], [_checkpoint(place) for place in places]]
+    # A hash of all of it, so a key that only looks like one still tells two models apart.
+    content = [str(model), [pair for pair in pairs if not SECRET.match(pair)], [_checkpoint(place) for place in places]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def _checkpoint(place: Path) -> list[list[Any]]:
-    """Names, sizes, beginnings and ends of the files of a local checkpoint; nothing for other values."""
+    """Names and content hashes of the files of a local checkpoint, in its subfolders too; nothing for other values."""
     try:
-        files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else []
-        return [[path.name, *sample_of_file(path)] for path in files]
-    except OSError:
+        files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+        return [[path.name if path == place else str(path.relative_to(place)), file_hash(path)] for path in files]
+    except (OSError, ValueError):
         return []
 
 
 @dataclass
 class Progress:
-    """How far a rank is: what the command says when it is stopped."""
+    """How far a rank is: how many requests it has, how many are answered, and how many got an error message instead."""
 
     planned: int = 0
     answered: int = 0
+    failed: int = 0
 
 
 @dataclass
@@ -70,7 +77,9 @@ class Blocks:
         share: whether requests of one content are asked once, where nothing is drawn.
         seed: of what is drawn.
         command: identity of the command, whose plan the requests are.
+        retry_empty: whether requests are asked again whose response is empty.
         answers: what the journal knows of this run.
+        failures: error messages that came in the place of responses. They are no part of the journal.
         progress: how far this rank is.
     """
 
@@ -80,11 +89,15 @@ class Blocks:
     share: bool = True
     seed: str = ""
     command: str = ""
+    retry_empty: bool = False
     answers: Answers = field(init=False)
+    failures: Answers = field(default_factory=Answers)
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         self.answers = self.journal.contents.answers(self.run)
+        if self.retry_empty:
+            self.answers = self.answers.without_empty()
         self._planned = set(self.journal.contents.plan(self.command).items())
         self._start = self.journal.contents.starts + 1
         self._inside = False
@@ -177,7 +190,9 @@ class Blocks:
         return self.answers.has(one.request, shared=share and one.shared)
 
     def _response(self, one: Described, share: bool) -> Any:
-        return from_plain(self.answers.of(one.request, shared=share))
+        shared = share and one.shared
+        known = self.answers if self.answers.has(one.request, shared=shared) else self.failures
+        return from_plain(known.of(one.request, shared=shared))
 
     def _generate(self, original: Callable, requests: list[Any], method: str) -> list[Any]:
         responses = list(original(requests))
@@ -201,11 +216,16 @@ class Blocks:
         bar: tqdm,
         share: bool,
     ) -> None:
-        new = [
-            (described[position], response)
-            for position, response in zip(positions, found, strict=True)
-            if not padding[position] and not self._known(described[position], share)
-        ]
+        new = []
+        for position, response in zip(positions, found, strict=True):
+            one = described[position]
+            if padding[position] or self._known(one, share):
+                continue
+            if is_failed_request(text_of(response)):
+                self.failures.add(one.request, response)
+                self.progress.failed += 1
+            else:
+                new.append((one, response))
         if not new:
             return
         self.journal.append(
@@ -249,10 +269,20 @@ class Blocks:
         me = launch.rank()
         wanted = {request.content for request, shared in plan.items() if shared and owners[request.content] != me}
         asked = set().union(*launch.gather(sorted(wanted)))
-        mine = {content: self.answers.by_content[content] for content in sorted(asked) if owners[content] == me}
+        known = {**self.failures.by_content, **self.answers.by_content}
+        mine = {content: known[content] for content in sorted(asked) if owners[content] == me}
         for given in launch.gather(mine):
             for content, response in given.items():
-                self.answers.by_content.setdefault(content, response)
+                kept = self.failures if is_failed_request(text_of(response)) else self.answers
+                kept.by_content.setdefault(content, response)
+
+
+def text_of(plain: Any) -> str:
+    """The text of a response as :func:`to_plain` gives it; empty where it is none."""
+    if isinstance(plain, dict):
+        plain = next(iter(plain.values()))
+        plain = plain[0] if isinstance(plain, list) and plain else plain
+    return plain if isinstance(plain, str) else ""
 
 
 def to_plain(response: Any) -> Any:  # noqa: PLR0911

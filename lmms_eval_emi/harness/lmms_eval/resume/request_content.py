@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from lmms_eval_emi.util.journal import Request
 
-SAMPLED = 65_536  # bytes of a file's beginning and end
+BLOCK = 1 << 22  # bytes of a file that are read at a time
 LONGEST_PATH = 4096  # a longer text is no path
 
 
@@ -123,8 +124,9 @@ def content_hash(value: Any) -> str | None:
 def _feed(digest: Any, value: Any) -> bool:
     """Feed a value into a digest; returns whether it is known how."""
     if isinstance(value, Image.Image):
-        digest.update(f"image:{value.mode}:{value.size}:".encode())
-        digest.update(value.tobytes())
+        # As a model sees it: a palette is part of the pixels. RGBA has no room for more than 8 bits a channel.
+        seen = value if value.mode.startswith(("I", "F")) else value.convert("RGBA")
+        digest.update(f"image:{seen.mode}:{seen.size}:".encode() + seen.tobytes())
     elif isinstance(value, str):
         digest.update(f"text:{len(value)}:".encode() + value.encode("utf-8", "surrogatepass"))
         digest.update(_state_of_file(value))
@@ -146,21 +148,26 @@ def _feed(digest: Any, value: Any) -> bool:
 
 
 def _state_of_file(text: str) -> bytes:
-    """Size, beginning and end of the file that a text names, such as a video's; nothing for other texts."""
-    if not 0 < len(text) < LONGEST_PATH or "\n" in text or "\0" in text or "/" not in text:
+    """Hash of the file that a text names, such as a video's; nothing for other texts."""
+    if not 0 < len(text) < LONGEST_PATH or "\n" in text or "\0" in text:
         return b""
     try:
         path = Path(text)
-        return f"file:{sample_of_file(path)}".encode() if path.is_file() else b""
+        return f"file:{file_hash(path)}".encode() if path.is_file() else b""
     except (OSError, ValueError):
         return b""
 
 
-def sample_of_file(path: Path) -> tuple[int, str]:
-    """Size of a file and a hash of its beginning and end, which tell it from others wherever it lies."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        digest = xxhash.xxh3_64(file.read(SAMPLED))
-        file.seek(max(0, size - SAMPLED))
-        digest.update(file.read(SAMPLED))
-    return size, digest.hexdigest()
+def file_hash(path: Path) -> str:
+    """Hash of all bytes of a file. A file is read once as long as its size and time stay."""
+    state = path.stat()
+    return _hash_of_state(str(path.resolve()), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash_of_state(path: str, size: int, time: int) -> str:
+    digest = xxhash.xxh3_128()
+    with Path(path).open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -22,7 +22,7 @@ from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.heartbeat import Ranks
 from lmms_eval_emi.harness.lmms_eval import partial_responses as parts
 from lmms_eval_emi.harness.lmms_eval.compat import launch, run_files
-from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity
+from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity, text_of
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents
 from lmms_eval_emi.harness.signals import Stopped, stop_signals
 from lmms_eval_emi.settings import PREFIX
@@ -38,6 +38,7 @@ from lmms_eval_emi.util.journal import (
     read_manifest,
     write_manifest,
 )
+from lmms_eval_emi.util.printing import one_line
 from lmms_eval_emi.util.redact import HIDDEN, redact, redact_arguments
 from lmms_eval_emi.version import __version__
 
@@ -55,12 +56,14 @@ class RunOptions:
         arguments: of lmms-eval's own command.
         save_every: requests of a block.
         share: whether requests of one content are asked once.
+        retry_empty: whether requests are asked again whose response is empty.
     """
 
     folder: Path
     arguments: tuple[str, ...]
     save_every: int = 32
     share: bool = True
+    retry_empty: bool = False
 
     @property
     def own_arguments(self) -> list[str]:
@@ -130,7 +133,7 @@ def run(options: RunOptions) -> None:
         if command not in runs:
             size = block_size(options.save_every, batch)
             seed = launch.decisive_arguments(args)["seed"]
-            runs[command] = Blocks(journal, name, size, options.share, seed, command)
+            runs[command] = Blocks(journal, name, size, options.share, seed, command, options.retry_empty)
         described.clear()
         described.update(_describe(options, model, model_args), run=name, identity=command)
 
@@ -147,15 +150,7 @@ def run(options: RunOptions) -> None:
     try:
         with stop_signals(last_words), launch.models_through(make), parts.not_needed():
             launch.run_command_line(options.arguments, prepare)
-        lacking = launch.tasks_without_scores()
-        if launch.is_main_process() and not lacking and _harness_results(options.folder) <= before:
-            raise RunError(
-                f"lmms-eval could not write its results below {options.folder}; the reason is above. Once this is fixed, nothing is generated again:\n  {options.command}"
-            )
-        if lacking:
-            raise RunError(
-                f"{launch.missing_scores_message(lacking)} Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
-            )
+        _check_end(options, runs, before)
         failure = ""
     except Stopped as stopped:
         print(last_words(str(stopped)), file=sys.stderr, flush=True)
@@ -166,6 +161,30 @@ def run(options: RunOptions) -> None:
     finally:
         ranks.finish(redact(failure))
         journal.close()
+
+
+def _check_end(options: RunOptions, runs: Mapping[str, Blocks], before: set[Path]) -> None:
+    """Raise ``RunError`` unless the run has written results, scored every task, and got a response to every request."""
+    lacking = launch.tasks_without_scores()
+    if launch.is_main_process() and not lacking and _harness_results(options.folder) <= before:
+        raise RunError(
+            f"lmms-eval could not write its results below {options.folder}; the reason is above. Once this is fixed, nothing is generated again:\n  {options.command}"
+        )
+    if lacking:
+        raise RunError(
+            f"{launch.missing_scores_message(lacking)} Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
+        )
+    failed, planned = (sum(getattr(one.progress, name) for one in runs.values()) for name in ("failed", "planned"))
+    if failed:
+        raise RunError(
+            f"{failed} of {planned} requests got an error message in the place of a response, such as {_a_failure(runs)!r}. They are not in the journal, and are left out of scores. The same command asks them again, and nothing else:\n  {options.command}"
+        )
+
+
+def _a_failure(runs: Mapping[str, Blocks]) -> str:
+    """The beginning of an error message that came in the place of a response."""
+    texts = (text_of(one) for blocks in runs.values() for one in blocks.failures.by_request.values())
+    return redact(one_line(next(texts, ""), 160))
 
 
 def command_identity(args: Any) -> str:

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lmms_eval_emi.data.response_text import REFUSAL, without_thoughts
 from lmms_eval_emi.errors import EndpointError
 from lmms_eval_emi.shifts.operators import RefusedError
 from lmms_eval_emi.shifts.operators.textual.words import NUMBER_WORDS, split
 from lmms_eval_emi.shifts.options import ShiftOptions
-from lmms_eval_emi.util.extras import extra
+from lmms_eval_emi.util.endpoint import ChatClient, RequestFailedError, RequestRefusedError
 from lmms_eval_emi.util.files import encodable, write_atomically
+from lmms_eval_emi.util.printing import one_line
 
 PROMPT = """{instruction}
 Do not answer it. Reply with the rewritten question alone, without quotation marks or comments.{keep}
 
 {text}"""
+PREAMBLE = re.compile(
+    r"(?i)(?:sure|certainly|of course|okay|ok|here(?: is|'s)|the rewritten|rewritten)\b[^\n]{0,120}:$"
+)
+QUOTES = {('"', '"'), ("'", "'"), ("\N{LEFT DOUBLE QUOTATION MARK}", "\N{RIGHT DOUBLE QUOTATION MARK}")}
 LONGEST_GROWTH = 6  # a reply that is so many times as long as the question is not the question rewritten
 
 
@@ -45,19 +51,22 @@ def rewrite(text: str, instruction: str, options: ShiftOptions) -> str:
     kept = _kept(text, options)
     keep = f" Keep these as they are: {', '.join(kept)}." if kept else ""
     prompt = PROMPT.format(instruction=instruction, keep=keep, text=text)
-    reply = encodable(_ask(options.endpoint, options.model, prompt, options.cache)).strip()
+    reply = _question_of(encodable(_ask(options.endpoint, options.model, prompt, options.cache)), text)
     lost = list(kept - _kept(reply, options))
     if lost:
         raise RefusedError(f"the model's reply has lost {', '.join(lost)}: {reply[:80]!r}")
-    if not reply or len(reply) > LONGEST_GROWTH * len(text) + 200:
-        raise RefusedError(f"the model's reply is {'empty' if not reply else 'far longer than the question'}")
+    if " ".join(reply.split()).casefold() == " ".join(text.split()).casefold():
+        raise RefusedError("the model's reply is the question as it was")
     return reply
 
 
 def restyle(text: str, style: str, options: ShiftOptions) -> str:
     """A text in another style, such as "the passive voice", and in its own language; raises as :func:`rewrite`."""
     instruction = f"Rewrite the following question in {style}, with the same meaning, in its own language."
-    return rewrite(text, instruction, options)
+    reply = rewrite(text, instruction, options)
+    if _is_answer(reply, text):
+        raise RefusedError(f"the model's reply is an answer: {one_line(reply, 80)!r}")
+    return reply
 
 
 def _kept(text: str, options: ShiftOptions) -> Counter[str]:
@@ -66,8 +75,45 @@ def _kept(text: str, options: ShiftOptions) -> Counter[str]:
     return Counter(piece for piece in pieces if piece.lower() not in NUMBER_WORDS)
 
 
+def _question_of(reply: str, text: str) -> str:
+    """The rewritten question in a reply, without what a model says around it.
+
+    Raises:
+        RefusedError: there is none: it is empty, far too long, a refusal, or an answer.
+    """
+    found = without_thoughts(reply).strip()
+    first, _, rest = found.partition("\n")
+    if rest.strip() and PREAMBLE.match(first.strip()):
+        found = rest.strip()
+    if len(found) > 1 and (found[0], found[-1]) in QUOTES and found[0] not in text[:1]:
+        found = found[1:-1].strip()
+    if not found:
+        raise RefusedError("the model's reply is empty")
+    if len(found) > LONGEST_GROWTH * len(text) + 200:
+        raise RefusedError("the model's reply is far longer than the question")
+    if REFUSAL.search(found[:200].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")) and not REFUSAL.search(text):
+        raise RefusedError(f"the model refuses: {one_line(found, 80)!r}")
+    return found
+
+
+def _is_answer(reply: str, text: str) -> bool:
+    """Whether a reply in the language of a question, in ASCII, asks nothing and is short or about something else."""
+    if not text.isascii() or "?" in reply:
+        return False
+    words, own = ({word.casefold() for word in re.findall(r"[^\W\d_]{3,}", one)} for one in (text, reply))
+    if "?" not in text:
+        return len(own) < len(words) and not words & own
+    return len(reply) < 0.8 * len(text) or len(words & own) < len(words) / 2
+
+
 def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
-    request = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+    """The reply to a prompt at temperature 0, kept on disk.
+
+    Raises:
+        RefusedError: the endpoint refuses the text, or its reply was cut off.
+        EndpointError: it does not answer.
+    """
+    request: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
     key = hashlib.sha256(json.dumps([endpoint, request], sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
     path = cache / "sentences" / key[:2] / f"{key}.json" if cache else None
     if path is not None:
@@ -75,31 +121,24 @@ def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
             return str(json.loads(path.read_text(encoding="utf-8"))["reply"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not asked yet, or a damaged file
-    with extra("shifts"):
-        import openai
-
     try:
-        completion = _client(endpoint).chat.completions.create(**request)
-        reply = completion.choices[0].message.content or ""
-    except openai.BadRequestError as error:
-        raise RefusedError(f"the endpoint refuses the text: {error.message}") from error
-    except (openai.OpenAIError, IndexError, AttributeError) as error:
+        reply = _client(endpoint, model).ask(request["messages"], temperature=0)
+    except RequestRefusedError as error:
+        raise RefusedError(str(error)) from error
+    except RequestFailedError as error:
+        kept = (
+            f"\nReplies so far are kept in {cache / 'sentences'}; the same command goes on from there." if cache else ""
+        )
         raise EndpointError(
-            f"The endpoint {endpoint} does not answer for the model {model!r}: {error}"
-            + (
-                f"\nReplies so far are kept in {cache / 'sentences'}; the same command goes on from there."
-                if cache
-                else ""
-            )
+            f"The endpoint {endpoint} does not answer for the model {model!r}: {error}{kept}"
         ) from error
+    if reply.finish_reason == "length":
+        raise RefusedError("the model's reply was cut off (finish_reason length)")
     if path is not None:
-        write_atomically(path, json.dumps({"request": request, "reply": reply}, ensure_ascii=True))
-    return reply
+        write_atomically(path, json.dumps({"request": request, "reply": reply.text}, ensure_ascii=True))
+    return reply.text
 
 
 @lru_cache(maxsize=4)
-def _client(endpoint: str) -> Any:
-    with extra("shifts"):
-        import openai
-
-    return openai.OpenAI(base_url=endpoint, api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=4)
+def _client(endpoint: str, model: str) -> ChatClient:
+    return ChatClient(endpoint, model, package_extra="shifts")

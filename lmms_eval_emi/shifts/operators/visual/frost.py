@@ -72,5 +72,5 @@ def pictures_folder(given: Path | None) -> Path:
 
 @lru_cache(maxsize=len(PICTURES))
 def _picture(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
+    with Image.open(path, formats=("PNG", "JPEG")) as image:
         return np.asarray(image.convert("RGB"), dtype=np.float32)

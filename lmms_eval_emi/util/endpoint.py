@@ -1,0 +1,296 @@
+"""Chat completions of an OpenAI-compatible endpoint that may be slow, broken, strict or hostile.
+
+Requests go through the client of the package openai. What is added: one deadline for a whole request, a limit for the size
+of a reply, no redirects, parameters that a model refuses are left out from then on, and waiting is told.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from lmms_eval_emi.errors import EndpointError
+from lmms_eval_emi.util.extras import extra
+from lmms_eval_emi.util.printing import one_line
+from lmms_eval_emi.util.redact import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger("lmms_eval_emi")
+
+LARGEST_REPLY = 1_000_000  # bytes
+RETRIES = 8  # of a request that the server is too busy for, about two minutes in all
+CONNECTION_RETRIES = 2  # of one that got no reply at all
+LONGEST_WAIT = 60.0  # seconds between two tries
+TELL_EVERY = 10.0  # seconds between two messages about waiting
+REASONING_FACTOR = 8  # tokens of a reply with its thoughts, where a model counts both
+RAW_CHARACTERS = 4000  # of a reply that has no text
+
+
+class RequestRefusedError(EndpointError):
+    """The endpoint refuses this request for its content; others may pass."""
+
+
+class RequestFailedError(EndpointError):
+    """A request got no usable reply, in several tries."""
+
+
+class _ReplyError(Exception):
+    """A reply that breaks a rule of ours; it is not asked for again."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an endpoint replied.
+
+    Attributes:
+        text: of the message; empty where it has none.
+        finish_reason: why it ends, such as ``stop`` or ``length``.
+        raw: the reply's JSON where the message has no text, shortened.
+        tokens: of the prompt and of the reply, as far as the endpoint counts them.
+    """
+
+    text: str
+    finish_reason: str = ""
+    raw: str = ""
+    tokens: tuple[int, int] = (0, 0)
+
+
+class ChatClient:
+    """Asks one model of one endpoint, from any number of threads.
+
+    Args:
+        url: base URL, such as ``http://localhost:8000/v1``; one that ends in ``/chat/completions`` is accepted.
+        model: its name there.
+        package_extra: name of the extra of this package that brings openai.
+        timeout: seconds for one request, from its first byte to the last one of the reply.
+
+    Raises:
+        EndpointError: the URL is not one of a web server.
+    """
+
+    def __init__(self, url: str, model: str, *, package_extra: str, timeout: float = 120.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise EndpointError(f"--endpoint: expected a URL such as http://localhost:8000/v1, got {url!r}.")
+        self.url = url.rstrip("/").removesuffix("/chat/completions")
+        self.model, self.timeout, self._extra = model, timeout, package_extra
+        self._left_out: set[str] = set()  # parameters that the model refuses
+        self._lock = threading.Lock()
+        self._told = 0.0
+
+    @cached_property
+    def _client(self) -> Any:
+        with extra(self._extra):
+            import openai
+
+        httpx = _httpx()
+        return openai.OpenAI(
+            base_url=self.url,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            max_retries=0,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=httpx.Client(
+                transport=_limited_transport(self.timeout), timeout=self.timeout, follow_redirects=False
+            ),
+        )
+
+    def ask(self, messages: list[dict[str, Any]], *, temperature: float, max_tokens: int | None = None) -> Reply:
+        """Ask for one completion.
+
+        Raises:
+            RequestRefusedError: the request is refused for its content.
+            RequestFailedError: there is no usable reply, in several tries.
+            EndpointError: the endpoint refuses whatever is asked: the key, the model, or an exhausted quota.
+        """
+        client = self._client  # names the extra where openai is not installed
+        import openai
+
+        tries = 0
+        while True:
+            tries += 1
+            request = self._request(messages, temperature, max_tokens)
+            wait: float | None = None
+            try:
+                return self._read(client.chat.completions.create(**request))
+            except openai.BadRequestError as error:
+                if not self._leave_out(str(error.message), request):
+                    raise RequestRefusedError(f"the endpoint refuses the request: {_said(error)}") from error
+                tries -= 1
+                wait = 0.0
+            except openai.APIStatusError as error:
+                self._raise_if_final(error)
+                reason, most = f"status {error.status_code}: {_said(error)}", RETRIES
+                wait = _retry_after(error)
+            except openai.APIConnectionError as error:
+                if isinstance(error.__cause__, _ReplyError):
+                    raise RequestFailedError(str(error.__cause__)) from error
+                cause = error.__cause__ or error
+                reason, most = f"no reply ({type(cause).__name__}: {one_line(str(cause), 120)})", CONNECTION_RETRIES
+            except _BusyError as error:
+                reason, most = str(error), RETRIES
+            except (openai.OpenAIError, ValueError) as error:  # a reply that is no JSON, or no UTF-8
+                reason, most = f"a reply that cannot be read ({one_line(str(error), 120)})", CONNECTION_RETRIES
+            if wait == 0.0:
+                continue
+            if tries > most:
+                raise RequestFailedError(f"{reason}, in {tries} tries")
+            self._sleep(min(LONGEST_WAIT, wait or 0.5 * 2**tries), reason)
+
+    def _request(self, messages: list[dict[str, Any]], temperature: float, max_tokens: int | None) -> dict[str, Any]:
+        request: dict[str, Any] = {"model": self.model, "messages": messages}
+        if "temperature" not in self._left_out:
+            request["temperature"] = temperature
+        if max_tokens is not None and "max_tokens" not in self._left_out:
+            request["max_tokens"] = max_tokens
+        elif max_tokens is not None and "max_completion_tokens" not in self._left_out:
+            request["max_completion_tokens"] = REASONING_FACTOR * max_tokens
+        if "system" in self._left_out:
+            request["messages"] = _without_system(messages)
+        return request
+
+    def _leave_out(self, message: str, request: dict[str, Any]) -> bool:
+        """Remember a parameter that a refusal names; whether there was one that was sent."""
+        sent = {*request, *(one["role"] for one in request["messages"])}
+        text = message.lower()
+        named = {"max_completion_tokens", "max_tokens", "temperature", "system"} & sent
+        for name in sorted(named, key=lambda name: -len(name)):
+            if name in text and not (name == "max_tokens" and "max_tokens" not in request):
+                with self._lock:
+                    if name not in self._left_out:
+                        log.warning("%s refuses %s; asking without it.", self.model, name)
+                    self._left_out.add(name)
+                return True
+        return False
+
+    def _raise_if_final(self, error: Any) -> None:
+        """Raise for what another try would not change."""
+        code = str(getattr(error, "code", "") or "")
+        if 300 <= error.status_code < 400:
+            target = error.response.headers.get("location", "another place")
+            raise EndpointError(
+                f"The endpoint {self.url} redirects to {one_line(target, 200)}, and prompts are not sent there. Give the address that answers with --endpoint."
+            ) from error
+        if error.status_code in (401, 403, 404) or "insufficient_quota" in f"{code} {error.message}":
+            raise EndpointError(
+                f"The endpoint {self.url} refuses the model {self.model!r}: {_said(error)} Give its key in OPENAI_API_KEY, and the names that it knows with --endpoint and --endpoint-model."
+            ) from error
+        if error.status_code < 500 and error.status_code not in (408, 409, 425, 429):
+            raise RequestRefusedError(f"the endpoint refuses the request: {_said(error)}") from error
+
+    def _read(self, completion: Any) -> Reply:
+        if isinstance(completion, str):
+            kind = "an HTML page" if "<html" in completion[:500].lower() else "a text"
+            kind = "an event stream" if completion.startswith("data:") else kind
+            raise RequestFailedError(
+                f"the endpoint replied with {kind} in the place of JSON: {redact(one_line(completion, 80))!r}. --endpoint mostly ends in /v1"
+            )
+        refused = getattr(completion, "error", None)
+        choices = getattr(completion, "choices", None) or []
+        choice = choices[0] if choices else None
+        finish = str(getattr(choice, "finish_reason", "") or "")
+        refused = refused or getattr(choice, "error", None)
+        if refused or finish == "error":
+            raise _BusyError(f"an error under status 200: {redact(one_line(json.dumps(refused, default=str), 160))}")
+        message = getattr(choice, "message", None)
+        text = _text_of(getattr(message, "content", None))
+        usage = getattr(completion, "usage", None)
+        tokens = tuple(int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
+        raw = "" if text else redact(completion.to_json(indent=None))[:RAW_CHARACTERS]
+        return Reply(redact(text), finish, raw, (tokens[0], tokens[1]))
+
+    def _sleep(self, seconds: float, reason: str) -> None:
+        with self._lock:
+            tell = time.monotonic() - self._told > TELL_EVERY
+            if tell:
+                self._told = time.monotonic()
+        if tell:
+            log.warning("waiting: %s; asking again in %.0f s", reason, seconds)
+        time.sleep(seconds)
+
+
+class _BusyError(Exception):
+    """An error of the server that came as a reply."""
+
+
+def _said(error: Any) -> str:
+    """The endpoint's own words, of which a header may be an echo."""
+    return redact(one_line(str(error.message), 300))
+
+
+def _retry_after(error: Any) -> float | None:
+    try:
+        return float(error.response.headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with what the system says at the beginning of the first one of the user."""
+    said = [one["content"] for one in messages if one["role"] == "system"]
+    others = [dict(one) for one in messages if one["role"] != "system"]
+    first = others[0]["content"]
+    parts = first if isinstance(first, list) else [{"type": "text", "text": first}]
+    joined = [{"type": "text", "text": "\n\n".join([*said, parts[0]["text"]])}, *parts[1:]]
+    others[0]["content"] = joined if isinstance(first, list) else joined[0]["text"]
+    return others
+
+
+def _text_of(content: Any) -> str:
+    """What a message says; some endpoints give it in parts."""
+    if isinstance(content, list):
+        parts = [one if isinstance(one, dict) else vars(one) if hasattr(one, "__dict__") else {} for one in content]
+        return "".join(str(one.get("text") or "") for one in parts)
+    return content if isinstance(content, str) else ""
+
+
+def _httpx() -> Any:
+    """The package that openai sends requests with: httpx, or a successor of it with the same names."""
+    import openai
+
+    client = next(kind for kind in openai.DefaultHttpxClient.__mro__ if kind.__name__ == "Client")
+    return import_module(client.__module__.partition(".")[0])
+
+
+def _limited_transport(timeout: float) -> Any:
+    """A transport whose replies end at a deadline and at a size."""
+    httpx = _httpx()
+
+    class Stream(httpx.SyncByteStream):  # type: ignore[name-defined]
+        def __init__(self, stream: Any, until: float) -> None:
+            self.stream, self.until = stream, until
+
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for chunk in self.stream:
+                size += len(chunk)
+                if size > LARGEST_REPLY:
+                    raise _ReplyError(f"the endpoint's reply is larger than {LARGEST_REPLY:,} bytes, and was not read")
+                if time.monotonic() > self.until:
+                    raise _ReplyError(f"the endpoint's reply did not end within {timeout:g} s (--timeout)")
+                yield chunk
+
+        def close(self) -> None:
+            self.stream.close()
+
+    class Transport(httpx.HTTPTransport):  # type: ignore[name-defined]
+        def handle_request(self, request: Any) -> Any:
+            until = time.monotonic() + timeout
+            response = super().handle_request(request)
+            encoding = response.headers.get("content-encoding", "identity")
+            if encoding.lower() != "identity":
+                response.close()
+                raise _ReplyError(f"the endpoint's reply is compressed ({encoding[:20]}), which was not asked for")
+            response.stream = Stream(response.stream, until)
+            return response
+
+    return Transport()

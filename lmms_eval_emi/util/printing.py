@@ -1,0 +1,54 @@
+"""Text from outside on a terminal: endpoints, responses, names and paths may hold sequences that a terminal obeys."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+# Tab, newline, carriage return, colours and the cursor's way up, which progress bars and loggers use, may stay.
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\x1b(?!\[(?:[0-9;]{0,16}m|A))"
+)
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters as escapes.
+
+    >>> printable("a\x1b]0;title\x07b")
+    'a\\x1b]0;title\\x07b'
+    """
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: str, most: int) -> str:
+    """The beginning of a text without line ends and control characters, in at most so many characters."""
+    start = printable(" ".join(text[: 4 * most].split()))
+    return start if len(start) <= most else f"{start[: most - 3]}..."
+
+
+class PrintableStream:
+    """A text stream that is written to through :func:`printable`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        return self._stream.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def printable_output() -> Iterator[None]:
+    """Let everything that is printed meanwhile go through :func:`printable`."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (PrintableStream(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

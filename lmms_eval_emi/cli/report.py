@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         raise ResultsError(
             f"--format {args.format}: expected results of score; audits and agreements are shown by the page alone."
         )
+    if results and not any(result.splits for result in results):
+        raise ResultsError(f"{', '.join(map(str, args.results))}: the results have no split that was scored.")
     if args.output is None and args.format in PRINTED:
         print(to_text(results, args.format, full=args.full), end="")
         return 0

@@ -77,6 +77,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     look.add_argument(
         "--recover", type=Path, metavar="DIR", help="make results of what the journal in DIR holds, without the model"
     )
+    look.add_argument(
+        "--trust", action="store_true", help="let --recover run the command of a folder that somebody else wrote"
+    )
     look.add_argument("--recovered", type=Path, metavar="DIR", help="where --recover writes (default: DIR/recovered)")
     return parser
 
@@ -91,14 +94,15 @@ def run(args: argparse.Namespace) -> int:
     if args.status:
         return _print_status(args.status)
     if args.recover:
-        return _recover(args.recover.resolve(), args.recovered)
+        return _recover(args.recover.resolve(), args.recovered, trust=args.trust)
     options = RunOptions(
         args.output_path, tuple(harness_arguments(args)), args.save_every, not args.no_share, args.retry_empty
     )
     if args.dry_run:
         found = dry_run(options)
         if launch.is_main_process():
-            print(states_table(found))
+            for label, tasks in found.items():
+                print(f"{label}\n" * (len(found) > 1) + states_table(tasks))
         return 0
     try:
         run_resumable(options)
@@ -165,12 +169,13 @@ def _print_status(folder: Path) -> int:
     return 0
 
 
-def _recover(folder: Path, output: Path | None) -> int:
+def _recover(folder: Path, output: Path | None, *, trust: bool) -> int:
     """Run lmms-eval's scoring on the responses that a journal holds."""
     from lmms_eval_emi.harness.lmms_eval.resume.runs import recover
+    from lmms_eval_emi.util.files import RECOVERED
 
-    target = output.resolve() if output else folder / "recovered"
-    tasks = recover(folder, target)
+    target = output.resolve() if output else folder / RECOVERED
+    tasks = recover(folder, target, trust=trust)
     left, total = sum(task.left + task.shared for task in tasks), sum(task.requests for task in tasks)
     part = f"of {total - left} of {total} requests: they are partial results"
     log.info("results %s, in %s", part if left else f"of all {total} requests", target)

@@ -21,6 +21,7 @@ from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.errors import InputError
 
+ROUNDING = 1e-9  # share of its terms below which a difference is rounding
 MOST_CLUSTERS = 1000  # more are merged into as many blocks, whose jackknife estimates the same error
 MOST_RECOMPUTED = 200  # the same for an estimator without a closed form
 
@@ -261,8 +262,9 @@ def emi(
     keys = clusters_of(embeddings, groups)
     own = _bound(estimator, embeddings)
     response, reference, jackknife, of_reference = _analyse(own, embeddings.x, embeddings.y_hat, embeddings.y, keys)
+    jackknife = jackknife.without_rounding(ROUNDING * (abs(response.value) + abs(reference.value)))
     return EMI(
-        value=response.value - reference.value,
+        value=jackknife.value,
         mi_response=response.value,
         mi_reference=reference.value,
         contributions=response.contributions - reference.contributions,
@@ -384,10 +386,11 @@ def emid_from_emi(
     own = ood_emi.jackknife
     if groups is None:  # clusters of unrelated splits are different, whatever their keys
         own = Jackknife(own.value, tuple({("ood", key): value for key, value in one.items()} for one in own.strata))
-    jackknife = difference(id_emi.jackknife, own)
+    scale = sum(abs(one.mi_response) + abs(one.mi_reference) for one in (id_emi, ood_emi))
+    jackknife = difference(id_emi.jackknife, own).without_rounding(ROUNDING * scale)
     signature = Signature.of("emid", encoders=encoders, estimator=estimator.signature, n_id=id_emi.n, n_ood=ood_emi.n)
     return EMID(
-        value=id_emi.value - ood_emi.value,
+        value=jackknife.value,
         id=id_emi,
         ood=ood_emi,
         signature=signature,

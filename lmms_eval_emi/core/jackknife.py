@@ -108,6 +108,17 @@ class Jackknife:
             return 1.0 if self.corrected == 0 else 0.0
         return float(2 * special.stdtr(self.df, -abs(self.corrected) / error))
 
+    def without_rounding(self, tolerance: float) -> Jackknife:
+        """The same, or exactly 0 where value and error are below what arithmetic can tell from 0.
+
+        Args:
+            tolerance: of the value's terms, such as 1e-9 of the sum of their sizes.
+        """
+        error = math.sqrt(math.fsum(self.variances)) if self.strata else 0.0
+        if abs(self.value) >= tolerance or abs(self.corrected) >= tolerance or error >= tolerance:
+            return self
+        return Jackknife(0.0, tuple(dict.fromkeys(deleted, 0.0) for deleted in self.strata))
+
     def deviations(self) -> dict[Hashable, float]:
         """What each cluster adds to the statistic's error: centred pseudo-values divided by G, by cluster.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,6 +48,7 @@ def load_stored_splits(study: Study, names: Iterable[str] | None = None) -> dict
         spec = split.dataset
         key = (spec.path, spec.config)
         if key not in loaded:
+            _check_place(study, spec)
             loaded[key] = _load(
                 spec,
                 study.local_path(spec),
@@ -61,6 +63,17 @@ def load_stored_splits(study: Study, names: Iterable[str] | None = None) -> dict
         check_columns(loaded[key][dataset_split], spec.columns, f"{spec.path}, split {dataset_split}")
         rows[name] = loaded[key][dataset_split]
     return rows
+
+
+def _check_place(study: Study, spec: DatasetSpec) -> None:
+    """Refuse to read what somebody else's study file names outside its folder and the current one."""
+    local, source = study.local_path(spec), Path(study.source)
+    if local is None or not hasattr(os, "getuid") or not source.is_file() or source.stat().st_uid == os.getuid():
+        return
+    if not any(local.resolve().is_relative_to(folder.resolve()) for folder in (study.folder, Path())):
+        raise StudyError(
+            f"{source} is not yours, and names {spec.path}, which lies outside its folder. Copy the study file if that is what you want."
+        )
 
 
 def split_of_dataset(study: Study, split: SplitSpec) -> str:
@@ -119,8 +132,9 @@ def source_roots(path: str, images: Path | None = None) -> tuple[Path, ...]:
 def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> tuple[Path, ...]:
     """Return the folders that image paths of a dataset are relative to, and must lie in.
 
-    These are the folder of the dataset, the folder that the study names under ``dataset: images:``, the folder of the
-    study file, the caches of a dataset from the hub, and a folder that the user allows.
+    These are the folder of the dataset, the folder of the study file, one in it (or in the current folder) that the
+    study names under ``dataset: images:``, the caches of a dataset from the hub, and a folder that the user allows. A
+    study file cannot name a folder elsewhere by itself, for it may be a stranger's.
 
     Args:
         study: with the dataset.
@@ -131,6 +145,9 @@ def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> 
     own = None if local is None else local.resolve().parent if local.is_file() else local.resolve()
     base = study.folder.resolve() if str(study.folder) not in ("", ".") else None
     named = (study.folder / spec.images).resolve() if spec.images else None
+    allowed = [folder.resolve() for folder in (base, Path(), images) if folder is not None]
+    if named is not None and not any(named.is_relative_to(folder) for folder in allowed):
+        named = None
     return _roots([own, named, base, images], from_hub=own is None)
 
 

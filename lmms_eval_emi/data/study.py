@@ -247,8 +247,6 @@ def _fill_in_split(name: str, split: Any, study: dict) -> Any:
     if not isinstance(split, dict):
         return split
     filled = {"name": name, "task": _slug(name), **split}
-    if "answers" in filled and "responses" not in filled:  # as the key was called at first
-        filled["responses"] = filled.pop("answers")
     base = study.get("dataset")
     own = split.get("dataset", {})
     if isinstance(base, dict) and isinstance(own, dict):

@@ -6,9 +6,15 @@ from lmms_eval_emi.estimators.club import CLUB
 from lmms_eval_emi.estimators.club_free import FreeCLUB
 from lmms_eval_emi.estimators.cosine import Cosine
 from lmms_eval_emi.estimators.crossfit import CrossFitted
-from lmms_eval_emi.estimators.dependence import HSIC, DistanceCorrelation
+from lmms_eval_emi.estimators.dependence import (
+    HSIC,
+    DistanceCorrelation,
+    ReferenceDistanceCorrelation,
+    ReferenceHSIC,
+)
 from lmms_eval_emi.estimators.infonce import InfoNCE
 from lmms_eval_emi.estimators.ksg import KSG
+from lmms_eval_emi.estimators.reference_r2 import ReferenceR2
 from lmms_eval_emi.estimators.registry import (
     TEXT_ONLY,
     EstimatorEntry,
@@ -31,6 +37,9 @@ __all__ = [
     "EstimatorEntry",
     "FreeCLUB",
     "InfoNCE",
+    "ReferenceDistanceCorrelation",
+    "ReferenceHSIC",
+    "ReferenceR2",
     "TrainedEstimator",
     "UnavailableError",
     "check_encoders",

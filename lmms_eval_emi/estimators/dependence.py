@@ -67,3 +67,25 @@ class DistanceCorrelation(_Dependence):
     def matrix(rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """(B, N) Euclidean distances."""
         return torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class ReferenceHSIC(HSIC):
+    """HSIC between responses and references, in the place of the input: whether they vary together.
+
+    The score of a split is the value minus 1, for references depend on themselves wholly: 0 at best.
+    """
+
+    kind = "hsic-reference"
+    against = "reference"
+    range = "0 at best, about -1 if independent, for EMI"
+
+
+class ReferenceDistanceCorrelation(DistanceCorrelation):
+    """Distance correlation between responses and references, in the place of the input.
+
+    The score of a split is the value minus 1, for references depend on themselves wholly: 0 at best.
+    """
+
+    kind = "dcor-reference"
+    against = "reference"
+    range = "0 at best, about -1 if independent, for EMI"

@@ -31,6 +31,7 @@ from lmms_eval_emi.scoring.rows import (
     to_jackknife,
 )
 from lmms_eval_emi.util.documents import parse_model
+from lmms_eval_emi.util.files import visible_files
 
 log = logging.getLogger("lmms_eval_emi")
 JSDS = tuple(EXPONENTS)
@@ -203,7 +204,7 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
     results: list[ReportedResult] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(path.rglob("*_emi_*.json")) or sorted(path.glob("*.json"))
+            files = visible_files(path, "*_emi_*.json") or sorted(path.glob("*.json"))
             files = [file for file in files if not file.name.endswith(".rows.json")]
             found = [result for file in files for result in _read_file(file, strict=False)]
             if not found:

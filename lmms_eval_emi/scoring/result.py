@@ -460,7 +460,11 @@ def _compare(  # noqa: PLR0913, PLR0917
     first_emi = id_emi if first is embeddings[study.id_split] else emi(first, estimator)
     difference = emid_from_emi(first_emi, first, second, estimator, own_emi if second is embeddings[name] else None)
     remark = f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out"
-    return difference, emid_bound(first, second, convention, entropy), "" if whole else remark
+    if whole:
+        remark = ""
+        if first.n == second.n and first.ids is not None and second.ids is not None and not difference.paired:
+            remark = f"it has as many rows as {study.id_split} and shares none with it by id and reference, so they are compared unpaired, with a larger error: check the ids if these are the same questions"
+    return difference, emid_bound(first, second, convention, entropy), remark
 
 
 def score_statistics(  # noqa: PLR0913

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from lmms_eval_emi.errors import InputError, OutputError
 
+RECOVERED = "recovered"  # folder of the results that a run's journal gave
 Item = TypeVar("Item")
 
 
@@ -157,6 +158,19 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"it is not UTF-8 text: {error}") from error
     return parse_json(text)
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Files below a folder by a pattern of their names, sorted.
+
+    Left out is what programs leave beside them: hidden files and folders (``._*``, ``.ipynb_checkpoints``), those of
+    archives of a Mac, and results that were recovered from a part of the run in this very folder.
+    """
+
+    def is_shown(part: str) -> bool:
+        return not part.startswith(".") and part not in ("__MACOSX", RECOVERED)
+
+    return sorted(path for path in folder.rglob(pattern) if all(map(is_shown, path.relative_to(folder).parts)))
 
 
 def check_folder_writable(folder: Path) -> None:

@@ -433,9 +433,10 @@ def test_a_damaged_log(logged, in_tinyhub, tmp_path, capsys):
     shutil.copytree(logged / "scored" / "tiny-llava", folder)
     path = next(folder.glob("*_samples_*frost_1.jsonl"))
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:2], lines[1], lines[3][:40]]))
+    other = json.dumps({**json.loads(lines[1]), "filtered_resps": ["another"]})
+    path.write_text("\n".join([*lines[:2], other, lines[1], lines[3][:40]]))
     arguments = ["--study", "synthetic", "--responses", str(tmp_path), "--split", "llava_bench_coco_frost_1"]
     assert main(["score", *arguments]) == 1
     message = capsys.readouterr().err
-    assert ":3: doc_id 1 stands in line 2 already" in message and ":4: not a line of JSON" in message
+    assert ":3: doc_id 1 stands in line 2 already" in message and ":5: not a line of JSON" in message
     assert main(["score", *arguments, "--allow-missing"]) == 0

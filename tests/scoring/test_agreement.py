@@ -190,7 +190,7 @@ def test_files_of_scores(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_text("split,question_id,score,model\nclean,1,0.5,a\nclean,2.0,1,a\nclean,1,0,b\n")
     first, second = read_scores(table, "accuracy")
-    assert (first.model, first.rows) == ("a", {"clean": {"1": (0.5, 1.0), "2.0": (1.0, 1.0)}}) and second.model == "b"
+    assert (first.model, first.rows) == ("a", {"clean": {"1": (0.5, 1.0), "2": (1.0, 1.0)}}) and second.model == "b"
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"split": "clean", "score": 3}\n\n{"split": "foggy", "score": 2.5}\n')
     (found,) = read_scores(lines, "human")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from lmms_eval_emi.data.sample import id_text
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import ResponsesError
 from lmms_eval_emi.util.files import parse_json
+
+log = logging.getLogger("lmms_eval_emi")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def collect(
     texts: dict[str | None, dict[Any, str]] = {}
     seen: dict[Any, dict[str | None, int]] = {}  # line by model by key
     doubled: set[tuple[str | None, Any]] = set()
+    repeated = 0  # lines that say again what an earlier one said
     problems = []
     try:
         lines = read_lines(path)
@@ -147,6 +151,9 @@ def collect(
         earlier = seen.setdefault(key, {})
         # A line that names no model may be of any.
         same = [other for other in earlier if other == model or other is None or model is None]
+        if same and texts[same[0]].get(key) == text:
+            repeated += 1
+            continue
         if same:
             problems.append(
                 f"{where}: {key_name} {key} stands in line {earlier[same[0]]} already. Keep one of the two."
@@ -157,6 +164,8 @@ def collect(
         texts.setdefault(model, {})[key] = text
     for model, key in doubled:
         del texts[model][key]
+    if repeated:
+        log.warning("%s: %d lines repeat an earlier line, and are left out.", path, repeated)
     return texts, tuple(problems)
 
 

@@ -11,7 +11,9 @@ from typing import Any
 from lmms_eval_emi.data.responses.base import ModelResponses, SplitResponses, by_model, collect
 from lmms_eval_emi.data.study import BUILT_IN, Study, load_study
 from lmms_eval_emi.errors import ResponsesError
-from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.util.files import visible_files, write_atomically
+
+SAVED = "emi_responses"  # how the folder ends in which a run of a harness saves its responses
 
 
 def reads(record: dict[str, Any]) -> bool:
@@ -42,6 +44,8 @@ def find_models(folder: Path, study: Study) -> list[ModelResponses]:
     ``llava_bench_coco``. Files with the same suffix are of one model unless their lines name several;
     a model is called what its lines say, or else what its files' suffix says.
 
+    A folder without such files may be the ``--output_path`` of runs of a harness, whose responses are found below it.
+
     Raises:
         ResponsesError: the folder has no such file, or one that cannot be read.
     """
@@ -52,11 +56,19 @@ def find_models(folder: Path, study: Study) -> list[ModelResponses]:
         for model in by_model(files, read, suffix or None, (suffix,) if suffix else ())
     ]
     if not found:
+        found = [model for below in _of_harness_runs(folder, study.name) for model in find_models(below, study)]
+    if not found:
         present = [path.name for path in sorted(folder.glob("*"))]
         raise ResponsesError(
             f"{folder}: expected response files such as {study.id_split}.jsonl or {study.id_split}_MODEL.jsonl, found {_listed(present) or 'nothing'}."
         )
     return found
+
+
+def _of_harness_runs(folder: Path, study: str) -> list[Path]:
+    """The folders with the responses of the latest run of every model below the output folder of a harness."""
+    latest = {path.parent.parent: path for path in visible_files(folder, study) if path.parent.name.endswith(SAVED)}
+    return list(latest.values())
 
 
 def _files_by_suffix(folder: Path, study: Study) -> dict[str, dict[str, Path]]:
@@ -68,7 +80,7 @@ def _files_by_suffix(folder: Path, study: Study) -> dict[str, dict[str, Path]]:
         for stem in split.response_stems
     }
     by_stem: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(folder.glob("[!.]*.jsonl")):
         stem = path.name.removesuffix(".jsonl")
         owner = max((known for known in stems if stem == known or stem.startswith(f"{known}_")), key=len, default=None)
         if owner:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lmms_eval_emi.data.responses.base import ModelResponses, SplitResponses, collect
 from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.util.files import visible_files
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -45,7 +46,7 @@ def find_models(folder: Path, study: Study) -> list[ModelResponses]:
     """The responses of every model below a folder, of its latest run of each task; none if there are none."""
     split_of = {study.task_name(split): split for split in study.splits}
     found: dict[Path, dict[str, list[Path]]] = {}
-    for path in sorted(folder.rglob(samples_name("*", "*"))):
+    for path in visible_files(folder, samples_name("*", "*")):
         task = parse_samples_name(path.name)
         if task in split_of:
             found.setdefault(path.parent, {}).setdefault(split_of[task], []).append(path)

@@ -17,7 +17,7 @@ import yaml
 from loguru import logger
 
 from lmms_eval_emi.data.response_text import is_failed_request
-from lmms_eval_emi.data.responses.llava import write_response_file
+from lmms_eval_emi.data.responses.llava import SAVED, write_response_file
 from lmms_eval_emi.data.responses.lmms_eval import samples_name
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import RunError, UnavailableError
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from lmms_eval_emi.scoring.result import StudyResult
     from lmms_eval_emi.scoring.rows import Scored
 
-RESPONSES = "emi_responses"
 _footers: list[str] = []
 
 
@@ -55,10 +54,10 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
     """
     model = run_files.model_name(args)
     saved, entries = save_responses(run, args, model)
-    folder, stamp = saved.parent, saved.name.removesuffix(f"_{RESPONSES}")
+    folder, stamp = saved.parent, saved.name.removesuffix(f"_{SAVED}")
     try:
         named, stamp_of_run = _folder_of_run(args), frames.run_stamp(args)
-        target = _unused(named / f"{stamp_of_run}_{RESPONSES}")
+        target = _unused(named / f"{stamp_of_run}_{SAVED}")
         saved.rename(target)
         flush_folder(target.parent)
         saved, folder, stamp = target, named, stamp_of_run
@@ -84,7 +83,7 @@ def save_responses(run: Run, args: object, model: str) -> tuple[Path, list[Study
     Returns:
         Their folder, and the samples of every study.
     """
-    folder = writable_folder(args) / f"{time.strftime('%Y%m%d_%H%M%S')}-{os.getpid()}-{id(run) % 10_000}_{RESPONSES}"
+    folder = writable_folder(args) / f"{time.strftime('%Y%m%d_%H%M%S')}-{os.getpid()}-{id(run) % 10_000}_{SAVED}"
     entries: dict[str, StudySamples] = {}
     for task in list(run.tasks.values()):
         if not task.responses:

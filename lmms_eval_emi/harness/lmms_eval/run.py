@@ -142,7 +142,8 @@ class Run:
             )
         if launch.is_main_process():
             _check_rows(study, split, dataset)
-        taken = {task.row_name for task in self.tasks.values() if task.study.name == study.name} | set(study.splits)
+        others = (task for other, task in self.tasks.items() if other != name)
+        taken = {task.row_name for task in others if task.study.name == study.name} | set(study.splits)
         row_name = split if name == study.task_name(split) else _free(re.sub(r"\W+", "_", name) or "variant", taken)
         task = self.tasks[name] = TaskOfRun(name, study, split, row_name, dataset)
         return task
@@ -256,7 +257,9 @@ def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
     evaluation = caller.evaluation if caller else 0
     with _lock:
         run = _run_of_thread.get(threading.get_ident())
-        if run is None or run.begun or name in run.tasks or run.evaluation != evaluation:
+        # A task that is asked for by its name and in a group is loaded twice, and is one task of the run.
+        again = run is not None and name in run.tasks and not evaluation
+        if run is None or run.begun or again or run.evaluation != evaluation:
             run = Run(evaluation)
             _run_of_thread[threading.get_ident()] = run
             _runs.append(run)

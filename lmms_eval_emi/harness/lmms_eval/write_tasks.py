@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from lmms_eval_emi.data.rows import SAVED, is_saved, load_dataset_arguments, split_of_dataset
+from lmms_eval_emi.data.rows import FILE_FORMATS, SAVED, is_saved, load_dataset_arguments, split_of_dataset
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, SHIFT_MODALITIES, SplitSpec, Study, load_study
 from lmms_eval_emi.errors import StudyError
 from lmms_eval_emi.harness.lmms_eval.compat.task_index import CLUSTER_KEY, OURS, SCORE_KEY, tasks_folder
+from lmms_eval_emi.util.digest import content_hexdigest, file_hexdigest
 from lmms_eval_emi.util.files import write_atomically
 
 SUITE = "llavabench_shift"
@@ -143,8 +144,15 @@ def _task_file(study: Study, split: SplitSpec) -> str:
         "emi_study": study.name,
         "emi_split": split.name,
         "emi_dataset": split.dataset.path,
+        **({"emi_rows": _rows_digest(local)} if local is not None and not _is_bundled(study) else {}),
     }
     return HEADER + dump(fields)
+
+
+def _rows_digest(local: Path) -> str:
+    """A hash of the tables of a local dataset, so that a cache of replies knows rows that were written anew."""
+    files = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.suffix in FILE_FORMATS)
+    return content_hexdigest(" ".join(file_hexdigest(path) for path in files))[:16]
 
 
 def _process_docs(split: SplitSpec) -> str:

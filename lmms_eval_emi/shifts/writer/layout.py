@@ -157,7 +157,7 @@ def _card(count: int, suite: Suite, left: Counter, run_with: str) -> str:
         "\nRows that an operator could not shift are in their split as they were; `unshifted.jsonl` says which and why."
         f"\n\n```\n{run_with + chr(10) if run_with else ''}lmms-eval-emi score study.yaml RESPONSES\npython -c \"import datasets; print(datasets.load_dataset('.'))\"\n```"
         "\n\nImages are stored once and reached through links (`splits/*/images`), which `cp -a`, `rsync -a` and `tar` keep. "
-        "After moving the folder, write the tasks again: `lmms-eval-emi tasks --from-study study.yaml --output tasks`. "
+        "After moving the folder, write the tasks again: `lmms-eval-emi tasks write study.yaml tasks`. "
         "To publish it with the images inside: `datasets.load_dataset('.').push_to_hub(...)`.",
     ]
     return "\n".join(lines) + "\n"

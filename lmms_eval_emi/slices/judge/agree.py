@@ -98,6 +98,10 @@ def run(args: argparse.Namespace) -> int:
         if not found:
             raise ResultsError(f"{message}. Give the model its name with score --model-name OLD=NEW.")
         log.warning("%s, and they are left out.", message)
+    if not found:
+        raise ResultsError(
+            "agreement: the files hold no scores of the results' splits, so there is nothing to compare."
+        )
     for one in found:
         _print(one)
     if args.output:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,9 @@ def run(args: argparse.Namespace) -> int:
     for name, lowest in (("repeats", 1), ("concurrency", 1), ("max_tokens", 1)):
         if getattr(args, name) < lowest:
             raise EndpointError(f"--{name.replace('_', '-')}: expected at least {lowest}, got {getattr(args, name)}.")
+    for name, value in (("temperature", args.temperature), ("timeout", args.timeout)):
+        if not (math.isfinite(value) and value >= 0):
+            raise EndpointError(f"--{name}: expected a number of at least 0, got {value}.")
     if args.repeats > 1 and args.temperature <= 0:
         raise EndpointError(
             "--repeats: at a temperature of 0 every repeat is the same. Pass --temperature 0.2, for one."

@@ -296,7 +296,7 @@ def unpack(content: bytes, target: Path) -> Path:
                 one for one in archive.infolist() if re.fullmatch(r"[\w.-]+\.jsonl", PurePosixPath(one.filename).name)
             ]
             members = [one for one in members if "__MACOSX" not in one.filename]
-            if not members or len(members) > MOST or any(one.file_size > LARGEST for one in members):
+            if not members or len(members) > MOST or sum(one.file_size for one in members) > LARGEST:
                 raise UnavailableError(
                     f"The archive of the published responses holds {len(members)} response files of usable size; expected 1 to {MOST}."
                 )

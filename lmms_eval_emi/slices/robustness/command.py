@@ -126,7 +126,19 @@ def run(args: argparse.Namespace) -> int:
             base = measured[args.baseline].get(task) if args.baseline and model != args.baseline else None
             relative = relative_to(metrics, base) if base else []
             own_same = {pair.shifted.name: same.get((model, task, pair.shifted.name)) for pair in pairs[model][task]}
-            _print(model, task, pairs[model][task], metrics, own_same, args.baseline, relative)
+            reported = _reported(pairs[model][task])
+            print(f"{task}, {model}")
+            for metric in metrics:
+                _print_metric(metric, own_same, "clusters" if args.cluster else "images")
+            measured_names = {metric.metric for metric in metrics}
+            others = [row for row in reported if row.metric not in measured_names or any(m.notes for m in metrics)]
+            if others:
+                _print_reported(others)
+            elif not metrics:
+                log.warning("%s: it logged no metric of rows and reports none.", task)
+            for compared in relative:
+                _print_relative(compared, args.baseline)
+            print()
             found: dict[str, Any] = {}
             if relative:
                 found["relative"] = RelativeResult(
@@ -138,11 +150,11 @@ def run(args: argparse.Namespace) -> int:
                     task=task,
                     metrics=[one.to_result() for one in metrics],
                     consistency={name: _plain(one) for name, one in own_same.items() if one is not None},
-                    reported=_reported(pairs[model][task]),
+                    reported=reported,
                     **found,
                 )
             )
-    if not args.without_consistency:
+    if any(one is not None and one.same is not None for one in same.values()):
         print(
             f"same meaning: cosine of both responses' embeddings at least {args.same_from} (text encoder {settings.text_encoder})"
         )
@@ -195,6 +207,11 @@ def _consistencies(
     }
 
 
+def _stays(found: Consistency | None) -> float | None:
+    """The share of rows whose response stays what it was: in meaning, or as an option."""
+    return None if found is None else (found.same or found.identical).value
+
+
 def _plain(found: Consistency) -> ConsistencyResult:
     from lmms_eval_emi.slices.robustness.comparison import ConsistencyResult, plain
 
@@ -225,109 +242,69 @@ def _reported(pairs: Sequence[ShiftedTask]) -> list[ReportedMetric]:
     return rows
 
 
-def _print(
-    model: str,
-    task: str,
-    pairs: Sequence[ShiftedTask],
-    metrics: Sequence[MetricRobustness],
-    same: Mapping[str, Consistency | None],
-    baseline: str | None,
-    relative: Sequence[Any],
-) -> None:
+def _print_metric(metric: MetricRobustness, same: Mapping[str, Consistency | None], unit: str) -> None:
+    """Print the losses of one metric under every shift, their means, and what to know of it."""
     from tabulate import tabulate
 
     from lmms_eval_emi.scoring.table import MARK, NOTHING, with_error
 
-    def share(value: float | None) -> str:
-        return NOTHING if value is None else f"{value:.1%}"
-
-    print(f"{task}, {model}")
-    for metric in metrics:
-        rows = []
-        for one in metric.losses:
-            stays = same.get(one.pair.shifted.name)
-            rows.append(
-                [
-                    one.pair.shift,
-                    one.rows,
-                    one.loss.clusters or NOTHING,
-                    with_error(one.shifted),
-                    with_error(one.loss, MARK if one.verdict in ("lost", "gained") else ""),
-                    share(one.mmi.value if one.mmi else None),
-                    share(one.right_to_wrong),
-                    share(one.wrong_to_right),
-                    NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}",
-                    one.verdict or NOTHING,
-                    *([share(stays.same.value if stays else None)] if any(same.values()) else []),
-                ]
-            )
-        headers = [
-            "shift",
-            "rows",
-            "images",
-            "score ± SE",
-            "loss ± SE",
-            "MMI",
-            "right→wrong",
-            "wrong→right",
-            "p",
-            "verdict",
+    rows = []
+    for one in metric.losses:
+        row = [one.pair.shift, one.rows, one.loss.clusters or NOTHING, with_error(one.shifted)]
+        row += [with_error(one.loss, MARK if one.verdict in ("lost", "gained") else "")]
+        row += [_share(one.mmi.value if one.mmi else None), _share(one.right_to_wrong), _share(one.wrong_to_right)]
+        row += [NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}", one.verdict or NOTHING]
+        rows.append([*row, *([_share(_stays(same.get(one.pair.shifted.name)))] if any(same.values()) else [])])
+    headers = ["shift", "rows", unit, "score ± SE", "loss ± SE", "MMI", "right→wrong", "wrong→right", "p", "verdict"]
+    options = metric.losses[0].pair.clean.response_kind == "option"
+    headers += ["same option" if options else "same meaning"] if any(same.values()) else []
+    print(f"\n{metric.metric}, clean {with_error(metric.losses[0].clean)}")
+    print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 8, "left")))
+    if len(metric.losses) > 1:
+        groups = [
+            f"{name} {with_error(loss)}" + (f" (MMI {mmi.value:.1%})" if mmi else "")
+            for name, (loss, mmi) in metric.by_group.items()
         ]
-        headers += ["same meaning"] if any(same.values()) else []
-        print(f"\n{metric.metric}, clean {with_error(metric.losses[0].clean)}")
-        print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 8, "left")))
-        if len(metric.losses) > 1:
-            groups = [
-                f"{name} {with_error(loss)}" + (f" (MMI {mmi.value:.1%})" if mmi else "")
-                for name, (loss, mmi) in metric.by_group.items()
-            ]
-            loss, mmi = metric.mean
-            print(f"mean loss over levels: {', '.join(groups)}")
-            print(
-                f"mean loss over operators: {with_error(loss)}"
-                + (f" (MMI {mmi.value:.1%})" if mmi else "")
-                + f"; worst: {metric.worst.pair.shift}, {with_error(metric.worst.loss)}"
-            )
-        for note in metric.notes:
-            print(f"note: {note}")
-    measured = {metric.metric for metric in metrics}
-    others = [row for row in _reported(pairs) if row.metric not in measured or any(m.notes for m in metrics)]
-    if others:
-        print("\nAs the tasks report them, without errors:")
+        loss, mmi = metric.mean
+        share = f" (MMI {mmi.value:.1%})" if mmi else ""
+        print(f"mean loss over levels: {', '.join(groups)}")
         print(
-            tabulate(
-                [
-                    [
-                        row.task,
-                        row.metric,
-                        f"{row.clean:.4g}",
-                        f"{row.shifted:.4g}",
-                        f"{row.loss:.4g}",
-                        share(row.mmi),
-                    ]
-                    for row in others
-                ],
-                headers=["task", "metric", "clean", "shifted", "loss", "MMI"],
-                disable_numparse=True,
-            )
+            f"mean loss over operators: {with_error(loss)}{share}; worst: {metric.worst.pair.shift}, {with_error(metric.worst.loss)}"
         )
-    if not metrics and not others:
-        log.warning("%s: it logged no metric of rows and reports none.", task)
-    for one in relative:
-        shown = (
-            f"ratio of the losses' sums {with_error(one.ratio)}"
-            if one.ratio
-            else (f"no ratio, for {baseline} loses nothing beyond its error")
-        )
-        print(f"\nbeside {baseline}, {one.metric}: {shown}")
-        print(
-            tabulate(
-                [
-                    [name, with_error(found), NOTHING if found.p_value is None else f"{found.p_value:.2g}"]
-                    for name, found in one.differences.items()
-                ],
-                headers=["shift", "difference of losses ± SE", "p"],
-                disable_numparse=True,
-            )
-        )
-    print()
+    for note in metric.notes:
+        print(f"note: {note}")
+
+
+def _print_reported(rows: Sequence[ReportedMetric]) -> None:
+    """Print what tasks report by their own aggregation."""
+    from tabulate import tabulate
+
+    print("\nAs the tasks report them, without errors:")
+    cells = [
+        [row.task, row.metric, f"{row.clean:.4g}", f"{row.shifted:.4g}", f"{row.loss:.4g}", _share(row.mmi)]
+        for row in rows
+    ]
+    print(tabulate(cells, headers=["task", "metric", "clean", "shifted", "loss", "MMI"], disable_numparse=True))
+
+
+def _print_relative(one: Any, baseline: str | None) -> None:
+    """Print the losses of a model beside those of the baseline."""
+    from tabulate import tabulate
+
+    from lmms_eval_emi.scoring.table import NOTHING, with_error
+
+    shown = f"no ratio, for {baseline} loses nothing beyond its error"
+    if one.ratio:
+        shown = f"ratio of the losses' sums {with_error(one.ratio)}"
+    print(f"\nbeside {baseline}, {one.metric}: {shown}")
+    rows = [
+        [name, with_error(found), NOTHING if found.p_value is None else f"{found.p_value:.2g}"]
+        for name, found in one.differences.items()
+    ]
+    print(tabulate(rows, headers=["shift", "difference of losses ± SE", "p"], disable_numparse=True))
+
+
+def _share(value: float | None) -> str:
+    from lmms_eval_emi.scoring.table import NOTHING
+
+    return NOTHING if value is None else f"{value:.1%}"

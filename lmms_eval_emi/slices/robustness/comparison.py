@@ -37,6 +37,8 @@ class ScoredTask:
         metrics: of the rows.
         reported: what the harness reports, by metric, with whether higher is better.
         settings: of the run, which should be those of the runs that it is compared with.
+        response_kind: what ``responses`` are: texts, or names of chosen options, which are compared and not embedded;
+            ``none`` where the task has neither.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ScoredTask:
     metrics: Sequence[RowMetric]
     reported: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    response_kind: Literal["text", "option", "none"] = "text"
 
     def metric(self, name: str) -> RowMetric | None:
         """A metric by name."""
@@ -511,14 +514,14 @@ class Consistency:
     """How many responses stay the same under a shift.
 
     Attributes:
-        same: share of rows whose response has the same meaning.
-        identical: share of rows whose response is the same, letter by letter.
-        cosine: mean cosine of both responses' embeddings.
+        same: share of rows whose response has the same meaning; ``None`` of options, which have no text.
+        identical: share of rows whose response is the same, letter by letter, or whose chosen option is.
+        cosine: mean cosine of both responses' embeddings; ``None`` of options.
     """
 
-    same: Jackknife
+    same: Jackknife | None
     identical: Jackknife
-    cosine: Jackknife
+    cosine: Jackknife | None
 
 
 def consistency(
@@ -531,17 +534,20 @@ def consistency(
         embed: gives the unit embedding of every text.
         same_from: cosine from which two responses count as one in meaning.
     """
-    if not pair.paired:
+    if not pair.paired or pair.clean.response_kind != pair.shifted.response_kind:
         return None
     rows = [row for row in check_pair(pair) if row in pair.clean.responses and row in pair.shifted.responses]
     if not rows:
         return None
     texts = [(pair.clean.responses[row], pair.shifted.responses[row]) for row in rows]
+    clusters = [pair.clean.clusters.get(row, pair.shifted.clusters.get(row, ("row", row))) for row in rows]
+    identical = ClusterTotals.of_values([float(a == b) for a, b in texts], clusters).jackknife()
+    if pair.clean.response_kind == "option":
+        return Consistency(None, identical, None)
     known = embed(sorted({text for both in texts for text in both}))
     cosines = np.array([1.0 if a == b else float(known[a] @ known[b]) for a, b in texts])
-    clusters = [pair.clean.clusters.get(row, pair.shifted.clusters.get(row, ("row", row))) for row in rows]
     return Consistency(
         ClusterTotals.of_values(cosines >= same_from, clusters).jackknife(),
-        ClusterTotals.of_values([float(a == b) for a, b in texts], clusters).jackknife(),
+        identical,
         ClusterTotals.of_values(cosines, clusters).jackknife(),
     )

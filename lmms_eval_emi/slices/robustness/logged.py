@@ -16,7 +16,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from lmms_eval_emi.data.responses.base import read_lines
 from lmms_eval_emi.data.responses.lmms_eval import parse_samples_name, samples_name
@@ -25,7 +27,7 @@ from lmms_eval_emi.harness.lmms_eval.write_twins import TWIN
 from lmms_eval_emi.shifts.twins import IMAGE_SUFFIX, recipe_of
 from lmms_eval_emi.slices.robustness.comparison import ScoredTask, ShiftedTask, check_pair
 from lmms_eval_emi.slices.robustness.metrics import RowMetric, read_row_metrics
-from lmms_eval_emi.util.files import parse_json, read_json
+from lmms_eval_emi.util.files import parse_json, read_json, visible_files
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -33,6 +35,7 @@ NO_METRICS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps",
 NO_METRICS |= {"input_media", "input", "prompt_hash", "target_hash", "submission"}
 CLUSTER_KEYS = ("image_id", "imageId", "image_source", "image", "docId", "question_id")
 SETTINGS = ("limit", "offset", "gen_kwargs", "model_args", "num_fewshot")
+LIKELIHOOD = re.compile(r"\((-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf)), (?:True|False)\)")
 ROWS = re.compile(r"rows:0*([1-9]\d{0,8})")
 
 
@@ -67,7 +70,7 @@ def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str,
             f"{folder}: expected a folder that lmms-eval --log_samples --output_path wrote; it is not there."
         )
     latest: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.rglob(samples_name("*", "*")), key=lambda one: (one.name, one)):  # by stamp
+    for path in sorted(visible_files(folder, samples_name("*", "*")), key=lambda one: (one.name, one)):  # by stamp
         task = parse_samples_name(path.name)
         if task is not None:
             latest.setdefault(path.parent.name, {})[task] = path
@@ -106,6 +109,9 @@ def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Pa
     filters = list(
         dict.fromkeys(key.partition(",")[2] for key in results if "," in key and "_stderr" not in key.partition(",")[0])
     )
+    if all(len(lines) > 1 and lines.count(lines[0]) == len(lines) for lines in by_row.values()):
+        log.warning("%s: every row stands there %d times, alike; one of each is taken.", path, len(by_row[min(by_row)]))
+        by_row = {row: lines[:1] for row, lines in by_row.items()}
     count = max(map(len, by_row.values()), default=1)
     if count > 1 and len(set(map(len, by_row.values()))) > 1:
         log.warning("%s: some rows stand there more than once; the first of each is taken.", path)
@@ -127,16 +133,18 @@ def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Pa
         ]
         metrics += [replace(one, name=f"{one.name},{label}") for one in found] if count > 1 else found
     first = {row: lines[0] for row, lines in by_row.items()}
+    kind, responses = _responses(first, str(config.get("output_type", "")))
     task = ScoredTask(
         name,
         path.parent.name,
         {row: str(line.get("target")) for row, line in first.items()},
-        {row: _response(line.get("filtered_resps")) for row, line in first.items()},
+        responses,
         {row: str(line.get("input")) for row, line in first.items()},
         _clusters(first, clusters),
         metrics,
         _reported(results, better, several=count > 1),
         {key: value for key in SETTINGS if (value := _part(run, "config").get(key)) is not None},
+        kind,
     )
     metadata = config.get("metadata")
     twin = metadata.get(TWIN) if isinstance(metadata, Mapping) else None
@@ -168,6 +176,41 @@ def _reported(
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if "," in key and "_stderr" not in metric and number:
             found[key if several else metric] = (float(value), better.get(metric, True))
+    return found
+
+
+def _responses(
+    lines: Mapping[int, Mapping[str, Any]], output_type: str
+) -> tuple[Literal["text", "option", "none"], dict[int, str]]:
+    """What the model answered, by row: its text, or the option that it found likeliest, and which of both.
+
+    Tasks that score a single continuation, and those of several rounds, have neither.
+    """
+    logged = {row: line.get("filtered_resps") for row, line in lines.items()}
+    likelihoods = {row: _likelihoods(value) for row, value in logged.items()}
+    if "loglikelihood" in output_type or output_type == "multiple_choice" or all(likelihoods.values()):
+        chosen = {row: f"option {np.argmax(found) + 1}" for row, found in likelihoods.items() if len(found) > 1}
+        return ("option", chosen) if chosen else ("none", {})
+    if "multi_round" in output_type:
+        return "none", {}
+    return "text", {row: _response(value) for row, value in logged.items()}
+
+
+def _likelihoods(value: Any) -> list[float]:
+    """The log-likelihoods of a row's options; none where it has a text.
+
+    Each is a pair of the number and whether greedy decoding gives it, logged as JSON or as Python writes it.
+    """
+    found = []
+    while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        value = value[0]
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, list) and len(one) == 2 and isinstance(one[1], bool):
+            found.append(float(one[0]))
+        elif isinstance(one, str) and (match := LIKELIHOOD.fullmatch(one.strip())):
+            found.append(float(match[1]))
+        else:
+            return []
     return found
 
 

@@ -103,6 +103,11 @@ class Blocks:
         self._inside = False
         self._rounds: dict[tuple[str, int], int] = {}  # of documents that take several calls
 
+    @property
+    def tasks(self) -> set[str]:
+        """Tasks of the requests so far."""
+        return {request.task for request, _ in self._planned}
+
     def wrap(self, lm: Any) -> Any:
         """Let a model's methods go through here; the model stays the object that it is."""
         for method in launch.MODEL_METHODS:

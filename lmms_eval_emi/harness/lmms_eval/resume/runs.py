@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lmms_eval_emi.data.responses.lmms_eval import parse_samples_name, samples_name
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.heartbeat import Ranks
 from lmms_eval_emi.harness.lmms_eval import partial_responses as parts
@@ -26,12 +27,13 @@ from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents
 from lmms_eval_emi.harness.signals import Stopped, stop_signals
 from lmms_eval_emi.settings import PREFIX
-from lmms_eval_emi.util.files import check_folder_writable
+from lmms_eval_emi.util.files import check_folder_writable, visible_files
 from lmms_eval_emi.util.journal import (
     FOLDER,
     MANIFEST,
     Answers,
     Journal,
+    JournalContents,
     Request,
     is_running,
     read_journal,
@@ -112,6 +114,7 @@ def run(options: RunOptions) -> None:
         Stopped: a signal ended it; every response that was acknowledged is in the journal.
         Exception: whatever the harness or the model raises.
     """
+    read_manifest(options.folder)  # a damaged one is told before the model is loaded
     journal = Journal(options.folder, launch.rank())
     if launch.is_main_process():
         set_torn_files_aside(options.folder)
@@ -144,7 +147,7 @@ def run(options: RunOptions) -> None:
             write_manifest(options.folder, described["identity"], described)
         return runs[described["identity"]].wrap(lm)
 
-    before = _harness_results(options.folder)
+    before = _harness_results(options.folder) | _samples_files(options.folder)
     ranks = Ranks(journal.folder, launch.rank(), launch.ranks(), lost)
     failure = "it was stopped"
     try:
@@ -170,6 +173,13 @@ def _check_end(options: RunOptions, runs: Mapping[str, Blocks], before: set[Path
         raise RunError(
             f"lmms-eval could not write its results below {options.folder}; the reason is above. Once this is fixed, nothing is generated again:\n  {options.command}"
         )
+    if launch.is_main_process() and {"--log_samples", "--predict_only"} & set(options.arguments):
+        logged = {parse_samples_name(path.name) for path in _samples_files(options.folder) - before}
+        unlogged = sorted({task for blocks in runs.values() for task in blocks.tasks} - logged)
+        if unlogged:
+            raise RunError(
+                f"lmms-eval could not write the samples files of {', '.join(unlogged[:5])}; the reason is above. Once this is fixed, nothing is generated again:\n  {options.command}"
+            )
     if lacking:
         raise RunError(
             f"{launch.missing_scores_message(lacking)} Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
@@ -235,6 +245,11 @@ def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any
 def _harness_results(folder: Path) -> set[Path]:
     """The files of results of lmms-eval that are whole."""
     return {path for path in folder.rglob("*_results.json") if _is_whole(path)}
+
+
+def _samples_files(folder: Path) -> set[Path]:
+    """The samples files of lmms-eval that are whole."""
+    return {path for path in visible_files(folder, samples_name("*", "*")) if _is_whole(path)}
 
 
 def set_torn_files_aside(folder: Path) -> list[Path]:
@@ -305,50 +320,59 @@ def states(plan: Mapping[Request, bool], answers: Answers, share: bool = True) -
     return [TaskState(task, *own) for task, own in counts.items()]
 
 
-def dry_run(options: RunOptions) -> list[TaskState]:
+def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
     """How many requests every task has, and how many are left; the model is not loaded.
+
+    Returns:
+        The tasks of every configuration of the command, by its model and arguments.
 
     Raises:
         RunError: the journal of the folder cannot be read.
         Exception: whatever the harness raises for its arguments and tasks.
     """
     contents = read_journal(options.folder)
-    names: list[tuple[str, str]] = []
+    names: dict[str, tuple[str, str]] = {}  # label, and identity and seed, of every configuration
     instances: list[Any] = []
-    plan: dict[Request, bool] = {}
+    plans: dict[str, dict[Request, bool]] = {}
 
     def collect(own: list[Any]) -> list[Any]:
         instances.extend(own)
         return own
 
     def make(kind: type, _: Callable[[], Any]) -> Any:
+        label = list(names)[-1]
+
         def respond(method: str, requests: Sequence[Any]) -> list[Any]:
             for each in launch.MODEL_METHODS:
-                described = Contents(lambda task, split, row: lm.task_dict[task][split][row], each, names[-1][1])
+                described = Contents(lambda task, split, row: lm.task_dict[task][split][row], each, names[label][1])
                 for instance in instances:
                     if instance.request_type in (each, f"{each}_agentic"):
                         for _ in range(launch.repeats(instance)):
                             one = described.describe(instance)
-                            plan[one.request] = one.shared
-            raise _Enough
+                            plans[label][one.request] = one.shared
+            raise launch.ConfigurationDone
 
         lm = launch.stand_in(bool(getattr(kind, "is_simple", True)), respond)
         return lm
 
     def prepare(args: Any) -> None:
         model, model_args, _, _ = launch.model_parts(args)
-        names.append((identity(model, model_args), launch.decisive_arguments(args)["seed"]))
+        label = f"{model} ({redact(model_args)})"
+        label = label if label not in names else f"{label}, configuration {len(names) + 1}"
+        names[label] = (identity(model, model_args), launch.decisive_arguments(args)["seed"])
+        plans[label] = {}
+        instances.clear()
 
-    with contextlib.suppress(_Enough), launch.models_through(make), launch.requests_through(collect):
-        launch.run_command_line(options.arguments, prepare)
-    everywhere: dict[Request, bool] = {}
-    for own in launch.gather(plan):
-        everywhere |= own
-    return states(everywhere, contents.answers(names[-1][0]) if names else Answers(), options.share)
-
-
-class _Enough(BaseException):
-    """All requests are known; nothing is to be generated."""
+    arguments = launch.without_options(options.arguments, launch.SENDING)
+    with launch.models_through(make), launch.requests_through(collect):
+        launch.run_command_line(arguments, prepare)
+    found = {}
+    for label, plan in plans.items():
+        everywhere: dict[Request, bool] = {}
+        for own in launch.gather(plan):
+            everywhere |= own
+        found[label] = states(everywhere, contents.answers(names[label][0]), options.share)
+    return found
 
 
 @dataclass(frozen=True)
@@ -397,7 +421,7 @@ def status(folder: Path) -> list[RunState]:
 # Recovering
 
 
-def recover(folder: Path, output: Path) -> list[TaskState]:
+def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskState]:
     """Make results of what the journal of a folder holds, without the model.
 
     The harness runs as it did, with a model that answers from the journal. Documents without a response are left out.
@@ -405,32 +429,109 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
     Args:
         folder: of the run.
         output: where results are written.
+        trust: whether the command in the folder may be run although somebody else wrote it.
 
     Returns:
-        How far every task is.
+        How far every task is, of all configurations of the latest command.
 
     Raises:
-        RunError: there is no journal, or nothing in it.
+        RunError: there is no journal, nothing in it, or it is somebody else's and not trusted.
         OSError: results cannot be written to ``output``.
         Exception: whatever the harness raises.
     """
-    name, described = list(_runs_of(folder).items())[-1]
+    runs = _runs_of(folder)
+    _, latest = list(runs.items())[-1]
     check_folder_writable(output)
-    arguments = described.get("arguments")
+    arguments = latest.get("arguments")
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
         raise RunError(f"{folder}: its manifest names no arguments. Run the original command again instead.")
+    _check_trusted(folder, latest, trust)
     contents = read_journal(folder)
-    answers, plan = contents.answers(str(described.get("run", name))), contents.plan(name)
-    share = bool(described.get("share", True))
-    known = {
-        (request.task, request.document, request.number): answers.of(request, shared=share and shared)
-        for request, shared in plan.items()
-        if answers.has(request, shared=share and shared)
-    }
-    if not known:
-        raise RunError(f"{folder}: its journal holds no response yet. Go on with: {described.get('command', '')}")
+    # One command may have several configurations, each with a model of its own.
+    kept = [
+        _Kept.of(contents, name, described)
+        for name, described in runs.items()
+        if described.get("arguments") == arguments
+    ]
+    if not any(one.known for one in kept):
+        raise RunError(f"{folder}: its journal holds no response yet. Go on with: {latest.get('command', '')}")
+    current: list[_Kept] = []
 
-    def keep(instances: list[Any]) -> list[Any]:
+    def prepare(args: Any) -> None:
+        launch.without_cache_of_responses(args)
+        model, model_args, _, _ = launch.model_parts(args)
+        matches = [
+            one
+            for one in kept
+            if one.described.get("model") == model and one.described.get("model_args") == redact(model_args)
+        ]
+        # Of several configurations of one model the identity tells, which needs the model's files as they were.
+        exact = [one for one in matches if len(matches) > 1 and one.command == command_identity(args)]
+        current[:] = (exact or matches)[:1]
+        if not current:
+            raise RunError(f"{folder}: the journal has no responses of {model} ({redact(model_args)}).")
+
+    def make(kind: type, _: Callable[[], Any]) -> Any:
+        return launch.stand_in(bool(current[0].described.get("simple", True)), current[0].respond)
+
+    for variable, value in (latest.get("settings") or {}).items():
+        if str(variable).startswith(PREFIX):
+            os.environ.setdefault(str(variable), str(value))
+    where = Path(str(latest.get("folder", ".")))
+    with (
+        contextlib.chdir(where if where.is_dir() else Path.cwd()),
+        launch.models_through(make),
+        launch.requests_through(lambda instances: current[0].answered(instances)),
+    ):
+        before = _harness_results(output)
+        own = launch.without_options(arguments, {"--output_path": True, **launch.SENDING})
+        launch.run_command_line([*own, "--output_path", str(output)], prepare)
+        if _harness_results(output) <= before:
+            raise RunError(f"lmms-eval could not write its results below {output}; the reason is above.")
+    return [state for one in kept for state in one.states]
+
+
+def _check_trusted(folder: Path, described: Mapping[str, Any], trust: bool) -> None:
+    """Refuse to run the command of somebody else's folder, which may load any code."""
+    manifest = folder / FOLDER / MANIFEST
+    if trust or not hasattr(os, "getuid") or manifest.stat().st_uid == os.getuid():
+        return
+    variables = ", ".join(f"{name}={value}" for name, value in (described.get("settings") or {}).items())
+    raise RunError(
+        f"{folder} is not yours, and recovering runs what it says: lmms-eval {shlex.join(described['arguments'])}\n"
+        f"in {described.get('folder')}, with {variables or 'no variables'}. Pass --trust if that is what you want."
+    )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a journal holds of one configuration of a command.
+
+    Attributes:
+        command: its identity.
+        described: as the manifest has it.
+        known: response by task, document and number of the request.
+        states: how far every task is.
+    """
+
+    command: str
+    described: Mapping[str, Any]
+    known: Mapping[tuple[str, int, int], Any]
+    states: Sequence[TaskState]
+
+    @classmethod
+    def of(cls, contents: JournalContents, command: str, described: Mapping[str, Any]) -> _Kept:
+        """What the journal holds of a command of the manifest."""
+        answers, plan = contents.answers(str(described.get("run", command))), contents.plan(command)
+        share = bool(described.get("share", True))
+        known = {
+            (request.task, request.document, request.number): answers.of(request, shared=share and shared)
+            for request, shared in plan.items()
+            if answers.has(request, shared=share and shared)
+        }
+        return cls(command, described, known, states(plan, answers, share))
+
+    def answered(self, instances: list[Any]) -> list[Any]:
         """The requests of the documents of which every request is answered.
 
         How many rounds a document takes is not known before its last one, so those of several rounds are left out.
@@ -443,34 +544,16 @@ def recover(folder: Path, output: Path) -> list[TaskState]:
             if instance.request_type not in launch.MODEL_METHODS:
                 lacking.add(instance.doc_id)
             for each in range(number, seen[instance.doc_id]):
-                if (str(instance.task_name), int(instance.doc_id), each) not in known:
+                if (str(instance.task_name), int(instance.doc_id), each) not in self.known:
                     lacking.add(instance.doc_id)
         return [instance for instance in instances if instance.doc_id not in lacking]
 
-    def make(kind: type, _: Callable[[], Any]) -> Any:
-        def respond(method: str, requests: Sequence[Any]) -> list[Any]:
-            seen: dict[tuple[str, int], int] = {}
-            responses = []
-            for instance in requests:
-                key = (str(instance.task_name), int(instance.doc_id))
-                responses.append(from_plain(known[(*key, seen.get(key, 0))]))
-                seen[key] = seen.get(key, 0) + 1
-            return responses
-
-        return launch.stand_in(bool(described.get("simple", True)), respond)
-
-    for variable, value in (described.get("settings") or {}).items():
-        if str(variable).startswith(PREFIX):
-            os.environ.setdefault(str(variable), str(value))
-    where = Path(str(described.get("folder", ".")))
-    with (
-        contextlib.chdir(where if where.is_dir() else Path.cwd()),
-        launch.models_through(make),
-        launch.requests_through(keep),
-    ):
-        before = _harness_results(output)
-        own = launch.without_options(arguments, {"--output_path": True, **launch.SENDING})
-        launch.run_command_line([*own, "--output_path", str(output)], launch.without_cache_of_responses)
-        if _harness_results(output) <= before:
-            raise RunError(f"lmms-eval could not write its results below {output}; the reason is above.")
-    return states(plan, answers, share)
+    def respond(self, method: str, requests: Sequence[Any]) -> list[Any]:
+        """The responses to the requests of a call."""
+        seen: dict[tuple[str, int], int] = {}
+        responses = []
+        for instance in requests:
+            key = (str(instance.task_name), int(instance.doc_id))
+            responses.append(from_plain(self.known[(*key, seen.get(key, 0))]))
+            seen[key] = seen.get(key, 0) + 1
+        return responses

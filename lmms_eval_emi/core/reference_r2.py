@@ -1,0 +1,85 @@
+"""How much of what the references say the responses predict, on images that the fit has not seen.
+
+Responses and references, centred, are put on their first k = min(30, rank) principal components, A (N, k) and B (N, k').
+With K = A A^T, lambda = 0.1 tr K / N and H = 11^T / N + K (K + lambda I)^-1, ridge regression of B on A has the residuals
+e = B - H B, and without the rows of an image g, in closed form, e_g = (I - H_gg)^-1 e_g. The value of a row is
+
+    r_i = 1 - |e_i|^2 / mean_j |B_j - mean of B without j's image|^2
+
+and R^2 is their mean: at most 1, and about 0 where responses say nothing about the references.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+COMPONENTS = 30
+RIDGE = 0.1  # of the mean variance of A
+NOTHING = 1e-12  # share of the variance below which a component is rounding
+
+
+def reference_r2(responses: np.ndarray, references: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Values of rows whose mean is R^2.
+
+    Args:
+        responses: (N, D) embeddings.
+        references: (N, D') embeddings.
+        images: (N,) number of every row's image; all rows of an image are left out of the fit together.
+
+    Returns:
+        (N,) float64; 0 where all references are the same, or all rows are of one image.
+    """
+    return _values(_components(_reduced(responses)), _components(_reduced(references)), images)
+
+
+def reference_r2_without(responses: np.ndarray, references: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
+    """(G,) R^2 on the rows without each of ``count`` images, components and fit made anew; NaN where one is left."""
+    found = np.full(count, np.nan)
+    pair = [_reduced(rows) for rows in (responses, references)]
+    for image in range(count):
+        kept = images != image
+        if len(np.unique(images[kept])) > 1:
+            a, b = (_components(rows[kept]) for rows in pair)
+            found[image] = _values(a, b, images[kept]).mean()
+    return found
+
+
+def _reduced(rows: np.ndarray) -> np.ndarray:
+    """Centred rows of at most N columns with the same inner products, which makes later decompositions small."""
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    if centred.shape[1] <= centred.shape[0]:
+        return centred
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    return vectors * np.sqrt(values.clip(0))
+
+
+def _components(rows: np.ndarray) -> np.ndarray:
+    """(N, k) scores of (N, D) rows on their first principal components."""
+    centred = rows - rows.mean(axis=0)
+    wide = centred.shape[1] > centred.shape[0]
+    values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    values, vectors = values[::-1][:COMPONENTS].clip(0), vectors[:, ::-1][:, :COMPONENTS]
+    real = values > NOTHING * values.sum()
+    return vectors[:, real] * np.sqrt(values[real]) if wide else centred @ vectors[:, real]
+
+
+def _values(a: np.ndarray, b: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """The values r_i of rows with the scores A of their responses and B of their references."""
+    n = len(b)
+    _, numbers, sizes = np.unique(images, return_inverse=True, return_counts=True)
+    if b.shape[1] == 0 or len(sizes) < 2:
+        return np.zeros(n)
+    ridge = RIDGE * (a * a).sum() / n * np.eye(a.shape[1])
+    half = np.linalg.solve(a.T @ a + ridge, a.T)  # (k, N)
+    residuals = b - a @ (half @ b)  # B is centred, so that the mean's part of H takes nothing from it
+    left_out = np.empty_like(residuals)
+    order, ends = np.argsort(numbers, kind="stable"), np.cumsum(sizes)
+    for size in np.unique(sizes):  # images of as many rows together
+        rows = np.stack([order[end - size : end] for end in ends[sizes == size]])  # (M, size)
+        own = 1.0 / n + a[rows] @ half[:, rows].transpose(1, 0, 2)
+        left_out[rows] = np.linalg.solve(np.eye(size) - own, residuals[rows])
+    sums = np.zeros((len(sizes), b.shape[1]))
+    np.add.at(sums, numbers, b)
+    means = -sums / (n - sizes[:, None])  # of B without each image, whose sum over all is 0
+    scale = ((b - means[numbers]) ** 2).sum(axis=1).mean()
+    return 1 - (left_out**2).sum(axis=1) / scale

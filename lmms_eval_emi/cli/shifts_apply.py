@@ -242,6 +242,11 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     print(f"look:  {args.dest / 'preview.png'}")
     print(f"run:   {command_line(group, args.dest)}")
     print(f"score: lmms-eval-emi score {args.dest / 'study.yaml'} RESPONSES")
+    nothing = sorted(step for step, count in written.left.items() if count == written.rows)
+    if nothing:
+        raise ShiftError(
+            f"{', '.join(nothing)} shifted no row, so its split is the clean one and its EMID would be 0. {args.dest / 'unshifted.jsonl'} says why; the other shifts are complete."
+        )
     return 0
 
 

@@ -213,6 +213,8 @@ def _turned(image: Image.Image) -> Image.Image:
 def check_size(image: Image.Image, most_pixels: int, longest_side: int | None = None) -> None:
     """Raise ``ImageError`` unless an image has pixels, and not too many."""
     width, height = image.size
+    if image.format == "JPEG2000":  # whose decoder takes several times the memory of the others
+        most_pixels //= 2
     if min(width, height) < 1:
         raise ImageError(f"its image has no pixels: its size is {width} x {height}")
     if width * height > most_pixels or (longest_side and max(width, height) > longest_side):

@@ -16,6 +16,7 @@ from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.data.study import Columns, DatasetSpec, SplitSpec, Study
 from lmms_eval_emi.data.tables import TEXT_FORMATS, read_table
 from lmms_eval_emi.errors import SampleError, StudyError
+from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.digest import content_hexdigest
 from lmms_eval_emi.util.files import check_folder_writable
 
@@ -176,7 +177,7 @@ def _load(
                 return saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or FILE_SPLIT): saved}
             # As load_dataset does, with the files of a local folder listed once. What the builder knows of an earlier
             # folder of that name is in the cache that it would have by itself.
-            own = Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" if local else None
+            own = _own_cache() if local else None
             builder = datasets.load_dataset_builder(**arguments, cache_dir=str(own) if own else None)
             builder.download_and_prepare(output_dir=str(own / _key_of_files(builder)) if own else None)
             return builder.as_dataset()
@@ -199,6 +200,14 @@ def _load(
             f"Fetch it on a machine with a connection:\n  hf download --repo-type dataset {spec.path}\n"
             f"then copy the Hugging Face cache here, or have a folder {spec.path}/ below the current one."
         ) from error
+
+
+def _own_cache() -> Path:
+    """Where rows of local files are kept: in the cache of datasets, or in ours where nobody has a home folder."""
+    import datasets
+
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    return (cache if cache.is_absolute() else load_settings().cache / "datasets") / "lmms_eval_emi"
 
 
 @contextlib.contextmanager

@@ -131,8 +131,10 @@ class ChatClient:
                 self._raise_if_final(error)
                 reason, most = f"status {error.status_code}: {_said(error)}", RETRIES
                 wait = _retry_after(error)
+            except _ReplyError as error:
+                raise RequestFailedError(str(error)) from error
             except openai.APIConnectionError as error:
-                if isinstance(error.__cause__, _ReplyError):
+                if isinstance(error.__cause__, _ReplyError):  # as some versions of openai hand it on
                     raise RequestFailedError(str(error.__cause__)) from error
                 cause = error.__cause__ or error
                 reason, most = f"no reply ({type(cause).__name__}: {one_line(str(cause), 120)})", CONNECTION_RETRIES

@@ -24,7 +24,7 @@ BEARER = re.compile(r"(?i)\b(bearer|basic)\s{1,3}[A-Za-z0-9._~+/=-]{8,}")
 KNOWN = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20}|sk-[A-Za-z0-9_-]{16}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_[A-Za-z0-9_]{20}"
     r"|glpat-[A-Za-z0-9_-]{16}|gsk_[A-Za-z0-9]{20}|nvapi-[A-Za-z0-9_-]{20}|xox[abprs]-[A-Za-z0-9-]{10}"
-    r"|AIza[A-Za-z0-9_-]{30}|AKIA[A-Z0-9]{16}|ASIA[A-Z0-9]{16}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.)[A-Za-z0-9_.-]*"
+    r"|AIza[A-Za-z0-9_-]{30}|AKIA[A-Z0-9]{16}|ASIA[A-Z0-9]{16}|eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}\.)[A-Za-z0-9_.-]*"
 )
 IN_URL = re.compile(r"(\w://)[^\s@/]{1,512}@")
 LONGEST_WORD = 8192  # a longer run without a space is data, and is not searched

@@ -90,14 +90,12 @@ def choose_models(
     chosen: list[tuple[str, ModelResponses]] = []
     missing = set(wanted) - {ALL}
     for folder, models in found.items():
-        models = rename(models, renamed)
+        if not wanted and len({entry.model for entry in models}) < len(models):
+            places = dict.fromkeys(str(one.path.parent) for entry in models for one in entry.splits.values())
+            raise ResponsesError(f"{folder}: it has the responses of several runs. Give one of {', '.join(places)}.")
+        models = rename(models, renamed) if renamed else models
         if not wanted and len(models) > 1:
             names = ", ".join(sorted(str(entry.model) for entry in models))
-            if len({entry.model for entry in models}) < len(models):
-                places = dict.fromkeys(str(one.path.parent) for entry in models for one in entry.splits.values())
-                raise ResponsesError(
-                    f"{folder}: it has the responses of several runs. Give one of {', '.join(places)}."
-                )
             raise ResponsesError(
                 f"{folder}: responses of several models ({names}). Choose with --only-model NAME, or take every one with --only-model all."
             )

@@ -188,7 +188,8 @@ def test_a_request_that_the_endpoint_refuses_is_missing(study, serve) -> None:
 def test_an_endpoint_that_gives_no_scores_is_told_early_and_costs_no_earlier_ones(
     study, serve, reply, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("lmms_eval_emi.slices.judge.client.RETRIES", 0)
+    monkeypatch.setattr("lmms_eval_emi.util.endpoint.RETRIES", 0)
+    monkeypatch.setattr("lmms_eval_emi.util.endpoint.CONNECTION_RETRIES", 0)
     endpoint = serve(by_quality)
     assert main(arguments(study, endpoint)) == 0
     before = (study / "judged.jsonl").read_bytes()
@@ -244,7 +245,8 @@ def test_replies_under_way_are_kept_when_the_endpoint_refuses(study, serve) -> N
 
 
 def test_an_endpoint_that_is_gone_is_told_and_what_is_there_stays(study, serve, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("lmms_eval_emi.slices.judge.client.RETRIES", 0)
+    monkeypatch.setattr("lmms_eval_emi.util.endpoint.RETRIES", 0)
+    monkeypatch.setattr("lmms_eval_emi.util.endpoint.CONNECTION_RETRIES", 0)
     answered = []
 
     def dying(request, count):

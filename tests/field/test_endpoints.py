@@ -1,0 +1,193 @@
+"""Endpoints as there are: strict, busy, broken and hostile."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+pytest.importorskip("openai")
+
+from lmms_eval_emi.errors import EndpointError
+from lmms_eval_emi.util import endpoint as module
+from lmms_eval_emi.util.endpoint import ChatClient, RequestFailedError, RequestRefusedError
+
+MESSAGES = [{"role": "system", "content": "Be fair."}, {"role": "user", "content": "Judge."}]
+
+
+def completion(text, finish="stop", **more):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], **more}
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Start a server; ``reply`` gets a request and writes status, headers and the chunks of a body."""
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    servers = []
+
+    def start(reply, **options):
+        requests = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                status, headers, chunks = reply(requests[-1], len(requests))
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                try:
+                    for chunk in chunks:
+                        self.wfile.write(chunk if isinstance(chunk, bytes) else json.dumps(chunk).encode())
+                        self.wfile.flush()
+                except OSError:  # the client has had enough
+                    pass
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        return ChatClient(url, "m", package_extra="judge", timeout=2, **options), requests
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["temperature", "max_tokens", "system"])
+def test_a_refused_parameter_is_left_out_from_then_on(serve, name):
+    def strict(request, count):
+        sent = {*request, *(one["role"] for one in request["messages"])}
+        if name in sent:
+            return 400, {}, [{"error": {"message": f"'{name}' is not supported with this model"}}]
+        return 200, {}, [completion("8 6")]
+
+    client, requests = serve(strict)
+    for _ in range(2):
+        assert client.ask(MESSAGES, temperature=0.2, max_tokens=10).text == "8 6"
+    assert len(requests) == 3
+    assert "Be fair." in json.dumps(requests[-1]["messages"])
+    assert ("max_completion_tokens" in requests[-1]) == (name == "max_tokens")
+
+
+def test_a_refusal_of_the_text_is_that_of_one_request(serve):
+    client, requests = serve(lambda request, count: (400, {}, [{"error": {"message": "too long: SECRET key=SECRET"}}]))
+    with pytest.raises(RequestRefusedError, match=r"too long.*key=\*\*\*"):
+        client.ask(MESSAGES, temperature=0)
+    assert len(requests) == 1
+
+
+def test_an_error_under_status_200_is_asked_again(serve):
+    def busy(request, count):
+        return 200, {}, [{"error": {"message": "Rate limit", "code": 429}} if count < 4 else completion("8 6")]
+
+    client, requests = serve(busy)
+    assert client.ask(MESSAGES, temperature=0).text == "8 6" and len(requests) == 4
+
+
+def test_an_exhausted_quota_ends_at_once(serve):
+    body = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
+    client, requests = serve(lambda request, count: (429, {}, [body]))
+    with pytest.raises(EndpointError, match="refuses the model"):
+        client.ask(MESSAGES, temperature=0)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "chunks", "said"),
+    [
+        ({}, [b" " * 100_000] * 20, "larger than 1,000,000 bytes"),
+        ({"Content-Encoding": "gzip"}, [gzip.compress(b" " * 50_000_000)], "compressed"),
+        ({"Content-Type": "text/html"}, [b"<html>Sign in</html>"], "HTML page"),
+        ({"Content-Type": "text/event-stream"}, [b"data: {}\n\n"], "event stream"),
+        ({}, [b'{"choices": "\xff\xfe'], "cannot be read"),
+    ],
+    ids=["large", "bomb", "html", "stream", "torn"],
+)
+def test_replies_that_are_none_are_told_by_their_kind(serve, headers, chunks, said):
+    client, _ = serve(lambda request, count: (200, headers, chunks))
+    with pytest.raises(RequestFailedError, match=said):
+        client.ask(MESSAGES, temperature=0)
+
+
+def test_a_reply_that_drips_ends_at_the_deadline(serve, monkeypatch):
+    pause = threading.Event()
+
+    def drip(request, count):
+        def chunks():
+            for _ in range(1000):
+                yield b" "
+                pause.wait(0.05)
+
+        return 200, {}, chunks()
+
+    client, _ = serve(drip)
+    start = time.monotonic()
+    with pytest.raises(RequestFailedError, match="did not end within 2 s"):
+        client.ask(MESSAGES, temperature=0)
+    pause.set()
+    assert time.monotonic() - start < 45  # 1,000 bytes would take 50 s
+
+
+def test_prompts_follow_no_redirect(serve):
+    other, received = serve(lambda request, count: (200, {}, [completion("8 6")]))
+    client, _ = serve(lambda request, count: (307, {"Location": f"{other.url}/chat/completions"}, [b""]))
+    with pytest.raises(EndpointError, match="redirects to"):
+        client.ask(MESSAGES, temperature=0)
+    assert not received
+
+
+def test_what_was_cut_off_and_what_it_was_is_kept(serve):
+    body = completion(None, "length")
+    body["choices"][0]["message"]["reasoning_content"] = "Let me compare"
+    client, _ = serve(lambda request, count: (200, {}, [body]))
+    reply = client.ask(MESSAGES, temperature=0)
+    assert (reply.text, reply.finish_reason) == ("", "length") and "Let me compare" in reply.raw
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "", "http://"])
+def test_a_url_that_is_none_is_told_at_once(url):
+    with pytest.raises(EndpointError, match="expected a URL"):
+        ChatClient(url, "m", package_extra="judge")
+
+
+def test_a_url_may_name_the_whole_way(serve):
+    client, _ = serve(lambda request, count: (200, {}, [completion("8 6")]))
+    again = ChatClient(f"{client.url}/chat/completions/", "m", package_extra="judge")
+    assert again.ask(MESSAGES, temperature=0).text == "8 6"
+
+
+@pytest.mark.parametrize(
+    ("reply", "question"),
+    [
+        ("<think>hm</think>Kindly state: what is it?", "Kindly state: what is it?"),
+        ("Here is the rewritten question:\n\nPlease tell what it is?", "Please tell what it is?"),
+        ('"Which object is it?"', "Which object is it?"),
+        ("I'm sorry, but I can't help with that.", None),
+        ("A red circle.", None),
+        ("what is it?", None),
+        ("", None),
+    ],
+)
+def test_a_rewritten_question_is_the_question_alone(serve, monkeypatch, reply, question):
+    from lmms_eval_emi.shifts.operators import RefusedError
+    from lmms_eval_emi.shifts.operators.textual import sentence_model
+    from lmms_eval_emi.shifts.options import ShiftOptions
+
+    client, _ = serve(lambda request, count: (200, {}, [completion(reply)]))
+    monkeypatch.setattr(sentence_model, "_client", lambda endpoint, model: client)
+    options = ShiftOptions(endpoint=client.url, model="m")
+    if question is None:
+        with pytest.raises(RefusedError):
+            sentence_model.restyle("What is it?", "a formal style", options)
+    else:
+        assert sentence_model.restyle("What is it?", "a formal style", options) == question

@@ -1,0 +1,127 @@
+"""What stands in the place of a response, or around it: error messages, thoughts, repeated lines, copies of programs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
+from lmms_eval_emi.data.responses import find_responses
+from lmms_eval_emi.data.sample import Sample, row_key
+from lmms_eval_emi.data.study import load_study
+from lmms_eval_emi.errors import ResponsesError
+from lmms_eval_emi.util.journal import Answers, Request
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[LMMS_EVAL_REQUEST_FAILED after 3 retries] Error code: 400",
+        "[LMMS_EVAL_BUDGET_EXCEEDED]",
+        "[GENERATION_FAILED] out of memory",
+        "[SAFETY_BLOCKED:PROHIBITED_CONTENT]",
+        "Failed to obtain answer via API. ",
+    ],
+)
+def test_error_messages_of_harnesses_are_no_responses(text):
+    assert is_failed_request(text)
+
+
+@pytest.mark.parametrize("text", ["", "The sign says [ERROR 404].", "I failed to obtain answers.", "[a list]"])
+def test_responses_about_errors_are_responses(text):
+    assert not is_failed_request(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>\nhm\n</think>\n\nA circle.", "A circle."),
+        ("<think>a</think>One.<think>b</think> Two.", "One. Two."),
+        ("and so it is round.</think>A circle.", "A circle."),
+        ("<think>never closed", ""),
+        ("<reasoning>x</reasoning> A circle.", "A circle."),
+        ("I think it is < 3.", "I think it is < 3."),
+    ],
+)
+def test_thoughts_are_taken_out(text, left):
+    assert without_thoughts(text) == left
+
+
+def test_closed_thoughts_are_taken_out_as_the_harness_does():
+    strip = pytest.importorskip("lmms_eval.api.reasoning").strip_reasoning_tags
+    for text in ("<think>a</think> b", "a</think>b", "no thoughts", "<think>a</think>b<think>c</think>d"):
+        assert without_thoughts(text) == strip(text, [["<think>", "</think>"]])
+
+
+def test_a_row_is_itself_whatever_a_program_made_of_it():
+    clean = Sample(image=None, question="q", response="r", reference="A cat.\nIt sits.", id=7)
+    for row_id, reference in ((7.0, "A cat.\r\nIt sits."), ("7", "A cat.\nIt sits. "), ("7.0", "A cat.  It sits.")):
+        assert row_key(row_id, reference) == clean.key
+    assert row_key("007", clean.reference) != clean.key and row_key(7, "A dog.") != clean.key
+
+
+@pytest.fixture
+def written(tmp_path):
+    study = load_study("natural")
+    folder = tmp_path / "out" / "toy"
+    folder.mkdir(parents=True)
+
+    def write(place, rows=3):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"doc_id": row, "filtered_resps": [f"a {row}"]}) for row in range(rows)]
+        place.write_text("\n".join(lines) + "\n")
+        return place
+
+    name = "20261128_100000_samples_llavabench_shift_natural_coco_german.jsonl"
+    write(folder / name)
+    return study, folder, write, name
+
+
+@pytest.mark.parametrize(
+    "beside", ["__MACOSX/toy/._{}", "toy/._{}", "toy/.ipynb_checkpoints/{}", "recovered/toy/{}"], ids=lambda one: one
+)
+def test_what_programs_leave_beside_responses_is_not_read(written, beside):
+    study, folder, write, name = written
+    write(folder.parent / beside.format(name), rows=1)
+    (model,) = find_responses(folder.parent, study)
+    assert model.model == "toy" and len(model.splits["llava_bench_coco_German"].texts) == 3
+
+
+def test_an_output_folder_without_samples_gives_the_latest_saved_responses(tmp_path):
+    study = load_study("natural")
+    for stamp, text in (("20261127", "old"), ("20261128", "new")):
+        folder = tmp_path / "toy" / f"{stamp}_100000_emi_responses" / "natural"
+        folder.mkdir(parents=True)
+        (folder / "llava_bench_coco_German.jsonl").write_text(
+            json.dumps({"question_id": 0, "text": text, "model_id": "toy"}) + "\n"
+        )
+    (model,) = find_responses(tmp_path, study)
+    assert model.splits["llava_bench_coco_German"].texts == {"0": "new"}
+
+
+def test_lines_that_say_the_same_twice_lose_no_row(tmp_path, caplog):
+    study = load_study("natural")
+    lines = [json.dumps({"question_id": row, "text": f"a {row}"}) for row in (0, 1, 1, 2)]
+    (tmp_path / "llava_bench_coco_German.jsonl").write_text("\n".join(lines))
+    (model,) = find_responses(tmp_path, study)
+    assert len(model.splits["llava_bench_coco_German"].texts) == 3
+    assert not model.splits["llava_bench_coco_German"].problems and "1 lines repeat" in caplog.text
+
+
+def test_runs_of_one_name_in_two_folders_are_named(written):
+    from lmms_eval_emi.data.responses import choose_models
+
+    study, folder, write, name = written
+    write(folder.parent / "second" / "toy" / name)
+    with pytest.raises(ResponsesError, match=r"several runs. Give one of .*second"):
+        choose_models({"out": find_responses(folder.parent, study)})
+
+
+def test_an_empty_answer_gives_way_to_a_later_one():
+    answers, request = Answers(), Request("mme", 1, 0, "abc")
+    for response in ("", {"value": None}, "Yes", "No"):
+        answers.add(request, response)
+    assert answers.by_request[request] == "Yes" == answers.by_content["abc"]
+    answers.add(Request("mme", 2, 0, "def"), "")
+    assert len(answers.without_empty().by_request) == 1

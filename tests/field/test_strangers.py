@@ -1,0 +1,103 @@
+"""Text and files from strangers: nothing hostile reaches a terminal, and no pattern takes long."""
+
+from __future__ import annotations
+
+import json
+import string
+import sys
+
+import pytest
+
+from lmms_eval_emi.cli.commands import main
+from lmms_eval_emi.slices.judge.prompt import read_scores
+from lmms_eval_emi.util.printing import one_line, printable
+from lmms_eval_emi.util.redact import redact
+
+TITLE = "\x1b]0;owned\x07"
+
+
+def test_control_characters_are_shown_and_not_obeyed():
+    assert printable(f"a{TITLE}b\x9b2J\u202e") == "a\\x1b]0;owned\\x07b\\x9b2J\\u202e"
+    assert printable("\x1b[31mred\x1b[0m\tand\r\n") == "\x1b[31mred\x1b[0m\tand\r\n"
+    assert one_line(f"a\n{TITLE}" * 100, 20) == "a \\x1b]0;owned\\x0..."
+
+
+def test_a_command_prints_no_escape_sequence(tmp_path, capsys):
+    path = tmp_path / f"no{TITLE}.json"
+    assert main(["report", str(path)]) == 1
+    told = capsys.readouterr()
+    assert "\x1b]" not in told.out + told.err and "\\x1b]0;owned" in told.err
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "openai_key=SECRET", "judge_key=SECRET", "?key=SECRET", "?sig=SECRET", "https://SECRET@host/x", "apiKey: SECRET",
+        "gsk_SECRETSECRETSECRET123456", "github_pat_SECRETSECRET_123456789", "glpat-SECRETSECRET123456", "Bearer SECRETSECRET",
+        "nvapi-SECRETSECRET12345678901", "AKIASECRETSECRET1234", "eyJhbGciOiJI.SECRETSECRET.SECRET", "--hf-token SECRET",
+    ],
+)  # fmt: skip
+def test_secrets_are_hidden(secret):
+    assert "SECRET" not in redact(f"asked with {secret}")
+
+
+@pytest.mark.parametrize(
+    "plain", ["image_token=<image>", "max_new_tokens=5", "monkey=3", "score_key=correct", "a token"]
+)
+def test_what_only_looks_like_a_secret_stays(plain):
+    assert redact(plain) == plain
+
+
+@pytest.mark.parametrize("character", [*string.printable, "é", "中", "\x1b"])
+def test_no_pattern_takes_more_than_linear_steps(character):
+    """A bound of calls, not of time: a pattern that goes back and forth would not end within any patience."""
+    from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
+    from lmms_eval_emi.data.sample import Sample
+    from lmms_eval_emi.scoring.degenerate import degenerate_kind
+
+    long = character * 100_000
+    for text in (long, f"8 6{long}", f"8 6 {long}", f"key={long}", f"<think>{long}"):
+        redact(text)
+        printable(text)
+        read_scores(text, "reference_first")
+        is_failed_request(text)
+        without_thoughts(text)
+    degenerate_kind(Sample(None, long[:3900], long[:3900], "a reference", id=0))
+
+
+@pytest.mark.parametrize(
+    ("reply", "scores"),
+    [
+        ("8 6", (8, 6)), ("8,6", (8, 6)), ("8, 6", (8, 6)), ("8,5\n7,0", (8.5, 7)), ("8,5 7,0", (8.5, 7)), ("**8/10** 7/10", (8, 7)),
+        ("[8; 6].", (8, 6)), ("8", None), ("8 6 4", None), ("0 6", None), ("8 6" + "*" * 3000, None), ("Score: 8 6", None),
+    ],
+)  # fmt: skip
+def test_scores_are_read_as_they_are_meant(reply, scores):
+    assert read_scores(reply, "reference_first") == scores
+
+
+def test_a_study_file_cannot_open_folders_elsewhere(tmp_path):
+    from lmms_eval_emi.data.rows import image_roots
+    from lmms_eval_emi.data.study import load_study
+
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text(json.dumps({"id": 0, "image": "a.png", "question": "q", "answer": "a"}) + "\n")
+    text = "name: mine\nid_split: clean\ndataset: {path: rows.jsonl, images: %s, columns: {id: id, question: question, reference: answer, image: image}}\nsplits: {clean: {}}\n"
+    (folder / "study.yaml").write_text(text % "/")
+    study = load_study(str(folder / "study.yaml"))
+    spec = study.split("clean").dataset
+    assert image_roots(study, spec) == (folder.resolve(),)
+    assert tmp_path.resolve() in image_roots(study, spec, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="users have no numbers there")
+def test_a_command_in_somebody_elses_folder_is_not_run(tmp_path, monkeypatch, capsys):
+    import os
+
+    from lmms_eval_emi.util.journal import write_manifest
+
+    write_manifest(tmp_path, "x", {"arguments": ["--include_path", "evil"], "folder": "/evil", "settings": {}})
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert main(["run", "--recover", str(tmp_path)]) == 1
+    assert "is not yours" in (told := capsys.readouterr().err) and "--include_path evil" in told

@@ -177,7 +177,7 @@ def _load(
                 return saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or FILE_SPLIT): saved}
             # As load_dataset does, with the files of a local folder listed once. What the builder knows of an earlier
             # folder of that name is in the cache that it would have by itself.
-            own = _own_cache() if local else None
+            own = _own_cache(local=local is not None)
             builder = datasets.load_dataset_builder(**arguments, cache_dir=str(own) if own else None)
             builder.download_and_prepare(output_dir=str(own / _key_of_files(builder)) if own else None)
             return builder.as_dataset()
@@ -202,12 +202,21 @@ def _load(
         ) from error
 
 
-def _own_cache() -> Path:
-    """Where rows of local files are kept: in the cache of datasets, or in ours where nobody has a home folder."""
+def _own_cache(*, local: bool) -> Path | None:
+    """Where rows are kept: in the cache of datasets, or in ours where that is read-only or nobody has a home folder.
+
+    ``None`` for rows that are not of local files, where the cache of datasets will do.
+    """
     import datasets
 
     cache = Path(datasets.config.HF_DATASETS_CACHE)
-    return (cache if cache.is_absolute() else load_settings().cache / "datasets") / "lmms_eval_emi"
+    try:
+        if not cache.is_absolute():
+            raise OSError("it is below a home folder that nobody has")
+        check_folder_writable(cache)
+    except OSError:
+        return load_settings().cache / "datasets"
+    return cache / "lmms_eval_emi" if local else None
 
 
 @contextlib.contextmanager

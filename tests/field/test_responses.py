@@ -114,8 +114,10 @@ def test_runs_of_one_name_in_two_folders_are_named(written):
 
     study, folder, write, name = written
     write(folder.parent / "second" / "toy" / name)
-    with pytest.raises(ResponsesError, match=r"several runs. Give one of .*second"):
-        choose_models({"out": find_responses(folder.parent, study)})
+    found = {"out": find_responses(folder.parent, study)}
+    with pytest.raises(ResponsesError, match=r"several models \(second/toy, toy\)"):
+        choose_models(found)
+    assert len(choose_models(found, ["all"])) == 2
 
 
 def test_an_empty_answer_gives_way_to_a_later_one():

@@ -6,7 +6,9 @@ under the entry-point group ``lmms_eval_emi.data.responses``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -46,7 +48,18 @@ def find_responses(folder: Path, study: Study) -> list[ModelResponses]:
         state = "a file" if folder.exists() else "not there"
         raise ResponsesError(f"responses: expected a folder of response files, got {folder}, which is {state}.")
     found = (reader.find_models(folder, study) for reader in formats())
-    return next(models for models in found if models)
+    return _told_apart(next(models for models in found if models), folder)
+
+
+def _told_apart(models: list[ModelResponses], folder: Path) -> list[ModelResponses]:
+    """The models; those of one name, such as one model in two experiments, are called by their folders."""
+    counts = Counter(entry.model for entry in models)
+    return [
+        entry
+        if counts[entry.model] == 1
+        else replace(entry, model=str(next(iter(entry.splits.values())).path.parent.relative_to(folder)))
+        for entry in models
+    ]
 
 
 def responses_of_study(study: Study) -> list[ModelResponses]:
@@ -90,9 +103,6 @@ def choose_models(
     chosen: list[tuple[str, ModelResponses]] = []
     missing = set(wanted) - {ALL}
     for folder, models in found.items():
-        if not wanted and len({entry.model for entry in models}) < len(models):
-            places = dict.fromkeys(str(one.path.parent) for entry in models for one in entry.splits.values())
-            raise ResponsesError(f"{folder}: it has the responses of several runs. Give one of {', '.join(places)}.")
         models = rename(models, renamed) if renamed else models
         if not wanted and len(models) > 1:
             names = ", ".join(sorted(str(entry.model) for entry in models))

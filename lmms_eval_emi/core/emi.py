@@ -11,7 +11,7 @@ import hashlib
 import math
 import statistics
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -401,6 +401,25 @@ def emid_from_emi(
     )
 
 
+def of_other_images(embeddings: Embeddings) -> Embeddings | None:
+    """The same rows with the responses to the next image, in the order of the rows; ``None`` for a single image.
+
+    What EMI loses by that is the scale of an EMID: a shift cannot take more from responses than all that they have to
+    do with their own image.
+    """
+    rows_of: dict[Hashable, list[int]] = {}
+    for row, cluster in enumerate(clusters_of(embeddings)):
+        rows_of.setdefault(cluster, []).append(row)
+    images = list(rows_of.values())
+    if len(images) < 2:
+        return None
+    source = [0] * embeddings.n
+    for own, other in zip(images, [*images[1:], images[0]], strict=True):
+        for place, row in enumerate(own):
+            source[row] = other[place % len(other)]
+    return replace(embeddings, y_hat=embeddings.y_hat[torch.tensor(source, device=embeddings.y_hat.device)])
+
+
 def _decompose(
     id_emi: EMI, ood_emi: EMI, id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator
 ) -> tuple[Jackknife, Jackknife] | None:
@@ -422,8 +441,11 @@ def _decompose(
     partner = ood if order == list(range(ood.n)) else ood.select(order)
     keys = clusters_of(id)
     estimator = _bound(estimator, id)  # both sides of a pair are of one row
-    moved = _analyse(estimator, partner.x, id.y_hat, id.y, keys)[2]
-    changed = _analyse(estimator, id.x, partner.y_hat, partner.y, keys)[2]
+    if getattr(estimator, "against", "input") == "reference":  # inputs play no part
+        moved, changed = id_emi.jackknife, ood_emi.jackknife
+    else:
+        moved = _analyse(estimator, partner.x, id.y_hat, id.y, keys)[2]
+        changed = _analyse(estimator, id.x, partner.y_hat, partner.y, keys)[2]
     mixed = (id_emi.jackknife, moved, changed, ood_emi.jackknife)
     return (
         combine(lambda e: (e[0] - e[1] + e[2] - e[3]) / 2, mixed),

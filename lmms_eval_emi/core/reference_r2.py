@@ -12,6 +12,7 @@ and R^2 is their mean: at most 1, and about 0 where responses say nothing about 
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import eigh
 
 COMPONENTS = 30
 RIDGE = 0.1  # of the mean variance of A
@@ -57,9 +58,10 @@ def _components(rows: np.ndarray) -> np.ndarray:
     """(N, k) scores of (N, D) rows on their first principal components."""
     centred = rows - rows.mean(axis=0)
     wide = centred.shape[1] > centred.shape[0]
-    values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
-    values, vectors = values[::-1][:COMPONENTS].clip(0), vectors[:, ::-1][:, :COMPONENTS]
-    real = values > NOTHING * values.sum()
+    products = centred @ centred.T if wide else centred.T @ centred
+    last = len(products) - 1
+    values, vectors = eigh(products, subset_by_index=(max(0, last + 1 - COMPONENTS), last), check_finite=False)
+    real = values > NOTHING * np.trace(products)
     return vectors[:, real] * np.sqrt(values[real]) if wide else centred @ vectors[:, real]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lmms_eval_emi.core.jackknife import difference
+from lmms_eval_emi.core.multiple import ALPHA
 from lmms_eval_emi.report.reading import ReportedResult, ReportedSplit
 
 MOST_NAMED = 3
@@ -85,18 +87,19 @@ def findings_of(result: ReportedResult) -> list[str]:
 
     lost = [split for split in shifts if split.verdict == "lost"]
     gained = [split for split in reversed(shifts) if split.verdict == "gained"]
-    lines = []
+    lines = _about_the_scale(result, lost[0] if lost else None)
     if lost:
-        lines.append(f"{_capital(in_words(lost[0]))} costs {model} most: {cost(lost[0])}.")
+        most = "most" if _is_first(result, lost) else "as much as any"
+        lines.insert(0, f"{_capital(in_words(lost[0]))} costs {model} {most}: {cost(lost[0])}.")
         others = [f"{in_words(split)} ({numeral(split.emid, decimals)})" for split in lost[1 : 1 + MOST_NAMED]]
         if others:
             lines.append(f"Then {'come' if len(others) > 1 else 'comes'} {_listed(others)}.")
-        lines.append(f"{len(lost)} of {len(shifts)} shifts cost it something beyond noise.")
+        lines.append(f"{len(lost)} of {len(shifts)} shifts cost it something that is told from 0.")
     elif any(split.verdict for split in shifts):
         lines.append(
-            f"No shift costs {model} anything beyond noise; the largest is {in_words(shifts[0])}, {cost(shifts[0])}."
+            f"No loss of {model} is told from 0; the largest EMID is that of {in_words(shifts[0])}, {cost(shifts[0])}."
         )
-    else:
+    elif result.scale is None or result.scale.told_apart is not False:
         lines.append(
             f"The largest EMID of {model} is that of {in_words(shifts[0])}, {cost(shifts[0])}; there are too few images, or no errors, to tell it from noise."
         )
@@ -129,7 +132,33 @@ def _within_noise(result: ReportedResult) -> list[str]:
         loud = [level for level, differs in levels if differs]
         if quiet and loud and max(quiet) < min(loud):
             found.append(f"{name.replace('_', ' ')} up to level {max(quiet)}")
-    return [f"Within noise: {_listed(found[:MOST_NAMED])}."] if found else []
+    return [f"Not told from 0: {_listed(found[:MOST_NAMED])}."] if found else []
+
+
+def _about_the_scale(result: ReportedResult, worst: ReportedSplit | None) -> list[str]:
+    """What the largest loss is beside the cost of responses to other images, or that there was nothing to lose."""
+    scale = result.scale
+    if scale is None:
+        return []
+    if scale.told_apart is False:
+        return [
+            f"The responses of {short_name(result.model)} hardly depend on the images: responses to other images cost {scale.value:.3f} ± {scale.stderr or 0:.3f}, which is not told from 0. What a shift costs cannot be said."
+        ]
+    if worst is None or worst.emid is None or scale.value <= 0:
+        return []
+    share = worst.emid / scale.value
+    if share >= 1:
+        return [f"Responses to other images cost {scale.value:.3f}, no more than that: nothing is left."]
+    return [f"That is {share:.0%} of what responses to other images cost, {scale.value:.3f}."]
+
+
+def _is_first(result: ReportedResult, lost: Sequence[ReportedSplit]) -> bool:
+    """Whether the largest loss is told from the next one, as far as both are known with and without each image."""
+    known = [result.emid_jackknives.get(split.name) for split in lost[:2]]
+    if len(known) < 2 or known[0] is None or known[1] is None:
+        return len(lost) < 2
+    p = difference(known[0], known[1]).p_value
+    return p is not None and p < ALPHA
 
 
 def _listed(parts: Sequence[str]) -> str:

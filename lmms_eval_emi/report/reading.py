@@ -20,7 +20,7 @@ from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, Shift, load_study
 from lmms_eval_emi.errors import ResultsError, StudyError
 from lmms_eval_emi.scoring.agreement import AgreementDocument, AgreementResult
 from lmms_eval_emi.scoring.audit import AuditDocument
-from lmms_eval_emi.scoring.result import ModalitySummary, SplitResult, StudyResult
+from lmms_eval_emi.scoring.result import ModalitySummary, Scale, SplitResult, StudyResult
 from lmms_eval_emi.scoring.rows import (
     LostRow,
     StudyRows,
@@ -112,6 +112,7 @@ class ReportedResult:
         title: of the study, where the source has it.
         settings: what scores must have in common to be compared, by name.
         fitness: whether the estimator is fit for the data.
+        scale: what responses to other images cost, where the source has it.
         far_splits: those that are far from its training data.
         emid_jackknives: EMID of shifts with and without each image, where the rows are beside the results.
         published: whether these are the scores of the paper.
@@ -131,6 +132,7 @@ class ReportedResult:
     settings: dict[str, str] = field(default_factory=dict)
     fitness: str = ""
     far_splits: tuple[str, ...] = ()
+    scale: Scale | None = None
     published: bool = False
     emid_jackknives: dict[str, Jackknife] = field(default_factory=dict, repr=False)
 
@@ -341,6 +343,7 @@ def from_result(entry: StudyResult, rows: StudyRows, source: str) -> ReportedRes
         {**{str(key): str(value) for key, value in entry.settings.items()}, "unit": entry.unit},
         fit.verdict,
         tuple(fit.far_splits),
+        entry.scale,
         emid_jackknives={
             name: to_jackknife(split.emid, without.emid)
             for name, split in entry.splits.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,9 +14,17 @@ from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlations, operator_interval, pearson
 from lmms_eval_emi.core.divergence import EMIDBound, batch_entropies, check_convention, check_entropy, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.core.emi import EMI, EMID, MutualInformationEstimator, emi, emid_from_emi, shared_clusters
+from lmms_eval_emi.core.emi import (
+    EMI,
+    EMID,
+    MutualInformationEstimator,
+    emi,
+    emid_from_emi,
+    of_other_images,
+    shared_clusters,
+)
 from lmms_eval_emi.core.exchange_test import DivergenceTest
-from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, combine
+from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
@@ -33,6 +41,7 @@ from lmms_eval_emi.util.documents import Document, Interval, Plain
 # of visual and textual shifts (llava-v1.5-13b; docs/statistics.md).
 PUBLISHED_MARGIN = 0.008
 WITHOUT_DEGENERATE = "not degenerate"  # in signatures
+MARGINS_OF_SCALE = 3  # that a scale must have for a shift to be called held
 CHEAP_DRAWS = 1999  # of resampling that costs nothing beside one permutation test
 VERDICTS = ("lost", "gained", "held", "undecided")
 
@@ -288,6 +297,33 @@ class RowsReference(Plain):
     entry: int
 
 
+class Scale(Plain):
+    """What responses to other images of the ID split cost: the most that a shift can cost by this estimator.
+
+    Attributes:
+        value: EMI of the ID split less that of the same rows with the responses to other images.
+        stderr, ci95: its error, over images.
+        told_apart: whether the interval lies above 0. Where it does not, responses have next to nothing to do with
+            their own image, and no shift can show that they lose it.
+    """
+
+    value: float
+    stderr: float | None = None
+    ci95: Interval | None = None
+    told_apart: bool | None = None
+
+    @classmethod
+    def of(cls, jackknife: Jackknife) -> Scale:
+        """The scale of a difference and its error."""
+        interval = jackknife.ci95
+        return cls(
+            value=jackknife.value,
+            stderr=jackknife.stderr,
+            ci95=_pair(interval),
+            told_apart=None if interval is None else interval[0] > 0,
+        )
+
+
 class StudyResult(Document):
     """All scores of one model in one study: what is in memory, in the JSON file, and in its schema.
 
@@ -304,6 +340,7 @@ class StudyResult(Document):
         left_out: what could not be scored, by split, with the reasons.
         notes: what a reader should know of a split, such as how many of its responses are degenerate.
         estimator_fit: whether the estimator is fit for these data.
+        scale: what responses to other images of the ID split cost; ``None`` without the ID split.
         rows: where the results by row are, if they were written.
     """
 
@@ -321,6 +358,7 @@ class StudyResult(Document):
     left_out: dict[str, list[str]] = {}
     notes: dict[str, list[str]] = {}
     estimator_fit: EstimatorFit = EstimatorFit()
+    scale: Scale | None = None
     rows: RowsReference | None = None
 
     _scores: dict[str, SplitScores] = PrivateAttr(default_factory=dict)
@@ -405,6 +443,7 @@ def score_study(  # noqa: PLR0913
         alike = [own for own in embeddings.values() if own.dimension == id_embeddings.dimension]
         batch_entropies(id_embeddings, [own for own in alike if own is not id_embeddings], convention)
     id_emi: EMI | None = None
+    scale: Scale | None = None
     for name in sorted(present, key=lambda name: name != study.id_split):  # the ID split first
         own = embeddings[name]
         try:
@@ -414,7 +453,7 @@ def score_study(  # noqa: PLR0913
             value = emi(own, estimator, groups=shared)
             scores[name] = SplitScores(value)
             if name == study.id_split:
-                id_emi = value
+                id_emi, scale = value, _scale(own, value, estimator)
             elif id_emi is not None:
                 emid, bound, remark = _compare(
                     study, name, embeddings, lost or {}, id_emi, value, estimator, convention, entropy
@@ -440,7 +479,14 @@ def score_study(  # noqa: PLR0913
         inference=inference,
         degenerate=degenerate,
         responses=responses,
+        scale=scale,
     )
+
+
+def _scale(own: Embeddings, score: EMI, estimator: MutualInformationEstimator) -> Scale | None:
+    """What responses to other images cost in the ID split."""
+    shuffled = of_other_images(own)
+    return Scale.of(difference(score.jackknife, emi(shuffled, estimator).jackknife)) if shuffled else None
 
 
 def _compare(  # noqa: PLR0913, PLR0917
@@ -540,6 +586,7 @@ def _to_result(  # noqa: PLR0913
     inference: Inference,
     degenerate: Mapping[str, Mapping[str, int]] | None = None,
     responses: str = "",
+    scale: Scale | None = None,
 ) -> StudyResult:
     """The result of a study whose splits are scored: signature, tests, remarks, fitness and summary."""
     id_emi = scores[study.id_split].emi if study.id_split in scores else None
@@ -555,7 +602,9 @@ def _to_result(  # noqa: PLR0913
         errors=inference,
         **({"responses": responses} if responses else {}),
     )
-    scores = _with_inference(study, scores, inference)
+    fit = fitness(estimator, embeddings, {name: split.emi for name, split in scores.items()})
+    unfit = {*fit.far_splits, *fit.doubtful_splits}
+    scores = _withheld(_with_inference(study, scores, inference), scale, unfit, inference)
     for name, split in scores.items():
         if split.emi.stderr is None:
             remarks.setdefault(name, []).append(
@@ -567,7 +616,6 @@ def _to_result(  # noqa: PLR0913
             listed = ", ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items())
             removed = ", left out" if WITHOUT_DEGENERATE in responses else ""
             remarks.setdefault(name, []).append(f"degenerate responses{removed}: {listed}")
-    fit = fitness(estimator, embeddings, {name: split.emi for name, split in scores.items()})
     splits = {name: SplitResult.of(study, name, split, counted.get(name)) for name, split in scores.items()}
     result = StudyResult(
         signature=str(signature),
@@ -583,6 +631,7 @@ def _to_result(  # noqa: PLR0913
         left_out=omitted,
         notes={name: lines for name, lines in remarks.items() if name in scores},
         estimator_fit=fit,
+        scale=scale,
     )
     result._scores.update(scores)
     return result
@@ -701,6 +750,25 @@ def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: 
         called = verdict(one.emid.jackknife, p_adjusted, inference.held_within(one.emi.unit))
         completed[name] = replace(one, tests=tests[name], p_adjusted=p_adjusted, verdict=called)
     return completed
+
+
+def _withheld(
+    scores: Mapping[str, SplitScores], scale: Scale | None, unfit: Collection[str], inference: Inference
+) -> dict[str, SplitScores]:
+    """The scores without the verdicts that they cannot bear.
+
+    None is given where responses in distribution are not told from responses to other images. *Held* is a claim of
+    robustness, and takes an estimator that is fit and a scale of several margins: otherwise it is undecided.
+    """
+    if scale is not None and scale.told_apart is False:
+        return {name: replace(one, verdict=None) for name, one in scores.items()}
+    found = {}
+    for name, one in scores.items():
+        margin = inference.held_within(one.emi.unit)
+        small = scale is not None and margin is not None and scale.value < MARGINS_OF_SCALE * margin
+        doubt = one.verdict == "held" and (small or name in unfit)
+        found[name] = replace(one, verdict="undecided") if doubt else one
+    return found
 
 
 def _without_partners(

@@ -128,7 +128,8 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
         headers=["column", "shifts", "mean EMI", "mean EMID ± SE", "mean index", "Pearson r"],
         disable_numparse=True,
     )
-    footer = [fit_to_line(result) for result in results]
+    footer = [line for result in results if (line := scale_to_line(result))]
+    footer += [fit_to_line(result) for result in results]
     footer += [f"signature of {column}  {result.signature}" for column, result in zip(columns, results, strict=True)]
     differ = "\n".join(f"{column}: {differ_to_line(result)}" for column, result in zip(columns, results, strict=True))
     title = results[0].title
@@ -268,9 +269,26 @@ def differ_to_line(result: StudyResult) -> str:
     return f"{summary.n_differ} of {summary.n_shifts} shifts differ from 0 ({methods[summary.adjust]}, 5 %): {counts} ({held})"
 
 
+def scale_to_line(result: StudyResult) -> str:
+    """What responses to other images cost, beside which an EMID is much or little; empty where it is not known."""
+    scale = result.scale
+    if scale is None:
+        return ""
+    error = "" if scale.stderr is None else f" ± {scale.stderr:{DIGITS}}"
+    cost = f"responses to other images of the ID split cost {scale.value:{DIGITS}}{error}"
+    if scale.told_apart is False:
+        return f"scale      {cost}, which is not told from 0: the responses hardly depend on the images, so no verdict is given"
+    shifts = {name: split.emid for name, split in result.shifts().items() if split.emid is not None}
+    if not shifts or scale.value <= 0:
+        return f"scale      {cost}"
+    worst = max(shifts, key=lambda name: shifts[name])
+    return f"scale      {cost}, which is all that a shift can take; {worst} takes {max(0.0, shifts[worst]) / scale.value:.0%} of it"
+
+
 def legend(result: StudyResult) -> str:
     """What the columns mean, with their sign, and the signature."""
-    return f"{_meaning([result])}\n{fit_to_line(result)}\nsignature  {result.signature}"
+    lines = (_meaning([result]), scale_to_line(result), fit_to_line(result), f"signature  {result.signature}")
+    return "\n".join(filter(None, lines))
 
 
 def fit_to_line(result: StudyResult) -> str:

@@ -41,6 +41,7 @@ from lmms_eval_emi.util.documents import Document, Interval, Plain
 # of visual and textual shifts (llava-v1.5-13b; docs/statistics.md).
 PUBLISHED_MARGIN = 0.008
 WITHOUT_DEGENERATE = "not degenerate"  # in signatures
+FEWEST_FOR_MAXT = 20  # images; at 12 and 13 its family-wise error is .14 and .09
 MARGINS_OF_SCALE = 3  # that a scale must have for a shift to be called held
 CHEAP_DRAWS = 1999  # of resampling that costs nothing beside one permutation test
 VERDICTS = ("lost", "gained", "held", "undecided")
@@ -590,6 +591,13 @@ def _to_result(  # noqa: PLR0913
 ) -> StudyResult:
     """The result of a study whose splits are scored: signature, tests, remarks, fitness and summary."""
     id_emi = scores[study.id_split].emi if study.id_split in scores else None
+    fewest = min((one.emid.jackknife.clusters for one in scores.values() if one.emid), default=0)
+    if inference.adjust == "maxt" and 0 < fewest < FEWEST_FOR_MAXT:
+        inference = replace(inference, adjust="holm")
+        first = next(name for name, one in scores.items() if one.emid and one.emid.jackknife.clusters == fewest)
+        remarks.setdefault(first, []).append(
+            f"{fewest} images are too few for max-t, whose errors over all shifts are too many below {FEWEST_FOR_MAXT}; Holm is used"
+        )
     signature = Signature.of(
         "emi-study",
         study=study.name,

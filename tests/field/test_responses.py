@@ -127,3 +127,90 @@ def test_an_empty_answer_gives_way_to_a_later_one():
     assert answers.by_request[request] == "Yes" == answers.by_content["abc"]
     answers.add(Request("mme", 2, 0, "def"), "")
     assert len(answers.without_empty().by_request) == 1
+
+
+@pytest.fixture
+def choices(tmp_path):
+    """A multiple-choice task as the harness logs log-likelihoods, and its twin under fog, whose choices differ."""
+    folder = tmp_path / "toy"
+    folder.mkdir()
+
+    def write(task, likeliest):
+        lines = [
+            {
+                "doc_id": row,
+                "target": "0",
+                "input": f"question {row}",
+                "filtered_resps": [f"({-1.5 if place == best else -6.25 - place}, False)" for place in range(3)],
+                "acc": float(best == 0),
+            }
+            for row, best in enumerate(likeliest)
+        ]
+        path = folder / f"20261128_100000_samples_{task}.jsonl"
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    write("toymc", [0] * 40)
+    write("toymc_fog_3", [0] * 12 + [2] * 28)
+    return tmp_path
+
+
+def test_choices_are_compared_and_not_their_likelihoods(choices, tmp_path, capsys):
+    from lmms_eval_emi.cli.commands import main
+
+    assert main(["robustness", str(choices), "--output", str(tmp_path / "r.json")]) == 0
+    (task,) = json.loads((tmp_path / "r.json").read_text())["tasks"]
+    found = task["consistency"]["toymc_fog_3"]
+    assert found["same"] is None and found["cosine"] is None
+    assert found["identical"] == pytest.approx(12 / 40)
+    shown = capsys.readouterr().out
+    assert "same option" in shown and "30.0%" in shown and "same meaning" not in shown
+
+
+def test_rows_that_were_logged_twice_are_one_metric(choices, tmp_path, capsys):
+    from lmms_eval_emi.cli.commands import main
+
+    for path in choices.glob("toy/*.jsonl"):
+        path.write_text(path.read_text() * 2)
+    assert main(["robustness", str(choices), "--without-consistency", "--output", str(tmp_path / "r.json")]) == 0
+    (task,) = json.loads((tmp_path / "r.json").read_text())["tasks"]
+    assert [metric["metric"] for metric in task["metrics"]] == ["acc"]
+
+
+def test_a_model_that_says_one_thing_to_everything_is_not_robust():
+    import numpy as np
+    import torch
+    from torch.nn.functional import normalize
+
+    from lmms_eval_emi import Embeddings, load_estimator, score_study
+    from lmms_eval_emi.data.study import parse_study
+    from lmms_eval_emi.report.finding import findings_of
+    from lmms_eval_emi.report.reading import from_result
+    from lmms_eval_emi.scoring.rows import StudyRows
+    from lmms_eval_emi.scoring.table import results_to_table
+
+    rng = np.random.default_rng(0)
+
+    def unit(*shape):
+        rows = rng.standard_normal(shape)
+        return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
+
+    study = parse_study(
+        "name: mine\nid_split: clean\ndataset: {path: x, columns: {id: id, question: q, reference: a, image: i}}\n"
+        "splits: {clean: {}, foggy: {shifts: [{modality: visual, name: fog}]}}\n",
+        "mine.yaml",
+    )
+    x, y, ids = unit(60, 16), unit(60, 16), [str(row) for row in range(60)]
+
+    def result(responses):
+        splits = {
+            name: Embeddings(v=x, t=x, y_hat=normalize(responses + 0.01 * unit(60, 16)), y=y, ids=ids, groups=ids)
+            for name in ("clean", "foggy")
+        }
+        return score_study(study, splits, load_estimator("cosine"), model="toy")
+
+    useless, right = result(y[:1].expand(60, 16)), result(y)
+    assert useless.scale.told_apart is False and useless.splits["foggy"].verdict is None
+    assert right.scale.told_apart is True and right.splits["foggy"].verdict is not None
+    assert "hardly depend on the images" in results_to_table([useless])
+    assert "hardly depend on the images" in findings_of(from_result(useless, StudyRows(), "mine.json"))[0]
+    assert right.scale.value == pytest.approx(1, abs=0.1)

@@ -184,15 +184,16 @@ def _consistencies(
     from lmms_eval_emi.encoders.base import encode_batches
     from lmms_eval_emi.slices.robustness.comparison import consistency
 
+    kinds = {pair.clean.response_kind for by_task in pairs.values() for own in by_task.values() for pair in own}
     try:
-        encoder = load_text_encoder(settings.text_encoder, settings.device, settings.cache)
+        encoder = load_text_encoder(settings.text_encoder, settings.device, settings.cache) if "text" in kinds else None
     except UnavailableError as error:
         raise ResultsError(f"{error}\nOr pass --without-consistency, which needs no encoder.") from error
     known: dict[str, np.ndarray] = {}
 
     def embed(texts: Sequence[str]) -> Mapping[str, np.ndarray]:
         new = [text for text in texts if text not in known]
-        if new:
+        if new and encoder is not None:
             with tqdm(total=len(new), desc="Encoding responses", unit="", leave=False, dynamic_ncols=True) as bar:
                 for rows in encode_batches(encoder, new, settings.batch_size):
                     known.update(zip(new[int(bar.n) :], rows.numpy(), strict=False))

@@ -113,6 +113,22 @@ class Loss:
     p_adjusted: float | None = None
     verdict: str | None = None
 
+    @property
+    def mmi_ci95(self) -> Interval | None:
+        """Interval of MMI: 1 less that of shifted / clean, from the logarithm of the ratio.
+
+        The ratio of two scores near 0 is skewed, so that an interval symmetric about MMI covers too little.
+        """
+        if self.mmi is None or min(self.clean.value, self.shifted.value) <= 0:
+            return plain("mmi", self.mmi)["mmi_ci95"]
+        ratio = combine(lambda e: math.log(e[1] / e[0]) if min(e) > 0 else math.nan, (self.clean, self.shifted))
+        reach = ratio.interval(corrected=False)
+        if reach is None or not all(map(math.isfinite, reach)):
+            return plain("mmi", self.mmi)["mmi_ci95"]
+        losses = sorted(1 - math.exp(end) for end in reach)
+        # Where less is better, the shifted score is above the clean one when something is lost.
+        return losses if self.loss.value * (self.clean.value - self.shifted.value) >= 0 else [-losses[1], -losses[0]]
+
     def to_result(self) -> LossResult:
         """Return the loss as it is written."""
         return LossResult(
@@ -126,7 +142,7 @@ class Loss:
             **plain("clean", self.clean),
             **plain("shifted", self.shifted),
             **plain("loss", self.loss),
-            **plain("mmi", self.mmi),
+            **(plain("mmi", self.mmi) | {"mmi_ci95": self.mmi_ci95}),
             right_to_wrong=self.right_to_wrong,
             wrong_to_right=self.wrong_to_right,
             p=self.p_value,

@@ -96,7 +96,8 @@ def test_losses_flips_and_tests_of_a_right_or_wrong_task(out: Path, answers, cap
         assert one["loss_stderr"] == pytest.approx(change.std(ddof=1) / N**0.5)
         assert one["right_to_wrong"] == pytest.approx((clean & ~shifted).mean())
         assert one["wrong_to_right"] == pytest.approx((~clean & shifted).mean()) == 0
-        raw.append(stats.binomtest(int(change.sum()), int(np.abs(change).sum())).pvalue)  # McNemar's
+        moved = int(np.abs(change).sum())  # all of them from right to wrong: McNemar's mid-p
+        raw.append(stats.binomtest(moved, moved).pvalue / 2)
         assert one["p"] == pytest.approx(raw[-1])
     unchanged = metric["shifts"][2]
     assert (unchanged["loss"], unchanged["p"], unchanged["verdict"]) == (0, 1, "undecided")

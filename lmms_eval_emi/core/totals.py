@@ -24,6 +24,7 @@ MAX_CLUSTERS = 2000  # more are merged into as many blocks, whose jackknife esti
 MAX_EXACT_OPERATIONS = 2_000_000  # operations of an exact test of whole numbers
 DRAWS = 9_999
 BLOCK = 2**22  # numbers drawn at a time
+FEWEST_FOR_MID_P = 10  # changes
 TIE = 1e-9
 
 
@@ -200,7 +201,8 @@ def _exact_sign_test(changes: np.ndarray) -> float | None:
     """Two-sided mid-p of a sum of whole numbers whose signs are random.
 
     Half of the chance of the observed sum counts, since the exact p of whole numbers is conservative (Lancaster 1961;
-    for McNemar's test Fagerland, Lydersen & Laake 2013).
+    for McNemar's test Fagerland, Lydersen & Laake 2013). Of fewer than 10 changes it is the exact p, for there the
+    mid-p would err too often.
 
     Returns:
         ``None`` where that would take long, or the numbers are not whole.
@@ -222,6 +224,6 @@ def _exact_sign_test(changes: np.ndarray) -> float | None:
         chances = moved
     observed = abs(int(np.rint(changes.sum())))
     places = np.abs(np.arange(-reach, reach + 1))
-    if observed == 0:
-        return 1.0
-    return float(chances[places > observed].sum() + chances[places == observed].sum() / 2)
+    p = float(min(1.0, chances[places >= observed].sum()))
+    few = observed == 0 or len(sizes) < FEWEST_FOR_MID_P
+    return p if few else p - float(chances[places == observed].sum()) / 2

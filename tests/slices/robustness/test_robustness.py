@@ -97,7 +97,7 @@ def test_losses_flips_and_tests_of_a_right_or_wrong_task(out: Path, answers, cap
         assert one["right_to_wrong"] == pytest.approx((clean & ~shifted).mean())
         assert one["wrong_to_right"] == pytest.approx((~clean & shifted).mean()) == 0
         moved = int(np.abs(change).sum())  # all of them from right to wrong: McNemar's mid-p
-        raw.append(stats.binomtest(moved, moved).pvalue / 2)
+        raw.append(stats.binomtest(moved, moved).pvalue / (2 if moved >= 10 else 1))
         assert one["p"] == pytest.approx(raw[-1])
     unchanged = metric["shifts"][2]
     assert (unchanged["loss"], unchanged["p"], unchanged["verdict"]) == (0, 1, "undecided")
@@ -118,7 +118,10 @@ def test_rows_of_one_image_are_one_observation(out: Path, answers, tmp_path: Pat
     assert (alone["images"], groups["images"]) == (N, N // 6) and groups["loss"] == alone["loss"]
     sums = (answers["clean"].astype(float) - answers["fog_3"]).reshape(-1, 6).sum(axis=1)
     signs = np.array(np.meshgrid(*[[-1, 1]] * 10)).reshape(10, -1)
-    assert groups["p"] == pytest.approx((np.abs(sums @ signs) >= sums.sum()).mean())
+    found = np.abs(sums @ signs)
+    mid_p = (found > sums.sum()).mean() + (found == sums.sum()).mean() / 2
+    exact = (found >= sums.sum()).mean()
+    assert groups["p"] == pytest.approx(mid_p if (sums != 0).sum() >= 10 else exact)
     file = tmp_path / "clusters.csv"
     file.write_text("doc_id,cluster\n" + "".join(f"{row},{row // 6}\n" for row in range(N)))
     assert losses(out, cluster=str(file))["tasks"][0]["metrics"][0]["shifts"][1]["p"] == groups["p"]

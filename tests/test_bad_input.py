@@ -215,15 +215,15 @@ def test_the_order_of_rows_changes_no_score(rows, tmp_path, in_tinyhub):
     assert found == pytest.approx([found[0]] * 3, abs=1e-12)
 
 
-def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_dataset(rows, tmp_path, in_tinyhub, capsys, monkeypatch):
+def test_a_cache_of_datasets_that_cannot_be_written_keeps_no_score_away(
+    rows, tmp_path, in_tinyhub, capsys, monkeypatch
+):
     import datasets
 
     command = write_rows(tmp_path, rows)
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
-    assert main(command) == 1
-    error = capsys.readouterr().err
-    assert "The cache of datasets cannot be written" in error and "HF_DATASETS_CACHE" in error
+    assert main(command) == 0, capsys.readouterr().err  # rows are prepared in our cache
 
 
 @pytest.mark.parametrize("name", ["../up", "/etc", "a/b", "..", ""])

@@ -9,7 +9,14 @@ import lmms_eval_emi
 
 PACKAGE = Path(lmms_eval_emi.__file__).parent
 # The tables of public names, commands and kinds of file, and the registries that read a folder.
-TABLES = {"__init__.py", "cli/commands.py", "cli/documents.py", "util/discovery.py", "shifts/operators/__init__.py"}
+TABLES = {
+    "__init__.py",
+    "cli/commands.py",
+    "cli/documents.py",
+    "util/discovery.py",
+    "util/endpoint.py",
+    "shifts/operators/__init__.py",
+}
 
 
 def imports_by_text(path: Path) -> list[int]:

@@ -35,7 +35,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         prog,
         examples=(
             "lmms-eval-emi score natural out --output results.json",
-            "lmms-eval-emi score my_study.yaml --estimator dcor --estimator cosine",
+            "lmms-eval-emi score my_study.yaml --estimator reference-r2 --estimator cosine",
+            "lmms-eval-emi score table.parquet --id-split clean --estimator reference-r2",
         ),
         description="Read responses (LLaVA-style files, or what lmms-eval --log_samples wrote), compute EMI of every split and EMID and the RJSD index of every shift, print a table and write JSON.",
     )
@@ -51,6 +52,16 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="write the embeddings of every split as {split}.parquet, for --embeddings",
+    )
+    parser.add_argument(
+        "--id-split",
+        metavar="NAME",
+        help="score tables or logs in the place of a study: csv, tsv, jsonl, json, parquet or xlsx (VLMEvalKit's) files with columns for question, response and reference, and perhaps image, split, model and id, or logs of inspect_ai (.eval, .json); this is their split in distribution",
+    )
+    parser.add_argument(
+        "--split-by",
+        metavar="COLUMN",
+        help="with --id-split: the column, or for logs the keys of a sample such as metadata.shift, that names the split of a row (default: split, shift, subset or condition, or else each file is a split)",
     )
     add_engine(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the results as JSON")
@@ -93,6 +104,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Score, write, print."""
+    if args.id_split:
+        return _score_tables(args)
     resolve_sources(args, several=True)
     _complete_demo(args)
     settings = settings_of(args)
@@ -117,7 +130,6 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.scoring.distributed import process_group, rank
     from lmms_eval_emi.scoring.pipeline import check_sources, score_sources
     from lmms_eval_emi.scoring.rows import write_results
-    from lmms_eval_emi.scoring.table import fit_to_warnings, results_to_table
 
     check_sources(args.embeddings, args.responses, args.save_embeddings, with_engine=args.engine == "ray")
     with process_group(), opened_engine(args) as engine:
@@ -139,6 +151,34 @@ def run(args: argparse.Namespace) -> int:
         if args.output:
             write_results(args.output, scored)
             log.info("results written to %s", args.output)
+    return _show(args, scored)
+
+
+def _score_tables(args: argparse.Namespace) -> int:
+    """Score files that hold questions, references and responses row by row."""
+    from lmms_eval_emi.scoring.flat import collect_flat
+    from lmms_eval_emi.scoring.pipeline import score_samples
+    from lmms_eval_emi.scoring.rows import write_results
+    from lmms_eval_emi.util.files import check_output
+
+    paths = [Path(source) for source in [*args.sources, *args.study, *args.responses]]
+    if not paths:
+        raise InputError("--id-split: expected tables or logs to score, got none.")
+    if args.output:
+        check_output(args.output, [*paths, *args.estimator], overwrite=args.overwrite)
+    settings = settings_of(args)
+    entries = collect_flat(paths, args.id_split, settings, split_by=args.split_by, allow_missing=args.allow_missing)
+    scored = score_samples(entries, settings, estimators=args.estimator, allow_missing=args.allow_missing)
+    if args.output:
+        write_results(args.output, scored)
+        log.info("results written to %s", args.output)
+    return _show(args, scored)
+
+
+def _show(args: argparse.Namespace, scored: Sequence[Scored]) -> int:
+    """Print the tables, what to know of them, and what to do next."""
+    from lmms_eval_emi.scoring.table import fit_to_warnings, results_to_table
+
     for name in dict.fromkeys(one.result.shift for one in scored):
         print(results_to_table([one.result for one in scored if one.result.shift == name]))
     for line in dict.fromkeys(line for one in scored for line in fit_to_warnings(one.result)):

@@ -23,6 +23,7 @@ from lmms_eval_emi.util.files import check_folder_writable
 if TYPE_CHECKING:
     import datasets
 
+SYSTEM = {Path(name) for name in ("/", "/home", "/etc", "/proc", "/sys", "/dev", "/var/lib", "/boot")}
 FILE_SPLIT = "train"  # as datasets calls the rows of a file
 SAVED = "dataset_dict.json"  # of a folder of save_to_disk with several splits
 SAVED_ALONE = "state.json"  # with one, which has no name for a harness
@@ -68,13 +69,24 @@ def load_stored_splits(study: Study, names: Iterable[str] | None = None) -> dict
 
 def _check_place(study: Study, spec: DatasetSpec) -> None:
     """Refuse to read what somebody else's study file names outside its folder and the current one."""
-    local, source = study.local_path(spec), Path(study.source)
-    if local is None or not hasattr(os, "getuid") or not source.is_file() or source.stat().st_uid == os.getuid():
-        return
-    if not any(local.resolve().is_relative_to(folder.resolve()) for folder in (study.folder, Path())):
+    local = study.local_path(spec)
+    if local is not None and not _may_name(study, local.resolve(), [study.folder.resolve(), Path().resolve()]):
         raise StudyError(
-            f"{source} is not yours, and names {spec.path}, which lies outside its folder. Copy the study file if that is what you want."
+            f"{study.source} is not yours, and names {spec.path}, which lies outside its folder. Copy the study file if that is what you want."
         )
+
+
+def _may_name(study: Study, path: Path, allowed: Iterable[Path | None]) -> bool:
+    """Whether a study file may name a place: one in an allowed folder, or, in a file of the caller's, a plain one.
+
+    The root, the folder of all home folders and those of the system are no plain places, whoever names them.
+    """
+    if any(folder is not None and path.is_relative_to(folder.resolve()) for folder in allowed):
+        return True
+    source = Path(study.source)
+    mine = not hasattr(os, "getuid") or (source.is_file() and source.stat().st_uid == os.getuid())
+    system = path in SYSTEM or any(path.is_relative_to(folder) for folder in SYSTEM - {Path("/"), Path("/home")})
+    return mine and not system
 
 
 def split_of_dataset(study: Study, split: SplitSpec) -> str:
@@ -133,9 +145,9 @@ def source_roots(path: str, images: Path | None = None) -> tuple[Path, ...]:
 def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> tuple[Path, ...]:
     """Return the folders that image paths of a dataset are relative to, and must lie in.
 
-    These are the folder of the dataset, the folder of the study file, one in it (or in the current folder) that the
-    study names under ``dataset: images:``, the caches of a dataset from the hub, and a folder that the user allows. A
-    study file cannot name a folder elsewhere by itself, for it may be a stranger's.
+    These are the folder of the dataset, the folder of the study file, one that the study names under ``dataset:
+    images:``, the caches of a dataset from the hub, and a folder that the user allows. A study file may be a stranger's:
+    by itself it names no folder above the dataset's but its own, and none elsewhere if another user owns it.
 
     Args:
         study: with the dataset.
@@ -146,8 +158,7 @@ def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> 
     own = None if local is None else local.resolve().parent if local.is_file() else local.resolve()
     base = study.folder.resolve() if str(study.folder) not in ("", ".") else None
     named = (study.folder / spec.images).resolve() if spec.images else None
-    allowed = [folder.resolve() for folder in (base, Path(), images) if folder is not None]
-    if named is not None and not any(named.is_relative_to(folder) for folder in allowed):
+    if named is not None and not _may_name(study, named, [base, Path().resolve(), images]):
         named = None
     return _roots([own, named, base, images], from_hub=own is None)
 

@@ -26,7 +26,7 @@ KNOWN = re.compile(
     r"|glpat-[A-Za-z0-9_-]{16}|gsk_[A-Za-z0-9]{20}|nvapi-[A-Za-z0-9_-]{20}|xox[abprs]-[A-Za-z0-9-]{10}"
     r"|AIza[A-Za-z0-9_-]{30}|AKIA[A-Z0-9]{16}|ASIA[A-Z0-9]{16}|eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}\.)[A-Za-z0-9_.-]*"
 )
-IN_URL = re.compile(r"(\w://)[^\s@/]{1,512}@")
+IN_URL = re.compile(r"(\w://)(?:[^\s@/:]{1,256}|[^\s@/:]{0,256}:[^\s@]{1,512})@")
 LONGEST_WORD = 8192  # a longer run without a space is data, and is not searched
 
 

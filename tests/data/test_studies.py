@@ -61,16 +61,16 @@ def study(in_tinyhub, tmp_path):
             "columns": {"id": "key", "image": "picture", "question": "prompt", "reference": "gold"},
         },
         "splits": {
-            "clean": {"answers": "answers/clean.jsonl"},
+            "clean": {"responses": "answers/clean.jsonl"},
             "blurred": {
                 "shifts": [{"modality": "visual", "name": "blur", "severity": 2}],
                 "dataset": {"path": "data/blurred", "split": "test"},
-                "answers": "answers/blurred.jsonl",
+                "responses": "answers/blurred.jsonl",
             },
             "typos": {
                 "shifts": [{"modality": "text", "name": "typos"}],
                 "dataset": {"path": "data/typos.parquet"},
-                "answers": "answers/typos.jsonl",
+                "responses": "answers/typos.jsonl",
             },
         },
     }

@@ -217,13 +217,6 @@ def test_aliases_that_stand_for_millions_of_entries_are_refused_at_once():
         parse_study("a: " + "[" * 3000, "s.yaml")
 
 
-def test_answers_is_still_read_as_responses():
-    from lmms_eval_emi.data.study import parse_study
-
-    text = PLAIN.format(id="clean").replace("other: {", "other: {answers: r/other.jsonl, ")
-    assert parse_study(text, "s.yaml").splits["other"].responses == "r/other.jsonl"
-
-
 def test_writing_tasks_replaces_nothing_of_others(tmp_path, capsys):
     from lmms_eval_emi.cli import main
 

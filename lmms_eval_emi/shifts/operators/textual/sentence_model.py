@@ -125,13 +125,12 @@ def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
         reply = _client(endpoint, model).ask(request["messages"], temperature=0)
     except RequestRefusedError as error:
         raise RefusedError(str(error)) from error
-    except RequestFailedError as error:
+    except EndpointError as error:
         kept = (
             f"\nReplies so far are kept in {cache / 'sentences'}; the same command goes on from there." if cache else ""
         )
-        raise EndpointError(
-            f"The endpoint {endpoint} does not answer for the model {model!r}: {error}{kept}"
-        ) from error
+        what = f"The endpoint {endpoint} does not answer for the model {model!r}: {error}"
+        raise EndpointError(f"{what if isinstance(error, RequestFailedError) else error}{kept}") from error
     if reply.finish_reason == "length":
         raise RefusedError("the model's reply was cut off (finish_reason length)")
     if path is not None:

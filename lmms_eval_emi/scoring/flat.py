@@ -1,0 +1,153 @@
+"""Rows of plain tables and logs as a study: which splits they have, what shifts them, and their samples."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmms_eval_emi.data.flat import read_rows
+from lmms_eval_emi.data.images import content_key
+from lmms_eval_emi.data.sample import Sample, id_text
+from lmms_eval_emi.data.study import Columns, DatasetSpec, Shift, SplitSpec, Study
+from lmms_eval_emi.errors import ImageError, ResponsesError
+from lmms_eval_emi.scoring.join import StudySamples, add_rows, refuse_unless
+from lmms_eval_emi.settings import Settings
+
+if TYPE_CHECKING:
+    import datasets
+
+log = logging.getLogger("lmms_eval_emi")
+
+COLUMNS = Columns(id="id", image="image", question="question", reference="reference")
+
+
+def collect_flat(
+    paths: Sequence[Path],
+    id_split: str,
+    settings: Settings,
+    *,
+    split_by: str | None = None,
+    allow_missing: bool = False,
+) -> list[StudySamples]:
+    """The samples of tables or logs, by model.
+
+    What shifts a split is told by its rows: those whose questions, or images, differ from their partners of the ID split.
+
+    Args:
+        paths: of files that :func:`lmms_eval_emi.data.flat.read_rows` reads. Without a column of splits, each is a split
+            of its own, called as the file.
+        id_split: name of the split in distribution.
+        settings: with the folder of images, and what to do with thoughts.
+        split_by: as in :func:`lmms_eval_emi.data.flat.read_rows`.
+        allow_missing: leave out rows that cannot be used, and say which.
+
+    Raises:
+        ResponsesError: a file cannot be read or lacks a column, the ID split is not there, or rows cannot be used.
+    """
+    parts: dict[tuple[str, str], tuple[Path, datasets.Dataset]] = {}
+    for path in paths:
+        for model, split, rows in _by_model_and_split(path, read_rows(path, split_by)):
+            if (model, split) in parts:
+                raise ResponsesError(f"{path}: {split} of {model} is in {parts[model, split][0]} already.")
+            parts[model, split] = (path, rows)
+    names = list(dict.fromkeys(split for _, split in parts))
+    if id_split not in names:
+        raise ResponsesError(f"--id-split: expected one of {', '.join(names)}, got {id_split!r}.")
+    entries = []
+    for model in dict.fromkeys(model for model, _ in parts):
+        own = {split: found for (name, split), found in parts.items() if name == model}
+        if id_split not in own:
+            raise ResponsesError(f"{paths[0]}: {model} has no rows of the ID split {id_split}.")
+        order = sorted(own, key=lambda split: split != id_split)
+        entries.append(_entry(model, paths[0], {split: own[split] for split in order}, settings))
+    refuse_unless(allow_missing, entries)
+    return entries
+
+
+def _entry(
+    model: str, source: Path, parts: Mapping[str, tuple[Path, datasets.Dataset]], settings: Settings
+) -> StudySamples:
+    """The samples of one model, of which the first split is the one in distribution."""
+    splits: dict[str, SplitSpec] = {}
+    read: list[StudySamples] = []
+    for name, (path, rows) in parts.items():
+        image = "image" if "image" in rows.column_names else None
+        spec = DatasetSpec(path=path.name, columns=COLUMNS.model_copy(update={"image": image}))
+        split = SplitSpec(name=_slug(name), task=_slug(name).lower(), modality="id", dataset=spec)
+        entry = StudySamples(_study(source, {split.name: split}, split.name), model)
+        by_row = {row: text for row, text in enumerate(rows["response"]) if isinstance(text, str)}
+        if len(by_row) < len(rows):
+            entry.leave_out(
+                split.name, f"{path}: {len(rows) - len(by_row)} of {len(rows)} rows of {name} have no response."
+            )
+        add_rows(entry, split.name, rows, by_row, settings)
+        if read:
+            clean = next(iter(read[0].samples.values()), [])
+            shifts = _shifts(name, clean, entry.samples.get(split.name, []))
+            modality = "joint" if len(shifts) > 1 else shifts[0].modality
+            split = split.model_copy(update={"shifts": shifts, "modality": modality})
+        splits[split.name] = split
+        read.append(entry)
+    whole = StudySamples(_study(source, splits, next(iter(splits))), model)
+    for entry in read:
+        whole.samples |= entry.samples
+        whole.left_out |= entry.left_out
+        whole.lost |= entry.lost
+        whole.notes |= entry.notes
+    return whole
+
+
+def _study(path: Path, splits: dict[str, SplitSpec], id_split: str) -> Study:
+    name = _slug(path.stem)
+    return Study(name=name, title=path.name, group=name.lower(), id_split=id_split, source=str(path), splits=splits)
+
+
+def _by_model_and_split(path: Path, rows: datasets.Dataset) -> list[tuple[str, str, datasets.Dataset]]:
+    """The rows of a file by model and split, each with an id that is its own."""
+    names = rows.column_names
+    models = rows["model"] if "model" in names else ["model"] * len(rows)
+    splits = rows["split"] if "split" in names else [path.stem] * len(rows)
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, key in enumerate(zip(map(str, models), map(str, splits), strict=True)):
+        places.setdefault(key, []).append(place)
+    found = []
+    for (model, split), own in places.items():
+        part = rows.select(own)
+        ids = [id_text(one) for one in part["id"]] if "id" in names else []
+        # Ids such as clean-7 and fog-7 name the split as well, which keeps partners apart.
+        plain = [one.removeprefix(f"{split}-").removeprefix(f"{split}_") for one in ids]
+        ids = plain if len(set(plain)) == len(plain) else ids
+        if len(set(ids)) < len(own):
+            if ids:
+                log.warning("%s: ids of %s are not distinct; rows are numbered.", path, split)
+            ids = [str(number) for number in range(len(own))]
+        part = part.remove_columns(["id"]) if "id" in names else part
+        found.append((model, split, part.add_column("id", ids)))
+    return found
+
+
+def _shifts(name: str, clean: Sequence[Sample], shifted: Sequence[Sample]) -> tuple[Shift, ...]:
+    """What moved in most rows: images, questions, or both; rows without partners count as other images."""
+    partners = {sample.key: sample for sample in clean}
+    moved: Counter[str] = Counter()
+    for sample in shifted:
+        partner = partners.get(sample.key)
+        moved["text"] += partner is not None and partner.question != sample.question
+        moved["visual"] += partner is None or _content(partner) != _content(sample)
+    found = [modality for modality in ("visual", "text") if 2 * moved[modality] > len(shifted)]
+    return tuple(Shift(modality=one, name=_slug(name)) for one in found or ["visual"])
+
+
+def _content(sample: Sample) -> str:
+    try:
+        return content_key(sample.image) if sample.image is not None else ""
+    except ImageError:
+        return ""
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or "split"

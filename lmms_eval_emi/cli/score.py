@@ -24,9 +24,12 @@ from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.settings import PREFIX
 
 if TYPE_CHECKING:
+    from lmms_eval_emi.scoring.result import StudyResult
     from lmms_eval_emi.scoring.rows import Scored
 
 log = logging.getLogger("lmms_eval_emi")
+
+FAILED = 3  # exit status of --fail-on
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -63,6 +66,12 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="with --id-split: the column, or for logs the keys of a sample such as metadata.shift, that names the split of a row (default: split, shift, subset or condition, or else each file is a split)",
     )
+    parser.add_argument(
+        "--fail-on",
+        metavar="lost|emid>X",
+        type=_failure,
+        help="exit with status 3 where a shift is lost, or has an EMID above X: for CI. It fails as well where no verdict can be given, for responses that hardly depend on their images",
+    )
     add_engine(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the results as JSON")
     add_overwrite(parser)
@@ -78,7 +87,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME|PATH",
-        help="registered estimator, one that needs no training (ksg, hsic, dcor, cosine), or a .safetensors or .pt file; several give one column each (LMMS_EVAL_EMI_ESTIMATOR; default: club-global)",
+        help="registered estimator, one that needs no training (reference-r2, cosine, dcor, dcor-reference, hsic, hsic-reference, ksg), or a .safetensors or .pt file; several give one column each (LMMS_EVAL_EMI_ESTIMATOR; default: club-global)",
     )
     add_settings(
         parser,
@@ -186,7 +195,43 @@ def _show(args: argparse.Namespace, scored: Sequence[Scored]) -> int:
     _say_what_is_missing(scored)
     if args.output and args.output.is_file():
         print(f"lmms-eval-emi report {shlex.quote(str(args.output))}")
-    return 0
+    failures = [line for one in scored for line in _failures(one.result, args.fail_on)]
+    for line in failures:
+        log.error("--fail-on: %s", line)
+    return FAILED if failures else 0
+
+
+def _failure(text: str) -> float | str:
+    """What ``--fail-on`` asks for: ``lost``, or the EMID above which it fails."""
+    kind, above, bound = text.partition(">")
+    if text == "lost":
+        return text
+    try:
+        if kind.strip() == "emid" and above:
+            return float(bound)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected lost or emid>NUMBER, got {text!r}")
+
+
+def _failures(result: StudyResult, asked: float | str | None) -> list[str]:
+    """Why a result fails, a line each."""
+    if asked is None:
+        return []
+    if result.scale is not None and result.scale.told_apart is False:
+        return [f"{result.model}: its responses hardly depend on the images, so it cannot be called robust."]
+    shifts = result.shifts().items()
+    if asked == "lost":
+        return [
+            f"{result.model}: {name} is lost, EMID {split.emid:.4g}."
+            for name, split in shifts
+            if split.verdict == "lost"
+        ]
+    return [
+        f"{result.model}: EMID of {name} is {split.emid:.4g}, above {asked:g}."
+        for name, split in shifts
+        if split.emid is not None and split.emid > float(asked)
+    ]
 
 
 def _complete_demo(args: argparse.Namespace) -> None:

@@ -177,13 +177,13 @@ def test_what_was_found_is_said_in_sentences(results):
         )
     lines = findings_of(replace(read, splits=splits, model="org/some-model"))
     assert lines[0] == "Frost 5 costs some-model most: EMID 2.00 [1.75, 2.25]."
-    assert "1 of 34 shifts cost it something beyond noise." in lines
+    assert "1 of 34 shifts cost it something that is told from 0." in lines
     assert (
         any(line.startswith("some-model gains under") for line in lines)
-        and "Within noise: frost up to level 3." in lines
+        and "Not told from 0: frost up to level 3." in lines
     )
     quiet = {name: replace(split, verdict="held" if split.verdict else None) for name, split in splits.items()}
-    assert findings_of(replace(read, splits=quiet))[0].startswith("No shift costs")
+    assert findings_of(replace(read, splits=quiet))[0].startswith("No loss of")
 
 
 def test_models_of_one_short_name_are_told_apart_and_each_has_its_finding(results, tmp_path):

@@ -461,7 +461,7 @@ def test_an_endpoint_that_fails_stops_the_work_and_loses_nothing(endpoint: Endpo
         shift_text("Another question?", "translation", "German", options=options)
     assert shift_text("What colour are the 2 suitcases?", "translation", "German", options=options)
     endpoint.reply = lambda request: (400, "too long")
-    with pytest.raises(RefusedError, match="refuses the text"):
+    with pytest.raises(RefusedError, match="refuses the request"):
         shift_text("A third question?", "translation", "German", options=options)
     with pytest.raises(EndpointError, match="--endpoint"):
         shift_text("What is this?", "formal", None, options=ShiftOptions())

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,9 +236,13 @@ def _failures(result: StudyResult, asked: float | str | None) -> list[str]:
 
 
 def _complete_demo(args: argparse.Namespace) -> None:
-    """For the demo's study alone: its own estimator, and the responses that the demo left here."""
+    """For the demo's study alone: its own estimator and encoders, and the responses that the demo left here."""
     if args.study != ["demo"] or args.embeddings:
         return
+    assets = resources.files("lmms_eval_emi.slices.demo").joinpath("assets")
+    for name in ("vision_encoder", "text_encoder"):
+        if getattr(args, f"setting_{name}") is None and f"{PREFIX}{name.upper()}" not in os.environ:
+            setattr(args, f"setting_{name}", str(assets.joinpath(name)))
     if not args.estimator and f"{PREFIX}ESTIMATOR" not in os.environ:
         args.estimator = ["demo"]
     if not args.responses:

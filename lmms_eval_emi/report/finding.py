@@ -218,10 +218,31 @@ def comparable_groups(results: Sequence[ReportedResult]) -> list[list[int]]:
     return groups
 
 
+def _differ_by_measure_alone(results: Sequence[ReportedResult]) -> bool:
+    """Whether results are those of one model's responses by several estimators."""
+    estimators = {one.settings.get("estimator") for one in results}
+    others = {key for key in COMPARED if key not in ("estimator", "unit")}
+    alike = all(len({one.settings.get(key) for one in results}) == 1 for key in others)
+    return alike and len(estimators) == len(results)
+
+
+def _agreement_of_measures(results: Sequence[ReportedResult]) -> str:
+    """Whether several measures of the same responses agree in the sign of EMID, in a sentence."""
+    names = [str(one.settings.get("estimator", "")).partition("@")[0] for one in results]
+    emids = [{split.name: split.emid for split in one.shifts if split.emid} for one in results]
+    shared = [name for name in emids[0] if all(name in own for own in emids)]
+    apart = [name for name in shared if len({own[name] > 0 for own in emids}) > 1]
+    found = f"they agree in the sign of EMID on {len(shared) - len(apart)} of {len(shared)} shifts"
+    where = f", and not on {_listed(apart[:MOST_NAMED])}" if apart else ""
+    return f"{len(results)} measures of the same responses ({_listed(names)}): {found}{where}. Their scales differ, so values are not compared."
+
+
 def comparability_lines(results: Sequence[ReportedResult]) -> list[str]:
     """Whether several results are comparable, in sentences; none for a single result."""
     if len(results) < 2:
         return []
+    if len({(one.study, one.model) for one in results}) == 1 and _differ_by_measure_alone(results):
+        return [_agreement_of_measures(results)]
     groups = comparable_groups(results)
     if len(groups) == 1:
         return [f"Comparable: {_listed([one.label for one in results])}."]

@@ -143,6 +143,27 @@ def test_logs_of_inspect_are_studies(tmp_path, in_tinyhub, kind):
     assert scored(tmp_path, whole, "--split-by", "metadata.shift")["splits"] == found["splits"]
 
 
+def test_logs_of_lm_eval_are_studies(tmp_path, in_tinyhub):
+    paths = []
+    for split in ("clean", "fog"):
+        path = tmp_path / f"samples_{split}_2026-11-28T10-00-00.000000.jsonl"
+        lines = [
+            {
+                "doc_id": row["index"],
+                "doc": {"query": row["question"]},
+                "target": row["answer"],
+                "arguments": {"gen_args_0": {"arg_0": row["question"], "arg_1": {"until": []}}},
+                "resps": [[row["prediction"]]],
+                "filtered_resps": [row["prediction"]],
+            }
+            for row in rows_of(split)
+        ]
+        path.write_text("\n".join(map(json.dumps, lines)))
+        paths.append(path)
+    found = scored(tmp_path, *paths)
+    assert list(found["splits"]) == ["clean", "fog"] and found["splits"]["fog"]["emid"] > 0
+
+
 def test_a_failed_sample_has_no_response(tmp_path):
     log = log_of_inspect()
     log["samples"][3]["output"] = {"completion": "", "choices": []}

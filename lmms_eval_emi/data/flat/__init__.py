@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.data.columns import ID_COLUMNS, QUESTION_COLUMNS, REFERENCE_COLUMNS
-from lmms_eval_emi.data.flat import inspect_ai, spreadsheet
+from lmms_eval_emi.data.flat import inspect_ai, lm_eval, spreadsheet
 from lmms_eval_emi.data.tables import TEXT_FORMATS, read_table
 from lmms_eval_emi.errors import ResponsesError
 
@@ -51,6 +51,8 @@ def read_rows(path: Path, split_by: str | None = None) -> datasets.Dataset:
         )
     if inspect_ai.reads(path):
         return _named(datasets.Dataset.from_list(inspect_ai.read(path, split_by)), path, "split" if split_by else None)
+    if lm_eval.reads(path):
+        return _named(datasets.Dataset.from_list(lm_eval.read(path)), path, None)
     if path.suffix.lower() in spreadsheet.SUFFIXES:
         return _named(datasets.Dataset.from_list(spreadsheet.read(path)), path, split_by)
     if path.suffix in TEXT_FORMATS:

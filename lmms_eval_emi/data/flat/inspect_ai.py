@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zipfile
@@ -77,7 +78,10 @@ def _unpacked(path: Path, member: zipfile.ZipInfo) -> bytes:
         name_length, extra_length = struct.unpack("<26xHH", file.read(30))
         file.seek(name_length + extra_length, 1)
         packed = file.read(member.compress_size)
-    return bytes(zstandard.ZstdDecompressor().decompressobj().decompress(packed)[: LARGEST + 1])
+    content = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)).read(LARGEST + 1)
+    if len(content) > LARGEST:  # whatever the archive says of it
+        raise ResponsesError(f"{path}: {member.filename} has more than {LARGEST:,} bytes when unpacked.")
+    return bytes(content)
 
 
 def _row(sample: Mapping[str, Any], header: Mapping[str, Any], split_by: str | None, path: Path) -> dict[str, Any]:

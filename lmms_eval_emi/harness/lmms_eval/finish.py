@@ -27,6 +27,7 @@ from lmms_eval_emi.harness.lmms_eval.write_tasks import portable_study
 from lmms_eval_emi.scoring.join import StudySamples, add_rows
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.files import check_folder_writable, flush_folder, write_atomically
+from lmms_eval_emi.util.printing import printable
 
 if TYPE_CHECKING:
     from lmms_eval_emi.harness.lmms_eval.run import Run, TaskOfRun
@@ -40,7 +41,7 @@ _footers: list[str] = []
 def _print_footers() -> None:
     """The harness prints its table last of all, with four decimals; this stands under it."""
     for footer in _footers:
-        print(footer, flush=True)
+        print(printable(footer), flush=True)
 
 
 def finish(run: Run, args: object) -> dict[str, StudyResult]:
@@ -172,11 +173,11 @@ def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, save
             }
         for reasons in result.left_out.values():
             for reason in reasons:
-                logger.error(f"{name}: left out: {reason}")
+                logger.error("{}", printable(f"{name}: left out: {reason}"))
         for line in notes_to_lines(result):
-            logger.warning(f"{name}, {line}")
+            logger.warning("{}", printable(f"{name}, {line}"))
         for line in fit_to_warnings(result):
-            logger.warning(f"{name}: {line}")
+            logger.warning("{}", printable(f"{name}: {line}"))
         _footers.append(_show(run, scored, folder, stamp, saved / name, report=settings.report))
     return results
 

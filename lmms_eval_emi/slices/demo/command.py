@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,8 @@ def write_page(results: Path, responses: Path, output: Path) -> None:
 def _run(command: list[str], variables: dict[str, str]) -> int:
     """Run a command; returns its exit status. An interruption ends it without its traceback."""
     running = subprocess.Popen(command, env=variables, start_new_session=True)
+    with contextlib.suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         return running.wait()
     except BaseException:

@@ -231,7 +231,7 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     """Add up, write beside the verdicts, print."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.data.images import content_key
+    from lmms_eval_emi.data.images import pixel_key
     from lmms_eval_emi.scoring.table import NOTHING, with_error
     from lmms_eval_emi.slices.judge.preference import PreferenceDocument, PreferenceResult, prefer, self_agreement
     from lmms_eval_emi.slices.judge.verdicts import group_verdicts
@@ -244,7 +244,7 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
             clusters = {}
             for sample in samples:
                 try:
-                    clusters[sample.row or 0] = content_key(sample.image) if sample.image is not None else sample.id
+                    clusters[sample.row or 0] = pixel_key(sample.image) if sample.image is not None else sample.id
                 except ImageError:
                     clusters[sample.row or 0] = sample.id
             found = prefer(own, clusters)

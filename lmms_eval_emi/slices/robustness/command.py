@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output:
         check_output(args.output, [args.out], overwrite=args.overwrite, example="robustness.json")
+    if not -1 <= args.same_from <= 1:
+        raise ResultsError(f"--same-from: expected a cosine from -1 to 1, got {args.same_from}.")
     by_model = read_tasks(args.out, args.cluster)
     unknown = [name for name in (*args.only_model, *([args.baseline] if args.baseline else [])) if name not in by_model]
     if unknown:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
 from lmms_eval_emi.data.responses.base import read_lines
 from lmms_eval_emi.data.responses.lmms_eval import parse_samples_name, samples_name
 from lmms_eval_emi.errors import ResultsError
@@ -193,7 +194,13 @@ def _responses(
         return ("option", chosen) if chosen else ("none", {})
     if "multi_round" in output_type:
         return "none", {}
-    return "text", {row: _response(value) for row, value in logged.items()}
+    texts = {row: without_thoughts(_response(value)) for row, value in logged.items()}
+    answered = {row: text for row, text in texts.items() if not is_failed_request(text)}
+    if len(answered) < len(texts):
+        log.warning(
+            "%d of %d responses are the error message of a failed request.", len(texts) - len(answered), len(texts)
+        )
+    return "text", answered
 
 
 def _likelihoods(value: Any) -> list[float]:

@@ -134,6 +134,24 @@ def run_command_line(arguments: Sequence[str], prepare: Callable[[Any], object])
         command.simple_parse_args_string = parse
 
 
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check the arguments of lmms-eval's own command by its parser, before anything is written for them.
+
+    Relies on: ``lmms_eval.__main__.parse_eval_args`` parses ``sys.argv``.
+
+    Raises:
+        SystemExit: wrong usage, as the parser has said.
+    """
+    command: Any = importlib.import_module("lmms_eval.__main__")
+    parse, earlier = getattr(command, "parse_eval_args", None), sys.argv
+    sys.argv = ["lmms-eval", *arguments]
+    try:
+        if parse is not None:
+            parse()
+    finally:
+        sys.argv = earlier
+
+
 class ConfigurationDone(BaseException):
     """Ends one configuration of a command without results; the next one begins."""
 

@@ -114,6 +114,7 @@ def run(options: RunOptions) -> None:
         Stopped: a signal ended it; every response that was acknowledged is in the journal.
         Exception: whatever the harness or the model raises.
     """
+    launch.check_arguments(options.arguments)
     read_manifest(options.folder)  # a damaged one is told before the model is loaded
     journal = Journal(options.folder, launch.rank())
     if launch.is_main_process():

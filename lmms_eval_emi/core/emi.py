@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings, shared_encoders
-from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
+from lmms_eval_emi.core.jackknife import HasUncertainty, Jackknife, combine, difference
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.errors import InputError
 
@@ -109,7 +109,7 @@ def information(
 
 
 @dataclass(frozen=True, eq=False)
-class EMI:
+class EMI(HasUncertainty):
     """Effective mutual information of one split.
 
     In the estimator's unit: nats, which are nominal for an estimator whose variance is saturated, for that
@@ -154,27 +154,12 @@ class EMI:
         """Number of clusters: distinct images, or rows where no groups were given."""
         return sum(map(len, self.jackknife.strata))
 
-    @property
-    def corrected(self) -> float:
-        """The score without its bias of order 1/G: pairs of one image among the negatives shrink it."""
-        return self.jackknife.corrected
-
-    @property
-    def stderr(self) -> float | None:
-        """Standard error, clustered by image; ``None`` for fewer than 8 images."""
-        return self.jackknife.stderr
-
-    @property
-    def ci95(self) -> tuple[float, float] | None:
-        """Interval of 95 % around ``corrected``; ``None`` for fewer than 8 images."""
-        return self.jackknife.ci95
-
     def __str__(self) -> str:
         return f"EMI = {self.value:.4g}{_error(self.jackknife)} {self.unit} (I(x; response) {self.mi_response:.4g} - I(x; reference) {self.mi_reference:.4g}, n = {self.n}, {self.images} images)\n{self.signature}"
 
 
 @dataclass(frozen=True, eq=False)
-class EMID:
+class EMID(HasUncertainty):
     """Effective mutual information difference of a shift.
 
     Attributes:
@@ -197,21 +182,6 @@ class EMID:
     jackknife: Jackknife = field(repr=False)
     inputs: Jackknife | None = field(default=None, repr=False)
     responses: Jackknife | None = field(default=None, repr=False)
-
-    @property
-    def corrected(self) -> float:
-        """The score without its bias of order 1/G."""
-        return self.jackknife.corrected
-
-    @property
-    def stderr(self) -> float | None:
-        """Standard error, clustered by image; ``None`` for fewer than 8 images."""
-        return self.jackknife.stderr
-
-    @property
-    def ci95(self) -> tuple[float, float] | None:
-        """Interval of 95 % around ``corrected``; ``None`` for fewer than 8 images."""
-        return self.jackknife.ci95
 
     @property
     def p_value(self) -> float | None:

@@ -132,6 +132,27 @@ class Jackknife:
         return found
 
 
+class HasUncertainty:
+    """What a score with a jackknife over images has: a corrected value, an error and an interval."""
+
+    jackknife: Jackknife
+
+    @property
+    def corrected(self) -> float:
+        """The score without its bias of order 1/G, G being the number of images."""
+        return self.jackknife.corrected
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error, clustered by image; ``None`` for fewer than 8 images."""
+        return self.jackknife.stderr
+
+    @property
+    def ci95(self) -> tuple[float, float] | None:
+        """Interval of 95 % around ``corrected``; ``None`` for fewer than 8 images."""
+        return self.jackknife.ci95
+
+
 def combine(function: Callable[[Sequence[float]], float], parts: Sequence[Jackknife]) -> Jackknife:
     """A function of several statistics, with the clusters that they share deleted from all at once.
 

@@ -17,11 +17,6 @@ def find_question_column(rows: datasets.Dataset) -> str | None:
     return _first(QUESTION_COLUMNS, rows)
 
 
-def find_reference_column(rows: datasets.Dataset) -> str | None:
-    """The first usual name of a reference that the rows have."""
-    return _first(REFERENCE_COLUMNS, rows)
-
-
 def find_id_column(rows: datasets.Dataset) -> str | None:
     """The first usual name of an id whose values differ from row to row."""
     return next((name for name in ID_COLUMNS if name in rows.column_names and is_id(rows, name)), None)

@@ -13,7 +13,6 @@ import numpy as np
 
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.report.reading import JSDS, ReportedResult, ReportedSplit
-from lmms_eval_emi.scoring.agreement import AgreementResult
 from lmms_eval_emi.util.extras import extra
 
 if TYPE_CHECKING:
@@ -235,27 +234,6 @@ def plot_models(results: Sequence[ReportedResult], ax: Axes | None = None) -> Ax
         loc="upper center",
         ncols=1,
         bbox_to_anchor=(0.4, -0.55 / (1.4 + 0.26 * len(names)) - 0.02),
-    )
-    return ax
-
-
-def plot_agreement(found: AgreementResult, ax: Axes | None = None) -> Axes:
-    """Every split by its name: EMID against what the score loses, or EMI against the score where there is no loss."""
-    ax = _axes(ax, 7.2, 5.0)
-    lost = [point for point in found.points if point.loss is not None and point.emid is not None]
-    across = [point.loss if lost else point.score for point in lost or found.points]
-    upwards = [point.emid if lost else point.emi for point in lost or found.points]
-    names = _short_names([point.split for point in lost or found.points])
-    ax.scatter(across, upwards, s=26, color=SERIES[0], zorder=3)  # type: ignore[arg-type]
-    if len(names) <= MOST_NAMED:
-        for name, x, y in zip(names, across, upwards, strict=True):
-            ax.annotate(_text(name, 28), (x, y), (3, 3), textcoords="offset points", fontsize=7)
-    ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    label = _text(found.score)
-    ax.set(
-        xlabel=f"loss of {label}" if lost else label,
-        ylabel="EMID" if lost else "EMI",
-        title=f"{'EMID and the loss of' if lost else 'EMI and'} {label}",
     )
     return ax
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
-from lmms_eval_emi.errors import ResultsError
+from lmms_eval_emi.errors import InputError, ResultsError
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -18,11 +18,20 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
             "lmms-eval-emi compare a.json b.json",
             "lmms-eval-emi compare results/*.json --output differences.json",
             "lmms-eval-emi compare results.json --power 0.005",
+            "lmms-eval-emi compare --scores accuracy.csv",
         ),
         description="Differences of EMI and EMID between the models of some results, with intervals that match their images; which shifts separate them, and which models cannot be told apart.",
     )
     parser.add_argument(
-        "results", nargs="+", type=Path, metavar="RESULTS", help="JSON files of score or of harness runs"
+        "results", nargs="*", type=Path, metavar="RESULTS", help="JSON files of score or of harness runs"
+    )
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="instead: scores of rows by any metric, of at least two models: csv, tsv, json or jsonl with score, question_id, model (default: the file's name), and perhaps split, and image, whose rows count as one observation",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the differences as JSON")
     parser.add_argument(
@@ -45,6 +54,10 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Read, compare, print, write."""
+    if args.scores:
+        return _print_ranks(args)
+    if not args.results:
+        raise InputError("compare: expected RESULTS or --scores FILE, got neither.")
     if args.power is not None:
         return _print_power(args)
     settings = settings_of(args)
@@ -102,6 +115,38 @@ def run(args: argparse.Namespace) -> int:
         print(f"{', '.join(group)}: {kind}")
     if args.output:
         ComparisonDocument(adjust=settings.adjust, comparisons=written, indistinguishable=groups).write(args.output)
+    return 0
+
+
+def _print_ranks(args: argparse.Namespace) -> int:
+    """Print the models with the places between which each may stand."""
+    from tabulate import tabulate
+
+    from lmms_eval_emi.scoring.compare import RanksDocument
+    from lmms_eval_emi.scoring.ranks import rank, read_row_scores
+    from lmms_eval_emi.scoring.table import value_with_error
+    from lmms_eval_emi.util.files import check_output
+
+    if args.results:
+        raise InputError("compare: --scores takes the place of RESULTS; give one of them.")
+    if args.output:
+        check_output(args.output, args.scores, overwrite=args.overwrite, example="ranks.json")
+    settings = settings_of(args)
+    found = rank(read_row_scores(args.scores), settings.adjust, settings.seed)
+    rows = [
+        [
+            one.model,
+            value_with_error(one.score, one.stderr),
+            f"{one.best}" if one.best == one.worst else f"{one.best} to {one.worst}",
+        ]
+        for one in found
+    ]
+    print(tabulate(rows, headers=["model", "score ± SE", "place"], disable_numparse=True))
+    print(
+        f"{found[0].rows} rows that all models have. place: between which a model may stand, by differences paired in rows ({settings.adjust} over all pairs, 5 %)."
+    )
+    if args.output:
+        RanksDocument(adjust=settings.adjust, models=found).write(args.output)
     return 0
 
 

@@ -15,6 +15,7 @@ MODELS = {
     "rows": "lmms_eval_emi.scoring.rows:RowsDocument",
     "results": "lmms_eval_emi.scoring.rows:ResultsDocument",
     "differences": "lmms_eval_emi.scoring.compare:ComparisonDocument",
+    "ranks": "lmms_eval_emi.scoring.compare:RanksDocument",
     "agreement": "lmms_eval_emi.scoring.agreement:AgreementDocument",
     "audit": "lmms_eval_emi.scoring.audit:AuditDocument",
     "verdict": "lmms_eval_emi.slices.judge.verdicts:Verdict",

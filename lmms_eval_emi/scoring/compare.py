@@ -20,6 +20,7 @@ from lmms_eval_emi.core.conventions import Adjustment
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine, difference
 from lmms_eval_emi.core.multiple import ALPHA, adjust
 from lmms_eval_emi.errors import InputError, ResultsError
+from lmms_eval_emi.scoring.ranks import RankedModel
 from lmms_eval_emi.scoring.result import CHEAP_DRAWS, StudyResult
 from lmms_eval_emi.scoring.rows import read_results, read_rows, to_jackknife
 from lmms_eval_emi.util.documents import Document, Interval, Plain
@@ -127,6 +128,14 @@ class ComparisonDocument(Document):
     adjust: str
     comparisons: list[Comparison]
     indistinguishable: list[list[str]]
+
+
+class RanksDocument(Document):
+    """What ``lmms-eval-emi compare --scores`` writes: models, best first, with the places between which each may stand."""
+
+    kind: Literal["ranks"] = "ranks"
+    adjust: str
+    models: list[RankedModel]
 
 
 @dataclass(frozen=True)

@@ -381,6 +381,8 @@ class Agreement:
 def _verdict(what: str, own: float, value: float, interval: tuple[float, float] | None) -> str:
     if own <= 0:  # no lead makes up for that
         return f"{what} does not go with it at all here"
+    if interval is not None and interval[1] < 0:
+        return f"{what} is worse than the cosine by {-value:.2f} [{-interval[1]:.2f}, {-interval[0]:.2f}]"
     if value <= 0:
         return f"{what} does not beat the cosine here"
     if interval is None:

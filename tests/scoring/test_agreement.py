@@ -78,7 +78,7 @@ def test_the_output_says_plainly_who_is_ahead() -> None:
     ahead = agree(*make(1, emi_noise=0.1, cosine_noise=8.0))
     assert "EMI beats the cosine" in ahead.findings()[-1]
     behind = agree(*make(1, emi_noise=8.0, cosine_noise=0.1))
-    assert "EMI does not beat the cosine here" in behind.findings()[-1]
+    assert "EMI is worse than the cosine by" in behind.findings()[-1]
     assert behind.to_result().findings == behind.findings()
     result, outside = make(1, emi_noise=0.1, cosine_noise=0.1)
     backwards = {name: {row: (-one, 1.0) for row, (one, _) in own.items()} for name, own in outside.rows.items()}

@@ -23,10 +23,11 @@ from lmms_eval_emi.data.response_text import is_failed_request
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, file_hash
-from lmms_eval_emi.util.files import blocks_of
+from lmms_eval_emi.util.files import blocks_of, visible_files
 from lmms_eval_emi.util.journal import Answers, Journal, Request
 
 log = logging.getLogger("lmms_eval_emi")
+CHECKPOINT = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|gguf|npz)|(adapter_)?config\.json|model_index\.json")
 # Arguments that let a request through and change no response, by their whole names: image_token is none of them.
 SECRET = re.compile(
     r"(?i)(?:(?:openai|azure|azure_openai|anthropic|google|gemini|dashscope|hf)_)?(?:api_key|key|token)=|(?:auth|access)_token="
@@ -49,9 +50,15 @@ def identity(model: str, model_args: Any) -> str:
 
 
 def _checkpoint(place: Path) -> list[list[Any]]:
-    """Names and content hashes of the files of a local checkpoint, in its subfolders too; nothing for other values."""
+    """Names and content hashes of the files of a local checkpoint, in its subfolders too; nothing for other values.
+
+    A folder is a checkpoint if it holds a configuration or weights itself; one of caches or outputs is none.
+    """
     try:
-        files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+        if place.is_dir() and not any(CHECKPOINT.fullmatch(path.name) for path in place.iterdir()):
+            return []
+        files = [place] if place.is_file() else visible_files(place, "*")
+        files = [path for path in files if path.is_file()]
         return [[path.name if path == place else str(path.relative_to(place)), file_hash(path)] for path in files]
     except (OSError, ValueError):
         return []

@@ -19,11 +19,16 @@ PREFIX = "LMMS_EVAL_EMI_"
 
 
 def _default_cache() -> Path:
-    """The user's cache folder, or one below the temporary folder where there is no home folder."""
+    """The user's cache folder, or one of the user's below the temporary folder where there is no home to write to."""
+    user = str(os.getuid()) if hasattr(os, "getuid") else "user"
+    temporary = Path(tempfile.gettempdir()) / f"lmms_eval_emi-{user}"
     try:
-        return Path(platformdirs.user_cache_dir("lmms_eval_emi")).expanduser()
+        usual = Path(platformdirs.user_cache_dir("lmms_eval_emi")).expanduser()
     except RuntimeError:
-        return Path(tempfile.gettempdir()) / "lmms_eval_emi"
+        return temporary
+    there = next(folder for folder in (usual, *usual.parents) if folder.exists())
+    strange = temporary.exists() and hasattr(os, "getuid") and temporary.stat().st_uid != os.getuid()
+    return usual if os.access(there, os.W_OK) or strange else temporary
 
 
 class Settings(BaseSettings):

@@ -214,10 +214,14 @@ def _load(
 
 
 def _own_cache(*, local: bool) -> Path | None:
-    """Where rows are kept: in the cache of datasets, or in ours where that is read-only or nobody has a home folder.
+    """Where rows are kept: for local files in a folder of ours; ``None`` where the cache of datasets will do."""
+    import datasets
 
-    ``None`` for rows that are not of local files, where the cache of datasets will do.
-    """
+    return other_cache() or (Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" if local else None)
+
+
+def other_cache() -> Path | None:
+    """A cache of ours, where that of datasets is read-only, as a shared one is, or below a home that nobody has."""
     import datasets
 
     cache = Path(datasets.config.HF_DATASETS_CACHE)
@@ -227,7 +231,7 @@ def _own_cache(*, local: bool) -> Path | None:
         check_folder_writable(cache)
     except OSError:
         return load_settings().cache / "datasets"
-    return cache / "lmms_eval_emi" if local else None
+    return None
 
 
 @contextlib.contextmanager
@@ -274,7 +278,8 @@ def stale_cache(path: str, split: datasets.Dataset) -> Path | None:
 def _size_and_cache(path: str) -> tuple[int, Path]:
     import datasets
 
-    builder = datasets.load_dataset_builder(path)
+    cache = other_cache()
+    builder = datasets.load_dataset_builder(path, cache_dir=str(cache) if cache else None)
     files = {file for paths in (builder.config.data_files or {}).values() for file in paths}
     return sum(Path(file).stat().st_size for file in files), Path(builder.cache_dir)
 

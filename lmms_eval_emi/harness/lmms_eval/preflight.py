@@ -14,7 +14,6 @@ from lmms_eval_emi.harness.lmms_eval.compat import launch, task_index
 from lmms_eval_emi.scoring.preflight import preflight
 from lmms_eval_emi.settings import is_offline, load_settings
 from lmms_eval_emi.shifts.at_load import load_splits
-from lmms_eval_emi.util.files import check_folder_writable
 
 # What models of the harness import and lmms-eval does not install, with how to have it.
 NEEDED_BY_MODELS = {
@@ -41,21 +40,7 @@ def check(files: Sequence[str], model: str) -> None:
     """
     if not launch.is_main_process():
         return
-    check_environment([*_missing_package(model), *(_unwritable_cache() or _missing_datasets(files))])
-
-
-def _unwritable_cache() -> list[str]:
-    """What is wrong with the cache of datasets, which the harness writes to even where it finds all rows there."""
-    import datasets
-
-    cache = Path(datasets.config.HF_DATASETS_CACHE)
-    try:
-        check_folder_writable(cache)
-    except OSError as error:
-        return [
-            f"The cache of datasets cannot be written: {error}\nPoint to one that can: export HF_DATASETS_CACHE=/path/to/folder"
-        ]
-    return []
+    check_environment([*_missing_package(model), *_missing_datasets(files)])
 
 
 def check_environment(problems: Sequence[str] = ()) -> None:

@@ -140,11 +140,17 @@ def _loading_once(split: str) -> Iterator[None]:
     """Inside the block ``datasets.load_dataset`` gives one split of what it loaded for the same arguments before."""
     import datasets
 
+    from lmms_eval_emi.data.rows import other_cache
+
     load = datasets.load_dataset
+    cache = other_cache()  # where that of datasets is read-only
 
     def load_once(*args: Any, **kwargs: Any) -> Any:
         key = repr((args, sorted((name, _described(value)) for name, value in kwargs.items())))
         if key not in _loaded:
+            given = kwargs.get("cache_dir")  # the harness names one
+            if cache and not (given and os.access(given, os.W_OK)):
+                kwargs["cache_dir"] = str(cache)
             _loaded[key] = load(*args, **kwargs)
         found = _loaded[key]
         whole = isinstance(found, datasets.DatasetDict) and split in found

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmms_eval_emi")
 
 FAILED = 3  # exit status of --fail-on
+OF_STUDIES = ("embeddings", "save_embeddings", "split", "only_model", "model_name")  # options that need a study
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -60,7 +61,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--id-split",
         metavar="NAME",
-        help="score tables or logs in the place of a study: csv, tsv, jsonl, json, parquet or xlsx (VLMEvalKit's) files with columns for question, response and reference, and perhaps image, split, model and id, or logs of inspect_ai (.eval, .json); this is their split in distribution",
+        help="score tables or logs instead of a study: csv, tsv, jsonl, json, parquet or xlsx (VLMEvalKit's) files with columns for question, response and reference, and perhaps image, split, model and id, or logs of inspect_ai (.eval, .json); this is their split in distribution",
     )
     parser.add_argument(
         "--split-by",
@@ -114,8 +115,23 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Score, write, print."""
-    if args.id_split:
-        return _score_tables(args)
+    from lmms_eval_emi.scoring.distributed import process_group, rank
+    from lmms_eval_emi.scoring.rows import write_results
+
+    with process_group():
+        scored = _score_tables(args) if args.id_split else _score_studies(args)
+        if rank():
+            return 0
+        if args.output:
+            write_results(args.output, scored)
+            log.info("results written to %s", args.output)
+    return _show(args, scored)
+
+
+def _score_studies(args: argparse.Namespace) -> list[Scored]:
+    """Score responses, or stored embeddings, in studies."""
+    if args.split_by:
+        raise InputError("--split-by: it names the splits of tables and logs, and goes with --id-split NAME.")
     resolve_sources(args, several=True)
     _complete_demo(args)
     settings = settings_of(args)
@@ -137,13 +153,11 @@ def run(args: argparse.Namespace) -> int:
             )
         check_folder_writable(args.save_embeddings)
 
-    from lmms_eval_emi.scoring.distributed import process_group, rank
     from lmms_eval_emi.scoring.pipeline import check_sources, score_sources
-    from lmms_eval_emi.scoring.rows import write_results
 
     check_sources(args.embeddings, args.responses, args.save_embeddings, with_engine=args.engine == "ray")
-    with process_group(), opened_engine(args) as engine:
-        scored = score_sources(
+    with opened_engine(args) as engine:
+        return score_sources(
             studies,
             args.responses,
             settings,
@@ -156,21 +170,19 @@ def run(args: argparse.Namespace) -> int:
             estimators=args.estimator,
             allow_missing=args.allow_missing,
         )
-        if rank():
-            return 0
-        if args.output:
-            write_results(args.output, scored)
-            log.info("results written to %s", args.output)
-    return _show(args, scored)
 
 
-def _score_tables(args: argparse.Namespace) -> int:
+def _score_tables(args: argparse.Namespace) -> list[Scored]:
     """Score files that hold questions, references and responses row by row."""
     from lmms_eval_emi.scoring.flat import collect_flat
     from lmms_eval_emi.scoring.pipeline import score_samples
-    from lmms_eval_emi.scoring.rows import write_results
     from lmms_eval_emi.util.files import check_output
 
+    for name in OF_STUDIES:
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')}: it goes with a study; tables and logs are scored whole.")
+    if args.engine != "local":
+        raise InputError("--engine: tables and logs are scored by this process or the ranks of a launcher.")
     paths = [Path(source) for source in [*args.sources, *args.study, *args.responses]]
     if not paths:
         raise InputError("--id-split: expected tables or logs to score, got none.")
@@ -178,11 +190,7 @@ def _score_tables(args: argparse.Namespace) -> int:
         check_output(args.output, [*paths, *args.estimator], overwrite=args.overwrite)
     settings = settings_of(args)
     entries = collect_flat(paths, args.id_split, settings, split_by=args.split_by, allow_missing=args.allow_missing)
-    scored = score_samples(entries, settings, estimators=args.estimator, allow_missing=args.allow_missing)
-    if args.output:
-        write_results(args.output, scored)
-        log.info("results written to %s", args.output)
-    return _show(args, scored)
+    return score_samples(entries, settings, estimators=args.estimator, allow_missing=args.allow_missing)
 
 
 def _show(args: argparse.Namespace, scored: Sequence[Scored]) -> int:

@@ -21,7 +21,6 @@ from lmms_eval_emi.core.jackknife import HasUncertainty, Jackknife, combine, dif
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.errors import InputError
 
-ROUNDING = 1e-9  # share of its terms below which a difference is rounding
 MOST_CLUSTERS = 1000  # more are merged into as many blocks, whose jackknife estimates the same error
 MOST_RECOMPUTED = 200  # the same for an estimator without a closed form
 
@@ -232,7 +231,7 @@ def emi(
     keys = clusters_of(embeddings, groups)
     own = _bound(estimator, embeddings)
     response, reference, jackknife, of_reference = _analyse(own, embeddings.x, embeddings.y_hat, embeddings.y, keys)
-    jackknife = jackknife.without_rounding(ROUNDING * (abs(response.value) + abs(reference.value)))
+    jackknife = jackknife.without_rounding(response.value, reference.value)
     return EMI(
         value=jackknife.value,
         mi_response=response.value,
@@ -353,11 +352,7 @@ def emid_from_emi(
     groups = shared_clusters(id, ood)
     ood_emi = ood_emi or emi(ood, estimator, groups=groups)
     parts = _decompose(id_emi, ood_emi, id, ood, estimator) if groups is not None else None
-    own = ood_emi.jackknife
-    if groups is None:  # clusters of unrelated splits are different, whatever their keys
-        own = Jackknife(own.value, tuple({("ood", key): value for key, value in one.items()} for one in own.strata))
-    scale = sum(abs(one.mi_response) + abs(one.mi_reference) for one in (id_emi, ood_emi))
-    jackknife = difference(id_emi.jackknife, own).without_rounding(ROUNDING * scale)
+    jackknife = emi_difference(id_emi, ood_emi, paired=groups is not None)
     signature = Signature.of("emid", encoders=encoders, estimator=estimator.signature, n_id=id_emi.n, n_ood=ood_emi.n)
     return EMID(
         value=jackknife.value,
@@ -369,6 +364,21 @@ def emid_from_emi(
         inputs=parts[0] if parts else None,
         responses=parts[1] if parts else None,
     )
+
+
+def emi_difference(first: EMI, second: EMI, *, paired: bool) -> Jackknife:
+    """EMI of a split less that of another, with and without each image.
+
+    Args:
+        first: of the one split.
+        second: of the other.
+        paired: whether images of the same key are one image, which is left out of both splits at once.
+    """
+    own = second.jackknife
+    if not paired:  # clusters of unrelated splits are different, whatever their keys
+        own = Jackknife(own.value, tuple({("ood", key): value for key, value in one.items()} for one in own.strata))
+    terms = (first.mi_response, first.mi_reference, second.mi_response, second.mi_reference)
+    return difference(first.jackknife, own).without_rounding(*terms)
 
 
 def of_other_images(embeddings: Embeddings) -> Embeddings | None:

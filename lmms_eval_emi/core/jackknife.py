@@ -20,6 +20,7 @@ from scipy import special
 
 FEWEST_CLUSTERS = 8  # below this an interval would say little, and cover less than it says
 LEVEL = 0.95
+ROUNDING = 1e-9  # share of its terms below which a difference is rounding
 
 Deleted = Mapping[Hashable, float]
 
@@ -108,12 +109,13 @@ class Jackknife:
             return 1.0 if self.corrected == 0 else 0.0
         return float(2 * special.stdtr(self.df, -abs(self.corrected) / error))
 
-    def without_rounding(self, tolerance: float) -> Jackknife:
-        """The same, or exactly 0 where value and error are below what arithmetic can tell from 0.
+    def without_rounding(self, *terms: float) -> Jackknife:
+        """The same, or exactly 0 where value and error are what rounding leaves of a difference.
 
         Args:
-            tolerance: of the value's terms, such as 1e-9 of the sum of their sizes.
+            terms: whose sum or difference the value is; 1e-9 of their sizes counts as rounding.
         """
+        tolerance = ROUNDING * math.fsum(map(abs, terms))
         error = math.sqrt(math.fsum(self.variances)) if self.strata else 0.0
         if abs(self.value) >= tolerance or abs(self.corrected) >= tolerance or error >= tolerance:
             return self

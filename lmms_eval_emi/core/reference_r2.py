@@ -34,7 +34,7 @@ def reference_r2(responses: np.ndarray, references: np.ndarray, images: np.ndarr
 
 
 def reference_r2_without(responses: np.ndarray, references: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """(G,) R^2 on the rows without each of ``count`` images, components and fit made anew; NaN where one is left."""
+    """(G,) R^2 on the rows without each of ``count`` images, with components and fit recomputed; NaN if only one image is left."""
     found = np.full(count, np.nan)
     pair = [_reduced(rows) for rows in (responses, references)]
     for image in range(count):

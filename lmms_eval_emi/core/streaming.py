@@ -21,8 +21,8 @@ import xxhash
 from lmms_eval_emi.core.club import ClusterSums
 from lmms_eval_emi.core.divergence import EMIDBound, Kernel, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings, shared_encoders
-from lmms_eval_emi.core.emi import EMI, EMID, MOST_CLUSTERS, MutualInformationEstimator, cluster_hash
-from lmms_eval_emi.core.jackknife import Jackknife, difference
+from lmms_eval_emi.core.emi import EMI, EMID, MOST_CLUSTERS, MutualInformationEstimator, cluster_hash, emi_difference
+from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.errors import InputError
 
@@ -227,15 +227,16 @@ class SplitStatistics:
             }
             return Jackknife(value, (known,) if known else ())
 
+        score = jackknife(response - reference, deleted[0] - deleted[1]).without_rounding(response, reference)
         return EMI(
-            value=response - reference,
+            value=score.value,
             mi_response=response,
             mi_reference=reference,
             contributions=none,
             n=self.n,
             signature=Signature.of("emi", encoders=self.encoders, estimator=self.estimator.signature, n=self.n),
             influence=none,
-            jackknife=jackknife(response - reference, deleted[0] - deleted[1]),
+            jackknife=score,
             reference=jackknife(reference, deleted[1]),
             by_seed=tuple(float(a - b) for a, b in by_seed) if len(by_seed) > 1 else (),
             unit=unit,
@@ -306,18 +307,16 @@ def emid_of(id: SplitStatistics, ood: SplitStatistics, id_emi: EMI | None = None
     encoders = shared_encoders(cast(Embeddings, id), cast(Embeddings, ood))
     first, second = id_emi or id.emi, ood.emi
     paired = ood.matched > 0
-    own = second.jackknife
-    if not paired:  # clusters of unrelated splits are different, whatever their keys
-        own = Jackknife(own.value, tuple({("ood", key): one for key, one in part.items()} for part in own.strata))
+    jackknife = emi_difference(first, second, paired=paired)
     return EMID(
-        value=first.value - second.value,
+        value=jackknife.value,
         id=first,
         ood=second,
         signature=Signature.of(
             "emid", encoders=encoders, estimator=id.estimator.signature, n_id=first.n, n_ood=second.n
         ),
         paired=paired,
-        jackknife=difference(first.jackknife, own),
+        jackknife=jackknife,
     )
 
 

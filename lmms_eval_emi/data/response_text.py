@@ -1,4 +1,4 @@
-"""What in a response is not the answer: error messages and refusals in its place, and thoughts before it."""
+"""What in a response is not the answer: error messages and refusals instead of it, and thoughts before it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", 
 
 
 def is_failed_request(text: str) -> bool:
-    """Whether a text is the error message that a harness keeps in the place of a response.
+    """Whether a text is the error message that a harness stores instead of a response.
 
     >>> is_failed_request("[LMMS_EVAL_REQUEST_FAILED after 3 retries] quota exceeded")
     True

@@ -72,7 +72,7 @@ def _check_place(study: Study, spec: DatasetSpec) -> None:
     local = study.local_path(spec)
     if local is not None and not _may_name(study, local.resolve(), [study.folder.resolve(), Path().resolve()]):
         raise StudyError(
-            f"{study.source} is not yours, and names {spec.path}, which lies outside its folder. Copy the study file if that is what you want."
+            f"{study.source} names {spec.path}, which lies outside its folder, and the file is not yours or the place is the system's. Copy study and data to a folder of your own if that is what you want."
         )
 
 

@@ -70,9 +70,9 @@ class DistanceCorrelation(_Dependence):
 
 
 class ReferenceHSIC(HSIC):
-    """HSIC between responses and references, in the place of the input: whether they vary together.
+    """HSIC between responses and references instead of inputs: whether they vary together.
 
-    The score of a split is the value minus 1, for references depend on themselves wholly: 0 at best.
+    The score of a split is the value minus 1, because references depend on themselves completely: 0 at best.
     """
 
     kind = "hsic-reference"
@@ -81,9 +81,9 @@ class ReferenceHSIC(HSIC):
 
 
 class ReferenceDistanceCorrelation(DistanceCorrelation):
-    """Distance correlation between responses and references, in the place of the input.
+    """Distance correlation between responses and references instead of inputs.
 
-    The score of a split is the value minus 1, for references depend on themselves wholly: 0 at best.
+    The score of a split is the value minus 1, because references depend on themselves completely: 0 at best.
     """
 
     kind = "dcor-reference"

@@ -234,6 +234,11 @@ class EstimatorFit(Plain):
     far_splits: list[str] = []
     doubtful_splits: list[str] = []
 
+    @property
+    def unfit_splits(self) -> set[str]:
+        """Splits that it is not fit for."""
+        return {*self.far_splits, *self.doubtful_splits}
+
 
 def fitness(  # noqa: PLR0912
     estimator: object, embeddings: Mapping[str, Embeddings], scores: Mapping[str, EMI] | None = None

@@ -30,7 +30,7 @@ from lmms_eval_emi.scoring.rows import (
     read_rows,
     to_jackknife,
 )
-from lmms_eval_emi.scoring.table import scale_to_line
+from lmms_eval_emi.scoring.table import scale_in_words
 from lmms_eval_emi.util.documents import parse_model
 from lmms_eval_emi.util.files import visible_files
 
@@ -326,7 +326,7 @@ def from_result(entry: StudyResult, rows: StudyRows, source: str) -> ReportedRes
     fit = entry.estimator_fit
     notes = [f"{name}: {'; '.join(lines)}" for name, lines in {**entry.notes, **entry.left_out}.items()]
     far = f": far are {', '.join(fit.far_splits[:5])}" if fit.far_splits else ""
-    scale = scale_to_line(entry).removeprefix("scale").strip()
+    scale = scale_in_words(entry)
     scales = [f"Scale: {scale}."] if scale else []
     footer = (f"Estimator: {fit.verdict} for these data, in {entry.unit}{far}.", *scales, *notes)
     lost = {split: [_without_foreign_pictures(row) for row in own] for split, own in rows.lost.items()}

@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +70,7 @@ class OutsideScores:
 def read_scores(path: Path, name: str) -> list[OutsideScores]:
     """Scores of a file: CSV, JSON lines or a JSON list with split and score, and question_id where they are of rows.
 
-    Records without a score are left out. So are those of -1 where no other score is negative: llava-bench and others
-    write it where a judge's reply could not be read. How many they are is logged.
+    Records without a usable score are left out; see :func:`without_failed`.
 
     Args:
         path: of the file; a column ``model`` says whose they are.
@@ -84,18 +82,17 @@ def read_scores(path: Path, name: str) -> list[OutsideScores]:
     records = []
     for number, record in _records(path):
         try:
-            found = (str(record["split"]), _number_of(record["score"]), str(record.get("model") or ""))
-            records.append((number, *found, record.get("question_id", record.get("id"))))
+            score = number_of_score(record["score"])
+            row = record.get("question_id", record.get("id"))
+            records.append((number, str(record["split"]), score, str(record.get("model") or ""), row))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ResultsError(
                 f"{path}, record {number}: expected split, score and perhaps question_id and model: {type(error).__name__} {error}"
             ) from error
-    negative = any(score is not None and score < 0 and score != FAILED for _, _, score, _, _ in records)
+    usable = without_failed(path, [score for _, _, score, _, _ in records])
     by_model: dict[str, tuple[dict[str, dict[str, tuple[float, float]]], dict[str, float]]] = {}
-    left_out: Counter[str] = Counter()
-    for number, split, score, model, row in records:
-        if score is None or (score == FAILED and not negative):
-            left_out["no score" if score is None else "a score of -1, the mark of a failed call"] += 1
+    for (number, split, _, model, row), score in zip(records, usable, strict=True):
+        if score is None:
             continue
         rows, splits = by_model.setdefault(model, ({}, {}))
         own = rows.setdefault(split, {}) if row not in (None, "") else splits
@@ -103,8 +100,6 @@ def read_scores(path: Path, name: str) -> list[OutsideScores]:
         if key in own:
             raise ResultsError(f"{path}, record {number}: {split}, {key} has a score already.")
         own[key] = (score, 1.0) if row not in (None, "") else score  # type: ignore[assignment]
-    for what, count in left_out.items():
-        log.warning("%s: %d of %d records have %s, and are left out.", path, count, len(records), what)
     if not by_model:
         raise ResultsError(f"{path}: expected records with split and score, found none.")
     mixed = [model for model, (rows, splits) in by_model.items() if rows and splits]
@@ -113,8 +108,12 @@ def read_scores(path: Path, name: str) -> list[OutsideScores]:
     return [OutsideScores(name, rows, splits, model=model) for model, (rows, splits) in by_model.items()]
 
 
-def _number_of(score: Any) -> float | None:
-    """A score as a number, ``None`` where it is blank; truth counts 1, and its contrary 0."""
+def number_of_score(score: Any) -> float | None:
+    """A score of a file as a number, ``None`` where it is blank; true counts 1, and false 0.
+
+    Raises:
+        ValueError: it is neither, or not finite.
+    """
     word = "" if score is None else str(score).strip()
     if not word:
         return None
@@ -122,6 +121,21 @@ def _number_of(score: Any) -> float | None:
     if not math.isfinite(number):
         raise InputError(f"the score is {score}")
     return number
+
+
+def without_failed(path: Path, scores: Sequence[float | None]) -> list[float | None]:
+    """The scores of a file with ``None`` for those of failed calls; how many cannot be used is logged.
+
+    A score of -1 is one where no other is negative: llava-bench and others write it where a judge's reply could not be read.
+    """
+    negative = any(score is not None and score < 0 and score != FAILED for score in scores)
+    usable = [None if score == FAILED and not negative else score for score in scores]
+    blank = sum(score is None for score in scores)
+    failed = sum(score is None for score in usable) - blank
+    for count, what in ((blank, "no score"), (failed, "a score of -1, the mark of a failed call")):
+        if count:
+            log.warning("%s: %d of %d records have %s, and are left out.", path, count, len(scores), what)
+    return usable
 
 
 def _records(path: Path) -> Iterable[tuple[int, Any]]:

@@ -78,6 +78,8 @@ def _entry(
         image = "image" if "image" in rows.column_names else None
         spec = DatasetSpec(path=path.name, columns=COLUMNS.model_copy(update={"image": image}))
         split = SplitSpec(name=_slug(name), task=_slug(name).lower(), modality="id", dataset=spec)
+        if split.name in splits:
+            raise ResponsesError(f"{path}: two splits would be called {split.name}, one of them {name!r}. Rename one.")
         entry = StudySamples(_study(source, {split.name: split}, split.name), model)
         by_row = {row: text for row, text in enumerate(rows["response"]) if isinstance(text, str)}
         if len(by_row) < len(rows):

@@ -19,6 +19,7 @@ from lmms_eval_emi.data.columns import ID_COLUMNS
 from lmms_eval_emi.data.sample import id_text
 from lmms_eval_emi.data.tables import read_table
 from lmms_eval_emi.errors import ResultsError
+from lmms_eval_emi.scoring.agreement import number_of_score, without_failed
 from lmms_eval_emi.util.documents import Plain
 
 CLUSTERS = ("cluster", "image", "image_id")
@@ -60,6 +61,8 @@ class RankedModel(Plain):
 def read_row_scores(paths: Sequence[Path]) -> RowScores:
     """Read scores: tables with the columns ``model``, ``score``, an id, and perhaps ``split`` and ``image`` or ``cluster``.
 
+    Rows without a usable score are left out; see :func:`lmms_eval_emi.scoring.agreement.without_failed`.
+
     Raises:
         ResultsError: a column is missing, a score is no number, or a model has two scores of one row.
     """
@@ -74,15 +77,18 @@ def read_row_scores(paths: Sequence[Path]) -> RowScores:
                 f"{path}: expected the columns score, model and {ID_COLUMNS[0]}; it has {', '.join(names)}."
             )
         cluster = next((name for name in CLUSTERS if name in names), None)
-        for number, record in enumerate(table, 1):
+        numbers = []
+        for number, given in enumerate(table["score"], 1):
+            try:
+                numbers.append(number_of_score(given))
+            except ValueError as error:
+                raise ResultsError(f"{path}, row {number}: expected a number as score, got {given!r}.") from error
+        usable = without_failed(path, numbers)
+        for number, (record, score) in enumerate(zip(table, usable, strict=True), 1):
+            if score is None:
+                continue
             key = (str(record.get("split") or ""), id_text(record[row_id]))
             own = scores.setdefault(str(record.get("model") or path.stem), {})
-            try:
-                score = float(record["score"])
-            except (TypeError, ValueError) as error:
-                raise ResultsError(
-                    f"{path}, row {number}: expected a number as score, got {record['score']!r}."
-                ) from error
             if key in own:
                 raise ResultsError(
                     f"{path}, row {number}: {' '.join(filter(None, key))} has a score of this model already."

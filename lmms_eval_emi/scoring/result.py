@@ -19,12 +19,13 @@ from lmms_eval_emi.core.emi import (
     EMID,
     MutualInformationEstimator,
     emi,
+    emi_difference,
     emid_from_emi,
     of_other_images,
     shared_clusters,
 )
 from lmms_eval_emi.core.exchange_test import DivergenceTest
-from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine, difference
+from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
@@ -381,7 +382,7 @@ class StudyResult(Document):
     @property
     def unfit(self) -> set[str]:
         """Splits that the estimator is not fit for."""
-        return {*self.estimator_fit.far_splits, *self.estimator_fit.doubtful_splits}
+        return self.estimator_fit.unfit_splits
 
     def shifts(self, modality: str | None = None) -> dict[str, SplitResult]:
         """Return the shifts that count in means and correlations: all, or those of one modality."""
@@ -487,7 +488,7 @@ def score_study(  # noqa: PLR0913
 def _scale(own: Embeddings, score: EMI, estimator: MutualInformationEstimator) -> Scale | None:
     """What responses to other images cost in the ID split."""
     shuffled = of_other_images(own)
-    return Scale.of(difference(score.jackknife, emi(shuffled, estimator).jackknife)) if shuffled else None
+    return Scale.of(emi_difference(score, emi(shuffled, estimator), paired=True)) if shuffled else None
 
 
 def _compare(  # noqa: PLR0913, PLR0917
@@ -611,8 +612,7 @@ def _to_result(  # noqa: PLR0913
         **({"responses": responses} if responses else {}),
     )
     fit = fitness(estimator, embeddings, {name: split.emi for name, split in scores.items()})
-    unfit = {*fit.far_splits, *fit.doubtful_splits}
-    scores = _withheld(_with_inference(study, scores, inference), scale, unfit, inference)
+    scores = _withheld(_with_inference(study, scores, inference), scale, fit.unfit_splits, inference)
     for name, split in scores.items():
         if split.emi.stderr is None:
             remarks.setdefault(name, []).append(

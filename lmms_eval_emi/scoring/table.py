@@ -269,7 +269,7 @@ def differ_to_line(result: StudyResult) -> str:
     return f"{summary.n_differ} of {summary.n_shifts} shifts differ from 0 ({methods[summary.adjust]}, 5 %): {counts} ({held})"
 
 
-def scale_to_line(result: StudyResult) -> str:
+def scale_in_words(result: StudyResult) -> str:
     """What responses to other images cost, beside which an EMID is much or little; empty where it is not known."""
     scale = result.scale
     if scale is None:
@@ -277,12 +277,20 @@ def scale_to_line(result: StudyResult) -> str:
     error = "" if scale.stderr is None else f" ± {scale.stderr:{DIGITS}}"
     cost = f"responses to other images of the ID split cost {scale.value:{DIGITS}}{error}"
     if scale.told_apart is False:
-        return f"scale      {cost}, which is not told from 0: the responses hardly depend on the images, so no verdict is given"
+        return f"{cost}, which is not told from 0: the responses hardly depend on the images, so no verdict is given"
     shifts = {name: split.emid for name, split in result.shifts().items() if split.emid is not None}
     if not shifts or scale.value <= 0:
-        return f"scale      {cost}"
+        return cost
     worst = max(shifts, key=lambda name: shifts[name])
-    return f"scale      {cost}, which is all that a shift can take; {worst} takes {max(0.0, shifts[worst]) / scale.value:.0%} of it"
+    return (
+        f"{cost}, which is all that a shift can take; {worst} takes {max(0.0, shifts[worst]) / scale.value:.0%} of it"
+    )
+
+
+def scale_to_line(result: StudyResult) -> str:
+    """The scale as a line under a table; empty where it is not known."""
+    words = scale_in_words(result)
+    return f"scale      {words}" if words else ""
 
 
 def legend(result: StudyResult) -> str:

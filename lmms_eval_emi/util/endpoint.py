@@ -126,7 +126,7 @@ class ChatClient:
                 if not self._leave_out(str(error.message), request):
                     raise RequestRefusedError(f"the endpoint refuses the request: {_said(error)}") from error
                 tries -= 1
-                wait = 0.0
+                continue
             except openai.APIStatusError as error:
                 self._raise_if_final(error)
                 reason, most = f"status {error.status_code}: {_said(error)}", RETRIES
@@ -142,8 +142,6 @@ class ChatClient:
                 reason, most = str(error), RETRIES
             except (openai.OpenAIError, ValueError) as error:  # a reply that is no JSON, or no UTF-8
                 reason, most = f"a reply that cannot be read ({one_line(str(error), 120)})", CONNECTION_RETRIES
-            if wait == 0.0:
-                continue
             if tries > most:
                 raise RequestFailedError(f"{reason}, in {tries} tries")
             self._sleep(min(LONGEST_WAIT, wait or 0.5 * 2**tries), reason)
@@ -230,10 +228,12 @@ def _said(error: Any) -> str:
 
 
 def _retry_after(error: Any) -> float | None:
+    """Seconds that the server asks to wait; ``None`` where it says none that are above 0."""
     try:
-        return float(error.response.headers["retry-after"])
+        seconds = float(error.response.headers["retry-after"])
     except (KeyError, ValueError):
         return None
+    return seconds if seconds > 0 else None
 
 
 def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -94,6 +94,13 @@ def test_an_error_under_status_200_is_asked_again(serve):
     assert client.ask(MESSAGES, temperature=0).text == "8 6" and len(requests) == 4
 
 
+def test_a_server_that_asks_for_no_wait_is_not_asked_for_ever(serve):
+    client, requests = serve(lambda request, count: (429, {"Retry-After": "0"}, [{"error": {"message": "busy"}}]))
+    with pytest.raises(RequestFailedError, match="status 429: .*in 9 tries"):
+        client.ask(MESSAGES, temperature=0)
+    assert len(requests) == 9
+
+
 def test_an_exhausted_quota_ends_at_once(serve):
     body = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
     client, requests = serve(lambda request, count: (429, {}, [body]))

@@ -187,6 +187,24 @@ def test_what_is_no_table_is_refused_with_what_it_has(tmp_path, name, content, s
         read_rows(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "options", [("--split", "fog"), ("--only-model", "a"), ("--save-embeddings", "x"), ("--engine", "ray")]
+)
+def test_options_that_need_a_study_are_refused_with_tables(tmp_path, capsys, options):
+    assert main(["score", str(tmp_path / "a.jsonl"), "--id-split", "clean", *options]) == 1
+    assert f"{options[0]}: " in capsys.readouterr().err
+    assert main(["score", "natural", str(tmp_path), "--split-by", "shift"]) == 1
+    assert "--split-by: it names" in capsys.readouterr().err
+
+
+def test_splits_whose_names_become_one_are_told(tmp_path, in_tinyhub, capsys):
+    path = tmp_path / "a.jsonl"
+    rows = [{**row, "shift": name} for name in ("clean", "fog 1", "fog-1") for row in rows_of("clean")]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["score", str(path), "--id-split", "clean", "--estimator", "cosine"]) == 1
+    assert "two splits would be called fog_1" in capsys.readouterr().err
+
+
 def test_an_unknown_id_split_is_told_with_those_that_there_are(tmp_path, in_tinyhub, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, rows_of("fog"))))

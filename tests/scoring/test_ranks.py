@@ -61,6 +61,13 @@ def test_a_table_is_ranked_by_the_command(tmp_path, capsys):
     assert main(["report", "--check", str(output)]) == 0
 
 
+def test_failed_calls_and_blanks_are_no_scores(tmp_path, caplog):
+    (tmp_path / "a.csv").write_text("model,question_id,score\na,1,8\na,2,-1\na,3,\na,4,True\n")
+    found = read_row_scores([tmp_path / "a.csv"])
+    assert found.scores == {"a": {("", "1"): 8.0, ("", "4"): 1.0}}
+    assert "failed call" in caplog.text and "no score" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -150,7 +150,7 @@ def _task_file(study: Study, split: SplitSpec) -> str:
 
 
 def _rows_digest(local: Path) -> str:
-    """A hash of the tables of a local dataset, so that a cache of replies knows rows that were written anew."""
+    """A hash of a local dataset's tables, so that the harness's response cache is not used for changed rows."""
     files = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.suffix in FILE_FORMATS)
     return content_hexdigest(" ".join(file_hexdigest(path) for path in files))[:16]
 

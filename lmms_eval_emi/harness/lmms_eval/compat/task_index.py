@@ -143,14 +143,13 @@ def _loading_once(split: str) -> Iterator[None]:
     from lmms_eval_emi.data.rows import other_cache
 
     load = datasets.load_dataset
-    cache = other_cache()  # where that of datasets is read-only
 
     def load_once(*args: Any, **kwargs: Any) -> Any:
         key = repr((args, sorted((name, _described(value)) for name, value in kwargs.items())))
         if key not in _loaded:
             given = kwargs.get("cache_dir")  # the harness names one
-            if cache and not (given and os.access(given, os.W_OK)):
-                kwargs["cache_dir"] = str(cache)
+            if not (given and os.access(given, os.W_OK)) and (cache := other_cache()):
+                kwargs["cache_dir"] = str(cache)  # that of datasets is read-only
             _loaded[key] = load(*args, **kwargs)
         found = _loaded[key]
         whole = isinstance(found, datasets.DatasetDict) and split in found

@@ -86,7 +86,7 @@ class Blocks:
         command: identity of the command, whose plan the requests are.
         retry_empty: whether requests are asked again whose response is empty.
         answers: what the journal knows of this run.
-        failures: error messages that came in the place of responses. They are no part of the journal.
+        failures: error messages that the model returned instead of responses. They are not written to the journal.
         progress: how far this rank is.
     """
 

@@ -188,12 +188,12 @@ def _check_end(options: RunOptions, runs: Mapping[str, Blocks], before: set[Path
     failed, planned = (sum(getattr(one.progress, name) for one in runs.values()) for name in ("failed", "planned"))
     if failed:
         raise RunError(
-            f"{failed} of {planned} requests got an error message in the place of a response, such as {_a_failure(runs)!r}. They are not in the journal, and are left out of scores. The same command asks them again, and nothing else:\n  {options.command}"
+            f"{failed} of {planned} requests returned an error message instead of a response, such as {_a_failure(runs)!r}. They are neither kept nor scored. The same command repeats these requests only:\n  {options.command}"
         )
 
 
 def _a_failure(runs: Mapping[str, Blocks]) -> str:
-    """The beginning of an error message that came in the place of a response."""
+    """The beginning of an error message that was returned instead of a response."""
     texts = (text_of(one) for blocks in runs.values() for one in blocks.failures.by_request.values())
     return redact(one_line(next(texts, ""), 160))
 
@@ -468,7 +468,7 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
         ]
         # Of several configurations of one model the identity tells, which needs the model's files as they were.
         exact = [one for one in matches if len(matches) > 1 and one.command == command_identity(args)]
-        current[:] = (exact or matches)[:1]
+        current[:] = (exact or matches)[-1:]  # the latest
         if not current:
             raise RunError(f"{folder}: the journal has no responses of {model} ({redact(model_args)}).")
 

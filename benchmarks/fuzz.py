@@ -139,8 +139,8 @@ def readers(folder: Path) -> list[Reader]:
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.estimators import CLUB, load_estimator
     from lmms_eval_emi.estimators.base import save_state
-    from lmms_eval_emi.report.page import to_text
     from lmms_eval_emi.report.reading import read_results
+    from lmms_eval_emi.report.tables import to_text
     from lmms_eval_emi.scoring.compare import read_compared
     from lmms_eval_emi.scoring.rows import rows_path
     from lmms_eval_emi.util.journal import Journal, read_journal, read_manifest, to_line

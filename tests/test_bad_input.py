@@ -22,8 +22,9 @@ from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.estimators import CLUB, load_estimator
 from lmms_eval_emi.estimators.base import save_state
-from lmms_eval_emi.report.page import to_html, to_text
+from lmms_eval_emi.report.page import to_html
 from lmms_eval_emi.report.reading import read_results
+from lmms_eval_emi.report.tables import to_text
 from lmms_eval_emi.util.files import parse_json
 from lmms_eval_emi.util.redact import redact
 

@@ -14,7 +14,7 @@ from lmms_eval_emi.settings import PREFIX, Settings, load_settings
 # Another value than the default, for every setting.
 VALUES = {
     "estimator": "dcor", "vision_encoder": "some/encoder", "text_encoder": "mean:other", "device": "cpu", "batch_size": 7,
-    "convention": "equal_weight", "entropy": 3.5, "resamples": 9, "seed": 4, "adjust": "bh", "margin": 0.5,
+    "convention": "equal_weight", "entropy": 3.5, "resamples": 9, "seed": 4, "adjust": "bh", "margin": 0.5, "margin_share": 0.25,
     "without_degenerate": True, "thoughts": "keep", "cache": Path("/some/cache"), "cache_limit": 1.5, "allow_other_encoders": True,
     "images": Path("/some/images"), "frost": Path("/some/frost"), "wordnet": Path("/some/dict"),
     "synonyms": Path("/some/words.yaml"), "endpoint": "http://localhost:1/v1", "endpoint_model": "m", "report": False,

@@ -85,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
     if args.format in OF_OTHER_TOOLS:
         return _export(args)
     from lmms_eval_emi.report.finding import comparability_lines
-    from lmms_eval_emi.report.page import to_text, write_report
+    from lmms_eval_emi.report.page import write_report
     from lmms_eval_emi.report.reading import read_findings, read_results
+    from lmms_eval_emi.report.tables import to_text
     from lmms_eval_emi.util.files import check_output
 
     findings, others = read_findings(args.results)

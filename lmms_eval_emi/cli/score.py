@@ -105,6 +105,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "seed",
         "adjust",
         "margin",
+        "margin_share",
         "without_degenerate",
         "thoughts",
         "cache",

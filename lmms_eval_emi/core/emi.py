@@ -153,6 +153,16 @@ class EMI(HasUncertainty):
         """Number of clusters: distinct images, or rows where no groups were given."""
         return sum(map(len, self.jackknife.strata))
 
+    @property
+    def design_effect(self) -> float | None:
+        """Variance over images divided by that of as many independent rows; ``None`` for fewer than 8 images.
+
+        Below 1, rows of one image err in different directions and are worth more than independent rows; above 1, less.
+        """
+        error, psi = self.stderr, self.influence.double()
+        independent = float((psi**2).sum()) / (self.n * (self.n - 1)) if self.n > 1 else 0.0
+        return error**2 / independent if error is not None and independent > 0 else None
+
     def __str__(self) -> str:
         return f"EMI = {self.value:.4g}{_error(self.jackknife)} {self.unit} (I(x; response) {self.mi_response:.4g} - I(x; reference) {self.mi_reference:.4g}, n = {self.n}, {self.images} images)\n{self.signature}"
 

@@ -16,6 +16,7 @@ from scipy.linalg import eigh
 
 COMPONENTS = 30
 RIDGE = 0.1  # of the mean variance of A
+MOST_WHOLE = 150  # rows of a matrix below which all its eigenvectors take less time than the first 30
 NOTHING = 1e-12  # share of the variance below which a component is rounding
 
 
@@ -60,7 +61,10 @@ def _components(rows: np.ndarray) -> np.ndarray:
     wide = centred.shape[1] > centred.shape[0]
     products = centred @ centred.T if wide else centred.T @ centred
     last = len(products) - 1
-    values, vectors = eigh(products, subset_by_index=(max(0, last + 1 - COMPONENTS), last), check_finite=False)
+    if last < MOST_WHOLE:
+        values, vectors = (part[..., -COMPONENTS:] for part in np.linalg.eigh(products))
+    else:
+        values, vectors = eigh(products, subset_by_index=(last + 1 - COMPONENTS, last), check_finite=False)
     real = values > NOTHING * np.trace(products)
     return vectors[:, real] * np.sqrt(values[real]) if wide else centred @ vectors[:, real]
 

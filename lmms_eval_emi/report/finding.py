@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from lmms_eval_emi.core.jackknife import difference
 from lmms_eval_emi.core.multiple import ALPHA
-from lmms_eval_emi.report.reading import ReportedResult, ReportedSplit
+from lmms_eval_emi.report.reading import ReportedResult
+from lmms_eval_emi.scoring.degenerate import KINDS
+from lmms_eval_emi.scoring.result import SplitResult
+from lmms_eval_emi.scoring.table import beside_to_lines
 
 MOST_NAMED = 3
 MOST_HEADLINES = 6
@@ -40,7 +43,8 @@ def short_splits(names: Sequence[str]) -> dict[str, str]:
 def decimals_of(results: Sequence[ReportedResult]) -> int:
     """Decimals that show the scores of some results: four for published scores, two for large ones."""
     largest = [
-        max((abs(split.emid) for split in result.shifts if split.emid is not None), default=1.0) for result in results
+        max((abs(split.emid) for split in result.shifts().values() if split.emid is not None), default=1.0)
+        for result in results
     ]
     smallest = min(largest, default=1.0)
     return 4 if smallest < 0.1 else 3 if smallest < 2 else 2
@@ -54,64 +58,106 @@ def numeral(value: float | None, decimals: int) -> str:
     return (text if float(text) else text.lstrip("-")).replace("-", "−")
 
 
-def in_words(split: ReportedSplit) -> str:
+def in_words(split: SplitResult) -> str:
     """A shift as people say it: "defocus blur 5 + keyboard 7"."""
     return " + ".join(str(shift).replace("_", " ") for shift in split.shifts) or split.name
 
 
 def findings_of_all(results: Sequence[ReportedResult]) -> list[str]:
-    """What was found of several results: of one, everything; of more, the first sentence of each."""
+    """Return the findings of several results: of one, all; of more, the first sentence of each and its subject."""
     if len(results) == 1:
         return findings_of(results[0])
-    several = len({result.study for result in results}) > 1
-    lines = [
-        (f"{_capital(result.study)} shifts: " if several else "") + findings_of(result)[0]
-        for result in results[:MOST_HEADLINES]
-    ]
+    studies = len({result.shift for result in results}) > 1
+    estimators = len({(result.shift, result.model) for result in results}) < len(results)
+    lines = []
+    for result in results[:MOST_HEADLINES]:
+        subject = f"{_capital(result.shift)} shifts: " if studies else ""
+        subject += f"By {result.estimator.partition('@')[0]}: " if estimators and result.estimator else ""
+        lines.append(subject + findings_of(result)[0])
     rest = len(results) - len(lines)
     return [*lines, f"{rest} more results are below."] if rest else lines
 
 
 def findings_of(result: ReportedResult) -> list[str]:
-    """What was found of one model, the most important first."""
+    """Return sentences about one result, the most important first."""
     model, decimals = short_name(result.model), decimals_of([result])
-    shifts = sorted(result.shifts, key=lambda split: -(split.emid or 0.0))
+    shifts = sorted(result.shifts().values(), key=lambda split: -(split.estimate or 0.0))
     if not shifts:
         return [f"No shift of {model} was scored, so there is nothing to compare."]
-
-    def cost(split: ReportedSplit) -> str:
-        interval = ""
-        if split.emid_ci95:
-            interval = f" [{numeral(split.emid_ci95[0], decimals)}, {numeral(split.emid_ci95[1], decimals)}]"
-        return f"EMID {numeral(split.emid, decimals)}{interval}"
-
+    if result.scale is not None and result.scale.told_apart is False:
+        return [_nothing_to_lose(result), *beside_to_lines(result)]
     lost = [split for split in shifts if split.verdict == "lost"]
     gained = [split for split in reversed(shifts) if split.verdict == "gained"]
-    lines = _about_the_scale(result, lost[0] if lost else None)
+    undecided = [split for split in shifts if split.verdict == "undecided"]
+    lines = []
     if lost:
-        most = "most" if _is_first(result, lost) else "as much as any"
-        lines.insert(0, f"{_capital(in_words(lost[0]))} costs {model} {most}: {cost(lost[0])}.")
-        others = [f"{in_words(split)} ({numeral(split.emid, decimals)})" for split in lost[1 : 1 + MOST_NAMED]]
-        if others:
-            lines.append(f"Then {'come' if len(others) > 1 else 'comes'} {_listed(others)}.")
-        lines.append(f"{len(lost)} of {len(shifts)} shifts cost it something that is told from 0.")
+        lines += _about_losses(result, lost, decimals)
+        larger = [split for split in undecided if (split.estimate or 0.0) > (lost[0].estimate or 0.0)]
+        if larger:
+            lines.append(
+                f"Larger, but with an interval that includes 0: {_listed([_with_value(split, decimals) for split in larger[:MOST_NAMED]])}."
+            )
+    elif gained and len(gained) == len(shifts):
+        lines.append(f"{model} gains under all {len(shifts)} shifts, which by this measure is no loss anywhere.")
     elif any(split.verdict for split in shifts):
         lines.append(
-            f"No loss of {model} is told from 0; the largest EMID is that of {in_words(shifts[0])}, {cost(shifts[0])}."
+            f"No shift costs {model} a loss that differs from 0; the largest EMID is that of {in_words(shifts[0])}: {_cost(shifts[0], decimals)}."
         )
-    elif result.scale is None or result.scale.told_apart is not False:
+    else:
         lines.append(
-            f"The largest EMID of {model} is that of {in_words(shifts[0])}, {cost(shifts[0])}; there are too few images, or no errors, to tell it from noise."
+            f"The largest EMID of {model} is that of {in_words(shifts[0])}: {_cost(shifts[0], decimals)}. There are too few images for a test."
         )
-    if gained:
-        lines.append(f"{model} gains under {in_words(gained[0])}: {cost(gained[0])}.")
-    lines += _within_noise(result)
+    lines += _about_degenerate(result, lost or shifts[:1], decimals)
+    lines += beside_to_lines(result)
+    if gained and len(gained) < len(shifts):
+        lines.append(f"{model} gains under {in_words(gained[0])}: {_cost(gained[0], decimals)}.")
+    lines += _first_levels(result)
     counts = {name: sum(split.verdict == name for split in shifts) for name in ("held", "undecided")}
-    parts = [
-        f"{count} {'held within the margin' if name == 'held' else name}" for name, count in counts.items() if count
-    ]
+    parts = [f"{count} {'within the margin' if name == 'held' else name}" for name, count in counts.items() if count]
     if parts:
-        lines.append(f"Of the {'others' if lost or gained else 'shifts'}: {_listed(parts)}.")
+        lines.append(f"Of the {'other' if lost or gained else len(shifts)} shifts, {_listed(parts)}.")
+    return lines
+
+
+def _cost(split: SplitResult, decimals: int) -> str:
+    """EMID with the interval that is around it."""
+    interval = split.emid_ci95
+    within = f" [{numeral(interval[0], decimals)}, {numeral(interval[1], decimals)}]" if interval else ""
+    return f"EMID {numeral(split.estimate, decimals)}{within}"
+
+
+def _with_value(split: SplitResult, decimals: int) -> str:
+    return f"{in_words(split)} ({numeral(split.estimate, decimals)})"
+
+
+def _about_losses(result: ReportedResult, lost: Sequence[SplitResult], decimals: int) -> list[str]:
+    """The largest loss, how much of all that can be lost it is, and those that follow."""
+    model = short_name(result.model)
+    if _is_first(result, lost):
+        lines = [f"{_capital(in_words(lost[0]))} costs {model} most: {_cost(lost[0], decimals)}."]
+    else:
+        lines = [
+            f"{_capital(in_words(lost[0]))} has the largest loss of {model}, {_cost(lost[0], decimals)}, but the next one is not significantly smaller."
+        ]
+    lines += _beside_the_scale(result, lost[0])
+    others = [_with_value(split, decimals) for split in lost[1 : 1 + MOST_NAMED]]
+    if others:
+        lines.append(f"Then {'come' if len(others) > 1 else 'comes'} {_listed(others)}.")
+    lines.append(f"{len(lost)} of {len(result.shifts())} shifts cost it a loss that differs from 0.")
+    return lines
+
+
+def _about_degenerate(result: ReportedResult, splits: Sequence[SplitResult], decimals: int) -> list[str]:
+    """What remains of a loss without responses that are loops, refusals and the like, for the splits with many of them."""
+    lines = []
+    for split in splits[:MOST_NAMED]:
+        if split.emid_without_degenerate is None or not split.degenerate or not split.n:
+            continue
+        kind = max(split.degenerate, key=lambda one: (split.degenerate or {})[one])
+        share = sum(split.degenerate.values()) / split.n
+        lines.append(
+            f"{_capital(in_words(split))}: {share:.0%} of the responses are degenerate, most of them {KINDS[kind]}; without them EMID {numeral(split.emid, decimals)} becomes {numeral(split.emid_without_degenerate, decimals)}."
+        )
     return lines
 
 
@@ -119,40 +165,42 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _within_noise(result: ReportedResult) -> list[str]:
-    """Operators whose lower levels are told from nothing while a higher one is lost: "fog up to 3 is within noise"."""
+def _first_levels(result: ReportedResult) -> list[str]:
+    """Operators whose higher severities differ from 0 while the lower ones do not."""
     series: dict[str, list[tuple[int, bool]]] = {}
-    for split in result.shifts:
+    for split in result.shifts().values():
         if len(split.shifts) == 1 and split.shifts[0].severity is not None and split.verdict:
-            series.setdefault(split.shifts[0].name, []).append((split.shifts[0].severity, split.differs))
+            differs = split.verdict in ("lost", "gained")
+            series.setdefault(split.shifts[0].name, []).append((split.shifts[0].severity, differs))
     found = []
     for name, own in series.items():
-        levels = sorted(own)
-        quiet = [level for level, differs in levels if not differs]
-        loud = [level for level, differs in levels if differs]
+        quiet = [level for level, differs in own if not differs]
+        loud = [level for level, differs in own if differs]
         if quiet and loud and max(quiet) < min(loud):
-            found.append(f"{name.replace('_', ' ')} up to level {max(quiet)}")
-    return [f"Not told from 0: {_listed(found[:MOST_NAMED])}."] if found else []
+            found.append(f"{name.replace('_', ' ')} from severity {min(loud)}")
+    return [f"A loss is first significant for {_listed(found[:MOST_NAMED])}."] if found else []
 
 
-def _about_the_scale(result: ReportedResult, worst: ReportedSplit | None) -> list[str]:
-    """What the largest loss is beside the cost of responses to other images, or that there was nothing to lose."""
+def _nothing_to_lose(result: ReportedResult) -> str:
     scale = result.scale
-    if scale is None:
-        return []
-    if scale.told_apart is False:
-        return [
-            f"The responses of {short_name(result.model)} hardly depend on the images: responses to other images cost {scale.value:.3f} ± {scale.stderr or 0:.3f}, which is not told from 0. What a shift costs cannot be said."
-        ]
-    if worst is None or worst.emid is None or scale.value <= 0:
+    value, error = (scale.value, scale.stderr or 0.0) if scale else (0.0, 0.0)
+    return f"By this measure the responses of {short_name(result.model)} hardly depend on the images: exchanging them between images costs {value:.3f} ± {error:.3f}. Where there is nothing to lose, no verdict on a shift is given."
+
+
+def _beside_the_scale(result: ReportedResult, worst: SplitResult) -> list[str]:
+    """The largest loss as a share of the cost of exchanging all responses between images."""
+    scale = result.scale
+    if scale is None or worst.emid is None or scale.value <= 0:
         return []
     share = worst.emid / scale.value
     if share >= 1:
-        return [f"Responses to other images cost {scale.value:.3f}, no more than that: nothing is left."]
-    return [f"That is {share:.0%} of what responses to other images cost, {scale.value:.3f}."]
+        return [
+            f"Exchanging the responses between images costs no more than that ({scale.value:.3f}): the responses keep nothing that is specific to their image."
+        ]
+    return [f"That is {share:.0%} of the cost of exchanging the responses between images, {scale.value:.3f}."]
 
 
-def _is_first(result: ReportedResult, lost: Sequence[ReportedSplit]) -> bool:
+def _is_first(result: ReportedResult, lost: Sequence[SplitResult]) -> bool:
     """Whether the largest loss is told from the next one, as far as both are known with and without each image."""
     known = [result.emid_jackknives.get(split.name) for split in lost[:2]]
     if len(known) < 2 or known[0] is None or known[1] is None:
@@ -167,18 +215,22 @@ def _listed(parts: Sequence[str]) -> str:
 
 def differences(first: ReportedResult, second: ReportedResult) -> list[str]:
     """Why two results cannot be compared, a clause each; nothing if they can."""
-    if first.study != second.study:
-        return [f"the study differs ({first.study} and {second.study})"]
+    if first.shift != second.shift:
+        return [f"the study differs ({first.shift} and {second.shift})"]
     found = []
     for key, clause in COMPARED.items():
-        own, other = first.settings.get(key), second.settings.get(key)
-        if own is None or other is None or _same(key, own, other):
+        own, other = _setting(first, key), _setting(second, key)
+        if not own or not other or _same(key, own, other):
             continue
         if key == "encoders":
             found += _differing_encoders(own, other)
         else:
             found.append(f"{clause} ({own} and {other})")
     return found
+
+
+def _setting(result: ReportedResult, key: str) -> str:
+    return result.unit if key == "unit" and result.settings else str(result.settings.get(key, ""))
 
 
 def _same(key: str, own: str, other: str) -> bool:
@@ -220,16 +272,16 @@ def comparable_groups(results: Sequence[ReportedResult]) -> list[list[int]]:
 
 def _differ_by_measure_alone(results: Sequence[ReportedResult]) -> bool:
     """Whether results are those of one model's responses by several estimators."""
-    estimators = {one.settings.get("estimator") for one in results}
+    estimators = {one.estimator for one in results}
     others = {key for key in COMPARED if key not in ("estimator", "unit")}
-    alike = all(len({one.settings.get(key) for one in results}) == 1 for key in others)
+    alike = all(len({_setting(one, key) for one in results}) == 1 for key in others)
     return alike and len(estimators) == len(results)
 
 
 def _agreement_of_measures(results: Sequence[ReportedResult]) -> str:
     """Whether several measures of the same responses agree in the sign of EMID, in a sentence."""
-    names = [str(one.settings.get("estimator", "")).partition("@")[0] for one in results]
-    emids = [{split.name: split.emid for split in one.shifts if split.emid} for one in results]
+    names = [one.estimator.partition("@")[0] for one in results]
+    emids = [{name: split.emid for name, split in one.shifts().items() if split.emid} for one in results]
     shared = [name for name in emids[0] if all(name in own for own in emids)]
     apart = [name for name in shared if len({own[name] > 0 for own in emids}) > 1]
     found = f"they agree in the sign of EMID on {len(shared) - len(apart)} of {len(shared)} shifts"
@@ -241,7 +293,7 @@ def comparability_lines(results: Sequence[ReportedResult]) -> list[str]:
     """Whether several results are comparable, in sentences; none for a single result."""
     if len(results) < 2:
         return []
-    if len({(one.study, one.model) for one in results}) == 1 and _differ_by_measure_alone(results):
+    if len({(one.shift, one.model) for one in results}) == 1 and _differ_by_measure_alone(results):
         return [_agreement_of_measures(results)]
     groups = comparable_groups(results)
     if len(groups) == 1:

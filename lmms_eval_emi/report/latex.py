@@ -17,8 +17,8 @@ MODALITIES = {"visual": "Visual shifts", "text": "Textual shifts", "joint": "Joi
 
 def to_latex(results: Sequence[ReportedResult]) -> str:
     """Return a table for each study, with a line for each group of shifts; it needs the package booktabs."""
-    studies = dict.fromkeys(result.study for result in results)
-    return "\n".join(_table([one for one in results if one.study == study]) for study in studies)
+    studies = dict.fromkeys(result.shift for result in results)
+    return "\n".join(_table([one for one in results if one.shift == study]) for study in studies)
 
 
 def escape(text: str) -> str:

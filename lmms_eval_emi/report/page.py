@@ -1,27 +1,19 @@
-"""Reports: one self-contained HTML page, or tables and plots in other formats."""
+"""The page: results, their figures and the rows that lost most, in one HTML file that fetches nothing."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import importlib.util
-import io
 import json
-import re
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
-from lmms_eval_emi.core.conventions import EXPONENTS
-from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
-from lmms_eval_emi.errors import InputError, UnavailableError
+from lmms_eval_emi.data.study import BUILT_IN, load_study
+from lmms_eval_emi.errors import InputError
+from lmms_eval_emi.report import plots
 from lmms_eval_emi.report.finding import (
     MOST_NAMED,
     comparability_lines,
@@ -33,13 +25,13 @@ from lmms_eval_emi.report.finding import (
     short_name,
     short_splits,
 )
-from lmms_eval_emi.report.latex import to_latex
-from lmms_eval_emi.report.plots import MOST_CELLS, MOST_SERIES, pictures_of, root_of, severity_series
-from lmms_eval_emi.report.reading import JSDS, Findings, ReportedResult, published_results
-from lmms_eval_emi.scoring.agreement import AgreementResult, CorrelationResult
-from lmms_eval_emi.scoring.audit import AuditDocument, FindingResult
+from lmms_eval_emi.report.reading import Findings, ReportedResult, published_results
+from lmms_eval_emi.report.sections import agreement_context, audit_context, study_title, table_row
+from lmms_eval_emi.report.svg import render, to_svg
+from lmms_eval_emi.report.tables import to_text
+from lmms_eval_emi.scoring.result import SplitResult
 from lmms_eval_emi.scoring.rows import LostRow, ShownRow
-from lmms_eval_emi.scoring.table import FEW_ROWS
+from lmms_eval_emi.scoring.table import FEW_ROWS, UNFIT, extra_columns, measures_of, scale_in_words
 from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
@@ -48,29 +40,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = ("html", "md", "csv", "latex", "png")
-MEASURES = {"pearson_r": "Pearson", "spearman_r": "Spearman", "kendall_tau": "Kendall"}
-PARTS = {"jsd_v": "v", "jsd_t": "t", "jsd_id_response": "id", "jsd_ood_response": "ood"}
-PART_NAMES = {"v": "images", "t": "questions", "id": "responses, ID", "ood": "responses, shift"}
 MOST_ROWS = 1000  # of a table in the page
 # Nothing is fetched and no script but the page's own runs, whatever the results hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-HEADERS = [
-    "shift",
-    "modality",
-    "n",
-    "images",
-    "EMI",
-    "EMI SE",
-    "EMID",
-    "EMID SE",
-    "EMID p",
-    "verdict",
-    "index",
-    "JSD images",
-    "JSD questions",
-    "JSD resp. ID",
-    "JSD resp. shift",
-]
 
 
 def write_report(
@@ -86,17 +58,17 @@ def write_report(
 
     Args:
         results: to show.
-        output: file to write; for ``png`` a folder, with one file per plot.
+        output: file to write; for ``png`` a folder, with one file for each figure.
         format: one of :data:`FORMATS`.
-        full: of LaTeX: every split instead of a line a group of shifts.
+        full: of LaTeX: every split instead of a line for each group of shifts.
         compare: show the published results of the built-in families beside the results.
-        findings: what other commands found, for the page.
+        findings: results of other commands, for the page.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: an unknown format.
+        InputError: an unknown format.
     """
     if format == "html":
         return [write_atomically(output, to_html(results, compare=compare, findings=findings))]
@@ -107,58 +79,35 @@ def write_report(
     return [write_atomically(output, to_text(results, format, full=full))]
 
 
-def to_text(results: Sequence[ReportedResult], format: str, *, full: bool = False) -> str:
-    """All results as one table, in Markdown, CSV or LaTeX; CSV has all digits, and LaTeX a line a group unless ``full``."""
-    if format == "latex" and not full:
-        return to_latex(results)
-    rows = [[result.study, result.label, *row] for result in results for row in _rows(result, with_id=True)]
-    headers = ["study", "model", *HEADERS]
-    if format == "csv":
-        rows = [
-            [*row, result.signature]
-            for result in results
-            for row in [[result.study, result.label, *cells] for cells in _rows(result, with_id=True)]
-        ]
-        headers.append("signature")
-    if format == "csv":
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(headers)
-        writer.writerows([["" if cell is None else _no_formula(cell) for cell in row] for row in rows])
-        return buffer.getvalue()
-    texts = [0, 1, 2, 3]
-    if format == "md":
-        rows = [[_markdown(cell) for cell in row] for row in rows]
-    style = {"md": "pipe", "latex": "latex_booktabs"}[format]
-    if not rows:
-        return tabulate([[None] * len(headers)], headers=headers, tablefmt=style, missingval="") + "\n"
-    return tabulate(rows, headers=headers, tablefmt=style, floatfmt=".4g", missingval="", disable_numparse=texts) + "\n"
-
-
 def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings: Findings | None = None) -> str:
-    """One self-contained page: everything inline, everything from data escaped."""
+    """Return one self-contained page: everything inline, everything from data escaped."""
     with extra("report"):
         import jinja2
 
     found = findings or Findings()
-    results = _told_apart(results)
-    page = _Page([], [], {})
+    results = _with_distinct_names(results)
+    page = _Page()
     studies: list[dict[str, Any]] = []
     lost: list[dict[str, Any]] = []
-    for name in dict.fromkeys(result.study for result in results):
-        own = [result for result in results if result.study == name]
+    for name in dict.fromkeys(result.shift for result in results):
+        own = [result for result in results if result.shift == name]
         shown = own + (published_results(name) if compare and _is_family(own, name) else [])
-        studies.append(_study_context(page, name, own, shown, f"study-{len(studies) + 1}"))
-        lost += _lost_context(page, [(one, studies[-1]["series"][place]["number"]) for place, one in enumerate(own)])
-    agreements = [_agreement_context(page, one, number) for number, one in enumerate(found.agreements, 1)]
-    audits = [{**_audit_context(one), "id": f"audit-{number}"} for number, one in enumerate(found.audits, 1)]
+        numbers = [page.add_result(result, decimals_of(shown)) for result in own]
+        studies.append(_study_context(page, own, shown, f"study-{len(studies) + 1}", found))
+        lost += _lost_context(page, list(zip(own, numbers, strict=True)))
+    agreements = []
+    for number, one in enumerate(found.agreements, 1):
+        context, ax = agreement_context(one, number)
+        context["scatter"] |= {"svg": page.figure(ax, context["scatter"]["caption"])}
+        agreements.append(context)
+    audits = [{**audit_context(one), "id": f"audit-{number}"} for number, one in enumerate(found.audits, 1)]
     contents = [{"id": one["id"], "title": one["title"]} for one in studies]
     contents += [{"id": "rows", "title": "Rows that lost most"}] if lost else []
     contents += [{"id": one["id"], "title": f"Beside {one['score']}"} for one in agreements]
-    contents += [{"id": one["id"], "title": "What the estimators notice"} for one in audits]
-    contents.append({"id": "words", "title": "What the words mean"})
+    contents += [{"id": one["id"], "title": "Estimators on known faults"} for one in audits]
+    contents.append({"id": "words", "title": "Glossary"})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    script, library = _own("page.js"), _library()
+    script = _own("page.js")
     text = environment.from_string(_own("page.html.j2")).render(
         title=_title_of(results),
         findings=findings_of_all(results),
@@ -167,61 +116,68 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
         comparability=[line for one in studies for line in one["comparability"]],
         contents=contents,
         studies=studies,
-        parts=list(PART_NAMES.values()),
         lost=lost,
         agreements=agreements,
         audits=audits,
         version=__version__,
         policy=POLICY,
         css=_own("page.css"),
-        data=_inline(json.dumps({"results": page.results, "scatters": page.scatters, "images": list(page.images)})),
-        library=library,
+        data=_inline(json.dumps({"results": page.results, "images": list(page.images)})),
         script=script,
     )
-    digests = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in (library, script)
-    )
-    return text.replace(POLICY, f"{POLICY}; script-src {digests}", 1)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return text.replace(POLICY, f"{POLICY}; script-src 'sha256-{digest}'", 1)
 
 
 @dataclass
 class _Page:
-    """What the figures of the page are drawn from.
+    """Data of the page's script, and a number for each figure.
 
     Attributes:
-        results: by number.
-        scatters: by number.
-        images: data URIs by themselves, each once, with their numbers.
+        results: results by number, with their rows.
+        images: data URIs, each once, with their numbers.
+        figures: how many there are.
     """
 
-    results: list[dict[str, Any]]
-    scatters: list[dict[str, Any]]
-    images: dict[str, int]
+    results: list[dict[str, Any]] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    figures: int = 0
+
+    def add_result(self, result: ReportedResult, decimals: int) -> int:
+        splits = {name: split.to_data() for name, split in result.splits.items()}
+        self.results.append({"label": label_of(result), "digits": decimals, "splits": splits, "rows": {}})
+        return len(self.results) - 1
 
     def image(self, uri: str) -> int | None:
-        """Number of an image."""
         return self.images.setdefault(uri, len(self.images)) if uri else None
+
+    def figure(self, ax: Axes, alt: str, results: Sequence[ReportedResult] = (), classes: str = "") -> str:
+        """An SVG of a figure whose marks name the splits of some results."""
+        self.figures += 1
+
+        def describe(number: int, name: str) -> str:
+            return _tooltip(results[number], name) if number < len(results) else name
+
+        return to_svg(ax, alt, describe, salt=f"-{self.figures}", classes=classes)
+
+
+def _tooltip(result: ReportedResult, name: str) -> str:
+    split, decimals = result.splits[name], decimals_of([result])
+    interval = split.emid_ci95
+    within = f" [{numeral(interval[0], decimals)}, {numeral(interval[1], decimals)}]" if interval else ""
+    unfit = f" {UNFIT} the estimator is not fit for it" if name in result.unfit else ""
+    return "\n".join(
+        (
+            f"{name}, {label_of(result)}",
+            f"EMID {numeral(split.estimate, decimals)}{within}{f', {split.verdict}' if split.verdict else ''}{unfit}",
+            *(f"EMID by {kind}: {numeral(one.emid, 3)}" for kind, one in split.beside.items() if one.emid is not None),
+            f"{split.n} rows, {split.images} images" if split.n is not None else "published, without an interval",
+        )
+    )
 
 
 def _own(name: str) -> str:
     return resources.files("lmms_eval_emi.report").joinpath(name).read_text(encoding="utf-8")
-
-
-@lru_cache(maxsize=1)
-def _library() -> str:
-    """D3, as the package mpld3 carries it.
-
-    Raises:
-        UnavailableError: that package is not there or has moved it.
-    """
-    found = importlib.util.find_spec("mpld3")  # which would import matplotlib's windows, were it imported
-    for folder in (found.submodule_search_locations or []) if found else []:
-        path = Path(folder) / "js" / "d3.v5.min.js"
-        if path.is_file():
-            return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
-    raise UnavailableError(
-        "The figures of a report are drawn by D3, which the package mpld3 carries and which is not installed. Install it: pip install 'lmms_eval_emi[report]'"
-    )
 
 
 def _inline(text: str) -> str:
@@ -231,7 +187,7 @@ def _inline(text: str) -> str:
     return text
 
 
-def _told_apart(results: Sequence[ReportedResult]) -> list[ReportedResult]:
+def _with_distinct_names(results: Sequence[ReportedResult]) -> list[ReportedResult]:
     """The results with longer names for models whose short names are the same: "org:model" for org/model."""
     models = list(dict.fromkeys(result.model for result in results))
     names = {}
@@ -246,16 +202,17 @@ def _told_apart(results: Sequence[ReportedResult]) -> list[ReportedResult]:
                 break
         names[model] = model if len(same) == 1 else ":".join(parts[-length:])
     return [
-        replace(one, model=names[one.model], label=one.label.replace(one.model, names[one.model], 1)) for one in results
+        one.model_copy(update={"model": names[one.model], "label": one.label.replace(one.model, names[one.model], 1)})
+        for one in results
     ]
 
 
 def _title_of(results: Sequence[ReportedResult]) -> str:
     """A title that people can share: the models' short names and the family, never a path."""
     if not results:
-        return "What other scores and estimators say"
+        return "Other scores and estimators"
     models = list(dict.fromkeys(short_name(result.model) for result in results))
-    studies = list(dict.fromkeys(result.study for result in results))
+    studies = list(dict.fromkeys(result.shift for result in results))
     shown = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
     return f"{shown} under {' and '.join(studies[:3])} shifts"
 
@@ -264,110 +221,68 @@ def _measured(result: ReportedResult) -> str:
     id_split = result.splits.get(result.id_split)
     rows = sum(split.n or 0 for split in result.splits.values())
     images = f" of {id_split.images} images" if id_split and id_split.images else ""
-    parts = [short_name(result.model), result.title or result.study, f"{len(result.shifts)} shifts"]
+    parts = [short_name(result.model), result.title or result.shift, f"{len(result.shifts())} shifts"]
     if id_split and id_split.n:
         parts.append(f"{id_split.n} rows{images} in distribution, {rows:,} in all")
     if result.estimator:
-        parts.append(f"estimator {result.estimator}, fitness for these data: {result.fitness or 'unknown'}")
+        parts.append(f"estimator {result.estimator}")
     return "; ".join(parts) + "."
 
 
 def _cautions(result: ReportedResult) -> list[str]:
     """What must be known before any number is read."""
     lines = []
-    if result.fitness == "far" and result.far_splits:
+    name, fit = short_name(result.model), result.estimator_fit
+    if fit.far_splits:
         names = short_splits(list(result.splits))
-        shown = ", ".join(names.get(name, name) for name in result.far_splits[:3])
+        shown = ", ".join(names.get(split, split) for split in fit.far_splits[:3])
         lines.append(
-            f"{short_name(result.model)}: the estimator is far from what it was trained on in {len(result.far_splits)} of {len(result.splits)} splits ({shown}), so do not trust their scores."
+            f"{name}: do not trust the scores of {len(fit.far_splits)} of {len(result.splits)} splits ({shown}). Their data are unlike those that the estimator was trained on; they are marked {UNFIT}."
         )
-    elif result.fitness in ("doubtful", "far"):
+    elif fit.verdict == "doubtful":
         lines.append(
-            f"{short_name(result.model)}: the estimator does not tell references from those of other rows in these data, so do not trust these scores."
+            f"{name}: do not trust these scores. In {len(fit.doubtful_splits)} of {len(result.splits)} splits, marked {UNFIT}, the estimator does not score references above those of other rows."
         )
     few = [split for split in result.splits.values() if split.n is not None and split.n < FEW_ROWS]
     if few:
         lines.append(
-            f"{short_name(result.model)}: {len(few)} of {len(result.splits)} splits have fewer than {FEW_ROWS} rows, which say little."
+            f"{name}: {len(few)} of {len(result.splits)} splits have fewer than {FEW_ROWS} rows, too few to read much from."
         )
     return lines
 
 
 def _study_context(
-    page: _Page, name: str, own: Sequence[ReportedResult], shown: Sequence[ReportedResult], identity: str
+    page: _Page, own: Sequence[ReportedResult], shown: Sequence[ReportedResult], identity: str, findings: Findings
 ) -> dict[str, Any]:
     """A study: its figures, models side by side, and every model's table."""
-    numbers = [_add_result(page, result, shown) for result in shown]
-    groups = comparable_groups(shown)
     ranked = []
-    for group in groups:
-        chosen = [shown[one] for one in group if shown[one].shifts]
+    for group in comparable_groups(shown):
+        chosen = [shown[one] for one in group if shown[one].shifts()]
         if chosen:
-            finding = " ".join(findings_of(chosen[0])[:2])
-            ranked.append(
-                {
-                    "numbers": ",".join(str(numbers[one]) for one in group if shown[one].shifts),
-                    "caption": ", ".join(_label(one) for one in chosen),
-                    "alt": f"Shifts ranked by EMID. {finding} The table below has all numbers.",
-                }
-            )
+            alt = f"Shifts ranked by EMID. {' '.join(findings_of(chosen[0])[:2])} The table below has all numbers."
+            figures = [
+                page.figure(plots.plot_emid_ranked(chosen, narrow=narrow), alt, chosen, classes)
+                for narrow, classes in ((False, "wide"), (True, "narrow"))
+            ]
+            ranked.append({"caption": ", ".join(label_of(one) for one in chosen), "figures": figures})
     decimals = decimals_of(shown)
-    rows = [
-        _row([_label(result), *(_shown(value, decimals) for value in result.summary().values())]) for result in shown
-    ]
+    means = [table_row([label_of(one), *(_number(value, decimals) for value in one.means().values())]) for one in shown]
     return {
         "id": identity,
-        "title": next((result.title for result in own if result.title), _title(name)),
+        "title": next((result.title for result in own if result.title), study_title(own[0].shift)),
         "ranked": ranked,
         "modalities": [
-            one for one in ("visual", "text", "joint") if any(s.modality == one for r in shown for s in r.shifts)
+            one
+            for one in ("visual", "text", "joint")
+            if any(split.modality == one for result in own for split in result.shifts().values())
         ],
-        "series": [{"number": number, "label": _label(result)} for number, result in zip(numbers, shown, strict=True)],
-        "comparability": comparability_lines(shown),
-        "summary": {"headers": ["model", *shown[0].summary()], "rows": rows},
-        "results": [_context(page, result, number) for result, number in zip(own, numbers, strict=False)],
+        "comparability": comparability_lines(own) or comparability_lines(shown),
+        "means": {"headers": ["model", *shown[0].means()], "rows": means},
+        "results": [_result_context(page, result, findings, several=len(own) > 1) for result in own],
     }
 
 
-def _add_result(page: _Page, result: ReportedResult, shown: Sequence[ReportedResult]) -> int:
-    names = short_splits(list(dict.fromkeys(name for one in shown for name in one.splits)))
-    series = severity_series(result)
-    operator = {split.name: (name, severity) for name, points in series.items() for severity, split in points}
-    number_of = len(page.results)
-    page.results.append(
-        {
-            "number": number_of,
-            "label": _label(result),
-            "digits": decimals_of(shown),
-            "splits": [
-                {
-                    "name": split.name,
-                    "short": names[split.name],
-                    "modality": split.modality,
-                    "emi": split.emi,
-                    "emid": split.emid,
-                    "ci": list(split.emid_ci95) if split.emid_ci95 else None,
-                    "p": split.emid_p_adjusted,
-                    "verdict": split.verdict,
-                    "index": split.bound,
-                    "n": split.n,
-                    "images": split.images,
-                    "operator": operator.get(split.name, (None, None))[0],
-                    "level": operator.get(split.name, (None, None))[1],
-                    "roots": {short: root_of(split, key) for key, short in PARTS.items()}
-                    if split.jsds.keys() >= set(JSDS)
-                    else None,
-                    "floors": {PARTS[key]: max(0.0, value) ** EXPONENTS[key] for key, value in split.floors.items()},
-                }
-                for split in result.shifts
-            ],
-            "rows": {},
-        }
-    )
-    return number_of
-
-
-def _label(result: ReportedResult) -> str:
+def label_of(result: ReportedResult) -> str:
     """What a result is called on the page: never a path."""
     return result.label.replace(result.model, short_name(result.model), 1)
 
@@ -377,114 +292,103 @@ def _is_family(results: Sequence[ReportedResult], study: str) -> bool:
     return study in BUILT_IN and all(set(result.splits) <= set(load_study(study).splits) for result in results)
 
 
-def _context(page: _Page, result: ReportedResult, number_of: int) -> dict[str, Any]:
-    decimals, names = decimals_of([result]), short_splits(list(result.splits))
-    ordered = sorted([*result.shifts, *result.controls], key=lambda split: -(split.emid or 0.0))
-    rows = [
-        _row(
-            [
-                names[split.name],
-                split.modality,
-                split.n,
-                split.images,
-                *(_shown(value, decimals) for value in (split.emi, split.emi_stderr, split.emid, split.emid_stderr)),
-                split.verdict,
-                _p_value(split.emid_p_adjusted),
-                *(_shown(value, 3) for value in (split.bound, *(split.jsds.get(key) for key in JSDS))),
-            ],
-            split=split.name,
+def _result_context(page: _Page, result: ReportedResult, findings: Findings, *, several: bool) -> dict[str, Any]:
+    """A result: its table, and the figures that a reader opens."""
+    shifts = result.shifts()
+    headers, rows = _table(page, result, findings)
+    figures: dict[str, list[str]] = {}
+    series = list(plots.severity_series(result).items())[: plots.MOST_SERIES]
+    decimals = decimals_of([result])
+    for name, points in series:
+        told = ", ".join(f"severity {severity} {numeral(split.estimate, decimals)}" for severity, split in points)
+        alt = f"EMID of {name.replace('_', ' ')}: {told}."
+        figures.setdefault("EMID over severity", []).append(
+            page.figure(plots.plot_severity(result, name), alt, [result])
         )
-        for split in ordered[:MOST_ROWS]
-    ]
-    scatter = None
-    if len(result.shifts) > 2:
-        r = result.summary()["Pearson r"]
-        caption = f"EMID against the index, a point a shift{'' if r is None else f'; Pearson r {numeral(r, 2)}'}."
-        points = [
-            {"name": s.name, "short": names[s.name], "modality": s.modality, "x": s.bound, "y": s.emid}
-            for s in result.shifts
-        ]
-        page.scatters.append({"result": number_of, "x": "shift index", "y": "EMID", "points": points})
-        scatter = {"number": len(page.scatters) - 1, "caption": caption}
-    operators = []
-    for name, series in list(severity_series(result).items())[:MOST_SERIES]:
-        told = ", ".join(f"level {severity} {numeral(split.emid, decimals)}" for severity, split in series)
-        operators.append(
-            {
-                "name": name,
-                "label": name.replace("_", " "),
-                "modality": series[0][1].modality,
-                "alt": f"EMID of {name.replace('_', ' ')}: {told}.",
-            }
-        )
-    moved = [split for split in result.shifts if split.jsds.keys() >= set(JSDS)]
-    largest = max(moved, key=lambda split: sum(root_of(split, key) for key in JSDS), default=None)
-    headers = ["shift", "modality", "rows", "images", "EMI", "SE", "EMID", "SE", "verdict", "p", "index"]
+    if plots.has_heat_map(result):
+        alt = "EMI by visual and textual shift; the table has the numbers."
+        figures["EMI by visual and textual shift"] = [page.figure(plots.plot_emi_heat_map(result), alt)]
+    if len(shifts) > 2:
+        r = result.means()["Pearson r"]
+        alt = f"EMID of every shift against its index{'' if r is None else f'; Pearson r {numeral(r, 2)}'}."
+        figures["EMID and the shift index"] = [page.figure(plots.plot_emid_against_bound(result), alt, [result])]
+    if any(split.roots for split in shifts.values()):
+        alt = "Parts of the index of every shift: roots of the divergences of images, questions and responses."
+        figures["What moved: the parts of the index"] = [page.figure(plots.plot_divergences(result), alt)]
+    scale = scale_in_words(result)
+    notes = [f"{name}: {'; '.join(lines)}" for name, lines in {**result.notes, **result.left_out}.items()]
     return {
-        "label": _label(result),
-        "number": number_of,
-        "headers": [*headers, *(f"RJSD {name}" for name in PART_NAMES.values())],
+        "label": label_of(result),
+        "several": several,
+        "headers": headers,
         "rows": rows,
-        "more": max(0, len(result.shifts) - MOST_ROWS),
-        "operators": operators,
-        "heat": _heat(result, decimals),
-        "scatter": scatter,
-        "moved": f"Parts of the index of every shift; the inputs and responses of {names[largest.name]} moved most."
-        if largest
-        else "",
-        "footer": result.footer,
+        "more": max(0, len(shifts) - MOST_ROWS),
+        "figures": figures,
+        "footer": [f"Scale: {scale}."] if scale else [],
+        "notes": notes,
         "signature": result.signature,
         "source": f"From {Path(result.source).name}" if not result.published else result.source,
     }
 
 
-def _heat(result: ReportedResult, decimals: int) -> dict[str, Any] | None:
-    """EMI by visual (rows) and textual (columns) shift, coloured by how far it is from that of the unshifted rows."""
-    splits = [one for one in result.splits.values() if one.variant_of is None and one.modality != "control"]
-    rows = list(dict.fromkeys(split.label("visual") for split in splits))
-    columns = list(dict.fromkeys(split.label("text") for split in splits))
-    if (
-        min(len(rows), len(columns)) < 2
-        or len(rows) * len(columns) > MOST_CELLS
-        or result.id_split not in result.splits
-    ):
-        return None
-    base = result.splits[result.id_split].emi
-    values = {(split.label("visual"), split.label("text")): split.emi for split in splits}
-    reach = max((abs(value - base) for value in values.values()), default=0.0) or 1.0
+def _table(page: _Page, result: ReportedResult, findings: Findings) -> tuple[list[str], list[dict[str, Any]]]:
+    """Headers and rows of a result's table, the shift that lost most first."""
+    decimals, names, extras = decimals_of([result]), short_splits(list(result.splits)), extra_columns()
+    accuracy = _scores_beside(result, findings)
+    kinds = measures_of(result)
+    headers = ["shift", "EMID", "verdict", "p", *(f"EMID, {kind}" for kind in kinds), *accuracy, "EMI", "index"]
+    headers += ["rows", "images", "modality", *extras.values()]
+    ordered = sorted([*result.shifts().values(), *result.controls], key=lambda split: -(split.emid or 0.0))
+    id_split = [result.splits[result.id_split]] if result.id_split in result.splits else []
+    rows = []
+    for split in [*id_split, *ordered[:MOST_ROWS]]:
+        mark = f" {UNFIT}" if split.name in result.unfit else ""
+        beside = [split.beside.get(kind) for kind in kinds]
+        cells = [
+            names[split.name],
+            _with_error(split.emid, split.emid_stderr, decimals, mark),
+            (split.verdict or "–") + (mark if split.verdict else ""),
+            _p_value(split.emid_p_adjusted),
+            *(_with_error(one.emid, one.emid_stderr, 3) if one else None for one in beside),
+            *(_number(own.get(split.name), 3) for own in accuracy.values()),
+            _with_error(split.emi, split.emi_stderr, decimals, mark),
+            _number(split.emid_bound, 3),
+            split.n,
+            split.images,
+            split.modality,
+            *(getattr(split, name) for name in extras),
+        ]
+        rows.append(table_row(cells, split=split.name, image=_picture(page, result, split)))
+    return headers, rows
 
-    def cell(value: float | None) -> dict[str, Any]:
-        if value is None:
-            return {"shown": "", "colour": "", "ink": ""}
-        share = abs(value - base) / reach
-        ends = (230, 240, 248), (0, 114, 178) if value >= base else (213, 94, 0)
-        mixed = [round(a + (b - a) * share * 0.75) for a, b in zip(*ends, strict=True)]
-        light = (0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2]) > 140
-        return {
-            "shown": numeral(value, decimals),
-            "colour": f"rgb({', '.join(map(str, mixed))})",
-            "ink": "#111" if light else "#fff",
-        }
 
+def _picture(page: _Page, result: ReportedResult, split: SplitResult) -> int | None:
+    """Number of an image of a split, if its rows have one."""
+    return next((page.image(row.image) for row in result.lost_rows.get(split.name, ()) if row.image), None)
+
+
+def _scores_beside(result: ReportedResult, findings: Findings) -> dict[str, dict[str, float]]:
+    """Scores of the splits, such as accuracy, that other commands found for the model of a result, by their name."""
     return {
-        "columns": columns,
-        "rows": [{"label": row, "cells": [cell(values.get((row, column))) for column in columns]} for row in rows],
+        one.score: {point.split: point.score for point in one.points if point.score is not None}
+        for one in findings.agreements
+        if one.study == result.shift and short_name(one.model) == short_name(result.model)
     }
 
 
 def _lost_context(page: _Page, results: Sequence[tuple[ReportedResult, int]]) -> list[dict[str, Any]]:
     """The rows that lost most, the shift that lost most first; the page makes them when they are opened."""
     found: list[tuple[float, dict[str, Any]]] = []
-    for result, number_of in results:
+    for result, number in results:
         names = short_splits(list(result.splits))
         for name, rows in list(result.lost_rows.items())[:MOST_ROWS]:
             split = result.splits.get(name)
             if not rows or split is None:
                 continue
-            page.results[number_of]["rows"][name] = [_row_data(page, row) for row in rows]
-            model = f", {_label(result)}" if len(results) > 1 else ""
+            page.results[number]["rows"][name] = [_row_data(page, row) for row in rows]
+            model = f", {label_of(result)}" if len(results) > 1 else ""
             label = f"{names[name]}: EMID {numeral(split.emid, decimals_of([result]))}{model}"
-            context = {"rows": json.dumps([number_of, name]), "split": name, "label": label, "modality": split.modality}
+            context = {"rows": json.dumps([number, name]), "split": name, "label": label, "modality": split.modality}
             found.append((-(split.emid or 0.0), context))
     return [context for _, context in sorted(found, key=lambda one: one[0])]
 
@@ -495,188 +399,31 @@ def _row_data(page: _Page, row: ShownRow) -> dict[str, Any]:
     return {**found, "image": page.image(row.image), "clean": _row_data(page, clean) if clean else None}
 
 
-def _row(cells: Sequence[Any], split: str = "") -> dict[str, Any]:
-    """A row of a table of the page; a cell is what is shown, or a pair of that and the value that it sorts by."""
-    made = [
-        {"shown": "–" if cell is None else cell, "value": cell if isinstance(cell, int | float) else None}
-        if not isinstance(cell, tuple)
-        else {"shown": cell[0], "value": cell[1]}
-        for cell in cells
-    ]
-    return {"cells": made, "split": split, "title": split}
-
-
 def _p_value(p: float | None) -> tuple[str, float | None]:
     return ("–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"), p
 
 
-def _shown(value: float | None, decimals: int) -> tuple[str, float | None] | int:
+def _number(value: float | None, decimals: int) -> tuple[str, float | None] | int:
     """A number as it is shown, and as it sorts."""
-    if isinstance(value, int):
-        return value
-    return numeral(value, decimals), value
+    return value if isinstance(value, int) else (numeral(value, decimals), value)
 
 
-def _agreement_context(page: _Page, found: AgreementResult, place: int) -> dict[str, Any]:
-    """Correlations as a table, a scatter of the splits, and what they mean in sentences."""
-    names = {"emi": "EMI", "emid": "EMID", "index": "index", "cosine": "cosine", "lead": "lead over the cosine"}
-    rows = [
-        _row([names.get(what, what), target, *(_correlation_cell(own.get(measure)) for measure in MEASURES)])
-        for target, known in ((found.score, found.over_splits), (f"loss of {found.score}", found.over_shifts))
-        for what, own in known.items()
-        if any(own.values())
-    ]
-    short = short_splits([point.split for point in found.points])
-    lost = [point for point in found.points if point.loss is not None and point.emid is not None]
-    points = [
-        {
-            "name": p.split,
-            "short": short[p.split],
-            "modality": None,
-            "x": p.loss if lost else p.score,
-            "y": p.emid if lost else p.emi,
-        }
-        for p in (lost or found.points)[:MOST_ROWS]
-    ]
-    across, upwards = (f"loss of {found.score}", "EMID") if lost else (found.score, "EMI")
-    page.scatters.append({"result": None, "x": across, "y": upwards, "points": points})
-    headers = ["split", found.score, "its loss", "EMI", "EMID", "index", "cosine"]
-    return {
-        "id": f"agreement-{place}",
-        "score": found.score,
-        "title": f"{short_name(found.model)}, {_title(found.study)}: {found.score}",
-        "headers": ["what", "with", *MEASURES.values()],
-        "rows": rows,
-        "sentences": found.findings,
-        "scatter": {"number": len(page.scatters) - 1, "caption": f"{upwards} against {across}, a point a split."},
-        "points": {
-            "headers": headers,
-            "rows": [
-                _row(
-                    [short[p.split], *(_shown(one, 4) for one in (p.score, p.loss, p.emi, p.emid, p.index, p.cosine))],
-                    split=p.split,
-                )
-                for p in found.points[:MOST_ROWS]
-            ],
-        },
-    }
-
-
-def _audit_context(audit: AuditDocument) -> dict[str, Any]:
-    """A table of responders by estimator, and what each estimator does not notice in a sentence."""
-    names = list(dict.fromkeys(name for one in audit.findings for name in one.responders))
-    encoders = list(dict.fromkeys(one.encoders for one in audit.findings))
-    headers = ["responder"]
-    sentences = []
-    for one in audit.findings:
-        label = one.estimator + (f", encoders {encoders.index(one.encoders) + 1}" if len(encoders) > 1 else "")
-        headers.append(f"EMI ± SE, {label}")
-        missed = f"does not notice {_listed(one.not_noticed)}" if one.not_noticed else "notices all of them"
-        preferred = f", and prefers {_listed(one.preferred)} to the references" if one.preferred else ""
-        sentences.append(f"{label} ({one.unit}) {missed}{preferred}.")
-    rows = [_row([name, *(_audit_cell(one, name) for one in audit.findings)]) for name in names]
-    return {
-        "title": f"{_title(audit.study)}, split {audit.split}",
-        "headers": headers,
-        "rows": rows,
-        "sentences": sentences,
-        "encoders": encoders,
-    }
-
-
-def _correlation_cell(one: CorrelationResult | None) -> str:
-    if one is None:
-        return "–"
-    return f"{one.value:+.3f}" + (f" [{one.ci95[0]:+.2f}, {one.ci95[1]:+.2f}]" if one.ci95 else "")
-
-
-def _audit_cell(finding: FindingResult, name: str) -> str:
-    one = finding.responders.get(name)
-    if one is None:
-        return "–"
-    error = "" if one.emi_stderr is None else f" ± {one.emi_stderr:.2g}"
-    return f"{one.emi:.3f}{error}{'*' if one.told_from_references else ''}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    quoted = [f"“{name}”" for name in names]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
-
-
-def _rows(result: ReportedResult, *, with_id: bool = False) -> list[list[Any]]:
-    splits = list(result.splits.values()) if with_id else [*result.shifts, *result.controls]
-    return [
-        [
-            split.name,
-            split.modality,
-            split.n,
-            split.images,
-            split.emi,
-            split.emi_stderr,
-            split.emid,
-            split.emid_stderr,
-            split.emid_p_adjusted,
-            split.verdict,
-            split.bound,
-            *(split.jsds.get(key) for key in JSDS),
-        ]
-        for split in splits
-    ]
-
-
-def _title(study: str) -> str:
-    return load_study(study).title if study in (*BUILT_IN, *BUNDLED) else study
-
-
-def _no_formula(cell: Any) -> Any:
-    """A text that no spreadsheet takes for a formula, whatever blanks or wide letters it begins with."""
-    if not isinstance(cell, str):
-        return cell
-    begins = "".join(
-        letter for letter in unicodedata.normalize("NFKC", cell[:50]) if unicodedata.category(letter)[0] not in "ZC"
-    )
-    return f"'{cell}" if begins[:1] in tuple("=+-@") or cell[:1] in tuple("\t\r\n") else cell
-
-
-def _markdown(cell: Any) -> Any:
-    """A text that Markdown shows as it is: in one line, without markup, links, images or HTML."""
-    if not isinstance(cell, str):
-        return cell
-    plain = "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in cell)
-    escaped = re.sub(r"([\\`\[\]|])", r"\\\1", plain)
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _render(ax: Axes, format: str) -> bytes:
-    with extra("report"):
-        import matplotlib as mpl
-
-    buffer = io.BytesIO()
-    # Text stays text, and the same results give the same bytes.
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "lmms_eval_emi", "font.family": ["DejaVu Sans", "sans-serif"]}
-    ):
-        metadata = {"Date": None} if format == "svg" else {}
-        _figure(ax).savefig(buffer, format=format, dpi=200, metadata=metadata, bbox_inches="tight")
-    return buffer.getvalue()
+def _with_error(value: float | None, error: float | None, decimals: int, mark: str = "") -> tuple[str, float | None]:
+    """A score with its standard error as it is shown, and as it sorts."""
+    if value is None:
+        return "–", None
+    return numeral(value, decimals) + ("" if error is None else f" ± {numeral(error, decimals)}") + mark, value
 
 
 def _write_pictures(results: Sequence[ReportedResult], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for number, result in enumerate(results):
-        for name, ax in pictures_of(result).items():
+        for name, ax in plots.pictures_of(result).items():
             label = "".join(
-                letter if letter.isalnum() or letter in "-._" else "_" for letter in f"{result.study}-{result.label}"
+                letter if letter.isalnum() or letter in "-._" else "_" for letter in f"{result.shift}-{result.label}"
             )
             path = folder / f"{number}-{label}-{name}.png"
-            path.write_bytes(_render(ax, "png"))
+            path.write_bytes(render(ax, "png"))
             written.append(path)
     return written
-
-
-def _figure(ax: Axes) -> Any:
-    figure = ax.get_figure(root=True)
-    if figure is None:
-        raise InputError("ax: expected axes of a figure.")
-    return figure

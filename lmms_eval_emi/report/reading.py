@@ -7,20 +7,20 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.jackknife import Jackknife, combine
-from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, Shift, load_study
-from lmms_eval_emi.errors import ResultsError, StudyError
+from lmms_eval_emi.data.study import BUILT_IN, load_study
+from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.scoring.agreement import AgreementDocument, AgreementResult
 from lmms_eval_emi.scoring.audit import AuditDocument
-from lmms_eval_emi.scoring.result import ModalitySummary, Scale, SplitResult, StudyResult
+from lmms_eval_emi.scoring.result import ModalitySummary, SplitResult, StudyResult
 from lmms_eval_emi.scoring.rows import (
     LostRow,
     StudyRows,
@@ -30,50 +30,12 @@ from lmms_eval_emi.scoring.rows import (
     read_rows,
     to_jackknife,
 )
-from lmms_eval_emi.scoring.table import scale_in_words
 from lmms_eval_emi.util.documents import parse_model
 from lmms_eval_emi.util.files import visible_files
 
 log = logging.getLogger("lmms_eval_emi")
-JSDS = tuple(EXPONENTS)
-
-
 # A picture that is part of the page; anything else might be fetched, or run.
 PICTURE = re.compile(r"data:image/(?:jpeg|png|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
-
-
-@dataclass(frozen=True)
-class ReportedSplit:
-    """Scores of one split, as far as the source has them."""
-
-    name: str
-    modality: str
-    shifts: tuple[Shift, ...]
-    emi: float
-    emid: float | None = None
-    bound: float | None = None
-    n: int | None = None
-    jsds: dict[str, float] = field(default_factory=dict)
-    variant_of: str | None = None
-    emi_stderr: float | None = None
-    emid_stderr: float | None = None
-    emid_ci95: tuple[float, float] | None = None
-    emid_p_adjusted: float | None = None
-    verdict: str | None = None
-    images: int | None = None
-    floors: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def differs(self) -> bool:
-        """Whether EMID differs from 0 after adjustment."""
-        return self.verdict in ("lost", "gained")
-
-    def label(self, modality: str) -> str:
-        """Its shifts of one modality in words."""
-        return (
-            " + ".join(str(shift).replace("_", " ") for shift in self.shifts if shift.modality == modality)
-            or "unshifted"
-        )
 
 
 @dataclass(frozen=True)
@@ -95,65 +57,52 @@ class GroupMean:
     ci95: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class ReportedResult:
-    """One model's results in one study.
+class ReportedResult(StudyResult):
+    """A result, and what a report shows with it.
 
     Attributes:
-        label: what tells it apart: model, and estimator where that differs.
-        study: name of the study.
-        model: whose responses.
-        id_split: the split in distribution.
-        splits: by name, in the study's order.
-        signature: what the scores depend on.
-        source: where they come from.
-        footer: lines that a reader should see below the scores.
-        lost_rows: the rows of every shift that lost most, where the source has them.
-        estimator: name and hash, where the source has them.
-        title: of the study, where the source has it.
-        settings: what scores must have in common to be compared, by name.
-        fitness: whether the estimator is fit for the data.
-        scale: what responses to other images cost, where the source has it.
-        far_splits: those that are far from its training data.
-        emid_jackknives: EMID of shifts with and without each image, where the rows are beside the results.
+        label: what the report calls it: the model, and the estimator if there are several of one model.
+        source: file that it was read from, or the publication.
         published: whether these are the scores of the paper.
+        by_row: its results by row; empty if they are not beside the file.
     """
 
-    label: str
-    study: str
-    model: str
-    id_split: str
-    splits: dict[str, ReportedSplit]
-    signature: str
-    source: str
-    footer: tuple[str, ...] = ()
-    lost_rows: dict[str, list[LostRow]] = field(default_factory=dict)
-    estimator: str = ""
-    title: str = ""
-    settings: dict[str, str] = field(default_factory=dict)
-    fitness: str = ""
-    far_splits: tuple[str, ...] = ()
-    scale: Scale | None = None
+    label: str = ""
+    source: str = ""
     published: bool = False
-    emid_jackknives: dict[str, Jackknife] = field(default_factory=dict, repr=False)
+    by_row: StudyRows = StudyRows()
 
-    @property
-    def shifts(self) -> list[ReportedSplit]:
-        """The shifts that have EMID and index; variants, which ask the rows of another split, and controls are none."""
-        return [
-            split
-            for split in self.splits.values()
+    @classmethod
+    def of(
+        cls, result: StudyResult, *, label: str = "", source: str = "", published: bool = False, rows: StudyRows
+    ) -> ReportedResult:
+        """Return a result with what a report adds; the fields of the result are taken as they are."""
+        fields = {name: getattr(result, name) for name in StudyResult.model_fields}
+        return cls.model_construct(
+            **fields, label=label or result.model, source=source, published=published, by_row=rows
+        )
+
+    @cached_property
+    def emid_jackknives(self) -> dict[str, Jackknife]:
+        """EMID of the shifts whose values without each image are known."""
+        return {
+            name: to_jackknife(split.emid, without.emid)
+            for name, split in self.splits.items()
             if split.emid is not None
-            and split.bound is not None
-            and split.variant_of is None
-            and split.modality != "control"
-        ]
+            and (without := self.by_row.without_each_image.get(name))
+            and without.emid is not None
+        }
+
+    @cached_property
+    def lost_rows(self) -> dict[str, list[LostRow]]:
+        """The rows of every shift that lost most, with no image but those that the file itself holds."""
+        return {name: [_without_foreign_images(row) for row in rows] for name, rows in self.by_row.lost.items()}
 
     @property
     def groups(self) -> list[GroupMean]:
         """Mean EMID by what shifts: by operator, image set or language; joint shifts are one group."""
-        members: dict[tuple[str, str], list[ReportedSplit]] = {}
-        for split in self.shifts:
+        members: dict[tuple[str, str], list[SplitResult]] = {}
+        for split in self.shifts().values():
             names = [shift.name.replace("_", " ") for shift in split.shifts]
             label = "joint" if split.modality == "joint" else " + ".join(names) or split.name
             members.setdefault((split.modality, label), []).append(split)
@@ -162,28 +111,27 @@ class ReportedResult:
     @property
     def mean(self) -> GroupMean | None:
         """Mean EMID over all shifts."""
-        return self._mean_of("", "all", self.shifts) if self.shifts else None
+        shifts = list(self.shifts().values())
+        return self._mean_of("", "all", shifts) if shifts else None
 
-    def _mean_of(self, modality: str, label: str, splits: list[ReportedSplit]) -> GroupMean:
+    def _mean_of(self, modality: str, label: str, splits: list[SplitResult]) -> GroupMean:
         values = [split.emid or 0.0 for split in splits]
         known = [self.emid_jackknives[split.name] for split in splits if split.name in self.emid_jackknives]
         interval = None
         if len(known) == len(splits) > 1:
             interval = combine(lambda parts: math.fsum(parts) / len(parts), known).ci95
-        elif len(splits) == 1:
-            interval = splits[0].emid_ci95
+        elif len(splits) == 1 and splits[0].emid_ci95:
+            interval = (splits[0].emid_ci95[0], splits[0].emid_ci95[1])
         return GroupMean(modality, label, len(splits), math.fsum(values) / len(values), interval)
 
     @property
-    def controls(self) -> list[ReportedSplit]:
+    def controls(self) -> list[SplitResult]:
         """Splits of other rows in distribution, whose EMID should be within its error."""
         return [split for split in self.splits.values() if split.modality == "control" and split.emid is not None]
 
-    def summary(self) -> dict[str, float | int | None]:
-        """Means over the shifts, and Pearson's r of EMID and index."""
-        summary = ModalitySummary.of(
-            SplitResult(emi=split.emi, emid=split.emid, emid_bound=split.bound) for split in self.shifts
-        )
+    def means(self) -> dict[str, float | int | None]:
+        """Return the means over the shifts and Pearson's r of EMID and index, by the heading of their column."""
+        summary = ModalitySummary.of(self.shifts().values())
         id_split = self.splits.get(self.id_split)
         return {
             "EMI (ID)": id_split.emi if id_split else None,
@@ -282,7 +230,7 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     for entry in entries:
         if is_result(entry):
             result = parse_result(entry, path)
-            results.append(from_result(result, read_rows(path, result), str(path)))
+            results.append(ReportedResult.of(result, source=str(path), rows=read_rows(path, result)))
         elif isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
             results.append(_from_published_script(entry, path))
         elif strict:
@@ -294,69 +242,8 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
     return results
 
 
-def from_result(entry: StudyResult, rows: StudyRows, source: str) -> ReportedResult:
-    """Return a result as a report shows it.
-
-    Args:
-        entry: of one model in one study.
-        rows: that belong to it; empty if there are none.
-        source: what the report says of where it comes from.
-    """
-    splits = {
-        name: ReportedSplit(
-            name,
-            scores.modality,
-            tuple(scores.shifts) or _known_shifts(entry.shift, name),
-            scores.emi,
-            scores.emid,
-            scores.emid_bound,
-            scores.n,
-            {key: value for key in JSDS if (value := getattr(scores, key)) is not None},
-            scores.variant_of,
-            emi_stderr=scores.emi_stderr,
-            emid_stderr=scores.emid_stderr,
-            emid_p_adjusted=scores.emid_p_adjusted,
-            emid_ci95=(scores.emid_ci95[0], scores.emid_ci95[1]) if scores.emid_ci95 else None,
-            verdict=scores.verdict,
-            images=scores.images,
-            floors={key: value for key in JSDS if (value := getattr(scores, f"{key}_floor")) is not None},
-        )
-        for name, scores in entry.splits.items()
-    }
-    fit = entry.estimator_fit
-    notes = [f"{name}: {'; '.join(lines)}" for name, lines in {**entry.notes, **entry.left_out}.items()]
-    far = f": far are {', '.join(fit.far_splits[:5])}" if fit.far_splits else ""
-    scale = scale_in_words(entry)
-    scales = [f"Scale: {scale}."] if scale else []
-    footer = (f"Estimator: {fit.verdict} for these data, in {entry.unit}{far}.", *scales, *notes)
-    lost = {split: [_without_foreign_pictures(row) for row in own] for split, own in rows.lost.items()}
-    estimator = str(entry.settings.get("estimator", ""))
-    return ReportedResult(
-        entry.model,
-        entry.shift,
-        entry.model,
-        entry.id_split,
-        splits,
-        entry.signature,
-        source,
-        footer,
-        lost,
-        estimator,
-        entry.title,
-        {**{str(key): str(value) for key, value in entry.settings.items()}, "unit": entry.unit},
-        fit.verdict,
-        tuple(fit.far_splits),
-        entry.scale,
-        emid_jackknives={
-            name: to_jackknife(split.emid, without.emid)
-            for name, split in entry.splits.items()
-            if split.emid is not None and (without := rows.without_each_image.get(name)) and without.emid is not None
-        },
-    )
-
-
-def _without_foreign_pictures(row: LostRow) -> LostRow:
-    """The row with pictures that are part of the page, or none; anything else might be fetched."""
+def _without_foreign_images(row: LostRow) -> LostRow:
+    """The row with images that the file itself holds, or none; a page must not fetch any other."""
 
     def own(image: str) -> str:
         return image if PICTURE.fullmatch(image) else ""
@@ -400,52 +287,40 @@ def _from_scores(
     study: str, label: str, model: str, scores: dict[str, dict], source: str, signature: str
 ) -> ReportedResult:
     catalogue = load_study(study)
-    splits = {}
-    for name, split in catalogue.splits.items():
-        if name in scores:
-            own = scores[name]
-            splits[name] = ReportedSplit(
-                name, split.modality, split.shifts, own["emi"], own.get("emid"), own.get("emid_bound")
-            )
+    published = label.endswith("(published)")
+    splits = {
+        name: SplitResult(modality=split.modality, shifts=list(split.shifts), **scores[name])
+        for name, split in catalogue.splits.items()
+        if name in scores
+    }
     settings = {
         "encoders": "openai/clip-vit-base-patch32+xlm-roberta-base",
         "estimator": "club-global",
         "convention": "published",
         "kind": "scaled",
-        "unit": "nats",
     }
-    published = label.endswith("(published)")
-    return ReportedResult(
-        label,
-        study,
-        model,
-        catalogue.id_split,
-        splits,
-        signature,
-        source,
+    result = StudyResult(
+        signature=signature,
+        model=model,
+        shift=study,
         title=catalogue.title,
+        id_split=catalogue.id_split,
+        unit="nats" if published else "",
         settings=settings if published else {},
-        published=published,
+        splits=splits,
     )
-
-
-def _known_shifts(study: str, split: str) -> tuple[Shift, ...]:
-    """The shifts of a split of a study that the package has; a name from a file is never taken for a path."""
-    try:
-        return load_study(study).split(split).shifts if study in (*BUILT_IN, *BUNDLED) else ()
-    except StudyError:
-        return ()
+    return ReportedResult.of(result, label=label, source=source, published=published, rows=StudyRows())
 
 
 def _told_apart(results: list[ReportedResult]) -> list[ReportedResult]:
     """The results under labels that are all different within a study: by estimator, or else by number."""
-    models = Counter((result.study, result.model) for result in results)
+    models = Counter((result.shift, result.model) for result in results)
     seen: Counter[tuple[str, str]] = Counter()
     labelled = []
     for result in results:
-        several = models[result.study, result.model] > 1 and result.estimator
+        several = models[result.shift, result.model] > 1 and result.estimator
         label = f"{result.model}, {result.estimator}" if several else result.label
-        seen[result.study, label] += 1
-        number = seen[result.study, label]
-        labelled.append(replace(result, label=label if number == 1 else f"{label} ({number})"))
+        seen[result.shift, label] += 1
+        number = seen[result.shift, label]
+        labelled.append(result.model_copy(update={"label": label if number == 1 else f"{label} ({number})"}))
     return labelled

@@ -17,7 +17,7 @@ from lmms_eval_emi.data.sample import without_images
 from lmms_eval_emi.data.study import Study, load_study
 from lmms_eval_emi.errors import InputError, ResultsError, SampleError
 from lmms_eval_emi.estimators import Estimator
-from lmms_eval_emi.scoring.degenerate import counts_by_kind, degenerate_kinds
+from lmms_eval_emi.scoring.degenerate import degenerate_kinds
 from lmms_eval_emi.scoring.distributed import merge_statistics, rank, row_range
 from lmms_eval_emi.scoring.embed import BadRow, CacheFactory, embed_good_rows, embedding_cache
 from lmms_eval_emi.scoring.embedding_files import SplitFiles, StoredEmbeddings, open_embeddings, write_embeddings
@@ -276,14 +276,14 @@ def score_samples(
     return [
         scored
         for (entry, embeddings), own in zip(embedded, kinds, strict=True)
-        for scored in _score_entry(entry, embeddings, counts_by_kind(own), loaded, settings)
+        for scored in _score_entry(entry, embeddings, own, loaded, settings)
     ]
 
 
 def _score_entry(
     entry: StudySamples,
     embeddings: Mapping[str, Embeddings],
-    degenerate: Mapping[str, Mapping[str, int]],
+    degenerate: Mapping[str, Sequence[str | None]],
     instruments: Instruments,
     settings: Settings,
 ) -> list[Scored]:

@@ -30,19 +30,23 @@ from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
 from lmms_eval_emi.data.sample import Sample
-from lmms_eval_emi.data.study import SHIFT_MODALITIES, Shift, Study
+from lmms_eval_emi.data.study import BUILT_IN, SHIFT_MODALITIES, Shift, Study
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.base import Estimator
 from lmms_eval_emi.estimators.fitness import EstimatorFit, fitness
-from lmms_eval_emi.scoring.degenerate import KINDS
+from lmms_eval_emi.scoring.beside import BesideResult, measures_beside
+from lmms_eval_emi.scoring.degenerate import KINDS, counts_by_kind
 from lmms_eval_emi.settings import Settings
 from lmms_eval_emi.util.documents import Document, Interval, Plain
 
 # The smallest EMID in the published synthetic results that differs from 0 by the residuals of an additive fit
-# of visual and textual shifts (llava-v1.5-13b; docs/statistics.md).
+# of visual and textual shifts (llava-v1.5-13b; docs/statistics.md). It is the smallest loss that could be detected
+# there, in that estimator's nats.
 PUBLISHED_MARGIN = 0.008
+PUBLISHED_ESTIMATOR = "club-global"
 WITHOUT_DEGENERATE = "not degenerate"  # in signatures
 FEWEST_FOR_MAXT = 20  # images; at 12 and 13 its family-wise error is .14 and .09
+MANY_DEGENERATE = 0.1  # share of a split from which EMID is given without degenerate responses as well
 MARGINS_OF_SCALE = 3  # that a scale must have for a shift to be called held
 CHEAP_DRAWS = 1999  # of resampling that costs nothing beside one permutation test
 VERDICTS = ("lost", "gained", "held", "undecided")
@@ -56,27 +60,41 @@ class Inference:
         resamples: draws of a permutation test; 0 for none.
         seed: of all draws.
         adjust: of the p-values of EMID over a study.
-        margin: EMID within which a shift counts as held; default: the published one, for scores in nats.
+        margin: EMID within which a shift counts as held, in the unit of the scores; default: that of the published
+            scores for their estimator on their data, and none for any other.
+        margin_share: the same as a share of I(input; response) of the ID split.
     """
 
     resamples: int = 499
     seed: int = 0
     adjust: Adjustment = "holm"
     margin: float | None = None
+    margin_share: float | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Inference:
-        """Return what some settings say."""
-        return cls(settings.resamples, settings.seed, settings.adjust, settings.margin)
+        """Return the part of the settings that errors and tests depend on."""
+        return cls(settings.resamples, settings.seed, settings.adjust, settings.margin, settings.margin_share)
 
-    def held_within(self, unit: str) -> float | None:
-        """Return the margin for scores in some unit; the published one means nothing in units other than nats."""
+    def held_within(self, study: Study, estimator: str, id_emi: EMI | None) -> float | None:
+        """Return the margin in the unit of the scores, or ``None`` if no shift can be called held.
+
+        Args:
+            study: that is scored.
+            estimator: its signature.
+            id_emi: EMI of the ID split.
+        """
         if self.margin is not None:
             return self.margin
-        return PUBLISHED_MARGIN if unit.endswith("nats") else None
+        if self.margin_share is not None:
+            return self.margin_share * id_emi.mi_response if id_emi and id_emi.mi_response > 0 else None
+        published = study.name in BUILT_IN and estimator.partition("@")[0] == PUBLISHED_ESTIMATOR
+        return PUBLISHED_MARGIN if published else None
 
     def __str__(self) -> str:
-        margin = "published" if self.margin is None else f"{self.margin:g}"
+        margin = "none" if self.margin is None else f"{self.margin:g}"
+        if self.margin_share is not None:
+            margin = f"{self.margin_share:.3g} of I(input; response)"
         return f"jackknife,resamples={self.resamples},seed={self.seed},adjust={self.adjust},margin={margin}"
 
 
@@ -115,6 +133,9 @@ class SplitResult(Plain):
     emi_stderr: float | None = None
     emi_ci95: Interval | None = None
     emi_corrected: float | None = Field(None, description="EMI without its bias of order 1/images")
+    emi_design_effect: float | None = Field(
+        None, description="variance of EMI over images, divided by that of as many independent rows"
+    )
     mi_response: float | None = None
     mi_reference: float | None = None
     emi_estimator_stderr: float | None = Field(None, description="error from the seeds of the estimator's networks")
@@ -122,6 +143,7 @@ class SplitResult(Plain):
     emid_stderr: float | None = None
     emid_ci95: Interval | None = None
     emid_corrected: float | None = None
+    emid_share: float | None = Field(None, description="EMID as a share of I(input; response) of the ID split")
     emid_paired: bool | None = Field(None, description="whether rows were matched with those of the ID split")
     emid_p: float | None = None
     emid_p_adjusted: float | None = None
@@ -156,6 +178,33 @@ class SplitResult(Plain):
     jsd_ood_response_excess: float | None = None
     jsd_ood_response_identical: bool | None = None
     degenerate: dict[str, int] | None = Field(None, description="number of degenerate responses by kind")
+    emid_without_degenerate: float | None = Field(
+        None, description="EMID without rows whose response is degenerate in either split, where many are"
+    )
+    beside: dict[str, BesideResult] = Field({}, description="other measures of the same rows, by name")
+
+    _name: str = PrivateAttr("")
+
+    @property
+    def name(self) -> str:
+        """Name of the split in its result."""
+        return self._name
+
+    @property
+    def roots(self) -> dict[str, float]:
+        """The four parts that add up to the scaled index, by divergence; empty if one of the divergences is missing.
+
+        A divergence below 0, as the published convention may give, has no root and adds 0.
+        """
+        known = {key: getattr(self, key) for key in EXPONENTS}
+        if None in known.values():
+            return {}
+        return {key: max(0.0, value) ** EXPONENTS[key] for key, value in known.items()}
+
+    def label(self, modality: str) -> str:
+        """Return the shifts of one modality in words."""
+        names = [str(shift).replace("_", " ") for shift in self.shifts if shift.modality == modality]
+        return " + ".join(names) or "unshifted"
 
     @field_serializer("shifts")
     def _without_severities(self, shifts: list[Shift]) -> list[dict[str, Any]]:
@@ -167,20 +216,32 @@ class SplitResult(Plain):
         return self.emid_p_adjusted is not None and self.emid_p_adjusted < ALPHA
 
     @property
+    def estimate(self) -> float | None:
+        """EMID that its interval is around: without its bias of order 1/images where that is known."""
+        return self.emid if self.emid_corrected is None else self.emid_corrected
+
+    @property
     def is_shift(self) -> bool:
         """Whether it counts in means and correlations: it has EMID and index, and is no control and no variant."""
         known = self.emid is not None and self.emid_bound is not None
         return known and self.variant_of is None and self.modality != "control"
 
     @classmethod
-    def of(cls, study: Study, name: str, scores: SplitScores, degenerate: Mapping[str, int] | None) -> SplitResult:
-        """Return the result of a split from its scores."""
+    def of(
+        cls,
+        study: Study,
+        name: str,
+        scores: SplitScores,
+        degenerate: Mapping[str, int] | None = None,
+        **more: Any,
+    ) -> SplitResult:
+        """Return the result of a split from its scores, and of further fields that are not ``None``."""
         spec, emi = study.splits[name], scores.emi
         found: dict[str, Any] = {"modality": spec.modality, "shifts": list(spec.shifts)}
         if spec.variant_of:
             found["variant_of"] = spec.variant_of
         found |= {"n": emi.n, "images": emi.images, "emi": emi.value, "emi_stderr": emi.stderr}
-        found |= {"emi_ci95": _pair(emi.ci95), "emi_corrected": emi.corrected}
+        found |= {"emi_ci95": _pair(emi.ci95), "emi_corrected": emi.corrected, "emi_design_effect": emi.design_effect}
         found |= {"mi_response": emi.mi_response, "mi_reference": emi.mi_reference}
         if emi.estimator_stderr is not None:
             found["emi_estimator_stderr"] = emi.estimator_stderr
@@ -188,7 +249,7 @@ class SplitResult(Plain):
             found |= _emid_fields(scores, scores.emid) | _index_fields(scores, scores.bound)
         if degenerate is not None:
             found["degenerate"] = dict(degenerate)
-        return cls(**found)
+        return cls(**found, **{name: value for name, value in more.items() if value is not None})
 
 
 def _emid_fields(scores: SplitScores, emid: EMID) -> dict[str, Any]:
@@ -197,6 +258,7 @@ def _emid_fields(scores: SplitScores, emid: EMID) -> dict[str, Any]:
         "emid_stderr": emid.stderr,
         "emid_ci95": _pair(emid.ci95),
         "emid_corrected": emid.corrected,
+        "emid_share": emid.value / emid.id.mi_response if emid.id.mi_response > 0 else None,
         "emid_paired": emid.paired,
         "emid_p": emid.p_value,
         "emid_p_adjusted": scores.p_adjusted,
@@ -365,6 +427,12 @@ class StudyResult(Document):
 
     _scores: dict[str, SplitScores] = PrivateAttr(default_factory=dict)
 
+    def model_post_init(self, context: Any) -> None:
+        """Tell every split its name."""
+        super().model_post_init(context)
+        for name, split in self.splits.items():
+            split._name = name
+
     @field_serializer("study")
     def _without_defaults(self, study: Study | None) -> Any:
         return study.model_dump(mode="json", exclude={"source"}, exclude_defaults=True) if study else None
@@ -403,7 +471,7 @@ def score_study(  # noqa: PLR0913
     notes: Mapping[str, list[str]] | None = None,
     lost: Mapping[str, set] | None = None,
     inference: Inference | None = None,
-    degenerate: Mapping[str, Mapping[str, int]] | None = None,
+    degenerate: Mapping[str, Sequence[str | None]] | None = None,
     responses: str = "",
 ) -> StudyResult:
     """Score the splits of a study that have embeddings.
@@ -420,7 +488,7 @@ def score_study(  # noqa: PLR0913
         lost: ids of the rows that a split should have and lacks, by split. Where two splits are compared,
             their partners are left out too, so that EMID is over the rows that both have.
         inference: how errors and tests are made.
-        degenerate: how many responses of every split are degenerate, by kind.
+        degenerate: kind of every degenerate response and ``None`` for the others, by split in the order of the rows.
         responses: what was left out of them or kept in them, other than by default, as the signature shows it.
 
     Returns:
@@ -446,6 +514,7 @@ def score_study(  # noqa: PLR0913
         batch_entropies(id_embeddings, [own for own in alike if own is not id_embeddings], convention)
     id_emi: EMI | None = None
     scale: Scale | None = None
+    pairs: dict[str, tuple[Embeddings, Embeddings]] = {}
     for name in sorted(present, key=lambda name: name != study.id_split):  # the ID split first
         own = embeddings[name]
         try:
@@ -457,8 +526,9 @@ def score_study(  # noqa: PLR0913
             if name == study.id_split:
                 id_emi, scale = value, _scale(own, value, estimator)
             elif id_emi is not None:
+                pairs[name] = _without_partners(study, name, embeddings, lost or {})
                 emid, bound, remark = _compare(
-                    study, name, embeddings, lost or {}, id_emi, value, estimator, convention, entropy
+                    study, name, embeddings, pairs[name], id_emi, value, estimator, convention, entropy
                 )
                 scores[name] = SplitScores(value, emid, bound)
                 if remark:
@@ -468,6 +538,7 @@ def score_study(  # noqa: PLR0913
         if name in scores and isinstance(estimator, Estimator) and (said := estimator.remarks(own)):
             remarks.setdefault(name, [])[:0] = said
     scores = {name: scores[name] for name in present if name in scores}
+    beside = measures_beside(estimator, {name: embeddings[name] for name in scores}, pairs)
     return _to_result(
         study,
         model,
@@ -479,10 +550,41 @@ def score_study(  # noqa: PLR0913
         convention=convention,
         entropy=entropy,
         inference=inference,
-        degenerate=degenerate,
+        degenerate=counts_by_kind(degenerate) if degenerate else None,
         responses=responses,
         scale=scale,
+        more={
+            name: {
+                "beside": beside.get(name, {}),
+                "emid_without_degenerate": _without_degenerate(study, name, pairs, degenerate or {}, estimator),
+            }
+            for name in scores
+        },
     )
+
+
+def _without_degenerate(
+    study: Study,
+    name: str,
+    pairs: Mapping[str, tuple[Embeddings, Embeddings]],
+    kinds: Mapping[str, Sequence[str | None]],
+    estimator: MutualInformationEstimator,
+) -> float | None:
+    """EMID without the rows whose response is degenerate in either split; ``None`` where fewer than a tenth are."""
+    if name not in pairs:
+        return None
+    bad = []
+    for split, own in zip((study.id_split, name), pairs[name], strict=True):
+        if len(kinds.get(split, ())) != own.n or own.ids is None:
+            return None
+        bad.append({key for key, kind in zip(own.ids, kinds[split], strict=True) if kind})
+    if len(bad[1]) < MANY_DEGENERATE * pairs[name][1].n:
+        return None
+    rows = [[row for row, key in enumerate(own.ids or ()) if key not in bad[0] | bad[1]] for own in pairs[name]]
+    if min(map(len, rows)) < FEWEST_CLUSTERS:
+        return None
+    first, second = (emi(own.select(kept), estimator).value for own, kept in zip(pairs[name], rows, strict=True))
+    return first - second
 
 
 def _scale(own: Embeddings, score: EMI, estimator: MutualInformationEstimator) -> Scale | None:
@@ -495,7 +597,7 @@ def _compare(  # noqa: PLR0913, PLR0917
     study: Study,
     name: str,
     embeddings: Mapping[str, Embeddings],
-    lost: Mapping[str, set],
+    pair: tuple[Embeddings, Embeddings],
     id_emi: EMI,
     own_emi: EMI,
     estimator: MutualInformationEstimator,
@@ -503,14 +605,21 @@ def _compare(  # noqa: PLR0913, PLR0917
     entropy: float | None,
 ) -> tuple[EMID, EMIDBound, str]:
     """EMID and index of a shift over the rows that both splits have, and a remark if that is not all of them."""
-    first, second = _without_partners(study, name, embeddings, lost)
+    first, second = pair
     whole = first is embeddings[study.id_split] and second is embeddings[name]
     first_emi = id_emi if first is embeddings[study.id_split] else emi(first, estimator)
     difference = emid_from_emi(first_emi, first, second, estimator, own_emi if second is embeddings[name] else None)
     remark = f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out"
     if whole:
         remark = ""
-        if first.n == second.n and first.ids is not None and second.ids is not None and not difference.paired:
+        control = study.splits[name].modality == "control"
+        if (
+            not control
+            and first.n == second.n
+            and first.ids is not None
+            and second.ids is not None
+            and not difference.paired
+        ):
             remark = f"it has as many rows as {study.id_split} and shares none with it by id and reference, so they are compared unpaired, with a larger error: check the ids if these are the same questions"
     return difference, emid_bound(first, second, convention, entropy), remark
 
@@ -589,6 +698,7 @@ def _to_result(  # noqa: PLR0913
     degenerate: Mapping[str, Mapping[str, int]] | None = None,
     responses: str = "",
     scale: Scale | None = None,
+    more: Mapping[str, dict[str, Any]] | None = None,
 ) -> StudyResult:
     """The result of a study whose splits are scored: signature, tests, remarks, fitness and summary."""
     id_emi = scores[study.id_split].emi if study.id_split in scores else None
@@ -599,6 +709,9 @@ def _to_result(  # noqa: PLR0913
         remarks.setdefault(first, []).append(
             f"{fewest} images are too few for max-t, whose errors over all shifts are too many below {FEWEST_FOR_MAXT}; Holm is used"
         )
+    margin = inference.held_within(study, estimator.signature, id_emi)
+    if inference.margin_share is None:
+        inference = replace(inference, margin=margin)
     signature = Signature.of(
         "emi-study",
         study=study.name,
@@ -612,7 +725,7 @@ def _to_result(  # noqa: PLR0913
         **({"responses": responses} if responses else {}),
     )
     fit = fitness(estimator, embeddings, {name: split.emi for name, split in scores.items()})
-    scores = _withheld(_with_inference(study, scores, inference), scale, fit.unfit_splits, inference)
+    scores = _withheld(_with_inference(study, scores, inference, margin), scale, fit.unfit_splits, margin)
     for name, split in scores.items():
         if split.emi.stderr is None:
             remarks.setdefault(name, []).append(
@@ -624,7 +737,10 @@ def _to_result(  # noqa: PLR0913
             listed = ", ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items())
             removed = ", left out" if WITHOUT_DEGENERATE in responses else ""
             remarks.setdefault(name, []).append(f"degenerate responses{removed}: {listed}")
-    splits = {name: SplitResult.of(study, name, split, counted.get(name)) for name, split in scores.items()}
+    splits = {
+        name: SplitResult.of(study, name, split, counted.get(name), **(more or {}).get(name, {}))
+        for name, split in scores.items()
+    }
     result = StudyResult(
         signature=str(signature),
         model=model,
@@ -635,7 +751,7 @@ def _to_result(  # noqa: PLR0913
         unit=fit.unit,
         settings=dict(signature.parts),
         splits=splits,
-        summary=_summarise(study, splits, scores, inference, fit.unit),
+        summary=_summarise(study, splits, scores, inference, margin),
         left_out=omitted,
         notes={name: lines for name, lines in remarks.items() if name in scores},
         estimator_fit=fit,
@@ -650,7 +766,7 @@ def _summarise(
     splits: Mapping[str, SplitResult],
     scores: Mapping[str, SplitScores],
     inference: Inference,
-    unit: str,
+    margin: float | None,
 ) -> StudySummary:
     shifts = {name: splits[name] for name in study.shifts() if name in splits and splits[name].is_shift}
     draws = CHEAP_DRAWS if inference.resamples else 0
@@ -691,7 +807,7 @@ def _summarise(
         pearson_r_within=_correlations_within(study, shifts, correlate),
         n_differ=sum(split.differs for split in shifts.values()),
         adjust=inference.adjust,
-        margin=inference.held_within(unit),
+        margin=margin,
         by_modality=by_modality,
     )
 
@@ -734,7 +850,9 @@ def _operator_interval(
     return operator_interval(cells, draws, seed) if draws else None
 
 
-def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: Inference) -> dict[str, SplitScores]:
+def _with_inference(
+    study: Study, scores: Mapping[str, SplitScores], inference: Inference, margin: float | None
+) -> dict[str, SplitScores]:
     """The scores with tests of their divergences, adjusted p-values and verdicts."""
     shifted = [name for name, one in scores.items() if one.emid and one.bound]
     bounds = {name: bound for name in shifted if (bound := scores[name].bound)}
@@ -755,13 +873,13 @@ def _with_inference(study: Study, scores: Mapping[str, SplitScores], inference: 
             continue
         # Variants and controls are no members of the family: their p-values stand by themselves.
         p_adjusted = adjusted.get(name, one.emid.p_value)
-        called = verdict(one.emid.jackknife, p_adjusted, inference.held_within(one.emi.unit))
+        called = verdict(one.emid.jackknife, p_adjusted, margin)
         completed[name] = replace(one, tests=tests[name], p_adjusted=p_adjusted, verdict=called)
     return completed
 
 
 def _withheld(
-    scores: Mapping[str, SplitScores], scale: Scale | None, unfit: Collection[str], inference: Inference
+    scores: Mapping[str, SplitScores], scale: Scale | None, unfit: Collection[str], margin: float | None
 ) -> dict[str, SplitScores]:
     """The scores without the verdicts that they cannot bear.
 
@@ -772,7 +890,6 @@ def _withheld(
         return {name: replace(one, verdict=None) for name, one in scores.items()}
     found = {}
     for name, one in scores.items():
-        margin = inference.held_within(one.emi.unit)
         small = scale is not None and margin is not None and scale.value < MARGINS_OF_SCALE * margin
         doubt = one.verdict == "held" and (small or name in unfit)
         found[name] = replace(one, verdict="undecided") if doubt else one

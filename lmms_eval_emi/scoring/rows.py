@@ -78,9 +78,14 @@ class ShownRow(Plain):
 
 
 class LostRow(ShownRow):
-    """A row that lost much: its twin's value in the ID split, or EMI of that split, less its own value."""
+    """A row of a shift beside its twin, the row of the ID split with the same id and reference.
 
-    loss: float
+    A loss is the twin's value less the row's own; without a twin the mean of the ID split takes its place.
+    """
+
+    loss: float = Field(description="in the row's value, by the result's own estimator")
+    cosine: float | None = Field(None, description="of the embeddings of response and reference")
+    cosine_loss: float | None = Field(None, description="cosine of its twin, or the mean of the ID split, less its own")
     clean: ShownRow | None = Field(None, description="its twin in the ID split")
 
 
@@ -246,7 +251,7 @@ def result_to_rows(
             )
             for name, scores in result.scores.items()
         },
-        lost=find_lost_rows(result, samples),
+        lost=find_lost_rows(result, samples, embeddings),
     )
 
 
@@ -265,8 +270,12 @@ def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embedd
     for most in (MOST_CLUSTERS, MOST_RECOMPUTED):
         if not known.issuperset(images):  # they were merged
             images = [f"block {cluster_hash(key) % most}" for key in clusters]
-    cosines = torch.nn.functional.cosine_similarity(own.y_hat.double(), own.y.double())
-    return {"image": images, "cosine": cosines.tolist()}
+    return {"image": images, "cosine": _cosines(own)}
+
+
+def _cosines(own: Embeddings) -> list[float]:
+    """Cosine of response and reference of every row."""
+    return torch.nn.functional.cosine_similarity(own.y_hat.double(), own.y.double()).tolist()
 
 
 def _strata(jackknife: Jackknife) -> Strata:
@@ -279,11 +288,28 @@ def to_jackknife(value: float, strata: Iterable[Mapping[str, float]]) -> Jackkni
     return Jackknife(value, tuple(known))
 
 
-def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[LostRow]]:
-    """Return for every shift its rows that lost most.
+@dataclass(frozen=True)
+class _Loss:
+    """A row with its value and what it lost; see :class:`LostRow`."""
 
-    A row's loss is its twin's value in the ID split, the row of the same id and reference, less its own value;
-    where it has no twin, EMI of the ID split stands in.
+    row: Sample
+    value: float
+    loss: float
+    cosine: float | None
+    cosine_loss: float | None
+
+    @property
+    def rank(self) -> float:
+        return self.loss if self.cosine_loss is None else self.cosine_loss
+
+
+def find_lost_rows(
+    result: StudyResult, samples: Mapping[str, Sequence[Sample]], embeddings: Mapping[str, Embeddings] | None = None
+) -> dict[str, list[LostRow]]:
+    """Return for every shift its rows that lost most, the worst first.
+
+    Rows are ranked by the loss of the cosine of response and reference, which finds wrong rows more often than their
+    influence on EMI does (docs/known-truth.md); by that influence if there are no embeddings. See :class:`LostRow`.
     """
     id_scores = result.scores.get(result.id_split)
     if id_scores is None or result.id_split not in samples:
@@ -291,16 +317,28 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
     id_rows = samples[result.id_split]
     twins = {row.key: value for row, value in zip(id_rows, row_values(id_scores), strict=True)}
     clean = {row.key: row for row in id_rows}
-    chosen: dict[str, list[tuple[Sample, float, float]]] = {}
+    cosines = {name: _cosines(own) for name, own in (embeddings or {}).items()}
+    clean_cosines = dict(zip((row.key for row in id_rows), cosines.get(result.id_split, ()), strict=False))
+    mean_cosine = sum(clean_cosines.values()) / max(1, len(clean_cosines))
+    chosen: dict[str, list[_Loss]] = {}
     order = sorted(result.scores, key=lambda name: not result.splits[name].is_shift)
     for name in order:
         if name == result.id_split or name not in samples:
             continue
         values = row_values(result.scores[name])
-        rows = list(zip(samples[name], values, strict=True))
-        losses = [(row, twins.get(row.key, id_scores.emi.value) - value, value) for row, value in rows]
-        chosen[name] = sorted(losses, key=lambda item: -item[1])[:SHOWN_ROWS]
-    shown = [row for own in chosen.values() for row, _, _ in own]
+        known = cosines[name] if name in cosines and clean_cosines else [None] * len(values)
+        losses = [
+            _Loss(
+                row,
+                value,
+                twins.get(row.key, id_scores.emi.value) - value,
+                cosine,
+                None if cosine is None else clean_cosines.get(row.key, mean_cosine) - cosine,
+            )
+            for row, value, cosine in zip(samples[name], values, known, strict=True)
+        ]
+        chosen[name] = sorted(losses, key=lambda one: -one.rank)[:SHOWN_ROWS]
+    shown = [one.row for own in chosen.values() for one in own]
     thumbnails = _thumbnails([*shown, *(clean[row.key] for row in shown if row.key in clean)])
 
     def described(row: Sample, value: float) -> dict[str, Any]:
@@ -310,11 +348,13 @@ def find_lost_rows(result: StudyResult, samples: Mapping[str, Sequence[Sample]])
     return {
         name: [
             LostRow(
-                **described(row, value),
-                loss=loss,
-                clean=ShownRow(**described(clean[row.key], twins[row.key])) if row.key in clean else None,
+                **described(one.row, one.value),
+                loss=one.loss,
+                cosine=one.cosine,
+                cosine_loss=one.cosine_loss,
+                clean=ShownRow(**described(clean[one.row.key], twins[one.row.key])) if one.row.key in clean else None,
             )
-            for row, loss, value in own
+            for one in own
         ]
         for name, own in chosen.items()
     }

@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.data.study import SHIFT_MODALITIES
+from lmms_eval_emi.scoring.beside import BesideResult, disagreements
 from lmms_eval_emi.scoring.result import SplitResult, StudyResult
 
 DIGITS = ".4g"
@@ -21,6 +22,7 @@ def result_to_table(result: StudyResult) -> str:
     """Return all splits with their scores, the means of every modality, and a legend."""
     degenerate = any(split.degenerate for split in result.splits.values())
     extra = extra_columns()
+    beside = measures_of(result)
     rows = []
     for modality, name in _order(result):
         split = result.splits[name]
@@ -32,9 +34,10 @@ def result_to_table(result: StudyResult) -> str:
                 split.images,
                 *([sum((split.degenerate or {}).values())] if degenerate else []),
                 _emi(split, UNFIT if name in result.unfit else ""),
-                _emid(split),
+                _emid(split, UNFIT if name in result.unfit else ""),
                 NOTHING if split.emid_p_adjusted is None else f"{split.emid_p_adjusted:.2g}",
-                split.verdict or NOTHING,
+                (split.verdict or NOTHING) + (UNFIT if split.verdict and name in result.unfit else ""),
+                *(_emid_beside(split.beside.get(kind)) for kind in beside),
                 NOTHING if split.emid_bound is None else f"{split.emid_bound:{DIGITS}}",
                 *(_cell(getattr(split, field)) for field in extra),
             ]
@@ -44,11 +47,13 @@ def result_to_table(result: StudyResult) -> str:
         headers=[
             *("split", "shift", "n", "images"),
             *(["degenerate"] if degenerate else []),
-            *("EMI ± SE", "EMID ± SE", "p", "verdict", "index"),
+            *("EMI ± SE", "EMID ± SE", "p", "verdict"),
+            *(f"EMID,\n{kind}" for kind in beside),
+            "index",
             *extra.values(),
         ],
         disable_numparse=True,
-        colalign=("left", "left", *["right"] * (5 + degenerate), "left", "right", *["right"] * len(extra)),
+        colalign=("left", "left", *["right"] * (5 + degenerate), "left", *["right"] * (1 + len(beside) + len(extra))),
     )
     title = f"{result.title}\nmodel: {result.model}"
     return "\n\n".join((title, table, summary_to_table(result), legend(result)))
@@ -150,7 +155,7 @@ def disagreements_to_lines(results: Sequence[StudyResult]) -> list[str]:
             (name, split, second.splits[name]) for name, split in first.shifts().items() if name in second.shifts()
         ]
         other = [(name, one, two) for name, one, two in pairs if (one.emid or 0) * (two.emid or 0) < 0]
-        sure = [name for name, one, two in other if _is_sure(one.emid_ci95) and _is_sure(two.emid_ci95)]
+        sure = [name for name, one, two in other if sign_of(one.emid_ci95) and sign_of(two.emid_ci95)]
         names = [result.estimator for result in (first, second)]
         shown = f": {', '.join(name for name, _, _ in other[:3])}{' and more' if len(other) > 3 else ''}"
         lines.append(
@@ -161,8 +166,9 @@ def disagreements_to_lines(results: Sequence[StudyResult]) -> list[str]:
     return lines
 
 
-def _is_sure(interval: Sequence[float] | None) -> bool:
-    return interval is not None and (interval[0] > 0 or interval[1] < 0)
+def sign_of(interval: Sequence[float] | None) -> int:
+    """Return 1 for an interval above 0, -1 for one below 0, and 0 otherwise."""
+    return 0 if interval is None else (interval[0] > 0) - (interval[1] < 0)
 
 
 def _degenerate(result: StudyResult, name: str) -> Mapping[str, int]:
@@ -173,10 +179,44 @@ def _emi(split: SplitResult | None, mark: str) -> str:
     return value_with_error(split.emi, split.emi_stderr, mark) if split else NOTHING
 
 
-def _emid(split: SplitResult | None) -> str:
+def _emid(split: SplitResult | None, mark: str = "") -> str:
     if split is None or split.emid is None:
         return NOTHING
-    return value_with_error(split.emid, split.emid_stderr, MARK if split.differs else "")
+    return value_with_error(split.emid, split.emid_stderr, (MARK if split.differs else "") + mark)
+
+
+def measures_of(result: StudyResult) -> list[str]:
+    """Return the names of the measures that a result has beside its score."""
+    return list(dict.fromkeys(kind for split in result.splits.values() for kind in split.beside))
+
+
+def _emid_beside(measure: BesideResult | None) -> str:
+    if measure is None or measure.emid is None:
+        return NOTHING
+    return value_with_error(measure.emid, measure.emid_stderr, MARK if measure.sign else "")
+
+
+def beside_to_lines(result: StudyResult) -> list[str]:
+    """Return a sentence for each measure beside the score that is sure of another sign of EMID."""
+    shifts = result.shifts()
+    signs = {name: sign_of(split.emid_ci95) for name, split in shifts.items()}
+    found = disagreements({name: split.beside for name, split in shifts.items()}, signs)
+    return [
+        f"{kind} is sure of another sign of EMID than {result.estimator.partition('@')[0]} in {len(names)} of {len(shifts)} shifts: {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}"
+        for kind, names in found.items()
+    ]
+
+
+def design_to_line(result: StudyResult) -> str:
+    """Return how much rows of one image are worth, in one line; empty where every row has its own image."""
+    known = [
+        split.emi_design_effect
+        for split in result.splits.values()
+        if split.emi_design_effect is not None and split.n and split.images and split.n > split.images
+    ]
+    if not known:
+        return ""
+    return f"design     rows of one image are not independent: the variance of EMI is {min(known):.2g} to {max(known):.2g} times that of as many independent rows"
 
 
 def column_names(results: Sequence[StudyResult]) -> list[str]:
@@ -265,8 +305,8 @@ def differ_to_line(result: StudyResult) -> str:
     methods = {"holm": "Holm", "bh": "Benjamini-Hochberg", "maxt": "max-t", "none": "no adjustment"}
     counts = ", ".join(f"{count} {name}" for name, count in summary.verdicts.items() if count)
     margin = summary.margin
-    held = f"held: within ±{margin:g}" if margin is not None else f"held needs a --margin in {result.unit}"
-    return f"{summary.n_differ} of {summary.n_shifts} shifts differ from 0 ({methods[summary.adjust]}, 5 %): {counts} ({held})"
+    held = f"held: within ±{margin:.3g}" if margin is not None else "held needs --margin or --margin-share"
+    return f"{summary.n_differ} of {summary.n_shifts} shifts differ from 0 ({methods[summary.adjust]}, 5 %): {counts or 'no verdicts'} ({held})"
 
 
 def scale_in_words(result: StudyResult) -> str:
@@ -295,8 +335,8 @@ def scale_to_line(result: StudyResult) -> str:
 
 def legend(result: StudyResult) -> str:
     """What the columns mean, with their sign, and the signature."""
-    lines = (_meaning([result]), scale_to_line(result), fit_to_line(result), f"signature  {result.signature}")
-    return "\n".join(filter(None, lines))
+    lines = [_meaning([result]), *beside_to_lines(result), scale_to_line(result), design_to_line(result)]
+    return "\n".join(filter(None, [*lines, fit_to_line(result), f"signature  {result.signature}"]))
 
 
 def fit_to_line(result: StudyResult) -> str:
@@ -365,6 +405,10 @@ def _meaning(results: Sequence[StudyResult]) -> str:
         "SE       standard error over images; p: EMID differs from 0, adjusted over the shifts; * below 5 %",
         f"index    {index} of images, questions and responses; it correlates with EMID and bounds nothing{without}",
     ]
+    if len(results) == 1 and measures_of(result):
+        lines.append(
+            f"EMID, {' and '.join(measures_of(result))}: the same difference by measures of response and reference alone; * where the interval leaves 0 out, without adjustment"
+        )
     if any(one.unfit & set(one.splits) for one in results):
         lines.append(f"{UNFIT}        the estimator is not fit for this split; see the line on it")
     if any(split.degenerate for one in results for split in one.splits.values()):

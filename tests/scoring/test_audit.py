@@ -123,7 +123,7 @@ def test_the_audit_of_the_demo(demo_responses, tmp_path, capsys, monkeypatch):
     assert main(["report", str(output), "--output", str(page)]) == 0
     text = page.read_text()
     assert (
-        "What the estimators notice" in text
+        "Estimators on known faults" in text
         and "cosine (cosine) notices all of them" in text
         and "I don&#39;t know" in text
     )

@@ -29,7 +29,7 @@ def signature(make_embeddings, **changes):
 def test_every_part_is_pinned(make_embeddings):
     assert signature(make_embeddings) == (
         "emi-study|study:mine|encoders:clip#1/patch-mean+xlmr#2/embedding-mean|estimator:hsic|convention:published|kind:scaled"
-        f"|n_id:12|n:24|errors:jackknife,resamples=0,seed=3,adjust=holm,margin=published|version:{__version__}"
+        f"|n_id:12|n:24|errors:jackknife,resamples=0,seed=3,adjust=holm,margin=none|version:{__version__}"
     )
     assert signature(
         make_embeddings,
@@ -55,6 +55,7 @@ CHANGES = {
     "seed": 5,
     "adjust": "bh",
     "margin": 0.5,
+    "margin_share": 0.5,
     "without_degenerate": True,
     "thoughts": "keep",
 }

@@ -33,7 +33,7 @@ def test_results_are_scored_and_compared_without_any_extra(in_tinyhub, tmp_path,
     for split in load_study("natural").splits:
         rows = [(row, "", f"{split} {row}") for row in range(ROWS)]
         write_response_file(answers / f"{split}.jsonl", rows, "m")
-    for name in ("jinja2", "matplotlib", "mpld3", "openai", "nltk", "cv2", "ray", "argcomplete"):
+    for name in ("jinja2", "matplotlib", "openai", "nltk", "cv2", "ray", "argcomplete"):
         monkeypatch.setitem(sys.modules, name, None)
     results = str(tmp_path / "r.json")
     assert main(["score", "natural", str(answers), "--output", results]) == 0

@@ -191,7 +191,7 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
     lines = [f"\n{result.title}, {result.model}", summary_to_table(result), legend(result)]
     try:
         from lmms_eval_emi.report.page import write_report
-        from lmms_eval_emi.report.reading import from_result
+        from lmms_eval_emi.report.reading import ReportedResult
         from lmms_eval_emi.report.trackers import log_result
         from lmms_eval_emi.scoring.rows import write_results
 
@@ -202,7 +202,7 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
         if report:
             page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
             try:
-                write_report([from_result(result, scored.rows, str(path))], page)
+                write_report([ReportedResult.of(result, source=str(path), rows=scored.rows)], page)
                 lines.append(f"report     {page}")
             except UnavailableError as error:  # the extra is not installed; the results are all there
                 lines.append(f"no report  {error}; then: lmms-eval-emi report {path}")

@@ -172,8 +172,8 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
         pairs["EMI"][name] = (one.emi, ours.emi)
         if one.emid is not None and ours.emid is not None:
             pairs["EMID"][name] = (one.emid, ours.emid)
-        if one.bound is not None and ours.emid_bound is not None:
-            pairs["index"][name] = (one.bound, ours.emid_bound)
+        if one.emid_bound is not None and ours.emid_bound is not None:
+            pairs["index"][name] = (one.emid_bound, ours.emid_bound)
     deviations = [_deviation(score, own) for score, own in pairs.items() if own]
     both = sorted(pairs["EMID"].keys() & pairs["index"].keys())
     values = [
@@ -186,10 +186,10 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
     wanted = {
         "EMI": set(published.splits),
         "EMID": {name for name, one in published.splits.items() if one.emid is not None},
-        "index": {name for name, one in published.splits.items() if one.bound is not None},
+        "index": {name for name, one in published.splits.items() if one.emid_bound is not None},
     }
     missing = tuple(sorted(set().union(*(names - pairs[score].keys() for score, names in wanted.items()))))
-    return Reproduction(published.model, published.study, tuple(deviations), missing, pinned)
+    return Reproduction(published.model, published.shift, tuple(deviations), missing, pinned)
 
 
 def _deviation(score: str, pairs: Mapping[str, tuple[float, float]]) -> Deviation:
@@ -205,10 +205,10 @@ def published_of(model: str, study: str, against: Sequence[Path] = ()) -> Report
         UnavailableError: nothing was.
     """
     known = read_results(against) if against else published_results(study)
-    found = [one for one in known if one.study == study and (against or one.model == model)]
+    found = [one for one in known if one.shift == study and (against or one.model == model)]
     if not found:
         raise UnavailableError(
-            f"--against: expected results of the published script for {study}, got those of {', '.join(sorted({one.study for one in known})) or 'nothing'}."
+            f"--against: expected results of the published script for {study}, got those of {', '.join(sorted({one.shift for one in known})) or 'nothing'}."
         )
     return next((one for one in found if one.model == model), found[0])
 

@@ -1,0 +1,131 @@
+"""Sections of the page about results of other commands: agreements with another score, and audits of estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
+from lmms_eval_emi.report.finding import numeral, short_name, short_splits
+from lmms_eval_emi.report.plots import plot_points
+from lmms_eval_emi.scoring.agreement import AgreementResult, CorrelationResult
+from lmms_eval_emi.scoring.audit import AuditDocument, FindingResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MEASURES = {"pearson_r": "Pearson", "spearman_r": "Spearman", "kendall_tau": "Kendall"}
+MOST_ROWS = 1000  # of a table in the page
+
+
+def study_title(study: str) -> str:
+    """Return the title of a study that the package has, or its name."""
+    return load_study(study).title if study in (*BUILT_IN, *BUNDLED) else study
+
+
+def table_row(cells: Sequence[Any], split: str = "", image: int | None = None) -> dict[str, Any]:
+    """Return a row of a table of the page.
+
+    Args:
+        cells: what is shown, or a pair of that and the value that it sorts by.
+        split: that the row is about.
+        image: number of an image beside its name.
+    """
+    made = [
+        {"shown": "–" if cell is None else cell, "value": cell if isinstance(cell, int | float) else None}
+        if not isinstance(cell, tuple)
+        else {"shown": cell[0], "value": cell[1]}
+        for cell in cells
+    ]
+    return {"cells": made, "split": split, "image": image}
+
+
+def _number(value: float | None, decimals: int) -> tuple[str, float | None]:
+    """A number as it is shown, and as it sorts."""
+    return numeral(value, decimals), value
+
+
+def agreement_context(found: AgreementResult, place: int) -> tuple[dict[str, Any], Axes]:
+    """Return what the page shows of an agreement, and the figure of its splits.
+
+    Args:
+        found: the agreement of one model's scores with another score.
+        place: number of the agreement in the page.
+    """
+    names = {"emi": "EMI", "emid": "EMID", "index": "index", "cosine": "cosine", "lead": "lead over the cosine"}
+    rows = [
+        table_row([names.get(what, what), target, *(_correlation_cell(own.get(measure)) for measure in MEASURES)])
+        for target, known in ((found.score, found.over_splits), (f"loss of {found.score}", found.over_shifts))
+        for what, own in known.items()
+        if any(own.values())
+    ]
+    short = short_splits([point.split for point in found.points])
+    lost = [point for point in found.points if point.loss is not None and point.emid is not None]
+    across, upwards = (f"loss of {found.score}", "EMID") if lost else (found.score, "EMI")
+    known = [
+        (point.split, *((point.loss, point.emid) if lost else (point.score, point.emi)))
+        for point in (lost or found.points)[:MOST_ROWS]
+    ]
+    ax = plot_points([(name, x, y) for name, x, y in known if x is not None and y is not None], across, upwards)
+    headers = ["split", found.score, "its loss", "EMI", "EMID", "index", "cosine"]
+    context = {
+        "id": f"agreement-{place}",
+        "score": found.score,
+        "title": f"{short_name(found.model)}, {study_title(found.study)}: {found.score}",
+        "headers": ["what", "with", *MEASURES.values()],
+        "rows": rows,
+        "sentences": found.findings,
+        "scatter": {"caption": f"{upwards} against {across}; each point is a split."},
+        "points": {
+            "headers": headers,
+            "rows": [
+                table_row(
+                    [short[p.split], *(_number(one, 4) for one in (p.score, p.loss, p.emi, p.emid, p.index, p.cosine))],
+                    split=p.split,
+                )
+                for p in found.points[:MOST_ROWS]
+            ],
+        },
+    }
+    return context, ax
+
+
+def audit_context(audit: AuditDocument) -> dict[str, Any]:
+    """A table of responders by estimator, and what each estimator does not notice in a sentence."""
+    names = list(dict.fromkeys(name for one in audit.findings for name in one.responders))
+    encoders = list(dict.fromkeys(one.encoders for one in audit.findings))
+    headers = ["responder"]
+    sentences = []
+    for one in audit.findings:
+        label = one.estimator + (f", encoders {encoders.index(one.encoders) + 1}" if len(encoders) > 1 else "")
+        headers.append(f"EMI ± SE, {label}")
+        missed = f"does not notice {_listed(one.not_noticed)}" if one.not_noticed else "notices all of them"
+        preferred = f", and prefers {_listed(one.preferred)} to the references" if one.preferred else ""
+        sentences.append(f"{label} ({one.unit}) {missed}{preferred}.")
+    rows = [table_row([name, *(_audit_cell(one, name) for one in audit.findings)]) for name in names]
+    return {
+        "title": f"{study_title(audit.study)}, split {audit.split}",
+        "headers": headers,
+        "rows": rows,
+        "sentences": sentences,
+        "encoders": encoders,
+    }
+
+
+def _correlation_cell(one: CorrelationResult | None) -> str:
+    if one is None:
+        return "–"
+    return f"{one.value:+.3f}" + (f" [{one.ci95[0]:+.2f}, {one.ci95[1]:+.2f}]" if one.ci95 else "")
+
+
+def _audit_cell(finding: FindingResult, name: str) -> str:
+    one = finding.responders.get(name)
+    if one is None:
+        return "–"
+    error = "" if one.emi_stderr is None else f" ± {one.emi_stderr:.2g}"
+    return f"{one.emi:.3f}{error}{'*' if one.told_from_references else ''}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    quoted = [f"“{name}”" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"

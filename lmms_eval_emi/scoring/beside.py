@@ -1,0 +1,125 @@
+"""Measures that every result shows beside its score: cosine and R² of the references.
+
+Both compare responses with references. The cosine finds wrong rows more often than EMI does, and the R² orders shifts
+by what they cost truth more often than measures against the input do (docs/known-truth.md has both with intervals).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+from tqdm import tqdm
+
+from lmms_eval_emi.core.embeddings import Embeddings
+from lmms_eval_emi.core.emi import (
+    EMI,
+    MutualInformationEstimator,
+    cluster_hash,
+    clusters_of,
+    emi,
+    emi_difference,
+    shared_clusters,
+)
+from lmms_eval_emi.errors import InputError
+from lmms_eval_emi.estimators.cosine import Cosine
+from lmms_eval_emi.estimators.reference_r2 import ReferenceR2
+from lmms_eval_emi.util.documents import Interval, Plain
+
+BESIDE = {one.kind: one for one in (Cosine(), ReferenceR2())}
+MOST_ROWS = 500  # of a split for the R², which takes minutes for more
+MOST_BLOCKS = 50  # of images that are left out one by one
+
+
+class BesideResult(Plain):
+    """One measure of one split, beside the score of the result's own estimator.
+
+    Attributes:
+        emi: the measure of responses less that of references, which is 0 at best.
+        emi_stderr: standard error over images.
+        emid: of the ID split less of this one; ``None`` for the ID split.
+        emid_stderr, emid_ci95: its error and interval of 95 % over images, without adjustment.
+    """
+
+    emi: float
+    emi_stderr: float | None = None
+    emid: float | None = Field(None, description="positive: the split lost by this measure")
+    emid_stderr: float | None = None
+    emid_ci95: Interval | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 where the interval of EMID lies above 0, -1 where it lies below, 0 otherwise."""
+        if self.emid_ci95 is None:
+            return 0
+        return (self.emid_ci95[0] > 0) - (self.emid_ci95[1] < 0)
+
+
+def measures_beside(
+    estimator: MutualInformationEstimator,
+    splits: Mapping[str, Embeddings],
+    pairs: Mapping[str, tuple[Embeddings, Embeddings]],
+) -> dict[str, dict[str, BesideResult]]:
+    """Return the measures of every split by split and name, without that of the result's own estimator.
+
+    Args:
+        estimator: of the result.
+        splits: embeddings of all splits.
+        pairs: the ID split and a shifted one, without rows whose partner is missing, by the name of the shifted one.
+    """
+    chosen = {kind: one for kind, one in BESIDE.items() if getattr(estimator, "kind", "") != kind}
+    found: dict[str, dict[str, BesideResult]] = {name: {} for name in splits}
+    for kind, measure in chosen.items():
+        id_scores: dict[int, EMI] = {}
+        for name, own in tqdm(splits.items(), desc=f"Measuring {kind}", leave=False, dynamic_ncols=True, delay=2):
+            if kind == ReferenceR2.kind and own.n > MOST_ROWS:
+                continue
+            try:
+                score, lost = _score(measure, own, pairs.get(name), id_scores)
+            except InputError:  # responses and references of different widths, or too few rows
+                continue
+            found[name][kind] = BesideResult(emi=score.value, emi_stderr=score.stderr, **lost)
+    return {name: own for name, own in found.items() if own}
+
+
+def _score(
+    measure: MutualInformationEstimator,
+    own: Embeddings,
+    pair: tuple[Embeddings, Embeddings] | None,
+    id_scores: dict[int, EMI],
+) -> tuple[EMI, dict[str, Any]]:
+    """EMI of a split by a measure, and the fields of its EMID; EMI of an ID split is computed once and kept."""
+    if pair is None:
+        score = id_scores[id(own)] = emi(own, measure, groups=_blocks(clusters_of(own)))
+        return score, {}
+    first, second = pair
+    shared = shared_clusters(first, second)
+    id_score = id_scores.get(id(first)) or emi(first, measure, groups=_blocks(clusters_of(first)))
+    shifted = emi(second, measure, groups=_blocks(shared or clusters_of(second)))
+    difference = emi_difference(id_score, shifted, paired=shared is not None)
+    interval = list(difference.ci95) if difference.ci95 else None
+    score = shifted if second is own else emi(own, measure)
+    return score, {"emid": difference.value, "emid_stderr": difference.stderr, "emid_ci95": interval}
+
+
+def _blocks(keys: Sequence[Hashable]) -> Sequence[Hashable]:
+    """Clusters merged into at most 50 blocks: the R² is fitted again without each of them."""
+    if len(set(keys)) <= MOST_BLOCKS:
+        return keys
+    return [f"block {cluster_hash(key) % MOST_BLOCKS}" for key in keys]
+
+
+def disagreements(measures: Mapping[str, Mapping[str, BesideResult]], signs: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return the splits for which a measure is sure of another sign of EMID than the result, by measure.
+
+    Args:
+        measures: by split and name.
+        signs: of EMID by split, as far as its interval leaves 0 out.
+    """
+    found: dict[str, list[str]] = {}
+    for split, own in measures.items():
+        for kind, one in own.items():
+            if one.sign * signs.get(split, 0) < 0:
+                found.setdefault(kind, []).append(split)
+    return found

@@ -19,6 +19,10 @@ class StudyError(EMIError):
     """A study, suite, task or dataset is missing or cannot be read."""
 
 
+class MissingDatasetError(StudyError):
+    """A dataset is neither on this machine nor can it be fetched."""
+
+
 class ResponsesError(EMIError):
     """Responses are missing, cannot be read, or cannot be joined with the rows of their study."""
 

@@ -15,10 +15,11 @@ from lmms_eval_emi.data.images import DatasetImage
 from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.data.study import Columns, DatasetSpec, SplitSpec, Study
 from lmms_eval_emi.data.tables import TEXT_FORMATS, read_table
-from lmms_eval_emi.errors import SampleError, StudyError
+from lmms_eval_emi.errors import MissingDatasetError, SampleError, StudyError
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.digest import content_hexdigest
 from lmms_eval_emi.util.files import check_folder_writable
+from lmms_eval_emi.util.hub import go_offline_unless_reachable
 
 if TYPE_CHECKING:
     import datasets
@@ -84,7 +85,8 @@ def _may_name(study: Study, path: Path, allowed: Iterable[Path | None]) -> bool:
     if any(folder is not None and path.is_relative_to(folder.resolve()) for folder in allowed):
         return True
     source = Path(study.source)
-    mine = not hasattr(os, "getuid") or (source.is_file() and source.stat().st_uid == os.getuid())
+    own_file = not hasattr(os, "getuid") or (source.is_file() and source.stat().st_uid == os.getuid())
+    mine = study.is_bundled or own_file
     system = path in SYSTEM or any(path.is_relative_to(folder) for folder in SYSTEM - {Path("/"), Path("/home")})
     return mine and not system
 
@@ -188,6 +190,8 @@ def _load(
                 return saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or FILE_SPLIT): saved}
             # As load_dataset does, with the files of a local folder listed once. What the builder knows of an earlier
             # folder of that name is in the cache that it would have by itself.
+            if local is None:
+                go_offline_unless_reachable()
             own = _own_cache(local=local is not None)
             builder = datasets.load_dataset_builder(**arguments, cache_dir=str(own) if own else None)
             builder.download_and_prepare(output_dir=str(own / _key_of_files(builder)) if own else None)
@@ -206,7 +210,7 @@ def _load(
             raise StudyError(
                 f"{label} cannot be read: {reason}{cause}\nPaths are relative to the study file, or to the current folder."
             ) from error
-        raise StudyError(
+        raise MissingDatasetError(
             f"{label} cannot be loaded: {reason}\n"
             f"Fetch it on a machine with a connection:\n  hf download --repo-type dataset {spec.path}\n"
             f"then copy the Hugging Face cache here, or have a folder {spec.path}/ below the current one."

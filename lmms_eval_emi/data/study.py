@@ -231,9 +231,14 @@ class Study(_Strict):
         return Path(self.source).parent / responses if responses and _is_file_name(responses) else None
 
     @property
+    def is_bundled(self) -> bool:
+        """Whether the study comes with the package, and not from a file of somebody."""
+        return self.source in (*BUILT_IN, *BUNDLED, *suite_names())
+
+    @property
     def folder(self) -> Path:
         """What the study's relative paths are relative to."""
-        return Path(self.source).parent if self.source not in (*BUILT_IN, *suite_names()) else Path()
+        return Path() if self.is_bundled else Path(self.source).parent
 
     def local_path(self, spec: DatasetSpec) -> Path | None:
         """The file or folder that a dataset's path means, below the study file's folder or the current one, if it is there."""

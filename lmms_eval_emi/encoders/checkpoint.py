@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from lmms_eval_emi.errors import InputError, UnavailableError
 from lmms_eval_emi.util.files import read_json
+from lmms_eval_emi.util.hub import go_offline_unless_reachable
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -100,6 +101,7 @@ def checkpoint_file(name: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    go_offline_unless_reachable()
     try:
         return Path(hf_hub_download(name, file))
     except (HfHubHTTPError, HFValidationError) as error:

@@ -15,7 +15,14 @@ from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.streaming import SplitStatistics
 from lmms_eval_emi.data.sample import without_images
 from lmms_eval_emi.data.study import Study, load_study
-from lmms_eval_emi.errors import InputError, ResultsError, SampleError
+from lmms_eval_emi.errors import (
+    EMIError,
+    InputError,
+    MissingDatasetError,
+    ResultsError,
+    SampleError,
+    UnavailableError,
+)
 from lmms_eval_emi.estimators import Estimator
 from lmms_eval_emi.scoring.degenerate import degenerate_kinds
 from lmms_eval_emi.scoring.distributed import merge_statistics, rank, row_range
@@ -196,19 +203,22 @@ def score_sources(  # noqa: PLR0913
                 engine=engine,
             )
         ]
-    entries = [
-        entry
-        for study in studies
-        for entry in collect_samples(
-            study,
-            responses,
-            settings,
-            splits=chosen[study.name],
-            models=models,
-            renamed=model_names,
-            allow_missing=allow_missing,
-        )
-    ]
+    try:
+        entries = [
+            entry
+            for study in studies
+            for entry in collect_samples(
+                study,
+                responses,
+                settings,
+                splits=chosen[study.name],
+                models=models,
+                renamed=model_names,
+                allow_missing=allow_missing,
+            )
+        ]
+    except MissingDatasetError as error:
+        raise _with_missing_instruments(error, settings, estimators) from error
     if engine and save_embeddings:
         return [
             scored
@@ -232,6 +242,15 @@ def score_sources(  # noqa: PLR0913
     if save_embeddings and not rank():
         _save(save_embeddings, scored)
     return scored
+
+
+def _with_missing_instruments(error: MissingDatasetError, settings: Settings, estimators: Sequence[str]) -> EMIError:
+    """The error of a missing dataset, with the encoders and estimators that are missing as well."""
+    try:
+        load_instruments(settings, estimators)
+    except UnavailableError as more:
+        return MissingDatasetError(f"{error}\n\n{more}")
+    return error
 
 
 def score_samples(

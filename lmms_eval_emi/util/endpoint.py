@@ -23,7 +23,7 @@ from lmms_eval_emi.util.printing import one_line
 from lmms_eval_emi.util.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -263,13 +263,34 @@ def _httpx() -> Any:
     return import_module(client.__module__.partition(".")[0])
 
 
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """What a function returns within some seconds, or ``None``; what it raises is raised."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append((work(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    worker.join(seconds)
+    if not found:
+        return None
+    result, error = found[0]
+    if error is not None:
+        raise error
+    return result
+
+
 def _limited_transport(timeout: float) -> Any:
     """A transport whose replies end at a deadline and at a size."""
     httpx = _httpx()
 
     class Stream(httpx.SyncByteStream):  # type: ignore[name-defined]
-        def __init__(self, stream: Any, until: float) -> None:
-            self.stream, self.until = stream, until
+        def __init__(self, stream: Any, until: float, transport: Any) -> None:
+            self.stream, self.until, self.transport = stream, until, transport
 
         def __iter__(self) -> Iterator[bytes]:
             size = 0
@@ -282,17 +303,23 @@ def _limited_transport(timeout: float) -> Any:
                 yield chunk
 
         def close(self) -> None:
-            self.stream.close()
+            self.transport.close()
 
-    class Transport(httpx.HTTPTransport):  # type: ignore[name-defined]
+    class Transport(httpx.BaseTransport):  # type: ignore[name-defined]
         def handle_request(self, request: Any) -> Any:
             until = time.monotonic() + timeout
-            response = super().handle_request(request)
+            # A transport of its own, whose connection ends with it. httpx limits the time of each read alone, so
+            # headers that arrive a byte at a time are waited for in a thread that is left behind.
+            own = httpx.HTTPTransport()
+            response = _within(timeout, lambda: own.handle_request(request))
+            if response is None:
+                own.close()
+                raise httpx.ReadTimeout(f"no headers of a reply within {timeout:g} s (--timeout)", request=request)
             encoding = response.headers.get("content-encoding", "identity")
             if encoding.lower() != "identity":
-                response.close()
+                own.close()
                 raise _ReplyError(f"the endpoint's reply is compressed ({encoding[:20]}), which was not asked for")
-            response.stream = Stream(response.stream, until)
+            response.stream = Stream(response.stream, until, own)
             return response
 
     return Transport()

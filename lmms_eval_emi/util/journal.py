@@ -14,7 +14,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,11 +75,15 @@ class Answers:
         if is_empty(self.by_content.get(request.content, "")):
             self.by_content[request.content] = response
 
-    def without_empty(self) -> Answers:
-        """The responses that are not empty."""
+    def without_empty(self, strip: Callable[[str], str] = str.strip) -> Answers:
+        """Return the responses that are not empty.
+
+        Args:
+            strip: of a text what is no answer, such as thoughts.
+        """
         return Answers(
-            {request: one for request, one in self.by_request.items() if not is_empty(one)},
-            {content: one for content, one in self.by_content.items() if not is_empty(one)},
+            {request: one for request, one in self.by_request.items() if not is_empty(one, strip)},
+            {content: one for content, one in self.by_content.items() if not is_empty(one, strip)},
         )
 
     def has(self, request: Request, *, shared: bool) -> bool:
@@ -97,12 +101,14 @@ class Answers:
         return self.by_content[request.content]
 
 
-def is_empty(response: Any) -> bool:
-    """Whether a response, as a journal has it, is no text at all."""
+def is_empty(response: Any, strip: Callable[[str], str] = str.strip) -> bool:
+    """Return whether a response, as a journal has it, is no text once it is stripped."""
     if isinstance(response, dict):
         ((_, content),) = response.items()
-        return content is None or (isinstance(content, list) and content[:1] in ([""], [None]))
-    return isinstance(response, str) and not response.strip()
+        response = content[0] if isinstance(content, list) and content else content
+        if response is None:
+            return True
+    return isinstance(response, str) and not strip(response).strip()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,6 +144,42 @@ def test_a_reply_that_drips_ends_at_the_deadline(serve, monkeypatch):
         client.ask(MESSAGES, temperature=0)
     pause.set()
     assert time.monotonic() - start < 45  # 1,000 bytes would take 50 s
+
+
+@pytest.mark.parametrize("kind", ["silence", "a byte at a time", "headers for ever", "100 Continue for ever"])
+def test_a_reply_whose_headers_never_end_ends_at_the_deadline(monkeypatch, kind):
+    """Without a deadline for the whole request none of these would ever end."""
+    pause, stopped = threading.Event(), threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve_one(connection):
+        lines = {"headers for ever": b"X: y\r\n", "100 Continue for ever": b"HTTP/1.1 100 Continue\r\n\r\n"}
+        try:
+            if kind == "headers for ever":
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not stopped.is_set():
+                if kind != "silence":
+                    connection.sendall(lines.get(kind, b"H"))
+                pause.wait(0.05)
+        except OSError:  # the client has had enough
+            pass
+
+    def accept():
+        while not stopped.is_set():
+            try:
+                threading.Thread(target=serve_one, args=(listening.accept()[0],), daemon=True).start()
+            except OSError:
+                return
+
+    threading.Thread(target=accept, daemon=True).start()
+    monkeypatch.setattr(module, "CONNECTION_RETRIES", 0)
+    client = ChatClient(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m", package_extra="judge", timeout=1)
+    try:
+        with pytest.raises(RequestFailedError, match="no reply|cannot be read|within 1 s"):
+            client.ask(MESSAGES, temperature=0)
+    finally:
+        stopped.set()
+        listening.close()
 
 
 def test_prompts_follow_no_redirect(serve):

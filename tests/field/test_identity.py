@@ -1,10 +1,18 @@
-"""What makes two models two: their arguments and every byte of their files, and nothing else."""
+"""What makes two models, two rows or two tasks the same, and nothing else."""
 
 from __future__ import annotations
 
-import pytest
+import re
 
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lmms_eval_emi import Embeddings, emid, load_estimator
+from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import identity
+from lmms_eval_emi.harness.lmms_eval.write_tasks import task_files
 
 
 @pytest.fixture
@@ -61,3 +69,33 @@ def test_a_folder_of_caches_is_no_checkpoint(checkpoint, tmp_path):
     before = named(checkpoint, f",cache_dir={cache}")
     (cache / "models" / "x.safetensors").write_bytes(b"x")
     assert named(checkpoint, f",cache_dir={cache}") == before
+
+
+def test_rounding_is_no_finding():
+    """The same rows in another order give an EMID of exactly 0, with an error of 0 and p of 1."""
+    rng = np.random.default_rng(0)
+    names = ("v", "t", "y_hat", "y")
+    rows = {name: torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(48, 8)))) for name in names}
+    first = Embeddings(**rows, ids=[(row,) for row in range(48)])
+    second = first.select(list(rng.permutation(48)))
+    for kind in ("dcor", "hsic", "cosine"):
+        found = emid(first, second, load_estimator(kind))
+        assert (found.value, found.jackknife.corrected, found.jackknife.stderr, found.p_value) == (0, 0, 0, 1), kind
+
+
+def test_tasks_of_changed_rows_have_other_metadata(tmp_path):
+    """lmms-eval's cache of replies knows the prompt and the metadata, but not the image."""
+    columns = "{id: id, question: question, reference: answer, image: image}"
+    text = (
+        f"name: mine\nid_split: clean\ndataset: {{path: rows.parquet, columns: {columns}}}\nsplits: {{clean: {{}}}}\n"
+    )
+    (tmp_path / "study.yaml").write_text(text)
+
+    def digest(image):
+        rows = [{"id": 0, "question": "q", "answer": "a", "image": {"bytes": image, "path": None}}]
+        pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+        files = task_files([load_study(str(tmp_path / "study.yaml"))])
+        return re.search(r"emi_rows: '?(\w+)", "".join(files.values()))[1]
+
+    first = digest(b"one")
+    assert first == digest(b"one") != digest(b"two")

@@ -166,6 +166,18 @@ def test_choices_are_compared_and_not_their_likelihoods(choices, tmp_path, capsy
     assert "same option" in shown and "30.0%" in shown and "same meaning" not in shown
 
 
+def test_losses_and_log_likelihoods_are_chosen_from_as_the_harness_does():
+    from lmms_eval_emi.slices.robustness.logged import _responses
+
+    def chosen(values, output_type):
+        line = {"filtered_resps": [f"({value}, False)" for value in values]}
+        return _responses({0: line}, output_type)[1][0]
+
+    assert chosen([3.0, 0.5, 3.0], "multiple_choice") == chosen([3.0, 0.5, 3.0], "loglikelihood") == "option 2"
+    assert chosen([-3.0, -0.5, -7.0], "loglikelihood") == "option 2"
+    assert chosen([-3.0, -0.5, -7.0], "multiple_choice") == "option 3", "lmms-eval takes the smallest of either"
+
+
 def test_rows_that_were_logged_twice_are_one_metric(choices, tmp_path, capsys):
     from lmms_eval_emi.cli.commands import main
 
@@ -184,7 +196,7 @@ def test_a_model_that_says_one_thing_to_everything_is_not_robust():
     from lmms_eval_emi import Embeddings, load_estimator, score_study
     from lmms_eval_emi.data.study import parse_study
     from lmms_eval_emi.report.finding import findings_of
-    from lmms_eval_emi.report.reading import from_result
+    from lmms_eval_emi.report.reading import ReportedResult
     from lmms_eval_emi.scoring.rows import StudyRows
     from lmms_eval_emi.scoring.table import results_to_table
 
@@ -212,5 +224,5 @@ def test_a_model_that_says_one_thing_to_everything_is_not_robust():
     assert useless.scale.told_apart is False and useless.splits["foggy"].verdict is None
     assert right.scale.told_apart is True and right.splits["foggy"].verdict is not None
     assert "hardly depend on the images" in results_to_table([useless])
-    assert "hardly depend on the images" in findings_of(from_result(useless, StudyRows(), "mine.json"))[0]
+    assert "hardly depend on the images" in findings_of(ReportedResult.of(useless, rows=StudyRows()))[0]
     assert right.scale.value == pytest.approx(1, abs=0.1)

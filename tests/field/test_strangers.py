@@ -91,6 +91,20 @@ def test_a_study_file_cannot_open_folders_elsewhere(tmp_path):
     assert tmp_path.resolve() in image_roots(study, spec, tmp_path)
 
 
+def test_a_study_of_the_package_may_find_its_dataset_behind_a_link(tmp_path, monkeypatch):
+    from lmms_eval_emi.data.rows import _check_place
+    from lmms_eval_emi.data.study import load_study
+
+    (tmp_path / "elsewhere" / "llavabench-shift-natural-v1").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "changdae").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "here")
+    study = load_study("natural")
+    spec = study.split(study.id_split).dataset
+    assert study.local_path(spec) is not None
+    _check_place(study, spec)  # raises nothing
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="users have no numbers there")
 def test_a_command_in_somebody_elses_folder_is_not_run(tmp_path, monkeypatch, capsys):
     import os

@@ -255,6 +255,7 @@ def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
     caller = frames.calling_task()
     name = caller.name if caller else study.task_name(split)
     evaluation = caller.evaluation if caller else 0
+    launch.note_loaded()
     with _lock:
         run = _run_of_thread.get(threading.get_ident())
         # A task that is asked for by its name and in a group is loaded twice, and is one task of the run.

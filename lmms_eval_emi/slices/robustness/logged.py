@@ -190,7 +190,9 @@ def _responses(
     logged = {row: line.get("filtered_resps") for row, line in lines.items()}
     likelihoods = {row: _likelihoods(value) for row, value in logged.items()}
     if "loglikelihood" in output_type or output_type == "multiple_choice" or all(likelihoods.values()):
-        chosen = {row: f"option {np.argmax(found) + 1}" for row, found in likelihoods.items() if len(found) > 1}
+        chosen = {
+            row: f"option {_chosen(found, output_type) + 1}" for row, found in likelihoods.items() if len(found) > 1
+        }
         return ("option", chosen) if chosen else ("none", {})
     if "multi_round" in output_type:
         return "none", {}
@@ -201,6 +203,16 @@ def _responses(
             "%d of %d responses are the error message of a failed request.", len(texts) - len(answered), len(texts)
         )
     return "text", answered
+
+
+def _chosen(values: Sequence[float], output_type: str) -> int:
+    """Number of the option that the harness takes.
+
+    Most of lmms-eval's models give losses instead of log-likelihoods, and its own ``multiple_choice`` takes the smallest
+    value of either. Tasks with rules of their own get the smallest loss or the largest log-likelihood, by the sign.
+    """
+    losses = output_type == "multiple_choice" or max(values) > 0
+    return int(np.argmin(values) if losses else np.argmax(values))
 
 
 def _likelihoods(value: Any) -> list[float]:

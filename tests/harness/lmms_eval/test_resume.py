@@ -89,6 +89,45 @@ def test_a_call_is_handed_on_in_blocks_and_never_twice(answer):
     assert len(calls) == 3
 
 
+def test_empty_responses_are_asked_again_if_that_is_wanted(tmp_path):
+    """Empty are blanks and nothing but thoughts as well, as for score."""
+
+    class Hesitant(Model):
+        def generate_until(self, requests):
+            super().generate_until(requests)
+            return [{0: "", 1: "  ", 2: "<think>hm", 3: "a star"}[one.doc_id] for one in requests]
+
+    def ask(model, **options):
+        journal = Journal(tmp_path)
+        try:
+            Blocks(journal, "r", 4, False, **options).wrap(model)
+            return model.generate_until(different(4)), [row for call in model.calls for _, row in call]
+        finally:
+            journal.close()
+
+    ask(Hesitant())
+    assert ask(Model())[1] == []
+    responses, asked = ask(Model(), retry_empty=True)
+    assert asked == [0, 1, 2] and responses == ["Q0 0", "Q1 1", "Q2 2", "a star"]
+
+
+def test_the_command_and_the_count_of_a_run_that_asks_empty_ones_again(tmp_path):
+    from lmms_eval_emi.harness.lmms_eval.resume.runs import RunOptions, status
+    from lmms_eval_emi.util.journal import write_manifest
+
+    options = RunOptions(tmp_path, ("--tasks", "t"), retry_empty=True)
+    assert options.command.endswith("run --tasks t --retry-empty")
+    journal = Journal(tmp_path)
+    model = Model()
+    model.generate_until = lambda requests: ["" for _ in requests]
+    Blocks(journal, "r", 4, False).wrap(model)
+    model.generate_until(different(4))
+    journal.close()
+    for wanted, left in ((False, 0), (True, 4)):
+        write_manifest(tmp_path, "r", {"run": "r", "retry_empty": wanted})
+        assert [task.left for state in status(tmp_path) for task in state.tasks] in ([left], [])
+
+
 def test_blocks_are_the_same_however_often_a_run_was_interrupted(answer):
     class Killed(BaseException):
         pass

@@ -7,7 +7,7 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
-from conftest import GERMAN, GROUP, ID, MODEL, ROWS, lmms_eval, numbers, only, strict_json
+from conftest import GERMAN, GROUP, ID, MODEL, ROWS, lmms_eval, numbers, only, run_module, strict_json
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.data.responses.lmms_eval import samples_name
@@ -154,6 +154,14 @@ def test_if_scoring_fails_responses_and_other_scores_are_safe(run, tinyhub, tmp_
         and str(answers) in done.stdout
         and "lmms-eval-emi score natural" in done.stdout
     )
+
+
+def test_a_run_that_fails_before_our_tasks_load_does_not_end_well(tinyhub, tmp_path):
+    """lmms-eval itself ends with 0 after a model that it does not know."""
+    arguments = ("--model", "no_such_model", "--tasks", GROUP, "--output_path", str(tmp_path))
+    estimator = str(tinyhub / "tiny.safetensors")
+    done = run_module("lmms_eval", *arguments, cwd=tinyhub, LMMS_EVAL_EMI_ESTIMATOR=estimator)
+    assert done.returncode == 1 and "task(s) are missing" in done.stderr and GROUP in done.stderr
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -48,6 +48,7 @@ def is_harness_command() -> bool:
 
 
 _score_checks: list[Callable[[], list[str]]] = []
+_asked_for: list[str] = []  # tasks of ours that the command line names and that are not loaded yet
 
 
 def add_score_check(check: Callable[[], list[str]]) -> None:
@@ -55,9 +56,19 @@ def add_score_check(check: Callable[[], list[str]]) -> None:
     _score_checks.append(check)
 
 
+def note_asked(tasks: Sequence[str]) -> None:
+    """Note which tasks of ours the command line names, before the harness loads its model."""
+    _asked_for[:] = tasks
+
+
+def note_loaded() -> None:
+    """Note that a task of ours was loaded: the functions of :func:`add_score_check` know of the scores from then on."""
+    _asked_for.clear()
+
+
 def tasks_without_scores() -> list[str]:
-    """Return our tasks in this process that have no score; none if none was loaded."""
-    return [task for check in _score_checks for task in check()]
+    """Return our tasks that this process was asked for and that have no score."""
+    return [*_asked_for, *(task for check in _score_checks for task in check())]
 
 
 def missing_scores_message(tasks: Sequence[str]) -> str:

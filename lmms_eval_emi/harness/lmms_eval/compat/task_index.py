@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lmms_eval_emi.harness.lmms_eval.compat import launch
+
 # Relies on: the results file and the table take this text for a value that there is none of, as the harness
 # itself does for a missing standard error. None breaks its group means, NaN its results file.
 NO_SCORE = "N/A"
@@ -93,12 +95,13 @@ def check_before_the_model(check: Callable[[Sequence[str], str], object]) -> Non
     @functools.wraps(match)
     def checked(manager: Any, *args: Any, **kwargs: Any) -> Any:
         names = match(manager, *args, **kwargs)
-        paths = [str(manager.task_index.get(name, {}).get("yaml_path", "")) for name in names]
-        ours = [path for path in paths if path.startswith(str(tasks_folder()))]
+        paths = {name: str(manager.task_index.get(name, {}).get("yaml_path", "")) for name in names}
+        ours = {name: path for name, path in paths.items() if path.startswith(str(tasks_folder()))}
         caller = inspect.currentframe()
         given = caller.f_back.f_locals.get("args") if caller and caller.f_back else None
         if ours and given is not None:
-            check(ours, str(getattr(given, "model", "")))
+            launch.note_asked(list(ours))
+            check(list(ours.values()), str(getattr(given, "model", "")))
         return names
 
     checked.adds_lmms_eval_emi = True  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lmms_eval_emi.data.response_text import is_failed_request
+from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, file_hash
@@ -104,7 +104,7 @@ class Blocks:
     def __post_init__(self) -> None:
         self.answers = self.journal.contents.answers(self.run)
         if self.retry_empty:
-            self.answers = self.answers.without_empty()
+            self.answers = self.answers.without_empty(without_thoughts)
         self._planned = set(self.journal.contents.plan(self.command).items())
         self._start = self.journal.contents.starts + 1
         self._inside = False

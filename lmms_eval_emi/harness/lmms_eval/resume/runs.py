@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lmms_eval_emi.data.response_text import without_thoughts
 from lmms_eval_emi.data.responses.lmms_eval import parse_samples_name, samples_name
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.heartbeat import Ranks
@@ -72,6 +73,7 @@ class RunOptions:
         """The arguments of ``lmms-eval-emi run``, without secrets."""
         own = [] if self.save_every == RunOptions.save_every else ["--save-every", str(self.save_every)]
         own += [] if self.share else ["--no-share"]
+        own += ["--retry-empty"] if self.retry_empty else []
         return [*redact_arguments(self.arguments), *own]
 
     @property
@@ -237,6 +239,7 @@ def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any
         "settings": {name: redact(value) for name, value in sorted(os.environ.items()) if name.startswith(PREFIX)},
         "save_every": options.save_every,
         "share": options.share,
+        "retry_empty": options.retry_empty,
         "ranks": launch.ranks(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"lmms_eval": run_files.harness_version(), "lmms_eval_emi": __version__},
@@ -372,7 +375,10 @@ def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
         everywhere: dict[Request, bool] = {}
         for own in launch.gather(plan):
             everywhere |= own
-        found[label] = states(everywhere, contents.answers(names[label][0]), options.share)
+        answers = contents.answers(names[label][0])
+        if options.retry_empty:
+            answers = answers.without_empty(without_thoughts)
+        found[label] = states(everywhere, answers, options.share)
     return found
 
 
@@ -408,7 +414,7 @@ def status(folder: Path) -> list[RunState]:
             tuple(
                 states(
                     contents.plan(name),
-                    contents.answers(str(described.get("run", name))),
+                    _answers(contents, name, described),
                     bool(described.get("share", True)),
                 )
             ),
@@ -417,6 +423,12 @@ def status(folder: Path) -> list[RunState]:
         )
         for name, described in manifest.items()
     ]
+
+
+def _answers(contents: JournalContents, name: str, described: Mapping[str, Any]) -> Answers:
+    """The responses of a run; one that asks empty ones again lacks those that still are."""
+    answers = contents.answers(str(described.get("run", name)))
+    return answers.without_empty(without_thoughts) if described.get("retry_empty") else answers
 
 
 # Recovering

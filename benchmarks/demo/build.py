@@ -45,7 +45,8 @@ from torch import nn
 from tqdm import tqdm
 
 from lmms_eval_emi.data.study import Study, load_study
-from lmms_eval_emi.harness.lmms_eval.write_tasks import SUITE, tasks_folder
+from lmms_eval_emi.harness.common import SUITE
+from lmms_eval_emi.harness.lmms_eval.write_tasks import tasks_folder
 from lmms_eval_emi.shifts.at_load import load_splits
 
 ASSETS = Path(str(resources.files("lmms_eval_emi.slices.demo"))) / "assets"

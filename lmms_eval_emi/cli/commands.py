@@ -71,6 +71,11 @@ COMMANDS = {
     "tasks write": Command(
         "lmms_eval_emi.cli.tasks_write", "write the tasks of a study of your own", "tasks write my_study.yaml my_tasks"
     ),
+    "tasks path": Command(
+        "lmms_eval_emi.cli.tasks_path",
+        "print the folder of the tasks, for lm_eval --include_path",
+        "tasks path --harness lm-eval",
+    ),
     "tasks check": Command(
         "lmms_eval_emi.cli.tasks_check", "find out whether lmms-eval finds the tasks by itself", "tasks check"
     ),

@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
+    from lmms_eval_emi.harness.common import groups
     from lmms_eval_emi.harness.lmms_eval.compat.task_index import tasks_folder
-    from lmms_eval_emi.harness.lmms_eval.write_tasks import groups
 
     if args.path:
         print(tasks_folder())

@@ -24,8 +24,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Write the files, and print how to run them."""
     from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.harness.common import groups
     from lmms_eval_emi.harness.lmms_eval.compat.launch import command_line
-    from lmms_eval_emi.harness.lmms_eval.write_tasks import groups, write_task_files
+    from lmms_eval_emi.harness.lmms_eval.write_tasks import write_task_files
 
     study = load_study(args.study)
     existing = args.output.is_dir() and [

@@ -23,8 +23,8 @@ from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.estimators import load_estimator
+from lmms_eval_emi.harness.common import SUITE
 from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, _missing_package, _studies_of, check
-from lmms_eval_emi.harness.lmms_eval.write_tasks import SUITE
 from lmms_eval_emi.scoring.preflight import load_instruments
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.apply import parse_steps

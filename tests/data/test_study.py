@@ -9,10 +9,9 @@ import yaml
 
 from lmms_eval_emi.data.study import BUILT_IN, load_study, parse_study
 from lmms_eval_emi.errors import StudyError
+from lmms_eval_emi.harness.common import SUITE, groups
 from lmms_eval_emi.harness.lmms_eval.write_tasks import (
     HEADER,
-    SUITE,
-    groups,
     package_task_files,
     task_files,
     tasks_folder,

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from lmms_eval_emi.data.images import encoded_image, open_image, to_rgb
-from lmms_eval_emi.data.rows import image_roots
 from lmms_eval_emi.data.study import Columns, Study, load_study
 from lmms_eval_emi.errors import StudyError
+from lmms_eval_emi.harness.common import group_scores, image_of
 from lmms_eval_emi.harness.lmms_eval import finish
 from lmms_eval_emi.harness.lmms_eval.compat import task_index
 from lmms_eval_emi.harness.lmms_eval.compat.task_index import NO_SCORE, SCORE_KEY
 from lmms_eval_emi.harness.lmms_eval.run import Item, find_run, open_task
-from lmms_eval_emi.scoring.result import ModalitySummary, SplitResult
+from lmms_eval_emi.scoring.result import SplitResult
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.at_load import shift_at_load
 
@@ -78,14 +77,8 @@ def study_hooks(study_source: str) -> Hooks:  # noqa: PLR0915
         run = find_run(doc.get(TASK_COLUMN))
         if run:
             run.begin()
-        column = columns_of(doc).image
-        value = doc[column] if column else None
-        if value is None:
-            return []
-        if isinstance(value, str | dict):  # a path, which is relative to the dataset or study file
-            spec = study.splits[doc[SPLIT_COLUMN]].dataset
-            value = open_image(encoded_image(value, image_roots(study, spec, load_settings().images)))
-        return [to_rgb(value)]
+        image = image_of(study, doc[SPLIT_COLUMN], doc)
+        return [] if image is None else [image]
 
     def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
         """The question as the model is asked: with the prompt's suffix, unless it ends so already."""
@@ -223,11 +216,5 @@ def postprocess_group(described: dict[str, Any], *args: Any, **context: Any) -> 
 def _group_scores(studies: Iterable[str], modality: str | None) -> dict[str, float | str]:
     run = find_run()
     results = [run.results[name] for name in studies if run and run.results and name in run.results]
-    summary = ModalitySummary.of(split for result in results for split in result.shifts(modality).values())
-    values = {
-        "emi": summary.mean_emi,
-        "emid": summary.mean_emid,
-        "emid_bound": summary.mean_bound,
-        "emid_pearson_r": summary.pearson_r,
-    }
+    values = {name: value for name, value in group_scores(results, modality).items() if name != "emid_stderr"}
     return {name: NO_SCORE if value is None else value for name, value in values.items()}

@@ -15,32 +15,18 @@ from typing import Any
 import yaml
 
 from lmms_eval_emi.data.rows import FILE_FORMATS, SAVED, is_saved, load_dataset_arguments, split_of_dataset
-from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, SHIFT_MODALITIES, SplitSpec, Study, load_study
+from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, SplitSpec, Study, load_study
 from lmms_eval_emi.errors import StudyError
+from lmms_eval_emi.harness.common import GENERATION, SUITE, group_owners, groups
 from lmms_eval_emi.harness.lmms_eval.compat.task_index import CLUSTER_KEY, OURS, SCORE_KEY, tasks_folder
 from lmms_eval_emi.util.digest import content_hexdigest, file_hexdigest
 from lmms_eval_emi.util.files import write_atomically
 
-SUITE = "llavabench_shift"
 VERSION = 1.0
 MARK = "# Written by python -m lmms_eval_emi"  # how every file of ours begins
-HEADER = f"{MARK}.harness.lmms_eval.task_files from the study; edit that instead.\n"
+HEADER = f"{MARK}.harness.lmms_eval.write_tasks from the study; edit that instead.\n"
 HOOKS = ("process_docs", "doc_to_visual", "doc_to_text", "doc_to_target", "process_results")
 METRICS = {"emi": True, "emid": False, "emid_bound": False}  # name: whether higher is better
-
-
-def groups(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, list[str]]:
-    """Members of every group by its name; each group of shifts has its ID split first."""
-    members = {suite: [study.group for study in studies]} if suite else {}
-    for study in studies:
-        members[study.group] = [
-            study.task_name(split) for split in (study.id_split, *study.shifts(), *study.controls())
-        ]
-        for modality in SHIFT_MODALITIES:
-            shifts = study.shifts(modality)
-            if shifts:
-                members[f"{study.group}_{modality}"] = [study.task_name(split) for split in (study.id_split, *shifts)]
-    return members
 
 
 def task_files(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, str]:
@@ -53,10 +39,7 @@ def task_files(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str,
     files = {}
     means: dict[str, tuple[list[str], str | None]] = {}
     for name, members in groups(studies, suite).items():
-        owners = [study for study in studies if name in (suite, study.group) or name.startswith(f"{study.group}_")]
-        owner = max(owners, key=lambda study: len(study.group)) if name != suite else None
-        modality = name.removeprefix(f"{owner.group}_") if owner and name != owner.group else None
-        means[name] = ([owner.name] if owner else [study.name for study in studies], modality)
+        means[name] = group_owners(name, studies, suite)
         files[f"groups/{name}.yaml"] = _group_file(name, members, *means[name])
     files["groups/utils.py"] = _group_utils_file(means)
     for study in studies:
@@ -100,7 +83,7 @@ def _base_file() -> str:
         "output_type": "generate_until",
         **{hook: function(f"utils.{hook}") for hook in HOOKS},
         # An explicit stop string, for the harness's default stops at the first blank line.
-        "generation_kwargs": {"until": ["ASSISTANT:"], "max_new_tokens": 1024, "do_sample": False, "temperature": 0},
+        "generation_kwargs": dict(GENERATION),
         "metric_list": [
             {"metric": metric, "aggregation": function(f"utils.{metric}"), "higher_is_better": higher}
             for metric, higher in METRICS.items()

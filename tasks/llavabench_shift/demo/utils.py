@@ -1,4 +1,4 @@
-# Written by python -m lmms_eval_emi.harness.lmms_eval.task_files from the study; edit that instead.
+# Written by python -m lmms_eval_emi.harness.lmms_eval.write_tasks from the study; edit that instead.
 """Hooks of the tasks beside this file, bound to their study."""
 
 from pathlib import Path

@@ -1,0 +1,78 @@
+"""What the tasks of every harness share: groups and their means, how responses are generated, a row's image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval_emi.data.images import encoded_image, open_image, to_rgb
+from lmms_eval_emi.data.rows import image_roots
+from lmms_eval_emi.data.study import SHIFT_MODALITIES, Study
+from lmms_eval_emi.scoring.result import ModalitySummary, StudyResult
+from lmms_eval_emi.settings import load_settings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUITE = "llavabench_shift"
+GENERATION = {"until": ["ASSISTANT:"], "max_new_tokens": 1024, "do_sample": False, "temperature": 0}
+
+
+def groups(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, list[str]]:
+    """Return the members of every group by its name; each group of shifts has its ID split first.
+
+    Args:
+        studies: whose tasks are grouped.
+        suite: name of the group of all studies, or ``None`` for no such group.
+    """
+    members = {suite: [study.group for study in studies]} if suite else {}
+    for study in studies:
+        members[study.group] = [
+            study.task_name(split) for split in (study.id_split, *study.shifts(), *study.controls())
+        ]
+        for modality in SHIFT_MODALITIES:
+            shifts = study.shifts(modality)
+            if shifts:
+                members[f"{study.group}_{modality}"] = [study.task_name(split) for split in (study.id_split, *shifts)]
+    return members
+
+
+def group_owners(name: str, studies: Sequence[Study], suite: str | None) -> tuple[list[str], str | None]:
+    """Return the names of the studies whose shifts a group has, and their modality; ``None`` for all."""
+    if name == suite:
+        return [study.name for study in studies], None
+    owners = [study for study in studies if name == study.group or name.startswith(f"{study.group}_")]
+    owner = max(owners, key=lambda study: len(study.group))
+    return [owner.name], name.removeprefix(f"{owner.group}_") if name != owner.group else None
+
+
+def group_scores(results: Iterable[StudyResult], modality: str | None) -> dict[str, float | None]:
+    """Return the means over the shifts of some results, and Pearson's r of EMID and index, by the metric's name.
+
+    Args:
+        results: of the studies of the group.
+        modality: of the shifts; ``None`` for all.
+    """
+    results = list(results)
+    summary = ModalitySummary.of(split for result in results for split in result.shifts(modality).values())
+    found = {
+        "emi": summary.mean_emi,
+        "emid": summary.mean_emid,
+        "emid_bound": summary.mean_bound,
+        "emid_pearson_r": summary.pearson_r,
+    }
+    if len(results) == 1:  # errors of several studies share images, and are not known together
+        own = results[0].summary if modality is None else results[0].summary.by_modality.get(modality)
+        found["emid_stderr"] = own.mean_emid_stderr if own else None
+    return found
+
+
+def image_of(study: Study, split: str, row: Mapping[str, Any]) -> Image.Image | None:
+    """Return the image of a row as RGB, or ``None`` where the study or the row has none."""
+    spec = study.split(split).dataset
+    value = row[spec.columns.image] if spec.columns.image else None
+    if value is None:
+        return None
+    if isinstance(value, str | dict):  # a path, which is relative to the dataset or study file, or encoded bytes
+        value = open_image(encoded_image(value, image_roots(study, spec, load_settings().images)))
+    return to_rgb(value)

@@ -1,0 +1,191 @@
+"""What one evaluation of lm_eval in this process has loaded and answered, and its scores.
+
+lm_eval builds the requests of all tasks before any is answered, and gathers the values of all ranks in one call before it
+aggregates the first metric. So the first aggregation on rank 0 knows the responses of all splits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval_emi.data.responses.llava import SAVED, write_response_file
+from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.scoring.join import StudySamples, add_rows
+from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.util.printing import printable
+
+if TYPE_CHECKING:
+    import datasets
+
+    from lmms_eval_emi.scoring.result import SplitResult, StudyResult
+    from lmms_eval_emi.scoring.rows import Scored
+
+log = logging.getLogger("lmms_eval_emi")
+_local = threading.local()
+_run_of_task: dict[str, Run] = {}  # for what other ranks send
+_footers: list[str] = []
+
+
+@atexit.register
+def _print_footers() -> None:
+    """lm_eval prints its table last of all; this stands under it."""
+    for footer in _footers:
+        print(printable(footer), flush=True)
+
+
+@dataclass
+class OwnTask:
+    """A task of a run: a split, its rows and the responses by row."""
+
+    study: Study
+    split: str
+    rows: datasets.Dataset
+    responses: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """The tasks of ours in one evaluation.
+
+    Attributes:
+        model: name of the model, as the harness was given it.
+        tasks: by name.
+        answered: whether a response was processed; a task that is enrolled later belongs to the next run.
+        results: of every study, once scored; ``None`` before.
+        scored: the same with their rows.
+        folder: where responses were saved.
+    """
+
+    model: str = "model"
+    tasks: dict[str, OwnTask] = field(default_factory=dict)
+    answered: bool = False
+    results: dict[str, StudyResult] | None = None
+    scored: list[Scored] = field(default_factory=list)
+    folder: Path | None = None
+
+    def has_id_split(self, study: Study) -> bool:
+        """Return whether the ID split of a study is among the tasks."""
+        return any(own.study.name == study.name and own.split == study.id_split for own in self.tasks.values())
+
+    def score(self, task: str) -> SplitResult | None:
+        """Return the scores of a task; ``None`` if there are none, and on ranks that are not the first.
+
+        Everything is saved and scored at the first call. Nothing is raised: lm_eval would end without saving anything.
+        """
+        if int(os.environ.get("LOCAL_RANK", "0")):  # without data parallelism every process of lm_eval is rank 0
+            return None
+        if self.results is None:
+            self.results = {}
+            try:
+                self._finish()
+            except Exception as error:  # whatever it is, the responses are saved
+                log.exception("no scores")
+                _footers.append(f"lmms_eval_emi: no scores: {error}\nThe responses are in {self.folder}.")
+        own = self.tasks[task]
+        result = self.results.get(own.study.name)
+        return result.splits.get(own.split) if result else None
+
+    def _finish(self) -> None:
+        from lmms_eval_emi.scoring.pipeline import score_samples
+
+        settings = load_settings()
+        self.folder = settings.cache / "runs" / "lm_eval" / f"{time.strftime('%Y%m%d_%H%M%S')}-{os.getpid()}_{SAVED}"
+        entries = self._save(self.folder)
+        self.scored = score_samples(entries, settings, allow_missing=True)
+        self.results = {one.result.shift: one.result for one in self.scored}
+
+    def _save(self, folder: Path) -> list[StudySamples]:
+        """Write the responses of every task, and return them joined with their rows."""
+        entries: dict[str, StudySamples] = {}
+        for own in self.tasks.values():
+            if not own.responses:
+                continue
+            entry = entries.setdefault(own.study.name, StudySamples(own.study, self.model))
+            by_row = dict(sorted(own.responses.items()))
+            add_rows(entry, own.split, own.rows, by_row, load_settings(), asked=by_row)
+            lines = (
+                (sample.id, sample.question, by_row.get(-1 if sample.row is None else sample.row, sample.response))
+                for sample in entry.samples.get(own.split, [])
+            )
+            write_response_file(folder / own.study.name / f"{own.split}.jsonl", lines, self.model)
+        return list(entries.values())
+
+    def write_beside(self, folder: Path, stamp: str) -> None:
+        """Move the responses beside the files of lm_eval, and write results and reports there.
+
+        Args:
+            folder: with the results of lm_eval.
+            stamp: its time in their names.
+        """
+        from lmms_eval_emi.scoring.rows import write_results
+        from lmms_eval_emi.scoring.table import legend, summary_to_table
+
+        if self.folder is not None and self.folder.exists():
+            target = folder / f"{stamp}_{SAVED}"
+            self.folder.rename(target) if not target.exists() else None
+            self.folder = target
+        for one in self.scored:
+            path = folder / f"{stamp}_emi_{one.result.shift}.json"
+            write_results(path, [one])
+            lines = [f"\n{one.result.title}, {one.result.model}", summary_to_table(one.result), legend(one.result)]
+            lines += [f"results    {path}", *self._write_page(one, path), f"responses  {self.folder}"]
+            _footers.append("\n".join(lines))
+
+    def _write_page(self, one: Scored, path: Path) -> list[str]:
+        from lmms_eval_emi.errors import UnavailableError
+        from lmms_eval_emi.report.page import write_report
+        from lmms_eval_emi.report.reading import ReportedResult
+
+        if not load_settings().report:
+            return []
+        page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
+        try:
+            write_report([ReportedResult.of(one.result, source=str(path), rows=one.rows)], page)
+            return [f"report     {page}"]
+        except UnavailableError as error:  # the extra is not installed; the results are all there
+            return [f"no report  {error}"]
+
+
+class Item(dict):
+    """A row's value of a metric: plain data in the samples file, and a response received wherever it is unpickled."""
+
+    task, row, metric = "", 0, ""
+
+    @classmethod
+    def of(cls, task: str, row: int, metric: str, content: dict[str, Any]) -> Item:
+        """Return the value of a metric for one row of a task."""
+        self = cls(content)
+        self.task, self.row, self.metric = task, row, metric
+        return self
+
+    def __reduce__(self) -> tuple:
+        return _received, (self.task, self.row, self.metric, dict(self))
+
+
+def _received(task: str, row: int, metric: str, content: dict[str, Any]) -> Item:
+    run = _run_of_task.get(task)
+    if run is not None and "response" in content:
+        run.tasks[task].responses.setdefault(row, content["response"])
+    return Item.of(task, row, metric, content)
+
+
+def enrol(name: str, model: str, own: OwnTask) -> Run:
+    """Add a task to the run whose requests are being built; a new run begins once the last one was answered."""
+    run = getattr(_local, "run", None)
+    if run is None or run.answered or name in run.tasks:
+        run = _local.run = Run(model)
+    run.tasks[name] = own
+    _run_of_task[name] = run
+    return run
+
+
+def current_run() -> Run | None:
+    """Return the run of this thread."""
+    return getattr(_local, "run", None)

@@ -1,0 +1,62 @@
+"""The task and group files of lm_eval, written into the cache when their folder is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmms_eval_emi.data.study import BUILT_IN, Study, load_study
+from lmms_eval_emi.harness.common import GENERATION, SUITE, group_owners, groups
+from lmms_eval_emi.harness.lmms_eval.write_tasks import dump, function
+from lmms_eval_emi.settings import Settings
+from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.version import __version__
+
+PACKAGE = "lmms_eval_emi.harness.lm_eval"
+
+
+def write_task_folder(settings: Settings, sources: Sequence[str] = ()) -> Path:
+    """Write the tasks of some studies, and return the folder for ``lm_eval --include_path``.
+
+    Args:
+        settings: with the cache.
+        sources: built-in names or paths of study files; default: the built-in studies.
+    """
+    studies = [load_study(source) for source in sources or BUILT_IN]
+    name = "-".join(study.name for study in studies)
+    folder = settings.cache / "lm_eval_tasks" / f"{name}-{__version__}"
+    for path, text in task_files(studies).items():
+        write_atomically(folder / path, text, durable=False)
+    return folder
+
+
+def task_files(studies: Sequence[Study]) -> dict[str, str]:
+    """Return the text of every file by its name."""
+    suite = SUITE if all(study.source in BUILT_IN for study in studies) and len(studies) > 1 else None
+    files = {}
+    for study in studies:
+        source = study.source if study.is_bundled else str(Path(study.source).resolve())
+        for name in (study.id_split, *study.shifts(), *study.controls()):
+            fields = {
+                "task": study.task_name(name),
+                "class": function(f"{PACKAGE}.task.SplitTask"),
+                "output_type": "generate_until",
+                "test_split": name,
+                "doc_to_text": "",  # the class has its own; lm_eval wants the keys
+                "doc_to_target": "",
+                "doc_to_image": "image",
+                # hf-multimodal takes 256 tokens where max_gen_toks is not set, whatever max_new_tokens says.
+                "generation_kwargs": {**GENERATION, "max_gen_toks": GENERATION["max_new_tokens"]},
+                "metric_list": [],
+                "num_fewshot": 0,
+                "metadata": {"version": 1.0, "emi_study": source, "emi_split": name},
+            }
+            del fields["generation_kwargs"]["max_new_tokens"]
+            files[f"{study.task_name(name)}.yaml"] = dump(fields)
+    for name, members in groups(studies, suite).items():
+        owners, modality = group_owners(name, studies, suite)
+        tasks = [task for study in studies for task in groups([study], None)[study.group]] if name == suite else members
+        metadata = {"version": 1.0, "emi_members": tasks, "emi_studies": owners, "emi_modality": modality}
+        fields = {"task": name, "class": function(f"{PACKAGE}.group.StudyGroup"), "metadata": metadata}
+        files[f"{name}.yaml"] = dump(fields)
+    return files

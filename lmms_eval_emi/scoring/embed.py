@@ -175,9 +175,16 @@ def _to_embeddings(
         y_hat=torch.stack([texts[sample.response] for sample in samples]),
         y=torch.stack([texts[sample.reference] for sample in samples]),
         ids=[sample.key for sample in samples],
-        groups=[same.get(key, key) for key in images] if images is not None else None,
+        groups=[same.get(key, key) for key in images] if images is not None else _repeated(samples),
         encoders=encoders.signature if images is not None else encoders.text_signature,
     )
+
+
+def _repeated(samples: Sequence[Sample]) -> list[Hashable] | None:
+    """Clusters of rows of text alone: those of one question and reference, such as epochs, are one; ``None`` for none."""
+    first: dict[tuple[str, str], Hashable] = {}
+    keys = [first.setdefault((sample.question, sample.reference), sample.key) for sample in samples]
+    return keys if len(first) < len(samples) else None
 
 
 def _distinct_images(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lmms_eval_emi")
 
+CHUNK = re.compile(r"(\d+)_(\d+)")  # LLaVA's number of chunks, and of this one
 COLUMNS = Columns(id="id", image="image", question="question", reference="reference")
 
 
@@ -49,8 +50,8 @@ def collect_flat(
         ResponsesError: a file cannot be read or lacks a column, the ID split is not there, or rows cannot be used.
     """
     parts: dict[tuple[str, str], tuple[Path, datasets.Dataset]] = {}
-    for path in paths:
-        for model, split, rows in _by_model_and_split(path, read_rows(path, split_by)):
+    for path, read in _merged_chunks(paths, split_by):
+        for model, split, rows in _by_model_and_split(path, read):
             if (model, split) in parts:
                 raise ResponsesError(f"{path}: {split} of {model} is in {parts[model, split][0]} already.")
             parts[model, split] = (path, rows)
@@ -63,15 +64,50 @@ def collect_flat(
         if id_split not in own:
             raise ResponsesError(f"{paths[0]}: {model} has no rows of the ID split {id_split}.")
         order = sorted(own, key=lambda split: split != id_split)
-        entries.append(_entry(model, paths[0], {split: own[split] for split in order}, settings))
+        entries.append(join_tables(model, paths[0], {split: own[split] for split in order}, settings))
     refuse_unless(allow_missing, entries)
     return entries
 
 
-def _entry(
+def _merged_chunks(paths: Sequence[Path], split_by: str | None) -> list[tuple[Path, datasets.Dataset]]:
+    """The rows of every file; files such as ``2_0.jsonl`` and ``2_1.jsonl``, LLaVA's chunks of a split, are one.
+
+    Raises:
+        ResponsesError: a chunk is missing.
+    """
+    import datasets
+
+    found: dict[Path, datasets.Dataset] = {}
+    chunks: dict[tuple[Path, int], dict[int, Path]] = {}
+    for path in paths:
+        numbers = CHUNK.fullmatch(path.stem)
+        if numbers and int(numbers[2]) < int(numbers[1]):
+            chunks.setdefault((path.parent, int(numbers[1])), {})[int(numbers[2])] = path
+        else:
+            found[path] = read_rows(path, split_by)
+    for (folder, count), own in chunks.items():
+        missing = sorted(set(range(count)) - own.keys())
+        if missing:
+            raise ResponsesError(
+                f"{folder}: expected {count} chunks, {', '.join(f'{count}_{number}' for number in missing[:5])} are missing. Give all of them."
+            )
+        parts = [read_rows(own[number], split_by) for number in sorted(own)]
+        found[folder / f"{folder.name}{own[0].suffix}"] = datasets.concatenate_datasets(parts)
+    return list(found.items())
+
+
+def join_tables(
     model: str, source: Path, parts: Mapping[str, tuple[Path, datasets.Dataset]], settings: Settings
 ) -> StudySamples:
-    """The samples of one model, of which the first split is the one in distribution."""
+    """Return the samples of one model.
+
+    Args:
+        model: its name.
+        source: of the rows, after which the study is called.
+        parts: file and rows of every split, under the names of :data:`COLUMNS` and ``response``; the first split is
+            the one in distribution.
+        settings: with the folder of images, and what to do with thoughts.
+    """
     splits: dict[str, SplitSpec] = {}
     read: list[StudySamples] = []
     for name, (path, rows) in parts.items():

@@ -16,6 +16,8 @@ from PIL import Image
 from lmms_eval_emi.cli.commands import main
 from lmms_eval_emi.data.flat import read_rows
 from lmms_eval_emi.errors import ResponsesError
+from lmms_eval_emi.scoring.flat import collect_flat
+from lmms_eval_emi.settings import load_settings
 
 ROWS = 10
 
@@ -221,3 +223,28 @@ def test_a_loss_may_fail_a_pipeline(tmp_path, in_tinyhub, asked, status, caplog)
     command = ["score", str(path), "--id-split", "clean", "--estimator", "cosine", "--fail-on", asked]
     assert main(command) == status
     assert ("--fail-on" in caplog.text) == bool(status)
+
+
+def test_chunks_of_a_split_are_one_and_all_of_them_are_needed(tmp_path, capsys):
+    """LLaVA's evaluation on several GPUs writes 2_0.jsonl and 2_1.jsonl into a folder, which ``cat`` merges."""
+    for split in ("clean", "fog"):
+        (tmp_path / split).mkdir()
+        for chunk in range(2):
+            lines = [
+                {"id": row, "question": f"q {row}", "response": f"{split} {row}", "reference": f"a {row}"}
+                for row in range(chunk * 6, chunk * 6 + 6)
+            ]
+            text = "".join(f"{json.dumps(line)}\n" for line in lines)
+            (tmp_path / split / f"2_{chunk}.jsonl").write_text(text)
+    paths = [tmp_path / split / f"2_{chunk}.jsonl" for split in ("clean", "fog") for chunk in range(2)]
+    entry = collect_flat(paths, "clean", load_settings())[0]
+    assert {name: len(rows) for name, rows in entry.samples.items()} == {"clean": 12, "fog": 12}
+    with pytest.raises(ResponsesError, match=r"expected 2 chunks, 2_1 are missing"):
+        collect_flat([path for path in paths if path != paths[1]], "clean", load_settings())
+
+
+def test_a_prediction_file_is_of_the_model_that_its_folder_names(tmp_path):
+    from lmms_eval_emi.data.flat.spreadsheet import _model_of
+
+    assert _model_of(tmp_path / "my_model" / "T1" / "my_model_My_Bench.xlsx") == "my_model"
+    assert _model_of(tmp_path / "elsewhere" / "gpt_Bench.xlsx") == "gpt"

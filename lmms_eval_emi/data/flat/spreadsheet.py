@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,13 @@ from lmms_eval_emi.errors import ResponsesError
 
 SUFFIXES = (".xlsx",)
 LARGEST = 500_000_000  # bytes of a sheet when unpacked
+
+
+def _model_of(path: Path) -> str:
+    """The model of ``{model}_{dataset}``: VLMEvalKit has it in a folder above as well, which datasets with _ need."""
+    folders = [folder.name for folder in list(path.resolve().parents)[:3]]
+    named = [name for name in folders if name and path.stem.startswith(f"{name}_")]
+    return named[0] if named else path.stem.rpartition("_")[0] or path.stem
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -37,10 +43,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ResponsesError(f"{path}: expected rows below a line of names, found none.")
     texts = [name for name in names if any(isinstance(row.get(name), str) for row in rows)]
-    model = re.fullmatch(r"(?P<model>.+)_[^_]+", path.stem)
+    model = _model_of(path)
     for row in rows:
         row |= {name: "" if row.get(name) is None else str(row[name]) for name in texts}
-        row.setdefault("model", model["model"] if model else path.stem)
+        row.setdefault("model", model)
         if is_failed_request(str(row.get("prediction", ""))):
             row["prediction"] = None
     return rows

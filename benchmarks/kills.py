@@ -456,7 +456,7 @@ def out_of_memory_while_encoding(out: Path) -> str:
         def fail(*_: object, **__: object) -> None:
             raise MemoryError("cannot allocate")
 
-        pipeline.embed_groups = fail  # type: ignore[assignment]
+        pipeline.embed_samples = fail  # type: ignore[assignment]
 
     (pid,) = start(out, 1, before=without_memory)
     status = wait([pid], 300)[pid]

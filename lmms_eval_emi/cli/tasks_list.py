@@ -14,10 +14,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         description="List the tasks and groups that lmms-eval finds after installation, and the folder for --include_path, which lmms-eval tasks list needs.",
         examples=(
             "lmms-eval-emi tasks list",
-            'lmms-eval tasks list --include-path "$(lmms-eval-emi tasks list --path)"',
+            'lmms-eval tasks list --include-path "$(lmms-eval-emi tasks path)"',
         ),
     )
-    parser.add_argument("--path", action="store_true", help="print only the folder")
     return parser
 
 
@@ -29,9 +28,6 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.harness.common import groups
     from lmms_eval_emi.harness.lmms_eval.compat.task_index import tasks_folder
 
-    if args.path:
-        print(tasks_folder())
-        return 0
     built_in, bundled = ([load_study(name) for name in names] for names in (BUILT_IN, BUNDLED))
     members = groups(built_in) | groups(bundled, suite=None)
     print(tabulate([[name, len(tasks)] for name, tasks in members.items()], headers=["group", "tasks"]))

@@ -301,8 +301,10 @@ def load_study(name_or_path: str | Path) -> Study:
     except (OSError, ValueError):  # too long for a path, or with a zero in it
         there = False
     if not there:
+        close = difflib.get_close_matches(source, (*BUILT_IN, *BUNDLED, *suite_names()), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise StudyError(
-            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))}, a suite (lmms-eval-emi shifts suites) or the path of a study file, got {source[:200]!r}."
+            f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))}, a suite (lmms-eval-emi shifts suites) or the path of a study file, got {source[:200]!r}.{hint}"
         )
     try:
         text = path.read_text(encoding="utf-8")

@@ -234,8 +234,10 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
         elif isinstance(entry, dict) and {"EMI", "EMID", "EMID_UB"} <= entry.keys():
             results.append(_from_published_script(entry, path))
         elif strict:
+            kind = entry.get("kind") if isinstance(entry, dict) else None
+            got = f"a file of the kind {str(kind)[:40]!r}" if kind else "JSON of another form"
             raise ResultsError(
-                f"{path}: expected results of lmms-eval-emi score, of a harness run (*_emi_*.json) or of the published script, got JSON of another form."
+                f"{path}: expected results of lmms-eval-emi score, of a harness run (*_emi_*.json) or of the published script, or what judge agree and estimators audit write; got {got}."
             )
     if strict and not results:
         raise ResultsError(f"{path}: expected results of lmms-eval-emi score, got an empty list.")

@@ -101,7 +101,8 @@ def value_with_error(value: float, error: float | None, mark: str = "") -> str:
         return f"{value:{DIGITS}}{mark}"
     shown = f"{error:#.2g}".rstrip(".")
     digits = len(shown.partition(".")[2]) if "e" not in shown else 0
-    return f"{value:.{digits}f} ± {shown}{mark}" if digits else f"{value:{DIGITS}} ± {shown}{mark}"
+    text = f"{value:.{digits}f}" if digits else f"{value:{DIGITS}}"
+    return f"{text if float(text) else text.lstrip('-')} ± {shown}{mark}"
 
 
 def results_to_table(results: Sequence[StudyResult]) -> str:

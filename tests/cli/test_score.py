@@ -502,7 +502,7 @@ def test_tasks(capsys):
         "llavabench_shift_natural_joint",
     ):
         assert name in printed
-    assert main(["tasks", "list", "--path"]) == 0
+    assert main(["tasks", "path"]) == 0
     folder = capsys.readouterr().out.strip()
     assert shutil.os.path.isdir(folder) and folder in printed
 

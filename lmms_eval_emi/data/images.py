@@ -199,7 +199,7 @@ def _without_text(content: bytes) -> bytes:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """An image as its EXIF orientation says; where other tags are damaged, by the orientation alone."""
+    """Return the image rotated as its EXIF orientation says; damaged other tags do not matter."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:

@@ -1,6 +1,6 @@
 """Studies as data: a YAML file says which splits there are, what shifts each of them, and where they are.
 
-The two built-in families are such files beside this module, in the format that any other study uses:
+The two built-in families are such files in ``data/studies/``, in the format that any other study uses:
 
     name: my_study
     id_split: clean
@@ -390,7 +390,7 @@ def _keys_are_text(node: yaml.Node | None) -> None:
 
 
 def _check_size(root: yaml.Node | None, source: str) -> None:
-    """Raise ``StudyError`` where aliases make a file stand for more nodes than any study has, or for itself."""
+    """Raise a StudyError if YAML aliases expand to more nodes than any study has, or to themselves."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node) -> int:

@@ -139,7 +139,7 @@ class TrainedEstimator(nn.Module, Estimator):
         self.build()
 
     def build(self) -> None:
-        """Make the networks, of the dimensions and the width that are set."""
+        """Create the networks from the input dimension, the output dimension and the hidden width of the estimator."""
         raise NotImplementedError
 
     def mlp(self, inputs: int, outputs: int) -> nn.Sequential:

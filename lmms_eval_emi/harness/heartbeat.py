@@ -103,7 +103,10 @@ class Ranks:
                     return
 
     def _judge(self, peer: _Peer, sign: dict[str, Any]) -> str | None:
-        """Why a rank counts as lost, or ``None``. Only this process's monotonic clock is asked."""
+        """Return why a rank counts as dead, or ``None``.
+
+        Ages are measured with the monotonic clock of this process, so clocks that differ between machines do not matter.
+        """
         now = time.monotonic()
         if sign and sign != peer.sign:
             peer.sign, peer.changed = sign, now

@@ -140,6 +140,11 @@ def _about_losses(result: ReportedResult, lost: Sequence[SplitResult], decimals:
             f"{_capital(in_words(lost[0]))} has the largest loss of {model}, {_cost(lost[0], decimals)}, but the next one is not significantly smaller."
         ]
     lines += _beside_the_scale(result, lost[0])
+    if lost[0].modality == "text" and lost[0].emid_inputs is not None:
+        inputs, responses = (numeral(part, decimals) for part in (lost[0].emid_inputs, lost[0].emid_responses))
+        lines.append(
+            f"Of it, {inputs} come from the changed questions alone, with the responses held fixed, and {responses} from the responses."
+        )
     others = [_with_value(split, decimals) for split in lost[1 : 1 + MOST_NAMED]]
     if others:
         lines.append(f"Then {'come' if len(others) > 1 else 'comes'} {_listed(others)}.")
@@ -279,7 +284,7 @@ def _differ_by_measure_alone(results: Sequence[ReportedResult]) -> bool:
 
 
 def _agreement_of_measures(results: Sequence[ReportedResult]) -> str:
-    """Whether several measures of the same responses agree in the sign of EMID, in a sentence."""
+    """Return a sentence on how many shifts have the same sign of EMID by all estimators."""
     names = [one.estimator.partition("@")[0] for one in results]
     emids = [{name: split.emid for name, split in one.shifts().items() if split.emid} for one in results]
     shared = [name for name in emids[0] if all(name in own for own in emids)]

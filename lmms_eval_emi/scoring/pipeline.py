@@ -130,16 +130,16 @@ def _with_overrides(settings: Settings | None, overrides: Mapping[str, Any]) -> 
 def check_sources(
     embeddings: Path | None, responses: Sequence[Path], save_embeddings: Path | None, *, with_engine: bool
 ) -> None:
-    """Check what is to be scored, before anything is started for it.
+    """Check that the sources of a score can be combined.
 
     Args:
-        embeddings: that exist already.
-        responses: folders with responses.
-        save_embeddings: folder for the embeddings of the responses.
+        embeddings: existing embeddings to score.
+        responses: folders with responses to score.
+        save_embeddings: folder to write the embeddings of the responses to.
         with_engine: whether an engine of several machines does the work.
 
     Raises:
-        InputError: they do not go together.
+        InputError: two of them exclude each other, or the engine has no folder for embeddings.
     """
     if embeddings and responses:
         raise InputError("--embeddings and --responses are mutually exclusive; give one of them.")

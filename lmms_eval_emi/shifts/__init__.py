@@ -1,7 +1,7 @@
 """Operators that shift images and texts, and what makes whole suites of shifts of them.
 
-A new operator is one new file in ``visual/`` or ``textual/``. ``recipes`` turns operators into splits;
-``suite`` writes them as a dataset, ``twins`` makes them while a harness task runs, ``contact_sheet`` shows them.
+A new operator is one new file in ``operators/visual/`` or ``operators/textual/``. ``writer`` writes the splits of a recipe as a
+dataset with its tasks, ``twins`` shifts rows while a harness task runs, and ``contact_sheet`` shows what operators do.
 """
 
 from lmms_eval_emi.errors import ShiftError

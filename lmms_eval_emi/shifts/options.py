@@ -33,7 +33,7 @@ class ShiftOptions:
 
     @classmethod
     def from_settings(cls, settings: Settings, **given: Any) -> ShiftOptions:
-        """Return the options that some settings mean; ``given`` ones other than ``None`` take precedence."""
+        """Return the options of some settings; keyword arguments other than ``None`` take precedence."""
         options = {
             "synonyms": settings.synonyms,
             "wordnet": settings.wordnet,

@@ -4,7 +4,7 @@
     task: mme_defocus_blur_3
     process_docs: !function lmms_eval_emi.shifts.twins.defocus_blur_3
 
-Any name of a split that ``lmms-eval-emi shift`` would write is such a function: ``defocus_blur_3``,
+Any name of a split that ``lmms-eval-emi shifts apply`` would write is such a function: ``defocus_blur_3``,
 ``keyboard_1``, ``defocus_blur_3_keyboard_1``. For other columns, seeds or options, :func:`twin` makes one.
 """
 

@@ -1,4 +1,4 @@
-"""Packages that only some commands need, which an installation has with an extra."""
+"""Importing optional packages, with the command that installs them if one is missing."""
 
 from __future__ import annotations
 

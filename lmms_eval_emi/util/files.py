@@ -23,13 +23,15 @@ def encodable(text: str) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object], *, durable: bool = True) -> Path:
-    """Write a file under a temporary name and rename it; a device or a pipe is written to directly.
+    """Write a file as a whole or not at all: into a temporary file that is then renamed. Devices and pipes are written directly.
 
     Args:
-        path: of the file.
-        content: text becomes UTF-8; or what writes a file of the name that it is given.
-        durable: flush file and folder to the disk, so that they survive a power cut. It takes milliseconds,
-            which thousands of files that can be made again are not worth.
+        path: file to write.
+        content: text, which is encoded as UTF-8; bytes; or a function that writes to the path it is given.
+        durable: flush file and folder, so that the file survives a power failure. This takes milliseconds.
+
+    Returns:
+        The path with symbolic links resolved.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():

@@ -214,6 +214,12 @@ def test_what_was_found_is_said_in_sentences(results):
     assert "Larger, but with an interval that includes 0: frost 5 (2.00)." in lines
     gone = read.model_copy(update={"splits": splits, "scale": Scale(value=0.0, stderr=0.1, told_apart=False)})
     assert "nothing to lose" in findings_of(gone)[0] and not any("costs" in line for line in findings_of(gone)[1:])
+    only_text = [name for name, one in splits.items() if one.modality == "text"][0]
+    moved = splits[only_text].model_copy(
+        update={"verdict": "lost", "emid_corrected": 9.0, "emid_inputs": 0.25, "emid_responses": 0.75}
+    )
+    about = findings_of(read.model_copy(update={"splits": {**splits, only_text: moved}}))
+    assert any(line.startswith("Of it, 0.25 come from the changed questions alone") for line in about)
     loops = splits[next(name for name in splits if name.endswith("frost_5"))].model_copy(
         update={"degenerate": {"repetition": 66}, "n": 90, "emid_without_degenerate": 0.5}
     )

@@ -202,13 +202,16 @@ _Dumper.add_representer(_Function, lambda dumper, function: dumper.represent_sca
 
 
 def dump(fields: dict) -> str:
-    """Fields as a task file."""
+    """Return the fields of a task file as YAML, with ``!function`` tags that are not quoted."""
     text = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     return re.sub(r"!function '([\w.]+)'", r"!function \1", text)  # PyYAML quotes the scalars of every custom tag
 
 
 def package_task_files() -> dict[str, str]:
-    """Text of every generated file of the package by its path; the bundled studies have no part in the suite."""
+    """Return the text of every generated task file of the package, by its path below the folder of tasks.
+
+    The demo study has groups of its own and is not part of the group ``llavabench_shift``.
+    """
     built_in, bundled = (
         task_files([load_study(name) for name in names], suite) for names, suite in ((BUILT_IN, SUITE), (BUNDLED, None))
     )

@@ -144,9 +144,9 @@ def _judged(value: Any) -> tuple[float, float] | None:
 
 
 def _yes_or_no(values: Mapping[int, Any]) -> list[RowMetric]:
-    """F1 of yes and the rate of yes, where predictions and what is right are yes or no.
+    """Return F1 of the answer "yes" and the share of "yes" for questions with such references; nothing for other tasks.
 
-    The harness's own ``pope_yes_ratio`` counts what is right and not what was predicted, so it never changes.
+    lmms-eval's ``pope_yes_ratio`` is computed from the references, so no shift can change it; the share here is that of the answers.
     """
     read: dict[int, tuple[str, str]] = {}
     for row, value in values.items():

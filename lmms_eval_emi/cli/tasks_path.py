@@ -14,6 +14,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         prog,
         description="Print the folder of the task files of a harness. lmms-eval finds its tasks by itself; lm_eval is told by --include_path.",
         examples=(
+            "lmms-eval-emi tasks path --harness lm-eval",
             'lm_eval --model hf-multimodal --model_args pretrained=llava-hf/llava-1.5-7b-hf --apply_chat_template --include_path "$(lmms-eval-emi tasks path --harness lm-eval)" --tasks llavabench_shift_natural',
         ),
     )

@@ -130,7 +130,8 @@ def test_the_group_hook_is_used_where_there_is_one(group_config, monkeypatch):
         name: SimpleNamespace(emi=emi, emid=-emi, emid_bound=1 + emi, verdict=None)
         for name, emi in (("a", 0.1), ("b", 0.2), ("c", 0.6))
     }
-    scores = SimpleNamespace(shifts=lambda modality: {"text": shifts}[modality])
+    summary = SimpleNamespace(by_modality={})
+    scores = SimpleNamespace(shifts=lambda modality: {"text": shifts}[modality], summary=summary)
     monkeypatch.setattr(hooks, "find_run", lambda: SimpleNamespace(results={"natural": scores}))
     merged = ours.postprocess_results(group_name="g", samples={}, configs={}, output_dir="out", anything="else")
     assert merged["emi,none"] == pytest.approx(0.3) and merged["emid,none"] == pytest.approx(-0.3)

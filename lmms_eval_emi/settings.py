@@ -85,7 +85,7 @@ class Settings(BaseSettings):
         None,
         gt=0,
         lt=1,
-        description="The margin as a share of I(input; response) of the ID split, such as 0.05; in the place of --margin.",
+        description="The margin as a share of I(input; response) of the ID split, such as 0.05. Give it instead of --margin.",
     )
     without_degenerate: bool = Field(
         False,

@@ -318,7 +318,9 @@ def scale_in_words(result: StudyResult) -> str:
     error = "" if scale.stderr is None else f" ± {scale.stderr:{DIGITS}}"
     cost = f"responses to other images of the ID split cost {scale.value:{DIGITS}}{error}"
     if scale.told_apart is False:
-        return f"{cost}, which is not told from 0: the responses hardly depend on the images, so no verdict is given"
+        return (
+            f"{cost}, which does not differ from 0: the responses hardly depend on the images, so no verdict is given"
+        )
     shifts = {name: split.emid for name, split in result.shifts().items() if split.emid is not None}
     if not shifts or scale.value <= 0:
         return cost

@@ -311,7 +311,11 @@ def _limited_transport(timeout: float) -> Any:
             # A transport of its own, whose connection ends with it. httpx limits the time of each read alone, so
             # headers that arrive a byte at a time are waited for in a thread that is left behind.
             own = httpx.HTTPTransport()
-            response = _within(timeout, lambda: own.handle_request(request))
+            try:
+                response = _within(timeout, lambda: own.handle_request(request))
+            except BaseException:
+                own.close()
+                raise
             if response is None:
                 own.close()
                 raise httpx.ReadTimeout(f"no headers of a reply within {timeout:g} s (--timeout)", request=request)

@@ -28,8 +28,8 @@ _images: dict[str, bytes] = {}
 def emi_metric() -> Metric:
     """Return the metric of :func:`emi`: by split ``emi``, ``emi_stderr``, ``emid`` and ``emid_stderr``.
 
-    It never raises, for inspect_ai would end the whole evaluation; what cannot be computed is NaN. Logs that are opened
-    again have no images, so a metric that is computed anew from them is NaN where there were images.
+    It never raises, because inspect_ai would end the whole evaluation: a value that cannot be computed is NaN. Images are not
+    written to the log, so metrics recomputed from a log with images are NaN as well.
     """
 
     def compute(scores: list[SampleScore]) -> Value:

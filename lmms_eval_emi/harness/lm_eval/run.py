@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import shutil
 import threading
 import time
 from dataclasses import dataclass, field
@@ -129,8 +130,7 @@ class Run:
 
         if self.folder is not None and self.folder.exists():
             target = folder / f"{stamp}_{SAVED}"
-            self.folder.rename(target) if not target.exists() else None
-            self.folder = target
+            self.folder = Path(shutil.move(self.folder, target))  # the cache may be on another disk
         for one in self.scored:
             path = folder / f"{stamp}_emi_{one.result.shift}.json"
             write_results(path, [one])

@@ -297,10 +297,12 @@ def _analyse(
 
 def merged_clusters(estimator: MutualInformationEstimator, keys: Sequence[Hashable]) -> Sequence[Hashable]:
     """Clusters of rows, merged into blocks where there are more than an estimator leaves out one by one."""
-    most = MOST_CLUSTERS if hasattr(estimator, "analyse") else MOST_RECOMPUTED
-    if len(set(keys)) <= most:
-        return keys
-    return [f"block {cluster_hash(key) % most}" for key in keys]
+    return into_blocks(keys, MOST_CLUSTERS if hasattr(estimator, "analyse") else MOST_RECOMPUTED)
+
+
+def into_blocks(keys: Sequence[Hashable], most: int) -> Sequence[Hashable]:
+    """Return the clusters of rows, merged into at most ``most`` blocks by their hash where there are more."""
+    return keys if len(set(keys)) <= most else [f"block {cluster_hash(key) % most}" for key in keys]
 
 
 def cluster_hash(key: Hashable) -> int:

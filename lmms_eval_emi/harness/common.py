@@ -67,6 +67,11 @@ def group_scores(results: Iterable[StudyResult], modality: str | None) -> dict[s
     return found
 
 
+def with_suffix(question: str, suffix: str) -> str:
+    """Return a question with the suffix of its prompt, unless it ends so already."""
+    return question if suffix.strip() and question.rstrip().endswith(suffix.strip()) else f"{question}{suffix}"
+
+
 def image_of(study: Study, split: str, row: Mapping[str, Any]) -> Image.Image | None:
     """Return the image of a row as RGB, or ``None`` where the study or the row has none."""
     spec = study.split(split).dataset

@@ -26,7 +26,14 @@ from lmms_eval_emi.report.finding import (
     short_splits,
 )
 from lmms_eval_emi.report.reading import Findings, ReportedResult, published_results
-from lmms_eval_emi.report.sections import agreement_context, audit_context, study_title, table_row
+from lmms_eval_emi.report.sections import (
+    MOST_ROWS,
+    agreement_context,
+    audit_context,
+    number_cell,
+    study_title,
+    table_row,
+)
 from lmms_eval_emi.report.svg import render, to_svg
 from lmms_eval_emi.report.tables import to_text
 from lmms_eval_emi.scoring.result import SplitResult
@@ -40,7 +47,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = ("html", "md", "csv", "latex", "png")
-MOST_ROWS = 1000  # of a table in the page
 # Nothing is fetched and no script but the page's own runs, whatever the results hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -266,7 +272,9 @@ def _study_context(
             ]
             ranked.append({"caption": ", ".join(label_of(one) for one in chosen), "figures": figures})
     decimals = decimals_of(shown)
-    means = [table_row([label_of(one), *(_number(value, decimals) for value in one.means().values())]) for one in shown]
+    means = [
+        table_row([label_of(one), *(number_cell(value, decimals) for value in one.means().values())]) for one in shown
+    ]
     return {
         "id": identity,
         "title": next((result.title for result in own if result.title), study_title(own[0].shift)),
@@ -350,9 +358,9 @@ def _table(page: _Page, result: ReportedResult, findings: Findings) -> tuple[lis
             (split.verdict or "–") + (mark if split.verdict else ""),
             _p_value(split.emid_p_adjusted),
             *(_with_error(one.emid, one.emid_stderr, 3) if one else None for one in beside),
-            *(_number(own.get(split.name), 3) for own in accuracy.values()),
+            *(number_cell(own.get(split.name), 3) for own in accuracy.values()),
             _with_error(split.emi, split.emi_stderr, decimals, mark),
-            _number(split.emid_bound, 3),
+            number_cell(split.emid_bound, 3),
             split.n,
             split.images,
             split.modality,
@@ -401,11 +409,6 @@ def _row_data(page: _Page, row: ShownRow) -> dict[str, Any]:
 
 def _p_value(p: float | None) -> tuple[str, float | None]:
     return ("–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"), p
-
-
-def _number(value: float | None, decimals: int) -> tuple[str, float | None] | int:
-    """A number as it is shown, and as it sorts."""
-    return value if isinstance(value, int) else (numeral(value, decimals), value)
 
 
 def _with_error(value: float | None, error: float | None, decimals: int, mark: str = "") -> tuple[str, float | None]:

@@ -40,9 +40,9 @@ def table_row(cells: Sequence[Any], split: str = "", image: int | None = None) -
     return {"cells": made, "split": split, "image": image}
 
 
-def _number(value: float | None, decimals: int) -> tuple[str, float | None]:
-    """A number as it is shown, and as it sorts."""
-    return numeral(value, decimals), value
+def number_cell(value: float | None, decimals: int) -> tuple[str, float | None] | int:
+    """Return a number as it is shown, and as it sorts."""
+    return value if isinstance(value, int) else (numeral(value, decimals), value)
 
 
 def agreement_context(found: AgreementResult, place: int) -> tuple[dict[str, Any], Axes]:
@@ -80,7 +80,10 @@ def agreement_context(found: AgreementResult, place: int) -> tuple[dict[str, Any
             "headers": headers,
             "rows": [
                 table_row(
-                    [short[p.split], *(_number(one, 4) for one in (p.score, p.loss, p.emi, p.emid, p.index, p.cosine))],
+                    [
+                        short[p.split],
+                        *(number_cell(one, 4) for one in (p.score, p.loss, p.emi, p.emid, p.index, p.cosine)),
+                    ],
                     split=p.split,
                 )
                 for p in found.points[:MOST_ROWS]

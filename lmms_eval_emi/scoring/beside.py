@@ -6,7 +6,7 @@ by what they cost truth more often than measures against the input do (docs/know
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -16,10 +16,10 @@ from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import (
     EMI,
     MutualInformationEstimator,
-    cluster_hash,
     clusters_of,
     emi,
     emi_difference,
+    into_blocks,
     shared_clusters,
 )
 from lmms_eval_emi.errors import InputError
@@ -29,7 +29,7 @@ from lmms_eval_emi.util.documents import Interval, Plain
 
 BESIDE = {one.kind: one for one in (Cosine(), ReferenceR2())}
 MOST_ROWS = 500  # of a split for the R², which takes minutes for more
-MOST_BLOCKS = 50  # of images that are left out one by one
+MOST_BLOCKS = 50  # of images that are left out one by one; the R² is fitted again without each
 
 
 class BesideResult(Plain):
@@ -91,23 +91,16 @@ def _score(
 ) -> tuple[EMI, dict[str, Any]]:
     """EMI of a split by a measure, and the fields of its EMID; EMI of an ID split is computed once and kept."""
     if pair is None:
-        score = id_scores[id(own)] = emi(own, measure, groups=_blocks(clusters_of(own)))
+        score = id_scores[id(own)] = emi(own, measure, groups=into_blocks(clusters_of(own), MOST_BLOCKS))
         return score, {}
     first, second = pair
     shared = shared_clusters(first, second)
-    id_score = id_scores.get(id(first)) or emi(first, measure, groups=_blocks(clusters_of(first)))
-    shifted = emi(second, measure, groups=_blocks(shared or clusters_of(second)))
+    id_score = id_scores.get(id(first)) or emi(first, measure, groups=into_blocks(clusters_of(first), MOST_BLOCKS))
+    shifted = emi(second, measure, groups=into_blocks(shared or clusters_of(second), MOST_BLOCKS))
     difference = emi_difference(id_score, shifted, paired=shared is not None)
     interval = list(difference.ci95) if difference.ci95 else None
-    score = shifted if second is own else emi(own, measure)
+    score = shifted if second is own else emi(own, measure, groups=into_blocks(clusters_of(own), MOST_BLOCKS))
     return score, {"emid": difference.value, "emid_stderr": difference.stderr, "emid_ci95": interval}
-
-
-def _blocks(keys: Sequence[Hashable]) -> Sequence[Hashable]:
-    """Clusters merged into at most 50 blocks: the R² is fitted again without each of them."""
-    if len(set(keys)) <= MOST_BLOCKS:
-        return keys
-    return [f"block {cluster_hash(key) % MOST_BLOCKS}" for key in keys]
 
 
 def disagreements(measures: Mapping[str, Mapping[str, BesideResult]], signs: Mapping[str, int]) -> dict[str, list[str]]:

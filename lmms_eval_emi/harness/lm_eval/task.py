@@ -12,7 +12,7 @@ import datasets
 from lm_eval.api.task import ConfigurableTask
 
 from lmms_eval_emi.data.study import Study, load_study
-from lmms_eval_emi.harness.common import image_of
+from lmms_eval_emi.harness.common import image_of, with_suffix
 from lmms_eval_emi.harness.lm_eval.run import Item, OwnTask, Run, enrol
 from lmms_eval_emi.harness.lm_eval.tracker import write_results_beside
 from lmms_eval_emi.shifts.at_load import load_splits
@@ -74,11 +74,8 @@ class SplitTask(ConfigurableTask):
     def doc_to_text(self, doc: dict[str, Any], doc_to_text: Any = None) -> str:
         """Return the prompt: the image first, then the question, with the line break that the model's template lacks."""
         spec = self.study.split(self.split)
-        suffix = spec.prompt_suffix or ""
-        question = doc[spec.dataset.columns.question]
-        if suffix.strip() and question.rstrip().endswith(suffix.strip()):
-            suffix = ""
-        return f"<image>{'' if self._chat else chr(10)}{question}{suffix}"
+        question = with_suffix(doc[spec.dataset.columns.question], spec.prompt_suffix or "")
+        return f"<image>{'' if self._chat else chr(10)}{question}"
 
     def doc_to_target(self, doc: dict[str, Any], doc_to_target: Any = None) -> str:
         """Return the reference."""

@@ -13,6 +13,7 @@ from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
 
 PACKAGE = "lmms_eval_emi.harness.lm_eval"
+LENGTH = {"max_new_tokens": "max_gen_toks"}  # as lm_eval calls it
 
 
 def write_task_folder(settings: Settings, sources: Sequence[str] = ()) -> Path:
@@ -46,12 +47,11 @@ def task_files(studies: Sequence[Study]) -> dict[str, str]:
                 "doc_to_target": "",
                 "doc_to_image": "image",
                 # hf-multimodal takes 256 tokens where max_gen_toks is not set, whatever max_new_tokens says.
-                "generation_kwargs": {**GENERATION, "max_gen_toks": GENERATION["max_new_tokens"]},
+                "generation_kwargs": {LENGTH.get(key, key): value for key, value in GENERATION.items()},
                 "metric_list": [],
                 "num_fewshot": 0,
                 "metadata": {"version": 1.0, "emi_study": source, "emi_split": name},
             }
-            del fields["generation_kwargs"]["max_new_tokens"]
             files[f"{study.task_name(name)}.yaml"] = dump(fields)
     for name, members in groups(studies, suite).items():
         owners, modality = group_owners(name, studies, suite)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.data.study import Columns, Study, load_study
 from lmms_eval_emi.errors import StudyError
-from lmms_eval_emi.harness.common import group_scores, image_of
+from lmms_eval_emi.harness.common import group_scores, image_of, with_suffix
 from lmms_eval_emi.harness.lmms_eval import finish
 from lmms_eval_emi.harness.lmms_eval.compat import task_index
 from lmms_eval_emi.harness.lmms_eval.compat.task_index import NO_SCORE, SCORE_KEY
@@ -83,10 +83,8 @@ def study_hooks(study_source: str) -> Hooks:  # noqa: PLR0915
     def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
         """The question as the model is asked: with the prompt's suffix, unless it ends so already."""
         options = lmms_eval_specific_kwargs or {}
-        question, suffix = doc[columns_of(doc).question], options.get("post_prompt", "")
-        if suffix.strip() and question.rstrip().endswith(suffix.strip()):
-            suffix = ""
-        return f"{options.get('pre_prompt', '')}{question}{suffix}"
+        question = with_suffix(doc[columns_of(doc).question], options.get("post_prompt", ""))
+        return f"{options.get('pre_prompt', '')}{question}"
 
     def doc_to_target(doc: dict) -> str:
         """The reference."""

@@ -24,7 +24,7 @@ from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, file_hash
 from lmms_eval_emi.util.files import blocks_of, visible_files
-from lmms_eval_emi.util.journal import Answers, Journal, Request
+from lmms_eval_emi.util.journal import Answers, Journal, JournalContents, Request
 
 log = logging.getLogger("lmms_eval_emi")
 CHECKPOINT = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|gguf|npz)|(adapter_)?config\.json|model_index\.json")
@@ -73,6 +73,12 @@ class Progress:
     failed: int = 0
 
 
+def answers_of(contents: JournalContents, run: str, *, retry_empty: bool) -> Answers:
+    """Return the responses of a run in a journal; without those that are empty or thoughts alone if they are asked again."""
+    answers = contents.answers(run)
+    return answers.without_empty(without_thoughts) if retry_empty else answers
+
+
 @dataclass
 class Blocks:
     """Answers the calls of a model from the journal, and by the model what is not there.
@@ -102,9 +108,7 @@ class Blocks:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self.answers = self.journal.contents.answers(self.run)
-        if self.retry_empty:
-            self.answers = self.answers.without_empty(without_thoughts)
+        self.answers = answers_of(self.journal.contents, self.run, retry_empty=self.retry_empty)
         self._planned = set(self.journal.contents.plan(self.command).items())
         self._start = self.journal.contents.starts + 1
         self._inside = False

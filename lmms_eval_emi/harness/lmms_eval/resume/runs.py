@@ -18,13 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.data.response_text import without_thoughts
 from lmms_eval_emi.data.responses.lmms_eval import parse_samples_name, samples_name
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.heartbeat import Ranks
 from lmms_eval_emi.harness.lmms_eval import partial_responses as parts
 from lmms_eval_emi.harness.lmms_eval.compat import launch, run_files
-from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity, text_of
+from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, answers_of, from_plain, identity, text_of
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents
 from lmms_eval_emi.harness.signals import Stopped, stop_signals
 from lmms_eval_emi.settings import PREFIX
@@ -375,9 +374,7 @@ def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
         everywhere: dict[Request, bool] = {}
         for own in launch.gather(plan):
             everywhere |= own
-        answers = contents.answers(names[label][0])
-        if options.retry_empty:
-            answers = answers.without_empty(without_thoughts)
+        answers = answers_of(contents, names[label][0], retry_empty=options.retry_empty)
         found[label] = states(everywhere, answers, options.share)
     return found
 
@@ -414,7 +411,9 @@ def status(folder: Path) -> list[RunState]:
             tuple(
                 states(
                     contents.plan(name),
-                    _answers(contents, name, described),
+                    answers_of(
+                        contents, str(described.get("run", name)), retry_empty=bool(described.get("retry_empty"))
+                    ),
                     bool(described.get("share", True)),
                 )
             ),
@@ -423,12 +422,6 @@ def status(folder: Path) -> list[RunState]:
         )
         for name, described in manifest.items()
     ]
-
-
-def _answers(contents: JournalContents, name: str, described: Mapping[str, Any]) -> Answers:
-    """The responses of a run; one that asks empty ones again lacks those that still are."""
-    answers = contents.answers(str(described.get("run", name)))
-    return answers.without_empty(without_thoughts) if described.get("retry_empty") else answers
 
 
 # Recovering

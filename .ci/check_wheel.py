@@ -77,7 +77,7 @@ def main(wheel: Path, environment: Path) -> None:
     (packages,) = (environment / "lib").glob("python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     subprocess.run([python, "-c", CHECK], check=True, cwd=environment)
-    subprocess.run([environment / "bin" / "lmms-eval-emi", "tasks", "list", "--path"], check=True, cwd=environment)
+    subprocess.run([environment / "bin" / "lmms-eval-emi", "tasks", "path"], check=True, cwd=environment)
 
 
 if __name__ == "__main__":

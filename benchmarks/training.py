@@ -44,7 +44,7 @@ def main() -> None:
         iterations=arguments.iterations, batch_size=1024, folds=1, seeds=1, held_out=0.0, keep="last"
     )
     device = arguments.device
-    ours, bar = _Training(pairs.to(device), options, 0, "ours"), tqdm(disable=True)
+    ours = _Training(pairs.to(device), options, 0, "ours")
 
     # In one tensor each: thousands of small ones would keep what lies between them from being used again.
     losses = {name: torch.zeros(arguments.iterations, device=device) for name in ("ours", "plain")}
@@ -85,7 +85,8 @@ def main() -> None:
             note("plain", loss)
 
     def turn_of_ours(count: int) -> None:
-        ours.advance(count, bar)
+        for _ in range(count):
+            ours.advance()
 
     times = {"ours": 0.0, "plain": 0.0}
     done = 0

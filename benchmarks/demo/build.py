@@ -510,14 +510,21 @@ def answer_training_scenes(folder: Path, assets: Path, shrink: float) -> Path:
     }  # whose rows are not to be trained on
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
-    write_answers(load_study(path), assets, folder)
+    write_answers(load_study(path), load_model(assets), folder)
     return path
 
 
-def write_answers(study: Study, assets: Path, folder: Path) -> None:
-    """The model's responses to every split of a study, as response files."""
+def load_model(assets: Path) -> Any:
+    """The demo's model, for inference on the CPU."""
+    from transformers import LlavaForConditionalGeneration
+
+    return LlavaForConditionalGeneration.from_pretrained(assets / "model", dtype=torch.float32).eval()
+
+
+def write_answers(study: Study, model: Any, folder: Path) -> None:
+    """The responses of a model to every split of a study, as response files."""
     for split, rows in load_splits(study).items():
-        replies = answer(rows, assets / "model", split)
+        replies = answer(rows, model, split)
         lines = [
             json.dumps({"question_id": row_id, "text": reply, "model_id": "demo"})
             for row_id, reply in zip(rows["question_id"], replies, strict=True)
@@ -542,13 +549,12 @@ def train_on(study: Path, encoders: Path, output: Path, iterations: int) -> None
 
 
 @torch.inference_mode()
-def answer(rows: Any, model_folder: Path, label: str, batch_size: int = 64) -> list[str]:
+def answer(rows: Any, model: Any, label: str, batch_size: int = 64) -> list[str]:
     """The model's greedy responses to rows, as the harness would ask for them."""
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model_folder)
+    processor = AutoProcessor.from_pretrained(ASSETS / "model")
     processor.tokenizer.padding_side = "left"
-    model = LlavaForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32).eval()
     replies: list[str] = []
     for start in tqdm(range(0, len(rows), batch_size), desc=f"responses, {label}"):
         batch = rows[start : start + batch_size]

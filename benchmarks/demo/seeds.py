@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo.build import ASSETS, answer_training_scenes, make_encoders, train_on, write_answers
+from demo.build import ASSETS, answer_training_scenes, load_model, make_encoders, train_on, write_answers
 from tabulate import tabulate
 
 from lmms_eval_emi.core.correlation import spearman
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (training / "study.yaml.done").touch()
     if not (test / "done").exists():
         test.mkdir(parents=True, exist_ok=True)
-        write_answers(load_study(STUDY), ASSETS, test)
+        write_answers(load_study(STUDY), load_model(ASSETS), test)
         (test / "done").touch()
     found: dict[str, Any] = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
     for seed in range(args.seeds):
@@ -70,17 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def scores(responses: Path, encoders: Path, estimator: str) -> dict[str, Any]:
     """EMI, EMID and rank correlation with the loss of accuracy of every estimator, with one pair of encoders."""
     entry = collect_with_controls(responses)
-    accuracy = accuracy_of(entry)
+    study, accuracy = load_study(STUDY), accuracy_of(entry)
     results = score_demo(entry, encoders, [estimator, *UNTRAINED])
     described: dict[str, Any] = {}
     for label, result in zip(("club", *UNTRAINED), results, strict=True):
-        shifts = [name for name in result.study.shifts() if name in result.splits]
-        losses = [accuracy[result.study.id_split] - accuracy[name] for name in shifts]
-        emids = {name: one.emid for name, one in result.splits.items() if one.emid is not None}
+        shifts = [name for name in study.shifts() if name in result.splits]
+        losses = [accuracy[study.id_split] - accuracy[name] for name in shifts]
+        shifted = {name: one for name, one in result.splits.items() if one.emid is not None}
         described[label] = {
-            "emi": {name: [one.emi.value, one.emi.stderr] for name, one in result.splits.items()},
-            "emid": {name: [one.value, one.stderr, one.p_value] for name, one in emids.items()},
-            "rank_correlation": spearman([emids[name].value for name in shifts], losses),
+            "emi": {name: [one.emi, one.emi_stderr] for name, one in result.splits.items()},
+            "emid": {name: [one.emid, one.emid_stderr, one.emid_p] for name, one in shifted.items()},
+            "rank_correlation": spearman([shifted[name].emid for name in shifts], losses),
         }
     return described
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from lmms_eval_emi.cli.options import (
     add_overwrite,
@@ -65,6 +67,13 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="share of a network's images that tell when to stop",
     )
     parser.add_argument(
+        "--patience",
+        type=int,
+        default=1000,
+        metavar="STEPS",
+        help="stop a network whose held-out score has not improved for so many steps; 0 for never (default: %(default)s)",
+    )
+    parser.add_argument(
         "--keep", choices=("best", "last"), default="best", help="the state with the best held-out score, or the last"
     )
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint of an interrupted training")
@@ -93,16 +102,7 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.scoring.preflight import load_encoders_only
 
     options = TrainingOptions(
-        kind=args.kind,
-        iterations=args.iterations,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        hidden=args.hidden,
-        seed=args.seed,
-        held_out=args.held_out,
-        keep=args.keep,
-        folds=args.folds,
-        seeds=args.seeds,
+        **{field.name: getattr(args, field.name) for field in fields(TrainingOptions) if hasattr(args, field.name)}
     )
     entries = [
         entry
@@ -157,20 +157,21 @@ def run(args: argparse.Namespace) -> int:
         raise
     estimator.save(args.output)
     checkpoint.unlink(missing_ok=True)
-    card = estimator.card
-    of_folds = f", {args.folds} folds" * (args.folds > 1) + f", {args.seeds} seeds" * (args.seeds > 1)
-    print(
-        f"{args.output}: {args.kind}{of_folds}, {card['data']['pairs']} pairs of {card['data']['images']} images or rows"
+    print("\n".join(_card_to_lines(estimator.card, args.output)))
+    return 0
+
+
+def _card_to_lines(card: dict[str, Any], path: Path) -> list[str]:
+    """Return what the command prints of a trained estimator: its networks and how to use it."""
+    options, data = card["options"], card["data"]
+    sets = f", {options['folds']} folds" * (options["folds"] > 1) + f", {options['seeds']} seeds" * (
+        options["seeds"] > 1
     )
+    lines = [f"{path}: {card['kind']}{sets}, {data['pairs']} pairs of {data['images']} images or rows"]
     for number, network in enumerate(card["networks"]):
         kept = next(entry for entry in network["history"] if entry["iteration"] == network["kept_iteration"])
-        held = (
-            f", held-out score {kept['held_out']:.4g} nats of {network['held_out_pairs']} pairs"
-            if "held_out" in kept
-            else ""
+        held = f", held-out score {kept.get('held_out', 0):.4g} nats of {network['held_out_pairs']} pairs"
+        lines.append(
+            f"network {number + 1}: iteration {network['kept_iteration']} of {network['iterations']}, loss {kept['loss']:.4g}{held if 'held_out' in kept else ''}"
         )
-        print(
-            f"network {number + 1}: iteration {network['kept_iteration']} of {args.iterations}, loss {kept['loss']:.4g}{held}"
-        )
-    print(f"use it with: --estimator {args.output}   or   export LMMS_EVAL_EMI_ESTIMATOR={args.output}")
-    return 0
+    return [*lines, f"use it with: --estimator {path}   or   export LMMS_EVAL_EMI_ESTIMATOR={path}"]

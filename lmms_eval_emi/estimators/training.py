@@ -53,6 +53,8 @@ class TrainingOptions:
         every: steps between two held-out scores and checkpoints; there are some in the first of them too.
         folds: sets of images, each of which one network does not see; 1 for one network that sees all.
         seeds: how many such sets of networks, from ``seed`` on; their spread is the estimator's own error.
+        patience: steps without a better held-out score after which a network's training stops, if the best state
+            is kept; 0 for never.
     """
 
     kind: str = "club"
@@ -66,11 +68,14 @@ class TrainingOptions:
     every: int = 100
     folds: int = 5
     seeds: int = 1
+    patience: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "hidden", "every", "folds", "seeds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        if self.patience < 0:
+            raise InputError(f"patience: expected 0 or more steps, got {self.patience}.")
         if not self.lr > 0:
             raise InputError(f"lr: expected a positive learning rate, got {self.lr}.")
         if not 0 <= self.held_out < 1:
@@ -81,6 +86,29 @@ class TrainingOptions:
             raise InputError(f"keep: expected 'best' or 'last', got {self.keep!r}.")
         if self.keep == "best" and self.held_out == 0:
             raise InputError("keep: the best state is told by held-out pairs. Hold some out, or keep the last.")
+
+    @property
+    def networks(self) -> int:
+        """Number of networks to train."""
+        return self.folds * self.seeds
+
+    def members(self) -> list[tuple[int, int, str]]:
+        """Return seed, left-out fold and label of each network, in the order of training."""
+        return [
+            (
+                seed,
+                fold,
+                ", ".join(
+                    [f"seed {seed}"] * (self.seeds > 1) + [f"fold {fold + 1} of {self.folds}"] * (self.folds > 1)
+                ),
+            )
+            for seed in range(self.seed, self.seed + self.seeds)
+            for fold in range(self.folds)
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        """Return the options that a checkpoint must share with the training that continues it."""
+        return {**dataclasses.asdict(self), "iterations": None, "keep": None, "patience": None}
 
     def is_due(self, iteration: int) -> bool:
         """Whether held-out pairs are scored now. A network may overfit within the first hundred steps."""
@@ -156,19 +184,19 @@ def train_estimator(
     Args:
         splits: embeddings of the training data, by split.
         options: how to train.
-        name: of the estimator.
-        about: what else the card shall say: encoders, studies, models.
-        checkpoint: where to keep the state of the training; the caller removes it once the result is safe.
-        resume: go on from the checkpoint.
-        device: where to train: ``cpu`` or a CUDA device, which holds all pairs; if it has no room for them, the CPU
-            does. Batches are the same everywhere, and a checkpoint goes on anywhere.
+        name: name of the estimator.
+        about: further entries of the card: encoders, studies, models.
+        checkpoint: file for the state of the training; the caller removes it once the result is saved.
+        resume: continue from the checkpoint.
+        device: ``cpu`` or a CUDA device, which holds all pairs; without enough memory there, the CPU is used.
+            Batches are the same on every device, so a checkpoint can be continued on another one.
 
     Returns:
-        The estimator, on the CPU, with its card: one network, or with folds or seeds those of each.
+        The estimator, on the CPU, with its card: one network, or one per fold and seed.
 
     Raises:
-        ValueError: too few images for the folds or to hold some out, a checkpoint of another training, or a
-            training that diverged.
+        ValueError: there are too few images for the folds or for a held-out part, the checkpoint is of another
+            training, or the training diverged.
     """
     pairs = embeddings_to_pairs(splits)
     if pairs.images < options.folds:
@@ -179,54 +207,31 @@ def train_estimator(
     if few:
         log.warning("%s", few)
     data_hash = xxhash.xxh3_128_hexdigest(torch.cat([pairs.x, pairs.y], dim=1).numpy().tobytes())
-    identity = {"data": data_hash, "options": {**dataclasses.asdict(options), "iterations": None, "keep": None}}
-    saved = _read_checkpoint(checkpoint, identity, options) if resume else {}
-    done: list[dict[str, Any]] = saved.get("done", [])
-    placed = _placed(pairs, torch.device(device))
+    states = _Checkpoint(checkpoint, {"data": data_hash, "options": options.identity()})
+    if resume:
+        states.read(options)
     order = torch.randperm(pairs.images, generator=torch.Generator().manual_seed(options.seed))
     fold_of = torch.empty_like(order)
     fold_of[order] = torch.arange(pairs.images) % options.folds
-    networks: list[list[TrainedEstimator]] = []
-    members: list[dict[str, Any]] = []
-    total = options.iterations * options.folds * options.seeds
-    with tqdm(total=total, desc="Training", unit="it", dynamic_ncols=True, leave=False) as bar:
-        for seed in range(options.seed, options.seed + options.seeds):
-            networks.append([])
-            for fold in range(options.folds):
-                label = ", ".join(
-                    [f"seed {seed}"] * (options.seeds > 1)
-                    + [f"fold {fold + 1} of {options.folds}"] * (options.folds > 1)
-                )
-                bar.set_description(f"Training{', ' if label else ''}{label}")
-                training = _Training(placed, options, seed, name)
-                if options.folds > 1:
-                    training.leave_out(fold_of[pairs.clusters] == fold)
-                number = len(members)
-                if number < len(done):
-                    training.restore(done[number])
-                elif number == len(done) and "state" in saved:
-                    training.restore(saved.pop("state"))  # of this network alone
-                bar.update(training.iteration)
-
-                def keep(state: dict[str, Any]) -> None:
-                    if checkpoint:
-                        _save_checkpoint(checkpoint, {"identity": identity, "done": done, "state": state})
-
-                training.run(bar, keep, label)
-                if number == len(done):
-                    done.append(training.state())
-                networks[-1].append(training.finish())
-                members.append({"seed": seed, "fold": fold, **training.report()})
+    placed = _placed(pairs, torch.device(device))
+    networks: list[TrainedEstimator] = []
+    reports: list[dict[str, Any]] = []
+    with tqdm(total=options.iterations * options.networks, unit="it", dynamic_ncols=True, leave=False) as bar:
+        for seed, fold, label in options.members():
+            bar.set_description(f"Training{', ' if label else ''}{label}")
+            training = _Training(placed, options, seed, name)
+            if options.folds > 1:
+                training.leave_out(fold_of[pairs.clusters] == fold)
+            states.restore(training, len(networks))
+            training.run(bar, states.save, label)
+            states.finish(training, len(networks))
+            networks.append(training.finish())
+            reports.append({"seed": seed, "fold": fold, **training.report()})
+    # Images that a single network held out, to choose its state, are new to it.
+    held = set(training.held_clusters.tolist()) if options.networks == 1 else set()
     folds = fold_of.tolist()
-    # What one network was not trained on, because it told when to stop, is new to it.
-    held = set(training.held_clusters.tolist()) if options.folds == options.seeds == 1 else set()
     seen = Assignment({key: folds[cluster] for key, cluster in pairs.keys.items() if cluster not in held})
-    estimator: TrainedEstimator | CrossFitted
-    if options.folds == options.seeds == 1:
-        estimator = networks[0][0]
-        estimator.seen = seen
-    else:
-        estimator = CrossFitted(networks, seen, name=name)
+    estimator = _assemble(networks, options, seen, name)
     estimator.card = {
         **(about or {}),
         "kind": options.kind,
@@ -237,14 +242,25 @@ def train_estimator(
             "pairs": len(pairs.x),
             "images": pairs.images,
         },
-        "networks": members,
+        "networks": reports,
         "domain": training_domain(estimator, splits, seed=options.seed),
         "version": __version__,
     }
-    estimator.vision_encoder, estimator.text_encoder = (
-        estimator.card.get("encoders", {}).get(kind) for kind in ("vision", "text")
-    )
+    encoders = estimator.card.get("encoders", {})
+    estimator.vision_encoder, estimator.text_encoder = encoders.get("vision"), encoders.get("text")
     return estimator
+
+
+def _assemble(
+    networks: list[TrainedEstimator], options: TrainingOptions, seen: Assignment, name: str
+) -> TrainedEstimator | CrossFitted:
+    """Make one estimator of the networks of all seeds and folds, with the fold in which each row was left out."""
+    if options.networks == 1:
+        (estimator,) = networks
+        estimator.seen = seen
+        return estimator
+    of_seed = [networks[start : start + options.folds] for start in range(0, len(networks), options.folds)]
+    return CrossFitted(of_seed, seen, name=name)
 
 
 def too_few(pairs: int, images: int) -> str | None:
@@ -324,47 +340,63 @@ class _Training:
             "best": self.best,
         }
 
-    def run(self, bar: tqdm, keep: Callable[[dict[str, Any]], None], label: str) -> None:
-        """Train to the last iteration; ``keep`` gets the state now and then."""
+    def run(self, bar: tqdm, save: Callable[[dict[str, Any]], None], label: str) -> None:
+        """Train to the last iteration, or until the held-out score has stopped improving.
+
+        Args:
+            bar: progress bar of all networks.
+            save: is called with the state every ``options.every`` iterations.
+            label: the network's label in the log.
+        """
         options = self.options
-        while self.iteration < options.iterations:
-            loss = self.advance(1, bar)
-            iteration = self.iteration
-            if not options.is_due(iteration):
+        bar.update(self.iteration)
+        while self.iteration < options.iterations and not self.is_stopped:
+            loss = self.advance()
+            bar.update()
+            if not options.is_due(self.iteration):
                 continue
             self._check()
-            entry = {"iteration": iteration, "loss": loss.item()}
+            entry = {"iteration": self.iteration, "loss": loss.item()}
             if len(self.held):
                 entry["held_out"] = float(self._scores(self.held).mean())
                 bar.set_postfix_str(f"held-out {entry['held_out']:.4g} nats")
-                if entry["held_out"] > self.best["score"]:
-                    state = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
-                    self.best = {"score": entry["held_out"], "iteration": iteration, "state": state}
+                self._note_best(entry["held_out"])
             self.history.append(entry)
-            if iteration % max(options.every, options.iterations // 10) == 0 or iteration == options.iterations:
+            last = self.iteration == options.iterations or self.is_stopped
+            if last or self.iteration % max(options.every, options.iterations // 10) == 0:
                 values = (f"{key.replace('_', '-')} {value:.5g}" for key, value in entry.items() if key != "iteration")
                 where = f"{label}, " if label else ""
-                log.info("%siteration %d of %d: %s", where, iteration, options.iterations, ", ".join(values))
-            if iteration % options.every == 0 or iteration == options.iterations:
-                keep(self.state())
+                log.info("%siteration %d of %d: %s", where, self.iteration, options.iterations, ", ".join(values))
+            if last or self.iteration % options.every == 0:
+                save(self.state())
+        bar.update(options.iterations - self.iteration)
 
-    def advance(self, count: int, bar: tqdm) -> torch.Tensor:
-        """Train for some iterations; returns the last one's loss."""
-        options, pairs = self.options, self.pairs
-        size = min(options.batch_size, len(self.train))
-        for _ in range(count):
-            # Pairs are gathered by index from where they lie, and none is touched by Python.
-            batch = self.train[torch.randint(len(self.train), (size,), generator=self.generator)].to(pairs.x.device)
-            loss = self.network.loss(pairs.x[batch], pairs.y[batch])
-            if self.unchecked == len(self.losses):
-                self._check()
-            self.losses[self.unchecked] = loss.detach()
-            self.unchecked += 1
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.iteration += 1
-            bar.update()
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the held-out score has not improved for ``patience`` iterations."""
+        options = self.options
+        waited = (self.history[-1]["iteration"] if self.history else 0) - self.best["iteration"]
+        return options.keep == "best" and 0 < options.patience <= waited
+
+    def _note_best(self, score: float) -> None:
+        """Keep a copy of the network if its held-out score is the best so far."""
+        if score > self.best["score"]:
+            state = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+            self.best = {"score": score, "iteration": self.iteration, "state": state}
+
+    def advance(self) -> torch.Tensor:
+        """Train for one iteration; returns its loss."""
+        pairs, size = self.pairs, min(self.options.batch_size, len(self.train))
+        batch = self.train[torch.randint(len(self.train), (size,), generator=self.generator)].to(pairs.x.device)
+        loss = self.network.loss(pairs.x[batch], pairs.y[batch])
+        if self.unchecked == len(self.losses):
+            self._check()
+        self.losses[self.unchecked] = loss.detach()
+        self.unchecked += 1
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.iteration += 1
         return loss
 
     def _check(self) -> None:
@@ -391,7 +423,8 @@ class _Training:
     def report(self) -> dict[str, Any]:
         """What a card says of the training."""
         return {
-            "kept_iteration": self.best["iteration"] if self.options.keep == "best" else self.options.iterations,
+            "iterations": self.iteration,
+            "kept_iteration": self.best["iteration"] if self.options.keep == "best" else self.iteration,
             "held_out_pairs": len(self.held),
             "history": self.history,
         }
@@ -403,28 +436,62 @@ class _Training:
         return torch.cat([self.network.score(self.pairs.x[part], self.pairs.y[part]) for part in parts])
 
 
-def _read_checkpoint(checkpoint: Path | None, identity: dict, options: TrainingOptions) -> dict[str, Any]:
-    if checkpoint is None or not checkpoint.is_file():
-        raise InputError(
-            f"resume: expected the checkpoint of an unfinished training at {checkpoint}, which is not there. Train without --resume."
-        )
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"resume: {checkpoint} is damaged. Remove it and train without --resume. ({error})") from error
-    if saved["identity"] != identity:
-        raise InputError(
-            f"resume: {checkpoint} is of a training with other data or options. Use the same ones, or train without --resume."
-        )
-    reached = max([saved["state"]["iteration"], *(one["iteration"] for one in saved["done"])])
-    if reached > options.iterations:
-        raise InputError(
-            f"resume: {checkpoint} has done {reached} iterations already. Ask for as many or more than these with --iterations."
-        )
-    return saved
+class _Checkpoint:
+    """The states of a training on disk: those of the finished networks, and that of the current one.
 
+    Args:
+        path: file; ``None`` keeps nothing.
+        identity: what a continued training must share with the interrupted one.
+    """
 
-def _save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
+    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
+        self.path, self.identity = path, identity
+        self.done: list[dict[str, Any]] = []
+        self.current: dict[str, Any] | None = None
+
+    def read(self, options: TrainingOptions) -> None:
+        """Read the file.
+
+        Raises:
+            InputError: it is missing, damaged, or of another training.
+        """
+        if self.path is None or not self.path.is_file():
+            raise InputError(
+                f"resume: expected the checkpoint of an unfinished training at {self.path}, which is not there. Train without --resume."
+            )
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(
+                f"resume: {self.path} is damaged. Remove it and train without --resume. ({error})"
+            ) from error
+        if saved["identity"] != self.identity:
+            raise InputError(
+                f"resume: {self.path} is of a training with other data or options. Use the same ones, or train without --resume."
+            )
+        self.done, self.current = saved["done"], saved["state"]
+        reached = max(one["iteration"] for one in [self.current, *self.done] if one)
+        if reached > options.iterations:
+            raise InputError(
+                f"resume: {self.path} has done {reached} iterations already. Ask for as many or more than these with --iterations."
+            )
+
+    def restore(self, training: _Training, number: int) -> None:
+        """Put the saved state of a network, if there is one, into its training."""
+        if number < len(self.done):
+            training.restore(self.done[number])
+        elif number == len(self.done) and self.current is not None:
+            training.restore(self.current)
+            self.current = None
+
+    def finish(self, training: _Training, number: int) -> None:
+        """Keep the last state of a network."""
+        if number == len(self.done):
+            self.done.append(training.state())
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the file with the state of the current network."""
+        if self.path is not None:
+            buffer = io.BytesIO()
+            torch.save({"identity": self.identity, "done": self.done, "state": state}, buffer)
+            write_atomically(self.path, buffer.getvalue())

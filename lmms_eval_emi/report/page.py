@@ -29,7 +29,7 @@ from lmms_eval_emi.report.reading import Findings, ReportedResult, published_res
 from lmms_eval_emi.report.sections import (
     MOST_ROWS,
     agreement_context,
-    audit_context,
+    audit_section,
     number_cell,
     study_title,
     table_row,
@@ -106,11 +106,14 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
         context, ax = agreement_context(one, number)
         context["scatter"] |= {"svg": page.figure(ax, context["scatter"]["caption"])}
         agreements.append(context)
-    audits = [{**audit_context(one), "id": f"audit-{number}"} for number, one in enumerate(found.audits, 1)]
+    sections = [
+        {**vars(one), "svg": page.figure(one.figure, one.caption) if one.figure is not None else ""}
+        for one in (*map(audit_section, found.audits), *found.sections)
+    ]
     contents = [{"id": one["id"], "title": one["title"]} for one in studies]
     contents += [{"id": "rows", "title": "Rows that lost most"}] if lost else []
     contents += [{"id": one["id"], "title": f"Beside {one['score']}"} for one in agreements]
-    contents += [{"id": one["id"], "title": "Estimators on known faults"} for one in audits]
+    contents += [{"id": f"section-{number}", "title": one["contents"]} for number, one in enumerate(sections, 1)]
     contents.append({"id": "words", "title": "Glossary"})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     script = _own("page.js")
@@ -124,7 +127,7 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
         studies=studies,
         lost=lost,
         agreements=agreements,
-        audits=audits,
+        sections=sections,
         version=__version__,
         policy=POLICY,
         css=_own("page.css"),

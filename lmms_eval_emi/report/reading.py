@@ -174,6 +174,7 @@ class Findings:
 
     audits: tuple[AuditDocument, ...] = ()
     agreements: tuple[AgreementResult, ...] = ()
+    sections: tuple[Section, ...] = ()
 
 
 def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
@@ -237,7 +238,7 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
             kind = entry.get("kind") if isinstance(entry, dict) else None
             got = f"a file of the kind {str(kind)[:40]!r}" if kind else "JSON of another form"
             raise ResultsError(
-                f"{path}: expected results of lmms-eval-emi score, of a harness run (*_emi_*.json) or of the published script, or what judge agree and estimators audit write; got {got}."
+                f"{path}: expected results of lmms-eval-emi score, of a harness run (*_emi_*.json) or of the published script, or what judge agree, estimators audit and robustness write; got {got}."
             )
     if strict and not results:
         raise ResultsError(f"{path}: expected results of lmms-eval-emi score, got an empty list.")

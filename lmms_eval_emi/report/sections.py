@@ -1,8 +1,9 @@
-"""Sections of the page about results of other commands: agreements with another score, and audits of estimators."""
+"""Sections of the page about results of other commands, such as agreements with another score and audits of estimators."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
@@ -16,6 +17,36 @@ if TYPE_CHECKING:
 
 MEASURES = {"pearson_r": "Pearson", "spearman_r": "Spearman", "kendall_tau": "Kendall"}
 MOST_ROWS = 1000  # of a table in the page
+AUDIT = (
+    "EMI of responses that are made from the references with one known fault each. The references themselves have 0. "
+    "* differs from that: the interval of 95 % leaves 0 out. A fault that an estimator misses here, it misses in a model as well."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of tables that any command can add to the page.
+
+    Attributes:
+        title: heading.
+        contents: its entry in the table of contents.
+        intro: first paragraph.
+        sentences: findings.
+        headers, rows: the table; rows as of :func:`table_row`.
+        caption: description of the table for screen readers.
+        notes: small print below the table.
+        figure: drawn above the table, with ``caption`` as its text alternative.
+    """
+
+    title: str
+    contents: str
+    intro: str
+    sentences: list[str]
+    headers: list[str]
+    rows: list[dict[str, Any]]
+    caption: str
+    notes: list[str]
+    figure: Axes | None = None
 
 
 def study_title(study: str) -> str:
@@ -93,8 +124,8 @@ def agreement_context(found: AgreementResult, place: int) -> tuple[dict[str, Any
     return context, ax
 
 
-def audit_context(audit: AuditDocument) -> dict[str, Any]:
-    """A table of responders by estimator, and what each estimator does not notice in a sentence."""
+def audit_section(audit: AuditDocument) -> Section:
+    """Return a table of responders by estimator, with a sentence on the faults that each estimator misses."""
     names = list(dict.fromkeys(name for one in audit.findings for name in one.responders))
     encoders = list(dict.fromkeys(one.encoders for one in audit.findings))
     headers = ["responder"]
@@ -106,13 +137,18 @@ def audit_context(audit: AuditDocument) -> dict[str, Any]:
         preferred = f", and prefers {_listed(one.preferred)} to the references" if one.preferred else ""
         sentences.append(f"{label} ({one.unit}) {missed}{preferred}.")
     rows = [table_row([name, *(_audit_cell(one, name) for one in audit.findings)]) for name in names]
-    return {
-        "title": f"{study_title(audit.study)}, split {audit.split}",
-        "headers": headers,
-        "rows": rows,
-        "sentences": sentences,
-        "encoders": encoders,
-    }
+    return Section(
+        title=f"Estimators on known faults: {study_title(audit.study)}, split {audit.split}",
+        contents="Estimators on known faults",
+        intro=AUDIT,
+        sentences=sentences,
+        headers=headers,
+        rows=rows,
+        caption="EMI of responses with known faults",
+        notes=[
+            f"Encoders{f' {number}' if len(encoders) > 1 else ''}: {name}" for number, name in enumerate(encoders, 1)
+        ],
+    )
 
 
 def _correlation_cell(one: CorrelationResult | None) -> str:

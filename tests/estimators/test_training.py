@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -12,7 +13,6 @@ import pytest
 import tinyhub as builder
 import torch
 from conftest import fit
-from tqdm import tqdm
 
 from lmms_eval_emi import Embeddings, emi, load_estimator
 from lmms_eval_emi.cli import main
@@ -173,10 +173,11 @@ def test_a_gpu_trains_what_the_cpu_trains(kind, tmp_path, monkeypatch):
     options = TrainingOptions(**{**vars(FAST), "kind": kind})
     expected = train_estimator(splits_of(), options, name="a")
     saved = []
+    write = training.write_atomically
     monkeypatch.setattr(
         training,
-        "_save_checkpoint",
-        lambda path, content: saved.append(1) or (torch.save(content, path) if len(saved) == 3 else None),
+        "write_atomically",
+        lambda path, content: saved.append(1) or (write(path, content) if len(saved) == 3 else None),
     )
     found = train_estimator(splits_of(), options, name="a", device="cuda", checkpoint=tmp_path / "a.checkpoint")
     assert all(one.device.type == "cpu" for one in found.state_dict().values())
@@ -391,6 +392,18 @@ def test_prefetch(in_tinyhub, tmp_path, monkeypatch, capsys):
     )
 
 
+def test_a_training_stops_once_its_held_out_score_no_longer_improves(make_embeddings):
+    """Twelve images went through 25,000 steps; the state that is kept is the same without the rest of them."""
+    splits = {"all": make_embeddings(0, 36)}
+    options = TrainingOptions(iterations=3000, batch_size=8, hidden=4, folds=1, every=50, patience=200)
+    (report,) = train_estimator(splits, options, name="one").card["networks"]
+    assert report["iterations"] == report["kept_iteration"] + 200 or report["kept_iteration"] < 50
+    assert report["iterations"] < 3000
+    short = dataclasses.replace(options, iterations=report["iterations"], patience=0)
+    (full,) = train_estimator(splits, short, name="one").card["networks"]
+    assert full["kept_iteration"] == report["kept_iteration"] and full["history"] == report["history"]
+
+
 def test_held_out_scores_may_be_wanted_never(make_embeddings):
     """Nothing is as large as the steps between them."""
     splits = {"all": make_embeddings(0, 40)}
@@ -412,8 +425,10 @@ def test_memory_does_not_grow_with_iterations():
     options = TrainingOptions(
         iterations=400, batch_size=1024, hidden=64, folds=1, seeds=1, held_out=0.0, keep="last", every=400
     )
-    one, bar = training._Training(pairs, options, 0, "one"), tqdm(disable=True)
-    one.advance(50, bar)
+    one = training._Training(pairs, options, 0, "one")
+    for _ in range(50):
+        one.advance()
     before = taken()
-    one.advance(200, bar)
+    for _ in range(200):
+        one.advance()
     assert taken() - before < 60e6

@@ -1,7 +1,7 @@
 """Makes lmms-eval find our tasks after a plain ``pip install``.
 
 lmms-eval has an entry-point group for models and none for tasks. It loads that group before any
-task index is built, so the entry point adds our folder to what the index reads, and no model.
+task index is built, so the entry point adds our folder to what the index reads. The one model is a variant of ``llava_hf``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def register() -> list[Any]:
     Never raises: lmms-eval itself must go on working.
 
     Returns:
-        No model manifests.
+        The manifest of ``llava_hf_bottleneck``.
     """
     try:
         task_index.add_tasks_to_index()
@@ -33,7 +33,7 @@ def register() -> list[Any]:
         warnings.warn(
             f"lmms_eval_emi cannot add its tasks to this lmms-eval ({error}). {task_index.remedy()}", stacklevel=2
         )
-    return []
+    return launch.model_manifests()
 
 
 def _check_run(files: Sequence[str], model: str) -> None:

@@ -96,6 +96,20 @@ def exit_status_of_missing_scores() -> None:
     os._exit(1)
 
 
+def model_manifests() -> list[Any]:
+    """Return the manifest of ``llava_hf_bottleneck``, as lmms-eval's registry of models takes it."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    module = f"{__package__}.bottleneck_model"
+    return [
+        ModelManifest(
+            "llava_hf_bottleneck",
+            simple_class_path=f"{module}.SimpleLlavaHfBottleneck",
+            chat_class_path=f"{module}.ChatLlavaHfBottleneck",
+        )
+    ]
+
+
 def is_main_process() -> bool:
     """Whether this is rank 0 of the run, or its only process. Relies on: launchers set ``RANK``."""
     return os.environ.get("RANK", "0") == "0"

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from lmms_eval_emi.errors import EMIError
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.files import write_atomically
-from lmms_eval_emi.util.printing import printable_output
+from lmms_eval_emi.util.printing import printable, printable_output
 from lmms_eval_emi.util.redact import redact
 from lmms_eval_emi.version import __version__
 
@@ -142,7 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     # Texts are tokenised in the thread that encodes them; a pool of the tokenizer's own is slower beside it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
     logging.getLogger("lmms_eval_emi").setLevel(logging.INFO)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a model's name may have letters that the terminal lacks
@@ -163,14 +165,22 @@ def _run(words: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (EMIError, OSError, MemoryError) as error:
-        print(f"error: {redact(str(error)) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {printable(redact(str(error))) or type(error).__name__}", file=sys.stderr)
         return 1
     except Exception as error:
         print(
-            f"error: {type(error).__name__}: {redact(str(error))}. This is a bug of lmms_eval_emi; the traceback is in {write_log(error)}",
+            f"error: {type(error).__name__}: {printable(redact(str(error)))}. This is a bug of lmms_eval_emi; the traceback is in {write_log(error)}",
             file=sys.stderr,
         )
         return 1
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Formats messages, in which names and replies from outside may stand, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message of a record."""
+        return printable(super().format(record))
 
 
 def _dispatch(words: Sequence[str]) -> int:

@@ -30,7 +30,8 @@ ImageSource = Union[Image.Image, bytes, str, Path, "DatasetImage"]
 
 # Above this an image is refused before its pixels are read; a small file may claim a huge size.
 MOST_PIXELS = 150_000_000
-FLOAT_HEADROOM = 257.0  # highest value of a float image on the scale 0 to 255
+OVERSHOOT = 2  # sums and sharpening exceed the end of a scale, by less than this factor
+LOWEST_OF_16_BITS = 4096  # a maximum between 255 * OVERSHOOT and this may be of either scale
 TRANSPARENCY = "alpha-on-white"  # how signatures call the rule of to_rgb
 LARGE_PIXELS = 16_000_000  # images with more are decoded one at a time, which bounds the memory of a run
 # Pillow chooses a reader by content, and its other readers start programs (EPS) or take vectors apart.
@@ -91,9 +92,9 @@ def encoded_image(value: Any, roots: Sequence[Path]) -> bytes | None:
     if isinstance(value, bytes):
         return value or None
     if isinstance(value, dict):
-        if value.get("bytes"):
-            return value["bytes"]
-        value = value.get("path")
+        value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
     if value is None or value == "":
         return None
     if isinstance(value, str) and (decoded := _from_base64(value)):
@@ -225,11 +226,11 @@ def check_size(image: Image.Image, most_pixels: int, longest_side: int | None = 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as RGB: transparent parts are laid on white, and 16 bits are scaled to 8.
 
-    Floats are read on the scale 0 to 1 where all are at most 1, on 0 to 255 where all are at most 257, for sums and
-    sharpening overshoot a little, and else on 0 to 65535.
+    Floats and 32-bit integers are read on the scale 0 to 1 (floats alone), 0 to 255 or 0 to 65535. Up to twice the end of
+    a scale is its overshoot, and clipped.
 
     Raises:
-        ImageError: its values have no scale that is known, as in 32-bit images.
+        ImageError: its values are of no known scale, or of two.
     """
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
@@ -238,17 +239,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-        most = 65535
-        if not (low >= 0 and high <= most):
+        is_16_bit = image.mode.startswith("I;16") or image.format == "PNG"
+        ambiguous = 255 * OVERSHOOT < high < LOWEST_OF_16_BITS and not is_16_bit
+        if not (low >= 0 and high <= 65535) or ambiguous:
             expected = "0 to 1, 0 to 255 or 0 to 65535" if image.mode == "F" else "8 or 16 bits a channel"
             raise ImageError(
                 f"its image has mode {image.mode} and values from {low:g} to {high:g}; expected {expected}. Convert it first"
             )
-        if image.mode == "F" and high <= FLOAT_HEADROOM:
-            values = np.minimum(values, 255) if high > 1 else values * 255
-        elif image.mode.startswith("I;16") or high > 255:
-            values = values / 257
-        image = Image.fromarray(np.rint(values).astype(np.uint8))
+        transparent = image.info.get("transparency")
+        if image.mode == "F" and high <= OVERSHOOT:
+            scaled = values * 255
+        elif image.mode.startswith("I;16") or high > (255 if is_16_bit else 255 * OVERSHOOT):
+            scaled = values / 257
+        else:
+            scaled = values
+        image = Image.fromarray(np.rint(np.minimum(scaled, 255)).astype(np.uint8))
+        if isinstance(transparent, int):
+            image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")

@@ -15,7 +15,18 @@ REFUSAL = re.compile(
     r"(assist|help|provide|answer|comply|fulfil+|view|see|access|process|analy[sz]e|identify|complete)\b",
     re.IGNORECASE | re.DOTALL,
 )
-TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
+# The first two are the defaults of lmms-eval's --reasoning_tags; the others are those of other models' templates.
+TAGS = (
+    ("<think>", "</think>"),
+    ("<analysis>", "</analysis>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("\N{WHITE DIAMOND}think\N{BLACK DIAMOND}", "\N{WHITE DIAMOND}/think\N{BLACK DIAMOND}"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
 
 
 def is_failed_request(text: str) -> bool:
@@ -31,13 +42,15 @@ def without_thoughts(text: str) -> str:
     """A response without what a thinking model wrote before it.
 
     Closed thoughts are taken out as lmms-eval's ``--reasoning_tags`` does, and a thought whose opening tag was part of
-    the prompt ends at the closing tag. What follows an opening tag that is never closed is a thought as well: the model
-    ran out of tokens, and there is no answer.
+    the prompt ends at the closing tag. A response that begins with an opening tag which is never closed is a thought as
+    well: the model ran out of tokens, and there is no answer. A tag in the middle of a text is part of the text.
 
     >>> without_thoughts("<think>It is round.</think> A circle.")
     'A circle.'
     >>> without_thoughts("<think>It is round, so")
     ''
+    >>> without_thoughts("A <think> tag is shown.")
+    'A <think> tag is shown.'
     """
     for opening, closing in TAGS:
         if opening not in text and closing not in text:
@@ -46,6 +59,7 @@ def without_thoughts(text: str) -> str:
         kept = [parts[0]]
         for part in parts[1:]:
             _, closed, after = part.partition(closing)
-            kept.append(after if closed else "")
+            is_text = not closed and "".join(kept).strip()
+            kept.append(f"{opening}{part}" if is_text else after)
         text = "".join(kept).rpartition(closing)[2].strip()
     return text

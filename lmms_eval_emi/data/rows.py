@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,29 +19,32 @@ from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.digest import content_hexdigest
 from lmms_eval_emi.util.files import check_folder_writable
 from lmms_eval_emi.util.hub import go_offline_unless_reachable
+from lmms_eval_emi.util.printing import one_line
 
 if TYPE_CHECKING:
     import datasets
 
-SYSTEM = {Path(name) for name in ("/", "/home", "/etc", "/proc", "/sys", "/dev", "/var/lib", "/boot")}
 FILE_SPLIT = "train"  # as datasets calls the rows of a file
 SAVED = "dataset_dict.json"  # of a folder of save_to_disk with several splits
 SAVED_ALONE = "state.json"  # with one, which has no name for a harness
 FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}  # fmt: skip
 
 
-def load_stored_splits(study: Study, names: Iterable[str] | None = None) -> dict[str, datasets.Dataset]:
+def load_stored_splits(
+    study: Study, names: Iterable[str] | None = None, images: Path | None = None
+) -> dict[str, datasets.Dataset]:
     """Load the rows of a study's splits as their datasets hold them.
 
     Args:
         study: whose splits.
         names: of the splits; default: all.
+        images: another folder that the study may name, as the setting ``images``.
 
     Returns:
         Rows by split. A dataset that several splits share is loaded once.
 
     Raises:
-        StudyError: a dataset is not there, or lacks a split or columns.
+        StudyError: a dataset is not there, lies outside the study's folder, or lacks a split or columns.
     """
     loaded: dict[tuple[str, str | None], Any] = {}
     rows = {}
@@ -51,10 +53,11 @@ def load_stored_splits(study: Study, names: Iterable[str] | None = None) -> dict
         spec = split.dataset
         key = (spec.path, spec.config)
         if key not in loaded:
-            _check_place(study, spec)
+            if (local := study.local_path(spec)) is not None:
+                check_place(study, local, images)
             loaded[key] = _load(
                 spec,
-                study.local_path(spec),
+                local,
                 load_dataset_arguments(study, spec),
                 f"The dataset {spec.path!r} of the study {study.name}",
             )
@@ -68,27 +71,33 @@ def load_stored_splits(study: Study, names: Iterable[str] | None = None) -> dict
     return rows
 
 
-def _check_place(study: Study, spec: DatasetSpec) -> None:
-    """Refuse to read what somebody else's study file names outside its folder and the current one."""
-    local = study.local_path(spec)
-    if local is not None and not _may_name(study, local.resolve(), [study.folder.resolve(), Path().resolve()]):
-        raise StudyError(
-            f"{study.source} names {spec.path}, which lies outside its folder, and the file is not yours or the place is the system's. Copy study and data to a folder of your own if that is what you want."
-        )
+def check_place(study: Study, path: Path, images: Path | None) -> Path:
+    """Return a path that a study file names, if it lies in a folder that the file may name.
 
+    A study file may be a stranger's, also in a folder of the caller's own, such as a clone. By itself it names its own
+    folder, and the current folder if it lies below it.
 
-def _may_name(study: Study, path: Path, allowed: Iterable[Path | None]) -> bool:
-    """Whether a study file may name a place: one in an allowed folder, or, in a file of the caller's, a plain one.
+    Args:
+        study: with the path.
+        path: file or folder.
+        images: another folder that the user allows, as the setting ``images``.
 
-    The root, the folder of all home folders and those of the system are no plain places, whoever names them.
+    Raises:
+        StudyError: the path lies elsewhere.
     """
-    if any(folder is not None and path.is_relative_to(folder.resolve()) for folder in allowed):
-        return True
-    source = Path(study.source)
-    own_file = not hasattr(os, "getuid") or (source.is_file() and source.stat().st_uid == os.getuid())
-    mine = study.is_bundled or own_file
-    system = path in SYSTEM or any(path.is_relative_to(folder) for folder in SYSTEM - {Path("/"), Path("/home")})
-    return mine and not system
+    allowed = _own_folders(study, images)
+    if study.is_bundled or any(path.resolve().is_relative_to(folder) for folder in allowed):
+        return path
+    raise StudyError(
+        f"{study.source} names {one_line(str(path), 200)}, which lies outside its folder ({' or '.join(map(str, allowed))}). "
+        f"If that is what you want, allow the folder: --images {one_line(str(path.resolve().parent), 200)}, or export LMMS_EVAL_EMI_IMAGES."
+    )
+
+
+def _own_folders(study: Study, images: Path | None) -> list[Path]:
+    own, here = study.folder.resolve(), Path().resolve()
+    folders = [own, *([here] if own.is_relative_to(here) else []), *([images.resolve()] if images else [])]
+    return list(dict.fromkeys(folders))
 
 
 def split_of_dataset(study: Study, split: SplitSpec) -> str:
@@ -148,8 +157,7 @@ def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> 
     """Return the folders that image paths of a dataset are relative to, and must lie in.
 
     These are the folder of the dataset, the folder of the study file, one that the study names under ``dataset:
-    images:``, the caches of a dataset from the hub, and a folder that the user allows. A study file may be a stranger's:
-    by itself it names no folder above the dataset's but its own, and none elsewhere if another user owns it.
+    images:`` (see :func:`check_place`), the caches of a dataset from the hub, and a folder that the user allows.
 
     Args:
         study: with the dataset.
@@ -160,7 +168,7 @@ def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> 
     own = None if local is None else local.resolve().parent if local.is_file() else local.resolve()
     base = study.folder.resolve() if str(study.folder) not in ("", ".") else None
     named = (study.folder / spec.images).resolve() if spec.images else None
-    if named is not None and not _may_name(study, named, [base, Path().resolve(), images]):
+    if named is not None and not any(named.is_relative_to(folder) for folder in _own_folders(study, images)):
         named = None
     return _roots([own, named, base, images], from_hub=own is None)
 
@@ -380,3 +388,14 @@ def undecoded(split: datasets.Dataset, column: str) -> datasets.Dataset:
     from datasets import Image
 
     return split.cast_column(column, Image(decode=False))
+
+
+def with_encoded_images(split: datasets.Dataset, column: str | None) -> datasets.Dataset:
+    """The split with its images left encoded, so that only :func:`lmms_eval_emi.data.images.open_image` decodes them.
+
+    Left to itself, ``datasets`` decodes by content, and Pillow starts a program for some formats.
+    """
+    from datasets import Image
+
+    is_image = bool(column) and isinstance(split.features.get(column), Image)
+    return undecoded(split, str(column)) if is_image else split

@@ -6,6 +6,7 @@ The readers of datasets guess types, which makes the number 0 of the id 000, a t
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ LONGEST_CELL = 2**31 - 1
 def read_table(path: Path) -> datasets.Dataset:
     """Rows of a ``.csv``, ``.tsv``, ``.json`` (an array of objects, or lines) or ``.jsonl`` file.
 
-    Cells of a separated file are texts. Of JSON, a column whose values are of several types becomes texts.
+    Cells of a separated file are texts. Of JSON, a column whose values are of several types, or are integers beyond 64 bits,
+    becomes texts as they are written.
 
     Raises:
         StudyError: it cannot be read, or holds no rows; the message names the line.
@@ -47,7 +49,8 @@ def read_table(path: Path) -> datasets.Dataset:
 
 def _separated(path: Path, text: str) -> list[dict[str, Any]]:
     csv.field_size_limit(LONGEST_CELL)  # an image as base64 text is long
-    lines = csv.reader(text.splitlines(keepends=True), delimiter=SEPARATORS[path.suffix], strict=True)
+    # Only line feeds and carriage returns end a line; str.splitlines would cut cells at U+2028 and form feeds as well.
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=SEPARATORS[path.suffix], strict=True)
     try:
         names = next(lines, [])
         rows = [(lines.line_num, cells) for cells in lines if cells]
@@ -65,7 +68,7 @@ def _json(path: Path, text: str) -> list[dict[str, Any]]:
     lines = [(1, text)] if whole else [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, line in lines:
         try:
-            found = json.loads(line)
+            found = json.loads(line, parse_float=_Written)
         except (ValueError, RecursionError) as error:
             raise StudyError(f"{path}:{number}: expected JSON: {error}") from error
         rows += found if whole else [found]
@@ -78,6 +81,24 @@ def _json(path: Path, text: str) -> list[dict[str, Any]]:
 def _of_one_type(values: list[Any]) -> list[Any]:
     """The values, as texts where some are texts and others are not."""
     kinds = {type(value) for value in values if value is not None}
-    if len(kinds) < 2 or kinds == {int, float}:
-        return values
-    return [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    is_large = any(type(value) is int and abs(value) >= 2**63 for value in values)
+    if len(kinds) < 2 and not is_large:
+        return [float(value) if isinstance(value, _Written) else value for value in values]
+    return [_text_of(value) for value in values]
+
+
+class _Written(float):
+    """A number of a JSON file that remembers how it is written, such as 0.50."""
+
+    def __new__(cls, text: str) -> _Written:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    text: str
+
+
+def _text_of(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return value.text if isinstance(value, _Written) else json.dumps(value)

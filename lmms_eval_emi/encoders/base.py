@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from safetensors import SafetensorError
 
-from lmms_eval_emi.encoders.checkpoint import Checkpoint, check_loaded
+from lmms_eval_emi.encoders.checkpoint import Checkpoint, check_loaded, checkpoint_file
 from lmms_eval_emi.errors import InputError, UnavailableError
 from lmms_eval_emi.util.digest import content_hexdigest
 from lmms_eval_emi.util.files import read_json, write_atomically
@@ -76,6 +76,7 @@ class CheckpointEncoder:
     role: ClassVar[str]  # as error messages name it
     kinds: ClassVar[tuple[str, ...]] = ()  # model types, or prefixes of names, that the class reads
     variable: ClassVar[str]  # the environment variable that chooses it
+    settings_files: ClassVar[tuple[str, ...]] = ("config.json", "preprocessor_config.json")
 
     def __init__(self, name: str, device: torch.device, cache: Path | None = None) -> None:
         self.name, self.device = name, device
@@ -99,7 +100,16 @@ class CheckpointEncoder:
     @property
     def cache_key(self) -> str:
         """Everything that a row depends on, apart from the item."""
-        return f"{type(self).__name__}#{self._fingerprint}/{self.pooling}/float32/{self.device.type}/{CACHE_REVISION}"
+        parts = (self._fingerprint, self.pooling, "float32", self.device.type, self._hash_of_files(), CACHE_REVISION)
+        return f"{type(self).__name__}#{'/'.join(map(str, parts))}"
+
+    def _hash_of_files(self) -> str:
+        """Hash of the files beside the weights that rows depend on, such as the configuration."""
+        found = []
+        for file in self.settings_files:
+            with suppress(OSError):
+                found.append(content_hexdigest(checkpoint_file(self.name, file).read_bytes()))
+        return content_hexdigest(" ".join(found))
 
     initialised: ClassVar[set[str]] = set()  # weights that the checkpoint lacks and rows do not depend on
 

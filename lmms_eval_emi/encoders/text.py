@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -16,10 +17,10 @@ from lmms_eval_emi.encoders.base import (
     unavailable,
 )
 from lmms_eval_emi.encoders.checkpoint import checkpoint_file, fingerprint
-from lmms_eval_emi.util.digest import content_hexdigest
 
 MAX_TOKENS = 512
 TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json")
+OTHER_FILES = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class TextEncoder(CheckpointEncoder):
@@ -41,17 +42,12 @@ class TextEncoder(CheckpointEncoder):
     options: ClassVar[dict[str, Any]] = {}
     optional_weights: ClassVar[tuple[str, ...]] = ()
     role, variable = "text encoder", "LMMS_EVAL_EMI_TEXT_ENCODER"
+    settings_files = ("config.json", *TOKENIZERS, *OTHER_FILES)
 
     @property
     def dimension(self) -> int:
         """Width of a row."""
         return int(self.checkpoint.config["hidden_size"])
-
-    @cached_property
-    def cache_key(self) -> str:
-        """Everything that a row depends on, with the tokenizer's files."""
-        files = [content_hexdigest(path.read_bytes()) for path in self._tokenizer_files()]
-        return f"{super().cache_key}/{content_hexdigest(' '.join(files))}"
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -75,8 +71,11 @@ class TextEncoder(CheckpointEncoder):
 
     def check_files(self) -> None:
         """Check that the tokenizer is there."""
-        if not self._tokenizer_files():
-            _ = self.tokenizer  # another kind of file, or an error that says what is missing
+        for file in TOKENIZERS:
+            with suppress(OSError):
+                checkpoint_file(self.name, file)
+                return
+        _ = self.tokenizer  # another kind of file, or an error that says what is missing
 
     def load(self) -> torch.nn.Module:
         """Load the model."""
@@ -101,12 +100,3 @@ class TextEncoder(CheckpointEncoder):
         device = self.place_model()
         tokens = self.tokenize(prepared, padding=True, return_tensors="pt").to(device)
         return normalised(mean_over_positions(*self.states(tokens)))
-
-    def _tokenizer_files(self) -> list[Any]:
-        found = []
-        for file in (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-            try:
-                found.append(checkpoint_file(self.name, file))
-            except OSError:
-                continue
-        return found if any(path.name in TOKENIZERS for path in found) else []

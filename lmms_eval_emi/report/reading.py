@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -32,6 +32,9 @@ from lmms_eval_emi.scoring.rows import (
 )
 from lmms_eval_emi.util.documents import parse_model
 from lmms_eval_emi.util.files import visible_files
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.report.sections import Section
 
 log = logging.getLogger("lmms_eval_emi")
 # A picture that is part of the page; anything else might be fetched, or run.

@@ -103,11 +103,11 @@ def collect_samples(
         ResponsesError: responses are missing or cannot be read, and that is not allowed; or none can be used.
         StudyError: a dataset is not there, or lacks a split or columns.
     """
-    names = chosen_splits(study, list(splits or ()))
+    names, settings = chosen_splits(study, list(splits or ())), settings or load_settings()
     if not folders:
         if study.source in BUILT_IN:
             raise ResponsesError(f"responses: expected a folder with the responses of {study.name}: --responses DIR.")
-        found = {study.name: responses_of_study(study)}
+        found = {study.name: responses_of_study(study, settings.images)}
     else:
         found = {str(folder): find_responses(folder, study) for folder in folders}
     chosen = choose_models(found, models, renamed)
@@ -117,7 +117,7 @@ def collect_samples(
     for name, model in labelled:  # two folders may hold runs of one model
         seen[name] += 1
         unique.append((name if seen[name] == 1 else f"{name} ({seen[name]})", model))
-    return join_responses(study, unique, names, settings or load_settings(), allow_missing=allow_missing)
+    return join_responses(study, unique, names, settings, allow_missing=allow_missing)
 
 
 def chosen_splits(study: Study, chosen: Sequence[str] = ()) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from lmms_eval_emi.data.rows import image_roots, load_stored_splits
+from lmms_eval_emi.data.rows import check_place, image_roots, load_stored_splits
 from lmms_eval_emi.data.study import SplitSpec, Study
 from lmms_eval_emi.errors import ShiftError, StudyError
 from lmms_eval_emi.settings import Settings, load_settings
@@ -33,7 +33,8 @@ def load_splits(
     Raises:
         StudyError: a dataset is not there, lacks a split or columns, or cannot be shifted.
     """
-    settings, stored = settings or load_settings(), load_stored_splits(study, names)
+    settings = settings or load_settings()
+    stored = load_stored_splits(study, names, settings.images)
     return {name: shift_at_load(study, study.split(name), rows, settings) for name, rows in stored.items()}
 
 
@@ -52,7 +53,7 @@ def shift_at_load(study: Study, split: SplitSpec, rows: datasets.Dataset, settin
             if made.only in (None, shift.modality):
                 name, _, level = shift.name.partition(" ")
                 steps[shift.modality] = Step(operator(shift.modality, name), shift.severity or level or None)
-        synonyms = study.folder / made.synonyms if made.synonyms else None
+        synonyms = check_place(study, study.folder / made.synonyms, settings.images) if made.synonyms else None
         options = ShiftOptions.from_settings(settings, keep=made.keep, synonyms=synonyms)
         recipe = Recipe(visual=steps.get("visual"), textual=steps.get("text"))
         roots = image_roots(study, split.dataset, settings.images)

@@ -9,31 +9,37 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from lmms_eval_emi.errors import EndpointError
 from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.printing import one_line
-from lmms_eval_emi.util.redact import redact
+from lmms_eval_emi.util.redact import HIDDEN, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 log = logging.getLogger("lmms_eval_emi")
 
 LARGEST_REPLY = 1_000_000  # bytes
 RETRIES = 8  # of a request that the server is too busy for, about two minutes in all
 CONNECTION_RETRIES = 2  # of one that got no reply at all
+LONGEST_TIMEOUT = 86_400  # seconds
 LONGEST_WAIT = 60.0  # seconds between two tries
 TELL_EVERY = 10.0  # seconds between two messages about waiting
 REASONING_FACTOR = 8  # tokens of a reply with its thoughts, where a model counts both
 RAW_CHARACTERS = 4000  # of a reply that has no text
+SHORTEST_KEY = 8  # characters; a shorter key, such as "none", may be part of any text
+UNPAID = re.compile(r"(?i)insufficient_quota|billing|credit balance|payment required")
+TOO_LARGE = re.compile(r"too large|at most|exceed|maximum")  # a value is refused, and not its parameter
+NO_SYSTEM = re.compile(r"\bsystem\b|only user and assistant|must alternate|developer instruction")
 
 
 class RequestRefusedError(EndpointError):
@@ -79,10 +85,17 @@ class ChatClient:
     """
 
     def __init__(self, url: str, model: str, *, package_extra: str, timeout: float = 120.0) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # raises ValueError if it is not a number
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EndpointError(f"--endpoint: expected a URL such as http://localhost:8000/v1, got {url!r}.")
-        self.url = url.rstrip("/").removesuffix("/chat/completions")
+            raise EndpointError(f"--endpoint: expected a URL such as http://localhost:8000/v1, got {redact(url)!r}.")
+        if not 0 < timeout <= LONGEST_TIMEOUT:
+            raise EndpointError(f"--timeout: expected seconds above 0 and up to {LONGEST_TIMEOUT}, got {timeout:g}.")
+        self.url = url.partition("?")[0].rstrip("/").removesuffix("/chat/completions")
+        self._query = dict(parse_qsl(parts.query))
         self.model, self.timeout, self._extra = model, timeout, package_extra
         self._left_out: set[str] = set()  # parameters that the model refuses
         self._lock = threading.Lock()
@@ -96,6 +109,7 @@ class ChatClient:
         httpx = _httpx()
         return openai.OpenAI(
             base_url=self.url,
+            default_query=self._query,
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
             max_retries=0,
             default_headers={"Accept-Encoding": "identity"},
@@ -116,20 +130,26 @@ class ChatClient:
         import openai
 
         tries = 0
+        left_out = set(self._left_out)
         while True:
             tries += 1
-            request = self._request(messages, temperature, max_tokens)
+            request = self._request(messages, temperature, max_tokens, left_out)
             wait: float | None = None
             try:
-                return self._read(client.chat.completions.create(**request))
-            except openai.BadRequestError as error:
-                if not self._leave_out(str(error.message), request):
-                    raise RequestRefusedError(f"the endpoint refuses the request: {_said(error)}") from error
+                reply = self._read(client.chat.completions.create(**request))
+                self._remember(left_out)
+                return reply
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                self._raise_if_final(error, refuses=False)
+                refused = _refused_parameter(error, request)
+                if refused is None:
+                    raise RequestRefusedError(f"the endpoint refuses the request: {self._said(error)}") from error
+                left_out.add(refused)
                 tries -= 1
                 continue
             except openai.APIStatusError as error:
                 self._raise_if_final(error)
-                reason, most = f"status {error.status_code}: {_said(error)}", RETRIES
+                reason, most = f"status {error.status_code}: {self._said(error)}", RETRIES
                 wait = _retry_after(error)
             except _ReplyError as error:
                 raise RequestFailedError(str(error)) from error
@@ -140,73 +160,89 @@ class ChatClient:
                 reason, most = f"no reply ({type(cause).__name__}: {one_line(str(cause), 120)})", CONNECTION_RETRIES
             except _BusyError as error:
                 reason, most = str(error), RETRIES
-            except (openai.OpenAIError, ValueError) as error:  # a reply that is no JSON, or no UTF-8
+            except (openai.OpenAIError, ValueError, RecursionError) as error:  # a reply that is no JSON, or no UTF-8
                 reason, most = f"a reply that cannot be read ({one_line(str(error), 120)})", CONNECTION_RETRIES
             if tries > most:
                 raise RequestFailedError(f"{reason}, in {tries} tries")
             self._sleep(min(LONGEST_WAIT, wait or 0.5 * 2**tries), reason)
 
-    def _request(self, messages: list[dict[str, Any]], temperature: float, max_tokens: int | None) -> dict[str, Any]:
+    def _request(
+        self, messages: list[dict[str, Any]], temperature: float, max_tokens: int | None, left_out: set[str]
+    ) -> dict[str, Any]:
         request: dict[str, Any] = {"model": self.model, "messages": messages}
-        if "temperature" not in self._left_out:
+        if "temperature" not in left_out:
             request["temperature"] = temperature
-        if max_tokens is not None and "max_tokens" not in self._left_out:
+        if max_tokens is not None and "max_tokens" not in left_out:
             request["max_tokens"] = max_tokens
-        elif max_tokens is not None and "max_completion_tokens" not in self._left_out:
+        elif max_tokens is not None and "max_completion_tokens" not in left_out:
             request["max_completion_tokens"] = REASONING_FACTOR * max_tokens
-        if "system" in self._left_out:
+        if "system" in left_out:
             request["messages"] = _without_system(messages)
         return request
 
-    def _leave_out(self, message: str, request: dict[str, Any]) -> bool:
-        """Remember a parameter that a refusal names; whether there was one that was sent."""
-        sent = {*request, *(one["role"] for one in request["messages"])}
-        text = message.lower()
-        named = {"max_completion_tokens", "max_tokens", "temperature", "system"} & sent
-        for name in sorted(named, key=lambda name: -len(name)):
-            if name in text and not (name == "max_tokens" and "max_tokens" not in request):
-                with self._lock:
-                    if name not in self._left_out:
-                        log.warning("%s refuses %s; asking without it.", self.model, name)
-                    self._left_out.add(name)
-                return True
-        return False
+    def _remember(self, left_out: set[str]) -> None:
+        """Leave parameters out of later requests as well, now that a request without them has got a reply."""
+        with self._lock:
+            for name in sorted(left_out - self._left_out):
+                log.warning("%s refuses %s; asking without it.", self.model, name)
+            self._left_out |= left_out
 
-    def _raise_if_final(self, error: Any) -> None:
-        """Raise for what another try would not change."""
-        code = str(getattr(error, "code", "") or "")
+    def _raise_if_final(self, error: Any, *, refuses: bool = True) -> None:
+        """Raise an error that another try would not change.
+
+        Args:
+            error: an ``APIStatusError`` of openai.
+            refuses: whether a refusal of the request is raised as well, and not only one of the key or the account.
+        """
         if 300 <= error.status_code < 400:
             target = error.response.headers.get("location", "another place")
             raise EndpointError(
                 f"The endpoint {self.url} redirects to {one_line(target, 200)}, and prompts are not sent there. Give the address that answers with --endpoint."
             ) from error
-        if error.status_code in (401, 403, 404) or "insufficient_quota" in f"{code} {error.message}":
+        if error.status_code in (401, 402, 403, 404) or UNPAID.search(_words_of(error)):
             raise EndpointError(
-                f"The endpoint {self.url} refuses the model {self.model!r}: {_said(error)} Give its key in OPENAI_API_KEY, and the names that it knows with --endpoint and --endpoint-model."
+                f"The endpoint {self.url} refuses the model {self.model!r}: {self._said(error)} Give its key in OPENAI_API_KEY, and the names that it knows with --endpoint and --endpoint-model."
             ) from error
-        if error.status_code < 500 and error.status_code not in (408, 409, 425, 429):
-            raise RequestRefusedError(f"the endpoint refuses the request: {_said(error)}") from error
+        if refuses and error.status_code < 500 and error.status_code not in (408, 409, 425, 429):
+            raise RequestRefusedError(f"the endpoint refuses the request: {self._said(error)}") from error
 
     def _read(self, completion: Any) -> Reply:
         if isinstance(completion, str):
             kind = "an HTML page" if "<html" in completion[:500].lower() else "a text"
             kind = "an event stream" if completion.startswith("data:") else kind
             raise RequestFailedError(
-                f"the endpoint replied with {kind} in the place of JSON: {redact(one_line(completion, 80))!r}. --endpoint mostly ends in /v1"
+                f"the endpoint replied with {kind} in the place of JSON: {self._hide(one_line(completion, 80))!r}. --endpoint mostly ends in /v1"
             )
         refused = getattr(completion, "error", None)
-        choices = getattr(completion, "choices", None) or []
-        choice = choices[0] if choices else None
+        choices = getattr(completion, "choices", None)
+        choice = choices[0] if isinstance(choices, list) and choices else None
         finish = str(getattr(choice, "finish_reason", "") or "")
         refused = refused or getattr(choice, "error", None)
         if refused or finish == "error":
-            raise _BusyError(f"an error under status 200: {redact(one_line(json.dumps(refused, default=str), 160))}")
+            raise _BusyError(
+                f"an error under status 200: {self._hide(one_line(json.dumps(refused, default=str), 160))}"
+            )
+        if choice is None:
+            said = completion.to_json(indent=None) if hasattr(completion, "to_json") else repr(completion)
+            raise _BusyError(f"a reply without choices: {self._hide(one_line(said, 160))}")
         message = getattr(choice, "message", None)
         text = _text_of(getattr(message, "content", None))
         usage = getattr(completion, "usage", None)
         tokens = tuple(int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
-        raw = "" if text else redact(completion.to_json(indent=None))[:RAW_CHARACTERS]
-        return Reply(redact(text), finish, raw, (tokens[0], tokens[1]))
+        raw = "" if text else self._hide(completion.to_json(indent=None))[:RAW_CHARACTERS]
+        return Reply(self._hide(text), finish, raw, (tokens[0], tokens[1]))
+
+    def _said(self, error: Any) -> str:
+        """Return the endpoint's own words, in which a header may be repeated."""
+        text = str(error.message)
+        if text.startswith("Error code:") and error.body is None:  # openai has found no message in the reply
+            text = f"{text}. {error.response.text}"
+        return self._hide(one_line(text, 300))
+
+    def _hide(self, text: str) -> str:
+        """Return a text without secrets, this endpoint's key among them."""
+        key = os.environ.get("OPENAI_API_KEY", "")
+        return redact(text.replace(key, HIDDEN) if len(key) >= SHORTEST_KEY else text)
 
     def _sleep(self, seconds: float, reason: str) -> None:
         with self._lock:
@@ -222,9 +258,22 @@ class _BusyError(Exception):
     """An error of the server that came as a reply."""
 
 
-def _said(error: Any) -> str:
-    """The endpoint's own words, of which a header may be an echo."""
-    return redact(one_line(str(error.message), 300))
+def _words_of(error: Any) -> str:
+    """Return all that a refusal says: message, code, type, parameter and body."""
+    parts = (error.message, error.code, error.type, error.param, error.body)
+    return " ".join(str(part) for part in parts if part) or str(error.response.text[:4000])
+
+
+def _refused_parameter(error: Any, request: Mapping[str, Any]) -> str | None:
+    """Return the parameter of a request that a refusal names, or ``None`` if it names none that was sent."""
+    text = _words_of(error).lower()
+    if TOO_LARGE.search(text):
+        return None
+    roles = {one["role"] for one in request["messages"]}
+    for name in ("max_completion_tokens", "max_tokens", "temperature"):
+        if name in request and name in text:
+            return name
+    return "system" if "system" in roles and NO_SYSTEM.search(text) else None
 
 
 def _retry_after(error: Any) -> float | None:

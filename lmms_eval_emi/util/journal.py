@@ -202,10 +202,14 @@ class Journal:
         """Cut off what follows the last newline, which a kill has left; it is kept beside the journal."""
         content = self.path.read_bytes()
         self._end = content.rfind(b"\n") + 1
-        if self._end < len(content):
+        rest = content[self._end :]
+        if rest and from_line(rest.removesuffix(b"\r")) is not None:  # whole but for its newline
+            self._end = len(content) + os.write(self._handle, b"\n")
+        elif rest:
             torn = self.path.with_suffix(".torn")
-            with torn.open("ab") as file:
-                file.write(content[self._end :] + b"\n")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            with os.fdopen(os.open(torn, flags, 0o644), "ab") as file:
+                file.write(rest + b"\n")
             log.warning(
                 "%s: its last record was not written to the end, and is in %s now; its requests are generated again.",
                 self.path,
@@ -222,9 +226,10 @@ class Journal:
         """
         line = to_line(record)
         try:
-            if os.fstat(self._handle).st_size != self._end:
+            own = os.fstat(self._handle)
+            if own.st_size != self._end or not os.path.samestat(own, self.path.lstat()):
                 raise RunError(
-                    f"{self.path} is not as this run left it: another process writes there. Stop one of the two; every response that was acknowledged is in the journal."
+                    f"{self.path} is not as this run left it: another process writes there, or moved it. Stop one of the two; every response that was acknowledged is in the journal."
                 )
             written = 0
             while written < len(line):
@@ -306,7 +311,7 @@ def read_journal(folder: Path) -> JournalContents:
         try:
             with path.open("rb") as file:
                 for line in file:
-                    record = from_line(line.removesuffix(b"\n").removesuffix(b"\r")) if line.endswith(b"\n") else None
+                    record = from_line(line.removesuffix(b"\n").removesuffix(b"\r"))
                     if record is None:
                         damaged += 1
                         continue
@@ -345,6 +350,8 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         RunError: the manifest is damaged, or of a newer version.
     """
     path = folder / FOLDER / MANIFEST
+    if path.is_symlink():
+        raise RunError(f"{path}: expected a regular file, got a link. Remove it and start the run again.")
     if not path.exists():
         return {}
     try:
@@ -357,11 +364,19 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise RunError(newer_version(path, version, FORMAT_VERSION))
     runs = content.get("runs") if isinstance(content, dict) else None
-    if not isinstance(runs, dict) or not all(isinstance(one, dict) for one in runs.values()):
+    if type(version) is not int or not isinstance(runs, dict) or not all(map(_is_described, runs.values())):
         raise RunError(
             f"{path}: expected a description of runs. Remove it and start the run again; responses are kept."
         )
     return runs
+
+
+def _is_described(run: Any) -> bool:
+    """Whether an entry of a manifest has its fields, as far as it has them, of the right types."""
+    types: dict[str, type] = {"arguments": list, "settings": dict, "folder": str}
+    return isinstance(run, dict) and all(
+        isinstance(run[name], kind) for name, kind in types.items() if run.get(name) is not None
+    )
 
 
 def is_running(folder: Path) -> bool:

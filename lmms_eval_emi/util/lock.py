@@ -55,8 +55,12 @@ class Lock:
         owned = self.path.with_name(f"{self.path.name}.owner")
         if owned.exists() and _is_touched(owned, LEFT_OVER):
             raise LockedError(f"{owned} is touched every second")
+        owned.unlink(missing_ok=True)  # of a process that is gone
+        try:
+            os.close(os.open(owned, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        except FileExistsError as error:
+            raise LockedError(f"{owned} was made at the same moment") from error
         self._owned = owned
-        owned.touch()
         threading.Thread(target=self._touch, name="lmms_eval_emi-lock", daemon=True).start()
 
     def _touch(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+from lmms_eval_emi.util.redact import redact
 
 # Tab, newline, carriage return, colours and the cursor's way up, which progress bars and loggers use, may stay.
 CONTROL = re.compile(
@@ -14,13 +16,17 @@ CONTROL = re.compile(
 )
 
 
-def printable(text: str) -> str:
+# In a text from outside, and in what goes to stdout, only tab and line ends may.
+STRICT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+
+
+def printable(text: str, allowed: re.Pattern[str] = STRICT) -> str:
     r"""The text with control characters as escapes.
 
     >>> printable("a\x1b]0;title\x07b")
     'a\\x1b]0;title\\x07b'
     """
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    return allowed.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def one_line(text: str, most: int) -> str:
@@ -30,14 +36,14 @@ def one_line(text: str, most: int) -> str:
 
 
 class PrintableStream:
-    """A text stream that is written to through :func:`printable`."""
+    """A text stream that is written to through a function."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, change: Callable[[str], str]) -> None:
+        self._stream, self._change = stream, change
 
     def write(self, text: str) -> int:
         """Write a text."""
-        return self._stream.write(printable(text))
+        return self._stream.write(self._change(text))
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write some texts."""
@@ -50,9 +56,10 @@ class PrintableStream:
 
 @contextmanager
 def printable_output() -> Iterator[None]:
-    """Let everything that is printed meanwhile go through :func:`printable`."""
+    """Replace control characters in everything that is printed inside the block, and secrets in what goes to stderr."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (PrintableStream(stream) for stream in before)
+    sys.stdout = PrintableStream(sys.stdout, printable)
+    sys.stderr = PrintableStream(sys.stderr, lambda text: redact(printable(text, CONTROL)))
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import pytest
 
 from lmms_eval_emi.cli.commands import main
 from lmms_eval_emi.slices.judge.prompt import read_scores
-from lmms_eval_emi.util.printing import one_line, printable
+from lmms_eval_emi.util.printing import CONTROL, one_line, printable
 from lmms_eval_emi.util.redact import redact
 
 TITLE = "\x1b]0;owned\x07"
@@ -18,7 +18,8 @@ TITLE = "\x1b]0;owned\x07"
 
 def test_control_characters_are_shown_and_not_obeyed():
     assert printable(f"a{TITLE}b\x9b2J\u202e") == "a\\x1b]0;owned\\x07b\\x9b2J\\u202e"
-    assert printable("\x1b[31mred\x1b[0m\tand\r\n") == "\x1b[31mred\x1b[0m\tand\r\n"
+    assert printable("a\x1b[8mhidden\x1b[A\rb\tc\r\n") == "a\\x1b[8mhidden\\x1b[A\\rb\tc\r\n"
+    assert printable(bar := "\x1b[32m5%\x1b[0m\x1b[A\r", CONTROL) == bar, "progress bars and loggers on stderr"
     assert one_line(f"a\n{TITLE}" * 100, 20) == "a \\x1b]0;owned\\x0..."
 
 
@@ -92,7 +93,7 @@ def test_a_study_file_cannot_open_folders_elsewhere(tmp_path):
 
 
 def test_a_study_of_the_package_may_find_its_dataset_behind_a_link(tmp_path, monkeypatch):
-    from lmms_eval_emi.data.rows import _check_place
+    from lmms_eval_emi.data.rows import check_place
     from lmms_eval_emi.data.study import load_study
 
     (tmp_path / "elsewhere" / "llavabench-shift-natural-v1").mkdir(parents=True)
@@ -101,8 +102,45 @@ def test_a_study_of_the_package_may_find_its_dataset_behind_a_link(tmp_path, mon
     monkeypatch.chdir(tmp_path / "here")
     study = load_study("natural")
     spec = study.split(study.id_split).dataset
-    assert study.local_path(spec) is not None
-    _check_place(study, spec)  # raises nothing
+    assert check_place(study, study.local_path(spec), None).name == "llavabench-shift-natural-v1"
+
+
+@pytest.mark.parametrize("what", ["dataset", "responses", "synonyms"])
+def test_a_study_reads_nothing_outside_its_folder_unless_the_command_line_allows_it(
+    what, tmp_path, monkeypatch, capsys
+):
+    """A clone belongs to the caller, and its study file is a stranger's all the same."""
+    private, clone = tmp_path / "private", tmp_path / "clone"
+    private.mkdir()
+    clone.mkdir()
+    monkeypatch.chdir(clone)
+    rows = "".join(json.dumps({"id": n, "question": f"what {n}", "answer": f"a {n}"}) + "\n" for n in range(4))
+    answers = "".join(json.dumps({"question_id": n, "text": f"answer {n}"}) + "\n" for n in range(4))
+    for folder in (private, clone):
+        (folder / "rows.jsonl").write_text(rows)
+        (folder / "answers.jsonl").write_text(answers)
+        (folder / "synonyms.yaml").write_text("what: [which]\n")
+
+    def place(name: str, own: str) -> str:
+        return str(private / own) if name == what else own
+
+    (clone / "study.yaml").write_text(
+        f"""name: mine
+id_split: clean
+dataset:
+  path: {place("dataset", "rows.jsonl")}
+  columns: {{id: id, question: question, reference: answer}}
+  shifts_at_load: {{seed: 0, synonyms: {place("synonyms", "synonyms.yaml")}}}
+splits:
+  clean: {{responses: {place("responses", "answers.jsonl")}}}
+  shifted: {{responses: answers.jsonl, shifts: [{{modality: text, name: synonym, severity: 7}}]}}
+"""
+    )
+    command = ["score", "study.yaml", "--estimator", "cosine", "--text-encoder", "none/such"]
+    assert main(command) == 1
+    assert "lies outside its folder" in (told := capsys.readouterr().err) and f"--images {private}" in told
+    assert main([*command, "--images", str(private)]) == 1
+    assert "lies outside its folder" not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="users have no numbers there")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lmms_eval_emi.data.responses import llava
 from lmms_eval_emi.data.responses.base import Format, ModelResponses, SplitResponses, by_model, first_record, rename
+from lmms_eval_emi.data.rows import check_place
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import ResponsesError
 
@@ -62,18 +63,23 @@ def _told_apart(models: list[ModelResponses], folder: Path) -> list[ModelRespons
     ]
 
 
-def responses_of_study(study: Study) -> list[ModelResponses]:
+def responses_of_study(study: Study, images: Path | None = None) -> list[ModelResponses]:
     """The responses in the files that a study file names itself, by model.
+
+    Args:
+        study: the study.
+        images: another folder that the study may name, as the setting ``images``.
 
     Raises:
         ResponsesError: the study names none, or one that cannot be read.
+        StudyError: a file lies outside the study's folder.
     """
     files = {name: path for name in study.splits if (path := study.response_file(name))}
     if not files:
         raise ResponsesError(
             f"{study.source}: no split names its responses. Add responses: FILE.jsonl to the splits, or give a folder with --responses."
         )
-    return by_model(files, read_responses)
+    return by_model({name: check_place(study, path, images) for name, path in files.items()}, read_responses)
 
 
 def choose_models(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from lm_eval.api.task import ConfigurableTask
 
+from lmms_eval_emi.data.rows import with_encoded_images
 from lmms_eval_emi.data.study import Study, load_study
 from lmms_eval_emi.harness.common import image_of, with_suffix
 from lmms_eval_emi.harness.lm_eval.run import Item, OwnTask, Run, enrol
@@ -62,9 +63,7 @@ class SplitTask(ConfigurableTask):
         """Return the rows with their numbers, and with images as they are stored."""
         if self._documents is None:
             rows = self._rows[self.split]
-            column = self.study.split(self.split).dataset.columns.image
-            if column and isinstance(rows.features[column], datasets.Image):
-                rows = rows.cast_column(column, datasets.Image(decode=False))
+            rows = with_encoded_images(rows, self.study.split(self.split).dataset.columns.image)
             self._documents = rows.add_column(ROW, list(range(len(rows))))
         return self._documents
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmms_eval_emi.data.images import open_image, to_rgb
+from lmms_eval_emi.data.images import encoded_image, open_image, to_rgb
+from lmms_eval_emi.data.rows import with_encoded_images
 from lmms_eval_emi.data.suites import Domains, Suite, load_suite
 from lmms_eval_emi.errors import StudyError
 from lmms_eval_emi.harness.lmms_eval.write_tasks import MARK, dump, function
@@ -157,14 +158,14 @@ def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, C
                     f"suite {name}: expected pictures of the domain {domain}, found none; there are {', '.join(sorted(set(domains))[:10])}."
                 )
             rows = sorted(row for label, one in by_class.items() for row in _drawn(one, per_class, seed, domain, label))
-            found = dataset.select(rows)
+            found = with_encoded_images(dataset, columns.image).select(rows)
             found = found.add_column(TARGET, [_words(labels[row]) for row in rows])
             return found.add_column(CHOICES, [[_words(label) for label in classes]] * len(rows))
 
         return chosen
 
     def doc_to_visual(doc: Mapping[str, Any]) -> list[Image.Image]:
-        return [to_rgb(open_image(doc[columns.image]))]
+        return [to_rgb(open_image(encoded_image(doc[columns.image], ())))]
 
     def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
         return (

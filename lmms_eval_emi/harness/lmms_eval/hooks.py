@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_emi.data.rows import with_encoded_images
 from lmms_eval_emi.data.study import Columns, Study, load_study
 from lmms_eval_emi.errors import StudyError
 from lmms_eval_emi.harness.common import group_scores, image_of, with_suffix
@@ -58,6 +59,7 @@ def study_hooks(study_source: str) -> Hooks:  # noqa: PLR0915
             start = time.perf_counter()
             split = name or _split_of_dataset(study, str(dataset.split))
             dataset = shift_at_load(study, study.split(split), dataset, load_settings())
+            dataset = with_encoded_images(dataset, study.split(split).dataset.columns.image)
             task = open_task(study, split, dataset)
             numbered = dataset.add_column(SPLIT_COLUMN, [split] * len(dataset))
             numbered = numbered.add_column(TASK_COLUMN, [task.name] * len(dataset))

@@ -6,19 +6,31 @@ python -m lmms_eval_emi.harness.lmms_eval.write_tasks     # rewrites tasks/llava
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lmms_eval_emi.data.rows import FILE_FORMATS, SAVED, is_saved, load_dataset_arguments, split_of_dataset
+from lmms_eval_emi.data.images import encoded_image
+from lmms_eval_emi.data.rows import (
+    FILE_FORMATS,
+    SAVED,
+    image_roots,
+    is_saved,
+    load_dataset_arguments,
+    load_stored_splits,
+    split_of_dataset,
+    with_encoded_images,
+)
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, SplitSpec, Study, load_study
-from lmms_eval_emi.errors import StudyError
+from lmms_eval_emi.errors import ImageError, StudyError
 from lmms_eval_emi.harness.common import GENERATION, SUITE, group_owners, groups
 from lmms_eval_emi.harness.lmms_eval.compat.task_index import CLUSTER_KEY, OURS, SCORE_KEY, tasks_folder
+from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.digest import content_hexdigest, file_hexdigest
 from lmms_eval_emi.util.files import write_atomically
 
@@ -127,15 +139,30 @@ def _task_file(study: Study, split: SplitSpec) -> str:
         "emi_study": study.name,
         "emi_split": split.name,
         "emi_dataset": split.dataset.path,
-        **({"emi_rows": _rows_digest(local)} if local is not None and not _is_bundled(study) else {}),
+        **({"emi_rows": _rows_digest(study, split, local)} if local is not None and not _is_bundled(study) else {}),
     }
     return HEADER + dump(fields)
 
 
-def _rows_digest(local: Path) -> str:
-    """A hash of a local dataset's tables, so that the harness's response cache is not used for changed rows."""
+def _rows_digest(study: Study, split: SplitSpec, local: Path) -> str:
+    """A hash of a local dataset's tables and of the images that they name, so that the harness's response cache forgets changed rows."""
     files = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.suffix in FILE_FORMATS)
-    return content_hexdigest(" ".join(file_hexdigest(path) for path in files))[:16]
+    tables = [file_hexdigest(path) for path in files]
+    return content_hexdigest(" ".join([*tables, *_named_images(study, split)]))[:16]
+
+
+def _named_images(study: Study, split: SplitSpec) -> Iterator[str]:
+    """Hashes of the images that lie in files of their own; those inside the tables are part of the tables' hash."""
+    column, settings = split.dataset.columns.image, load_settings()
+    if column is None:
+        return
+    rows = with_encoded_images(load_stored_splits(study, [split.name], settings.images)[split.name], column)
+    roots = image_roots(study, split.dataset, settings.images)
+    for cell in rows[column]:
+        path = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
+        if isinstance(path, str):
+            with contextlib.suppress(ImageError):  # whoever scores the row says what is wrong with it
+                yield content_hexdigest(encoded_image(path, roots) or b"")
 
 
 def _process_docs(split: SplitSpec) -> str:

@@ -313,7 +313,7 @@ def unpack(content: bytes, target: Path) -> Path:
                 shutil.rmtree(temporary, ignore_errors=True)
                 if not target.is_dir():  # another process was first
                     raise
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:  # also an encrypted one, or another method
         raise UnavailableError(f"The archive of the published responses cannot be unpacked: {error}") from error
     return target
 

@@ -36,7 +36,9 @@ NO_METRICS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps",
 NO_METRICS |= {"input_media", "input", "prompt_hash", "target_hash", "submission"}
 CLUSTER_KEYS = ("image_id", "imageId", "image_source", "image", "docId", "question_id")
 SETTINGS = ("limit", "offset", "gen_kwargs", "model_args", "num_fewshot")
-LIKELIHOOD = re.compile(r"\((-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf)), (?:True|False)\)")
+NUMBER = r"-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf)"
+LIKELIHOOD = re.compile(rf"\(({NUMBER}), (?:True|False)\)")
+NEGATIVE = re.compile(r"-(?:\d+\.\d+(?:e[+-]?\d+)?|inf)")  # a log-likelihood without its flag
 ROWS = re.compile(r"rows:0*([1-9]\d{0,8})")
 
 
@@ -218,16 +220,21 @@ def _chosen(values: Sequence[float], output_type: str) -> int:
 def _likelihoods(value: Any) -> list[float]:
     """The log-likelihoods of a row's options; none where it has a text.
 
-    Each is a pair of the number and whether greedy decoding gives it, logged as JSON or as Python writes it.
+    Each is a pair of the number and whether greedy decoding gives it, logged as JSON or as Python writes it; or, of several
+    options, the number alone.
     """
     found = []
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
     for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, list) and len(one) == 2 and isinstance(one[1], bool):
+        while isinstance(one, list) and len(one) == 1:
+            one = one[0]
+        if isinstance(one, list) and len(one) == 2 and (isinstance(one[1], bool) or one[1] in ("True", "False")):
             found.append(float(one[0]))
         elif isinstance(one, str) and (match := LIKELIHOOD.fullmatch(one.strip())):
             found.append(float(match[1]))
+        elif len(value) > 1 and isinstance(one, str) and NEGATIVE.fullmatch(one.strip()):
+            found.append(float(one))
         else:
             return []
     return found

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +24,18 @@ from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, file_hash
-from lmms_eval_emi.util.files import blocks_of, visible_files
+from lmms_eval_emi.util.files import blocks_of
 from lmms_eval_emi.util.journal import Answers, Journal, JournalContents, Request
 
 log = logging.getLogger("lmms_eval_emi")
-CHECKPOINT = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|gguf|npz)|(adapter_)?config\.json|model_index\.json")
+CHECKPOINT = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|gguf|npz|npy|msgpack|h5|onnx|engine|model)"
+    r"|.*config\.json|model_index\.json|(tokenizer|vocab|preprocessor).*"
+)
 # Arguments that let a request through and change no response, by their whole names: image_token is none of them.
 SECRET = re.compile(
-    r"(?i)(?:(?:openai|azure|azure_openai|anthropic|google|gemini|dashscope|hf)_)?(?:api_key|key|token)=|(?:auth|access)_token="
+    r"(?i)(?:[a-z0-9]+_)*api_key=|(?:(?:openai|azure|azure_openai|anthropic|google|gemini|dashscope|hf|judge)_)?(?:key|token)="
+    r"|(?:use_)?(?:auth|access)_token=|password="
 )
 
 
@@ -52,16 +57,36 @@ def identity(model: str, model_args: Any) -> str:
 def _checkpoint(place: Path) -> list[list[Any]]:
     """Names and content hashes of the files of a local checkpoint, in its subfolders too; nothing for other values.
 
-    A folder is a checkpoint if it holds a configuration or weights itself; one of caches or outputs is none.
+    A folder is a checkpoint if it, or a folder in it, holds a configuration, a tokenizer or weights; one of caches or
+    outputs is none. A file that cannot be read counts by its name.
     """
     try:
-        if place.is_dir() and not any(CHECKPOINT.fullmatch(path.name) for path in place.iterdir()):
-            return []
-        files = [place] if place.is_file() else visible_files(place, "*")
-        files = [path for path in files if path.is_file()]
-        return [[path.name if path == place else str(path.relative_to(place)), file_hash(path)] for path in files]
+        if not place.is_dir():
+            return [[place.name, file_hash(place)]] if place.is_file() else []
+        near = [*place.glob("*"), *place.glob("*/*")]
     except (OSError, ValueError):
         return []
+    if not any(CHECKPOINT.fullmatch(path.name) for path in near):
+        return []
+    found: list[list[Any]] = []
+    for path in _visible_files_below(place):
+        try:
+            found.append([str(path.relative_to(place)), file_hash(path)])
+        except OSError:
+            found.append([str(path.relative_to(place)), None])
+    return found
+
+
+def _visible_files_below(place: Path) -> list[Path]:
+    """All files below a folder but hidden ones, in linked folders too."""
+    found, seen = [], set()
+    for folder, folders, names in os.walk(place, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            found += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
+        seen.add(real)
+    return [path for path in found if path.is_file()]
 
 
 @dataclass

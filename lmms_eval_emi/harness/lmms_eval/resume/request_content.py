@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xxhash
-from PIL import Image
+from PIL import ExifTags, Image
 
 from lmms_eval_emi.util.journal import Request
 
@@ -123,10 +124,19 @@ def content_hash(value: Any) -> str | None:
 
 def _feed(digest: Any, value: Any) -> bool:
     """Feed a value into a digest; returns whether it is known how."""
+    if isinstance(value, torch.Tensor):
+        value = [str(value.dtype), value.detach().cpu().float().numpy()]
+    elif isinstance(value, Path):
+        value = str(value)
+    elif isinstance(value, set | frozenset):
+        value = sorted(value, key=repr)
     if isinstance(value, Image.Image):
-        # As a model sees it: a palette is part of the pixels. RGBA has no room for more than 8 bits a channel.
-        seen = value if value.mode.startswith(("I", "F")) else value.convert("RGBA")
-        digest.update(f"image:{seen.mode}:{seen.size}:".encode() + seen.tobytes())
+        # As a model sees it: a palette is part of the pixels, and some models rotate by the EXIF tag. RGBA has no room
+        # for more than 8 bits per channel, and premultiplied modes convert to it by way of their plain mode alone.
+        plain = value.convert("LA") if value.mode == "La" else value
+        seen = plain if plain.mode.startswith(("I", "F")) else plain.convert("RGBA")
+        turn = value.getexif().get(ExifTags.Base.Orientation, 1)
+        digest.update(f"image:{seen.mode}:{seen.size}:{turn}:".encode() + seen.tobytes())
     elif isinstance(value, str):
         digest.update(f"text:{len(value)}:".encode() + value.encode("utf-8", "surrogatepass"))
         digest.update(_state_of_file(value))
@@ -148,12 +158,16 @@ def _feed(digest: Any, value: Any) -> bool:
 
 
 def _state_of_file(text: str) -> bytes:
-    """Hash of the file that a text names, such as a video's; nothing for other texts."""
+    """State of the file or folder that a text names, such as a video or its frames; nothing for other texts."""
+    text = text.removeprefix("file://")
     if not 0 < len(text) < LONGEST_PATH or "\n" in text or "\0" in text:
         return b""
     try:
         path = Path(text)
-        return f"file:{file_hash(path)}".encode() if path.is_file() else b""
+        if path.is_file():
+            return f"file:{file_hash(path)}".encode()
+        frames = sorted(path.iterdir()) if "/" in text and path.is_dir() else []
+        return "".join(f"{one.name}:{file_hash(one)};" for one in frames if one.is_file()).encode()
     except (OSError, ValueError):
         return b""
 

@@ -499,8 +499,8 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
 
 def _check_trusted(folder: Path, described: Mapping[str, Any], trust: bool) -> None:
     """Refuse to run the command of somebody else's folder, which may load any code."""
-    manifest = folder / FOLDER / MANIFEST
-    if trust or not hasattr(os, "getuid") or manifest.stat().st_uid == os.getuid():
+    places = (folder, folder / FOLDER, folder / FOLDER / MANIFEST)
+    if trust or not hasattr(os, "getuid") or all(place.lstat().st_uid == os.getuid() for place in places):
         return
     variables = ", ".join(f"{name}={value}" for name, value in (described.get("settings") or {}).items())
     raise RunError(

@@ -27,10 +27,26 @@ PROMPT = """{instruction}
 Do not answer it. Reply with the rewritten question alone, without quotation marks or comments.{keep}
 
 {text}"""
-PREAMBLE = re.compile(
-    r"(?i)(?:sure|certainly|of course|okay|ok|here(?: is|'s)|the rewritten|rewritten)\b[^\n]{0,120}:$"
+# What models write before a rewritten question: an interjection, or words about it up to a colon.
+INTERJECTION = re.compile(r"(?i)(?:sure|certainly|of course|absolutely|okay|ok|great)\b[.!,]\s+(?=\S)")
+LABEL = re.compile(
+    r"(?i)[^\n:?{\[\"]{0,80}\b(?:here|rewritten|rewrite|rephrased|version|question|formal|informal|casual|passive)\b[^\n:?{\[\"]{0,80}:\**\s+"
 )
-QUOTES = {('"', '"'), ("'", "'"), ("\N{LEFT DOUBLE QUOTATION MARK}", "\N{RIGHT DOUBLE QUOTATION MARK}")}
+DRESS = re.compile(
+    r"(?s)```\w*\n(.*)\n```|`([^`]*)`|\*\*([^*]*)\*\*|<(?:answer|question)>(.*)</(?:answer|question)>"
+    r"|\"([^\"]*)\"|'(.*)'|\N{LEFT DOUBLE QUOTATION MARK}(.*)\N{RIGHT DOUBLE QUOTATION MARK}"
+    r"|\N{LEFT SINGLE QUOTATION MARK}(.*)\N{RIGHT SINGLE QUOTATION MARK}"
+    r"|\N{DOUBLE LOW-9 QUOTATION MARK}(.*)[\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}]"
+    r"|\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}(.*)\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+    r"|\N{LEFT CORNER BRACKET}(.*)\N{RIGHT CORNER BRACKET}"
+)
+ASKS_BACK = re.compile(r"(?i)\b(?:provide|share|send|give)\b[^?]{0,60}\b(?:question|text|sentence)\b")
+MARKS = re.compile(r"[?\N{FULLWIDTH QUESTION MARK}\N{ARABIC QUESTION MARK}\N{GREEK QUESTION MARK}]")
+REQUEST = re.compile(
+    r"(?i)(?:please|kindly|tell|name|describe|identify|state|list|explain|indicate|specify|give|provide|say|show|find|count"
+    r"|compare|let (?:me|us)|could|would|can|may|i(?: would|'d) like|i (?:want|wish)|what|which|who|where|when|why|how"
+    r"|(?:a|an|the) (?:detailed |full |complete )?(?:description|explanation|list|account))\b"
+)
 LONGEST_GROWTH = 6  # a reply that is so many times as long as the question is not the question rewritten
 
 
@@ -81,14 +97,24 @@ def _question_of(reply: str, text: str) -> str:
     Raises:
         RefusedError: there is none: it is empty, far too long, a refusal, or an answer.
     """
-    found = without_thoughts(reply).strip()
-    first, _, rest = found.partition("\n")
-    if rest.strip() and PREAMBLE.match(first.strip()):
-        found = rest.strip()
-    if len(found) > 1 and (found[0], found[-1]) in QUOTES and found[0] not in text[:1]:
-        found = found[1:-1].strip()
+    found, before = without_thoughts(reply).strip(), None
+    while found != before:
+        before = found
+        for preamble in (INTERJECTION, *([] if ":" in text else [LABEL])):
+            match = preamble.match(found)
+            found = found[match.end() :].strip() if match and not preamble.match(text) else found
+        match = DRESS.fullmatch(found)
+        found = (
+            next(one for one in match.groups() if one is not None).strip() if match and found[0] != text[:1] else found
+        )
     if not found:
         raise RefusedError("the model's reply is empty")
+    if len(found.splitlines()) > len(text.strip().splitlines()):
+        raise RefusedError(f"the model's reply has more lines than the question: {one_line(found, 80)!r}")
+    if found[0] in "{[<" and text[:1] not in "{[<":
+        raise RefusedError(f"the model's reply is markup: {one_line(found, 80)!r}")
+    if ASKS_BACK.search(found) and not ASKS_BACK.search(text):
+        raise RefusedError(f"the model asks back: {one_line(found, 80)!r}")
     if len(found) > LONGEST_GROWTH * len(text) + 200:
         raise RefusedError("the model's reply is far longer than the question")
     if REFUSAL.search(found[:200].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")) and not REFUSAL.search(text):
@@ -97,13 +123,10 @@ def _question_of(reply: str, text: str) -> str:
 
 
 def _is_answer(reply: str, text: str) -> bool:
-    """Whether a reply in the language of a question, in ASCII, asks nothing and is short or about something else."""
-    if not text.isascii() or "?" in reply:
+    """Whether a reply in the language of a question neither asks nor requests anything, as the question does."""
+    if MARKS.search(reply) or REQUEST.match(reply):
         return False
-    words, own = ({word.casefold() for word in re.findall(r"[^\W\d_]{3,}", one)} for one in (text, reply))
-    if "?" not in text:
-        return len(own) < len(words) and not words & own
-    return len(reply) < 0.8 * len(text) or len(words & own) < len(words) / 2
+    return bool(MARKS.search(text) or REQUEST.match(text))
 
 
 def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:

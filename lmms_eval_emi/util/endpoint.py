@@ -235,7 +235,7 @@ class ChatClient:
     def _said(self, error: Any) -> str:
         """Return the endpoint's own words, in which a header may be repeated."""
         text = str(error.message)
-        if text.startswith("Error code:") and error.body is None:  # openai has found no message in the reply
+        if re.fullmatch(r"Error code: \d+", text):  # openai has found no message in the reply
             text = f"{text}. {error.response.text}"
         return self._hide(one_line(text, 300))
 

@@ -111,6 +111,82 @@ def test_an_exhausted_quota_ends_at_once(serve):
 
 
 @pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (429, {"error": {"message": "Too many", "type": "insufficient_quota", "code": None}}),
+        (402, {"error": {"message": "Payment required"}}),
+        (400, {"error": {"message": "Your credit balance is too low"}}),
+        (400, {"error": {"message": "no", "code": "billing_hard_limit_reached"}}),
+    ],
+)
+def test_an_account_that_cannot_pay_ends_at_once(serve, status, body):
+    client, requests = serve(lambda request, count: (status, {}, [body]))
+    with pytest.raises(EndpointError, match="refuses the model"):
+        client.ask(MESSAGES, temperature=0)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "refused"),
+    [
+        (422, {"detail": "temperature: extra fields not permitted"}, "temperature"),
+        (400, {"error": {"message": "Unsupported value", "param": "temperature"}}, "temperature"),
+        (400, {"detail": "max_tokens is not supported"}, "max_tokens"),
+        (400, {"error": {"message": "Only user and assistant roles are supported!"}}, "system"),
+        (400, {"error": {"message": "Conversation roles must alternate user/assistant"}}, "system"),
+    ],
+)
+def test_a_parameter_is_refused_in_many_forms(serve, status, body, refused):
+    def strict(request, count):
+        sent = {*request, *(one["role"] for one in request["messages"])}
+        return (status, {}, [body]) if refused in sent else (200, {}, [completion("8 6")])
+
+    client, requests = serve(strict)
+    assert client.ask(MESSAGES, temperature=0.2, max_tokens=10).text == "8 6" and len(requests) == 2
+
+
+def test_a_word_in_a_refusal_of_the_text_leaves_no_parameter_out(serve):
+    def refuses_a_text(request, count):
+        refused = "forbidden" in json.dumps(request)
+        return (400, {}, [{"error": {"message": "the system flags it: temperature"}}]) if refused else (200, {}, [completion("8")])  # fmt: skip
+
+    client, requests = serve(refuses_a_text)
+    with pytest.raises(RequestRefusedError):
+        client.ask([*MESSAGES, {"role": "user", "content": "forbidden"}], temperature=0.2)
+    client.ask(MESSAGES, temperature=0.2)
+    assert "temperature" in requests[-1] and requests[-1]["messages"][0]["role"] == "system"
+
+
+def test_a_value_that_is_too_large_is_a_refusal(serve):
+    client, requests = serve(lambda request, count: (400, {}, [{"error": {"message": "max_tokens is too large: 100"}}]))
+    with pytest.raises(RequestRefusedError, match="too large"):
+        client.ask(MESSAGES, temperature=0, max_tokens=100)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [[], None, 8, {"object": "error", "message": "overloaded"}, {"detail": "busy"}, {"choices": None}]
+)
+def test_a_reply_without_choices_is_asked_again(serve, body):
+    client, requests = serve(lambda request, count: (200, {}, [body if count < 3 else completion("8 6")]))
+    assert client.ask(MESSAGES, temperature=0).text == "8 6" and len(requests) == 3
+
+
+def test_a_text_that_says_why_is_told(serve):
+    client, _ = serve(lambda request, count: (400, {"Content-Type": "text/plain"}, [b"the prompt is not allowed"]))
+    with pytest.raises(RequestRefusedError, match="the prompt is not allowed"):
+        client.ask(MESSAGES, temperature=0)
+
+
+def test_the_key_itself_is_hidden_whatever_stands_around_it(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "plainsecret77zz")
+    client, _ = serve(lambda request, count: (401, {}, [{"error": {"message": "Incorrect: plainsecret77zz"}}]))
+    with pytest.raises(EndpointError) as caught:
+        client.ask(MESSAGES, temperature=0)
+    assert "plainsecret77zz" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("headers", "chunks", "said"),
     [
         ({}, [b" " * 100_000] * 20, "larger than 1,000,000 bytes"),
@@ -118,8 +194,9 @@ def test_an_exhausted_quota_ends_at_once(serve):
         ({"Content-Type": "text/html"}, [b"<html>Sign in</html>"], "HTML page"),
         ({"Content-Type": "text/event-stream"}, [b"data: {}\n\n"], "event stream"),
         ({}, [b'{"choices": "\xff\xfe'], "cannot be read"),
+        ({}, [b"[" * 200_000], "cannot be read"),
     ],
-    ids=["large", "bomb", "html", "stream", "torn"],
+    ids=["large", "bomb", "html", "stream", "torn", "nested"],
 )
 def test_replies_that_are_none_are_told_by_their_kind(serve, headers, chunks, said):
     client, _ = serve(lambda request, count: (200, headers, chunks))
@@ -198,10 +275,23 @@ def test_what_was_cut_off_and_what_it_was_is_kept(serve):
     assert (reply.text, reply.finish_reason) == ("", "length") and "Let me compare" in reply.raw
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "", "http://"])
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "", "http://", "http://[::1", "http://x:abc/v1"])
 def test_a_url_that_is_none_is_told_at_once(url):
     with pytest.raises(EndpointError, match="expected a URL"):
         ChatClient(url, "m", package_extra="judge")
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_a_timeout_is_a_time(seconds):
+    with pytest.raises(EndpointError, match="--timeout: expected seconds above 0"):
+        ChatClient("http://localhost/v1", "m", package_extra="judge", timeout=seconds)
+
+
+def test_a_url_may_have_a_query(serve):
+    client, _ = serve(lambda request, count: (200, {}, [completion("8 6")]))
+    again = ChatClient(f"{client.url}?api-version=1", "m", package_extra="judge")
+    assert again.ask(MESSAGES, temperature=0).text == "8 6"
+    assert str(again._client.base_url).endswith("/v1/") and again._client.default_query == {"api-version": "1"}
 
 
 def test_a_url_may_name_the_whole_way(serve):
@@ -216,6 +306,18 @@ def test_a_url_may_name_the_whole_way(serve):
         ("<think>hm</think>Kindly state: what is it?", "Kindly state: what is it?"),
         ("Here is the rewritten question:\n\nPlease tell what it is?", "Please tell what it is?"),
         ('"Which object is it?"', "Which object is it?"),
+        ("Here's a formal version: Which object is it?", "Which object is it?"),
+        ("**Rewritten question:** Which object is it?", "Which object is it?"),
+        ("Certainly. Which object is it?", "Which object is it?"),
+        ("Formal:\n`Which object is it?`", "Which object is it?"),
+        ("\u201eWhich object is it?\u201c", "Which object is it?"),
+        ("<analysis>hm</analysis>**Which object is it?**", "Which object is it?"),
+        ("Which object is it?\n\nLet me know if you need more.", None),
+        ("Option 1: Which is it?\nOption 2: What is that?", None),
+        ('{"question": "Which object is it?"}', None),
+        ("Could you please provide the question you want rewritten?", None),
+        ("It is a circle of some size.", None),
+        ("Es tut mir leid, dabei kann ich nicht helfen.", None),
         ("I'm sorry, but I can't help with that.", None),
         ("A red circle.", None),
         ("what is it?", None),

@@ -63,6 +63,18 @@ def test_keys_do_not_count(checkpoint, name):
     assert named(checkpoint, f",{name}=A") == named(checkpoint, f",{name}=B")
 
 
+@pytest.mark.parametrize("place", ["sub/model.safetensors", "tokenizer.json", "model.h5", "linked/weights.bin"])
+def test_a_folder_may_hold_what_it_loads_in_many_places(tmp_path, place):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    (tmp_path / "model" / "linked").symlink_to(tmp_path / "elsewhere")
+    path = tmp_path / "model" / place
+    path.write_bytes(b"a")
+    before = named(tmp_path / "model")
+    path.write_bytes(b"b")
+    assert named(tmp_path / "model") != before
+
+
 def test_a_folder_of_caches_is_no_checkpoint(checkpoint, tmp_path):
     cache = tmp_path / "cache"
     (cache / "models").mkdir(parents=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
+from lmms_eval_emi.data.response_text import TAGS, is_failed_request, without_thoughts
 from lmms_eval_emi.data.responses import find_responses
 from lmms_eval_emi.data.sample import Sample, row_key
 from lmms_eval_emi.data.study import load_study
@@ -42,10 +44,20 @@ def test_responses_about_errors_are_responses(text):
         ("<think>never closed", ""),
         ("<reasoning>x</reasoning> A circle.", "A circle."),
         ("I think it is < 3.", "I think it is < 3."),
+        ("A <think> tag is shown in the picture.", "A <think> tag is shown in the picture."),
+        ("\u25c1think\u25b7hm\u25c1/think\u25b7A circle.", "A circle."),
+        ("[THINK]hm[/THINK]A circle.", "A circle."),
+        ("<|channel|>analysis<|message|>hm<|end|><|channel|>final<|message|>A circle.", "A circle."),
     ],
 )
 def test_thoughts_are_taken_out(text, left):
     assert without_thoughts(text) == left
+
+
+def test_the_tags_of_the_harness_are_known():
+    main = pytest.importorskip("lmms_eval.__main__")
+    default = re.search(r"--reasoning_tags.*?default='(.*?)'", Path(main.__file__).read_text(), re.DOTALL)[1]
+    assert set(map(tuple, json.loads(default))) <= set(TAGS)
 
 
 def test_closed_thoughts_are_taken_out_as_the_harness_does():

@@ -36,6 +36,10 @@ def test_a_command_prints_no_escape_sequence(tmp_path, capsys):
         "openai_key=SECRET", "judge_key=SECRET", "?key=SECRET", "?sig=SECRET", "https://SECRET@host/x", "apiKey: SECRET",
         "gsk_SECRETSECRETSECRET123456", "github_pat_SECRETSECRET_123456789", "glpat-SECRETSECRET123456", "Bearer SECRETSECRET",
         "nvapi-SECRETSECRET12345678901", "AKIASECRETSECRET1234", "eyJhbGciOiJI.SECRETSECRET.SECRET", "--hf-token SECRET",
+        "Authorization: SECRET", "apikey=SECRET", "passphrase=SECRET", "PGPASSWORD=SECRET", "Cookie: s=SECRET", "sk_live_SECRETSECRET",
+        "xai-SECRETSECRETSECRET123456", "npm_SECRETSECRETSECRET123456", "r8_SECRETSECRETSECRET123456", "api_key1=SECRET",
+        "api_key_openai=SECRET", "api_keys=SECRET", 'key="SECRET', "token \t =\tSECRET", "--key -SECRET", '{\\"api_key\\": \\"SECRET\\"}',
+        "\\nsk-SECRETSECRETSECRET", "x" * 9000 + "-hf_SECRETSECRETSECRET1234",
     ],
 )  # fmt: skip
 def test_secrets_are_hidden(secret):
@@ -43,7 +47,17 @@ def test_secrets_are_hidden(secret):
 
 
 @pytest.mark.parametrize(
-    "plain", ["image_token=<image>", "max_new_tokens=5", "monkey=3", "score_key=correct", "a token"]
+    "plain",
+    [
+        "image_token=<image>",
+        "max_new_tokens=5",
+        "monkey=3",
+        "score_key=correct",
+        "a token",
+        "keyboard_3=5",
+        "prompt_tokens: 7",
+        "author: me",
+    ],
 )
 def test_what_only_looks_like_a_secret_stays(plain):
     assert redact(plain) == plain
@@ -129,7 +143,7 @@ def test_a_study_reads_nothing_outside_its_folder_unless_the_command_line_allows
 id_split: clean
 dataset:
   path: {place("dataset", "rows.jsonl")}
-  columns: {{id: id, question: question, reference: answer}}
+  columns: {{id: id, question: question, reference: answer, image: null}}
   shifts_at_load: {{seed: 0, synonyms: {place("synonyms", "synonyms.yaml")}}}
 splits:
   clean: {{responses: {place("responses", "answers.jsonl")}}}

@@ -24,7 +24,15 @@ def test_json_keeps_dates_and_mixes_become_texts(tmp_path):
     assert rows["id"][:] == ["2020-01-01", "2020-01-02"] and rows["answer"][:] == ["7", "seven"]
     array = tmp_path / "rows.json"
     array.write_text('[{"id": 1, "answer": 2}, {"id": 2.5, "answer": null}]')
-    assert read_table(array)["id"][:] == [1, 2.5]
+    assert read_table(array)["id"][:] == ["1", "2.5"]
+
+
+def test_cells_and_numbers_are_read_as_they_are_written(tmp_path):
+    (tmp_path / "rows.csv").write_text("id,answer\n000,a\u2028b\x0cc\n", encoding="utf-8")
+    assert read_table(tmp_path / "rows.csv")["answer"] == ["a\u2028b\x0cc"]
+    (tmp_path / "rows.jsonl").write_text('{"id": 18446744073709551617, "answer": 7}\n{"id": 1, "answer": 0.50}\n')
+    rows = read_table(tmp_path / "rows.jsonl")
+    assert rows["answer"] == ["7", "0.50"] and rows["id"] == ["18446744073709551617", "1"]
 
 
 @pytest.mark.parametrize(

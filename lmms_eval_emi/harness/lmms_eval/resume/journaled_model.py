@@ -48,7 +48,8 @@ def identity(model: str, model_args: Any) -> str:
         pairs = sorted(f"{key}={value}" for key, value in model_args.items())
     else:
         pairs = sorted(part.strip() for part in str(model_args or "").split(",") if part.strip())
-    places = [Path(pair.partition("=")[2]) for pair in pairs if pair.partition("=")[2]]
+    values = (pair.partition("=")[::2] for pair in pairs)
+    places = [Path(value) for name, value in values if value and "cache" not in name]
     # A hash of all of it, so a key that only looks like one still tells two models apart.
     content = [str(model), [pair for pair in pairs if not SECRET.match(pair)], [_checkpoint(place) for place in places]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

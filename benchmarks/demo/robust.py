@@ -49,7 +49,7 @@ from lmms_eval_emi.robust_training import IGNORED, Bottleneck
 
 ARMS = ("baseline", "degraded", "index", "vittle-f", "vittle-l")
 LAYER = 2  # of 4 blocks, from 0: three quarters of them come before the bottleneck, as in the published 24 of 32
-RATE, STEPS, BATCH = 1e-3, 100, 16
+RATE, STEPS, BATCH = 1e-3, 60, 16
 INDEX_WEIGHT = 0.1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_overwrite, new_parser
@@ -26,14 +27,14 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
             "lmms-eval-emi report --check results.json",
             "lmms-eval-emi report --schema result",
         ),
-        description="Read results of score, estimators audit and judge agree, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX), plots (PNG), a log of every-eval-ever or a results file of lm-evaluation-harness. No number is lost.",
+        description="Read results of score, estimators audit, judge agree and robustness, of harness runs or of the published script, and write one self-contained HTML page, a table (Markdown, CSV, LaTeX), plots (PNG), a log of every-eval-ever or a results file of lm-evaluation-harness. No number is lost.",
     )
     parser.add_argument(
         "results",
         nargs="*",
         type=Path,
         metavar="RESULTS",
-        help="JSON files of score, estimators audit or judge agree, or output folders of harness runs",
+        help="JSON files of score, estimators audit, judge agree or robustness, or output folders of harness runs",
     )
     parser.add_argument(
         "--output",
@@ -88,13 +89,16 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.report.page import write_report
     from lmms_eval_emi.report.reading import read_findings, read_results
     from lmms_eval_emi.report.tables import to_text
+    from lmms_eval_emi.slices.robustness.page import read_sections
     from lmms_eval_emi.util.files import check_output
 
-    findings, others = read_findings(args.results)
+    sections, others = read_sections(args.results)
+    findings, others = read_findings(others)
+    findings = replace(findings, sections=tuple(sections))
     results = read_results(others)
     if not results and args.format != "html":
         raise ResultsError(
-            f"--format {args.format}: expected results of score; audits and agreements are shown by the page alone."
+            f"--format {args.format}: expected results of score; audits, agreements and robustness are shown by the page alone."
         )
     if results and not any(result.splits for result in results):
         raise ResultsError(f"{', '.join(map(str, args.results))}: the results have no split that was scored.")

@@ -120,7 +120,8 @@ def plot_emid_ranked(
     ranked = {split.name: split for result in results for split in [*result.shifts().values(), *result.controls]}
     ranked = {**ranked, **{split.name: split for split in [*results[0].shifts().values(), *results[0].controls]}}
     splits, part = _most_lost(list(ranked.values()))
-    beside = measures_of(results[0]) if len(results) == 1 and ax is None and not narrow else []
+    own = [result for result in results if not result.published]
+    beside = measures_of(own[0]) if len(own) == 1 and ax is None and not narrow else []
     height = 1.4 + (0.48 if narrow else 0.25) * len(splits) * (0.6 + 0.4 * len(results))
     if ax is None:
         with extra("report"):
@@ -131,7 +132,7 @@ def plot_emid_ranked(
         panels = figure.subplots(1, 1 + len(beside), sharey=True, squeeze=False, width_ratios=widths)[0]
         ax = panels[0]
         for kind, panel in zip(beside, panels[1:], strict=True):
-            _draw_beside(panel, kind, splits)
+            _draw_beside(panel, kind, [own[0].splits.get(split.name, split) for split in splits])
     _draw_names(ax, results, splits, narrow=narrow)
     for number, result in enumerate(results):
         for row, name in enumerate(split.name for split in splits):
@@ -320,6 +321,25 @@ def plot_points(points: Sequence[tuple[str, float, float]], x: str, y: str, ax: 
         ax.scatter([first], [second], s=28, color=SERIES[0], gid=f"mark:0:{name}")
         ax.annotate(plain_text(short[name], 24), (first, second), (5, 3), textcoords="offset points", fontsize=7)
     ax.set(xlabel=plain_text(x), ylabel=plain_text(y))
+    return ax
+
+
+def plot_intervals(values: Sequence[tuple[str, float, Sequence[float] | None]], x: str, ax: Axes | None = None) -> Axes:
+    """Values with their intervals of 95 %, one per line.
+
+    Args:
+        values: name, value and interval, from the bottom up.
+        x: label of the axis.
+        ax: axes to draw on.
+    """
+    ax = _axes(ax, 6.4, 1.2 + 0.25 * len(values))
+    for row, (_, value, interval) in enumerate(values):
+        if interval:
+            ax.plot(interval, (row, row), color=SERIES[0], linewidth=1.8)
+        ax.scatter([value], [row], s=28, color=SERIES[0], zorder=3)
+    ax.axvline(0, color=SOFT, linewidth=0.8, zorder=0)
+    ax.set_yticks(range(len(values)), [plain_text(name, 40) for name, *_ in values], fontsize=8)
+    ax.set(xlabel=plain_text(x))
     return ax
 
 

@@ -6,15 +6,19 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.errors import RunError
@@ -31,6 +35,12 @@ UNTRAINED = ("hsic", "dcor", "cosine")  # estimators that are shown beside the d
 NAME = "a small LLaVA"  # on the demo's page, where its folder's name would say nothing
 SHUFFLED = "clean_shuffled"
 CONTROLS = {"fresh": "control: fresh clean scenes", SHUFFLED: "control: clean, responses shuffled"}
+LOG, LAST_LINES = "lmms-eval.log", 20
+PROGRESS = re.compile(rb"Model Responding[^\r\n]*?(\d+)/(\d+) \[")
+NEXT = (
+    "Now your model: lmms-eval --tasks llavabench_shift_natural --model llava_hf "
+    "--model_args pretrained=llava-hf/llava-1.5-7b-hf --output_path out --log_samples"
+)
 NEEDED = {"decord": "which lmms-eval's llava_hf imports"}
 
 
@@ -71,31 +81,40 @@ def run(args: argparse.Namespace) -> int:
         )
     variables, command = command_of(args.output, args.processes)
     print(shown(variables, command), flush=True)
-    status = _run(launch.as_module(command), {**os.environ, **variables})
+    output.mkdir(parents=True, exist_ok=True)
+    written = output / LOG
+    print(f"\nThis takes 2 to 6 minutes on 2 cores. What lmms-eval prints is in {args.output / LOG}.", flush=True)
+    status = _run(launch.as_module(command), {**os.environ, **variables}, written)
     if status:
-        raise RunError(f"lmms-eval ended with the exit status {status}; its own messages are above.")
+        end = written.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+        print("\n".join(end), file=sys.stderr)
+        raise RunError(f"lmms-eval ended with the exit status {status}; all of its messages are in {written}.")
     for path in earlier:  # only now that there are new ones; all files of a run have its time stamp
         for old in path.parent.glob(f"{path.name.removesuffix(f'_emi_{STUDY}.json')}_*"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     reports = sorted(output.glob(f"*/*_emi_report_{STUDY}.html"))
     responses = sorted(output.glob(f"*/*_emi_responses/{STUDY}"))
     if not reports or not responses:
-        raise RunError(f"lmms-eval wrote no report below {args.output}; its own messages are above.")
+        raise RunError(f"lmms-eval wrote no report below {args.output}; its own messages are in {written}.")
     shown_beside = side_by_side(responses[-1])
     newest = sorted(output.glob(f"*/*_emi_{STUDY}.json"))[-1]
-    write_page(newest, responses[-1], output)
-    print(f"\n{shown_beside}\n\nreport: {args.output / 'report.html'}")
+    findings = write_page(newest, responses[-1], output)
+    print("\n".join(("", shown_beside, "", *findings, "", f"report: {args.output / 'report.html'}", NEXT)))
     return 0
 
 
-def write_page(results: Path, responses: Path, output: Path) -> None:
+def write_page(results: Path, responses: Path, output: Path) -> list[str]:
     """Write the report of a run with its accuracy beside EMI, as ``report.html`` and ``agreement.json``.
 
     Args:
         results: of the run.
         responses: the folder of its response files.
         output: folder to write to.
+
+    Returns:
+        The sentences that the report begins with.
     """
+    from lmms_eval_emi.report.finding import findings_of_all
     from lmms_eval_emi.report.page import write_report
     from lmms_eval_emi.report.reading import read_findings, read_results
     from lmms_eval_emi.scoring.agreement import AgreementDocument, OutsideScores, agree, read_results_to_compare
@@ -110,21 +129,38 @@ def write_page(results: Path, responses: Path, output: Path) -> None:
     findings, others = read_findings([results, output / "agreement.json"])
     shown = [one.model_copy(update={"model": NAME, "label": NAME}) for one in read_results(others)]
     write_report(shown, output / "report.html", findings=findings)
+    return findings_of_all(shown)
 
 
-def _run(command: list[str], variables: dict[str, str]) -> int:
-    """Run a command; returns its exit status. An interruption ends it without its traceback."""
-    running = subprocess.Popen(command, env=variables, start_new_session=True)
+def _run(command: list[str], variables: dict[str, str], log: Path) -> int:
+    """Run a command with its output in a file; returns its exit status. An interruption ends it without its traceback."""
+    with log.open("wb") as file:
+        running = subprocess.Popen(
+            command, env=variables, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
     with contextlib.suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        return running.wait()
+        with tqdm(desc="Generating responses", unit="", leave=False, dynamic_ncols=True) as bar:
+            while running.poll() is None:
+                bar.n, bar.total = _progress(log)
+                bar.refresh()
+                time.sleep(0.5)
+        return running.returncode
     except BaseException:
         for number in (signal.SIGTERM, signal.SIGKILL):  # a launcher ends its ranks at the first
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(running.pid, number)
                 running.wait(timeout=10)
         raise
+
+
+def _progress(log: Path) -> tuple[int, int | None]:
+    """Return how many requests the model has answered, and of how many, by the harness's own progress bar."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        found = PROGRESS.findall(file.read())
+    return (int(found[-1][0]), int(found[-1][1])) if found else (0, None)
 
 
 def command_of(output: Path, processes: int) -> tuple[dict[str, str], list[str]]:

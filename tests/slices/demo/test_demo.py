@@ -46,8 +46,11 @@ def test_the_demo_runs_the_harness_and_says_how(done) -> None:
     command = done.stdout.split("\n\n")[0]
     assert "torchrun --nproc_per_node 2" in command and "--tasks llavabench_shift_demo" in command
     assert "--model llava_hf" in command and "--log_samples" in command
-    assert "Pearson r" in done.stdout and "rank correlation with the loss of accuracy" in done.stdout
-    assert "demo@" in done.stdout and "dcor give EMID another sign in" in done.stdout
+    assert "rank correlation with the loss of accuracy" in done.stdout
+    assert "dcor give EMID another sign in" in done.stdout
+    assert "report: emi-demo/report.html\nNow your model: lmms-eval --tasks" in done.stdout
+    table = (done.folder / "lmms-eval.log").read_text()
+    assert "Pearson r" in table and "demo@" in table, "what lmms-eval prints is kept in a file"
     page = (done.folder / "report.html").read_text()
     assert "defocus_blur" in page and "data:image" in page
     assert len(list(done.folder.rglob("*_samples_llavabench_shift_demo_*.jsonl"))) == 13
@@ -123,11 +126,11 @@ def test_a_failed_run_keeps_the_earlier_results_and_a_good_one_replaces_them(
     (folder / "mine.txt").write_text("a user's own")
     (earlier,) = folder.glob("*/*_emi_demo.json")
 
-    monkeypatch.setattr(demo, "_run", lambda command, variables: 3)
+    monkeypatch.setattr(demo, "_run", lambda command, variables, log: log.write_text("why") and 3)
     assert main(["demo", "--output", str(folder), "--overwrite"]) == 1
     assert "exit status 3" in capsys.readouterr().err and earlier.exists()
 
-    def another_run(command: object, variables: object) -> int:
+    def another_run(command: object, variables: object, log: object) -> int:
         for path in list(earlier.parent.iterdir()):
             later = path.with_name(path.name.replace(path.name[:15], "20990101_000000"))
             shutil.copytree(path, later) if path.is_dir() else shutil.copy(path, later)

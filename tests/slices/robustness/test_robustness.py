@@ -414,3 +414,15 @@ def test_metrics_that_one_side_lacks_are_left_out(tmp_path: Path) -> None:
     pairs = find_pairs(read_tasks(tmp_path)["model"])["quiz"]
     assert [one.metric for one in measure_all(pairs)] == ["acc"]
     assert relative_to(measure_all(pairs), []) == []
+
+
+def test_the_report_shows_what_each_shift_costs(out: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    document = losses(out)
+    (task,) = document["tasks"]
+    assert main(["report", str(out.parent / "robustness.json"), "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    for metric in task["metrics"]:
+        assert f"{task['task']}, {metric['metric']}" in page
+        for shift in metric["shifts"]:
+            assert shift["shift"] in page and f"{shift['loss']:.3f}" in page

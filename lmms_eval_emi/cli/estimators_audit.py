@@ -143,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             what = [f"does not notice: {', '.join(one.not_noticed)}" if one.not_noticed else "notices all of them"]
             what += [f"prefers to the references: {', '.join(one.preferred)}"] if one.preferred else []
+        what += one.reliability.marks if one.reliability else []
         print(f"{one.estimator}{with_encoders}, in {one.unit}, {'; '.join(what)}")
     for line in left_out:
         log.warning("left out: %s.", line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,13 +13,14 @@ from lmms_eval_emi.data.suites import suite_names
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.settings import PREFIX, Settings, load_settings
 
+COMPLETED = ("estimator", "setting_estimator", "study", "visual", "textual", "name")
 METAVARS = {"vision_encoder": "NAME|PATH", "text_encoder": "NAME|PATH", "entropy": "NATS", "batch_size": "N"}
 WIDTH = 100  # of descriptions
 STUDY_FILES = {".yaml", ".yml", ".json"}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help shows the default of every option that has one."""
+    """A parser whose help shows the default of every option that has one, and whose names a shell can complete."""
 
     def add_argument(self, *names: Any, **options: Any) -> Any:
         """Add an argument; see :mod:`argparse`."""
@@ -27,7 +28,30 @@ class Parser(argparse.ArgumentParser):
         shown = default not in (None, False, [], (), argparse.SUPPRESS)
         if text and shown and str(names[0]).startswith("-") and "default" not in text:
             options["help"] = f"{text} (default: %(default)s)"
-        return super().add_argument(*names, **options)
+        action = super().add_argument(*names, **options)
+        if action.dest in COMPLETED and not (action.dest == "name" and action.option_strings):
+            action.completer = _names_for(action.dest)  # type: ignore[attr-defined]
+        return action
+
+
+def _names_for(argument: str) -> Callable[..., list[str]]:
+    """Return a function that lists the names that an argument takes, for argcomplete."""
+
+    def names(**_: Any) -> list[str]:
+        if argument.endswith("estimator"):
+            from lmms_eval_emi.estimators import registered_estimators
+
+            return list(registered_estimators())
+        if argument in ("visual", "textual"):
+            from lmms_eval_emi.shifts.operators import operators
+
+            return list(operators("visual" if argument == "visual" else "text"))
+        from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
+        from lmms_eval_emi.data.suites import suite_names
+
+        return [*BUILT_IN, *BUNDLED] if argument == "study" else list(suite_names())
+
+    return names
 
 
 def new_parser(prog: str, *, description: str, examples: Sequence[str], epilog: str = "", **options: Any) -> Parser:

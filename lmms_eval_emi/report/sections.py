@@ -135,7 +135,8 @@ def audit_section(audit: AuditDocument) -> Section:
         headers.append(f"EMI ± SE, {label}")
         missed = f"does not notice {_listed(one.not_noticed)}" if one.not_noticed else "notices all of them"
         preferred = f", and prefers {_listed(one.preferred)} to the references" if one.preferred else ""
-        sentences.append(f"{label} ({one.unit}) {missed}{preferred}.")
+        unreliable = "".join(f"; it {mark}" for mark in (one.reliability.marks if one.reliability else ()))
+        sentences.append(f"{label} ({one.unit}) {missed}{preferred}{unreliable}.")
     rows = [table_row([name, *(_audit_cell(one, name) for one in audit.findings)]) for name in names]
     return Section(
         title=f"Estimators on known faults: {study_title(audit.study)}, split {audit.split}",

@@ -21,6 +21,7 @@ from lmms_eval_emi.errors import InputError, SampleError, UnavailableError
 from lmms_eval_emi.scoring.join import StudySamples
 from lmms_eval_emi.scoring.pipeline import score_samples
 from lmms_eval_emi.scoring.preflight import Instruments, load_instruments
+from lmms_eval_emi.scoring.reliability import ReliabilityResult, reliability
 from lmms_eval_emi.scoring.result import SplitResult
 from lmms_eval_emi.scoring.rows import Scored
 from lmms_eval_emi.settings import Settings
@@ -29,6 +30,7 @@ from lmms_eval_emi.util.documents import Document, Interval, Plain
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 SHORTEST_WORD = 4  # letters of a word that is exchanged for another
 REFERENCES = "references"
+MODEL = "model "  # before the name of a model, among the responders
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,20 @@ def _another_row(of_the_image: bool) -> Responder:
     return respond
 
 
+def _other_object(rows: Rows, draw: random.Random) -> list[str] | None:
+    """The reference of the image's most similar other question: an answer about another object of the same picture."""
+    images = rows.images
+    words = [set(regex.findall(r"\p{L}+", one.question.casefold())) for one in rows.samples]
+    found = []
+    for own, image in enumerate(images):
+        others = [row for row, other in enumerate(images) if row != own and other == image]
+        if not others:
+            return None
+        closest = max(others, key=lambda row: len(words[own] & words[row]) / max(1, len(words[own] | words[row])))
+        found.append(rows.samples[closest].reference)
+    return found
+
+
 def _other_split(rows: Rows, draw: random.Random) -> list[str] | None:
     return [draw.choice(rows.others) for _ in rows.samples] if rows.others else None
 
@@ -132,6 +148,7 @@ RESPONDERS: dict[str, Responder] = {
     "words shuffled": _each(_shuffled),
     "reference of another image": _another_row(of_the_image=False),
     "other reference of the image": _another_row(of_the_image=True),
+    "most similar question of the image": _other_object,
     "reference of another split": _other_split,
     "reference three times": _each(lambda sample, _: " ".join([sample.reference] * 3)),
     "first half": _each(_first_half),
@@ -150,12 +167,14 @@ class Finding:
         estimator: its signature.
         unit: of the scores.
         scores: by responder, and by model for real responses.
+        reliability: of the estimator, on the responses of the first model; ``None`` for too few images.
     """
 
     encoders: str
     estimator: str
     unit: str
     scores: Mapping[str, SplitResult]
+    reliability: ReliabilityResult | None = None
 
     @property
     def not_noticed(self) -> list[str]:
@@ -193,6 +212,7 @@ class Finding:
             },
             not_noticed=self.not_noticed,
             preferred=self.preferred,
+            reliability=self.reliability,
         )
 
 
@@ -214,6 +234,7 @@ class FindingResult(Plain):
     responders: dict[str, ResponderResult]
     not_noticed: list[str] = []
     preferred: list[str] = []
+    reliability: ReliabilityResult | None = None
 
 
 class AuditDocument(Document):
@@ -285,7 +306,7 @@ def audit(
         for label, texts in made.items()
     ]
     audited += [
-        StudySamples(study, f"model {entry.model}", {name: list(entry.samples[name])})
+        StudySamples(study, f"{MODEL}{entry.model}", {name: list(entry.samples[name])})
         for entry in entries
         if entry.samples.get(name)
     ]
@@ -304,7 +325,7 @@ def audit(
         if fitting:
             instruments = Instruments(fitting[0].encoders, tuple(one.estimators[0] for one in fitting))
             scored = score_samples(audited, own_settings, instruments=instruments)
-            findings += _findings(scored, name, len(fitting))
+            findings += _findings(scored, name, instruments, settings.seed)
     if not findings:
         raise InputError("audit: no estimator fits any pair of encoders:\n  " + "\n  ".join(left_out))
     return findings, left_out
@@ -316,10 +337,12 @@ def _study_of_one(study: Study, split: str) -> Study:
     return study.model_copy(update={"id_split": split, "splits": {split: spec}, "means": ""})
 
 
-def _findings(scored: Sequence[Scored], split: str, estimators: int) -> list[Finding]:
+def _findings(scored: Sequence[Scored], split: str, instruments: Instruments, seed: int) -> list[Finding]:
     found = []
-    for number in range(estimators):
-        results = [one.result for one in scored[number::estimators]]
+    count = len(instruments.estimators)
+    for number, estimator in enumerate(instruments.estimators):
+        own = scored[number::count]
+        results = [one.result for one in own]
         missing = [one for one in results if split not in one.splits]
         if missing:
             reasons = "; ".join(reason for one in missing for own in one.left_out.values() for reason in own)
@@ -330,6 +353,14 @@ def _findings(scored: Sequence[Scored], split: str, estimators: int) -> list[Fin
                 results[0].estimator,
                 results[0].unit,
                 {one.model: one.splits[split] for one in results},
+                next(
+                    (
+                        reliability(one.embeddings[split], estimator, seed)
+                        for one in own
+                        if one.result.model.startswith(MODEL)
+                    ),
+                    None,
+                ),
             )
         )
     return found

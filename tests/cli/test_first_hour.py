@@ -241,3 +241,26 @@ def test_groups_and_tasks_are_known_by_their_files(in_tinyhub: Path) -> None:
     with pytest.raises(RunStopped, match="decord"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
         check([str(folder / "groups" / "llavabench_shift.yaml")], "llava_hf")
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("score natural --estimator ref", "reference-r2"),
+        ("score --study nat", "natural"),
+        ("shifts apply rows.parquet out --visual defo", "defocus_blur"),
+        ("shifts suites pope_cor", "pope_corruption"),
+        ("shifts ap", "apply"),
+    ],
+)
+def test_a_shell_completes_names(tmp_path, line, name):
+    """As bash asks through argcomplete: the line so far in variables, the answer in a file."""
+    pytest.importorskip("argcomplete")
+    line = f"lmms-eval-emi {line}"
+    answer = tmp_path / "answer"
+    variables = {
+        **{"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"},
+        **{"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SUPPRESS_SPACE": "1"},
+    }
+    run_module("lmms_eval_emi", cwd=tmp_path, **variables)
+    assert name in answer.read_text().split("\n")

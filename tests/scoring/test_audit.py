@@ -35,13 +35,14 @@ def rows():
 
 def test_every_responder_has_the_fault_that_it_is_named_after(rows):
     made, missing = responses_of(rows)
-    assert set(made) == set(RESPONDERS) and len(RESPONDERS) == 12 and not missing
+    assert set(made) == set(RESPONDERS) and len(RESPONDERS) == 13 and not missing
     assert made["references"] == REFERENCES and made["empty"] == [""] * 4
     assert made["question copied"][2] == "Question 2?"
     assert [sorted(one.split()) for one in made["words shuffled"]] == [sorted(one.split()) for one in REFERENCES]
     assert made["words shuffled"] != REFERENCES
     assert all(one in REFERENCES[2:] for one in made["reference of another image"][:2])
     assert made["other reference of the image"] == [REFERENCES[number] for number in (1, 0, 3, 2)]
+    assert made["most similar question of the image"] == made["other reference of the image"], "there is no third"
     assert made["reference three times"][1].count("brown") == 3
     assert made["first half"][1] == "The dogs"
     assert made["rewritten"][1] == "THE DOGS ARE BROWN."
@@ -57,6 +58,7 @@ def test_responders_that_rows_cannot_have_are_named(rows):
     assert set(missing) == {
         "reference of another image",
         "other reference of the image",
+        "most similar question of the image",
         "reference of another split",
         "one word or number wrong",
         "rewritten",
@@ -135,3 +137,36 @@ def test_the_audit_of_the_demo(demo_responses, tmp_path, capsys, monkeypatch):
     assert main([*common, "--estimator", "demo"]) == 1  # not its encoders, or none to be had
     assert main([*common, "--split", "fog_1", "--estimator", "cosine", "--encoders", *encoders]) == 1
     assert "expected rows of the split fog_1, got none" in capsys.readouterr().err
+
+
+def test_the_wrong_object_is_that_of_the_most_similar_question():
+    questions = ["What color is the star?", "What is the weather like?", "What color is the ring?"]
+    answers = ["It is red.", "It rains.", "It is blue."]
+    samples = [Sample(IMAGES[0], q, "", a, id=n) for n, (q, a) in enumerate(zip(questions, answers, strict=True))]
+    made, _ = responses_of(Rows(samples))
+    assert made["most similar question of the image"] == ["It is blue.", "It is red.", "It is red."]
+
+
+class _Constant:
+    """Says 1 / n of anything: a property of the sample size alone."""
+
+    signature, unit = "constant", "nats"
+
+    def contributions(self, x, y):
+        import torch
+
+        return torch.full((len(x),), 1 / len(x), dtype=torch.float64)
+
+
+def test_an_estimate_that_depends_on_the_number_of_images_is_marked(make_embeddings):
+    from lmms_eval_emi import load_estimator
+    from lmms_eval_emi.scoring.reliability import reliability
+
+    embeddings = make_embeddings(0, 60)
+    found = reliability(embeddings, _Constant())
+    assert found.by_share["0.5"] == pytest.approx(2 * found.value)
+    assert any("drifts" in mark for mark in found.marks) and any("is not 0" in mark for mark in found.marks)
+    own = make_embeddings(0, 60, y_hat=embeddings.y)
+    related = reliability(own, load_estimator("dcor-reference"))
+    assert related.marks == [] and abs(related.exchanged) < 0.1 * related.value
+    assert reliability(embeddings.select(range(6)), _Constant()) is None

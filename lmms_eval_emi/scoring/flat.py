@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.data.flat import read_rows
+from lmms_eval_emi.data.flat.image_table import is_image_table, with_images_of
 from lmms_eval_emi.data.images import content_key
 from lmms_eval_emi.data.sample import Sample, id_text
 from lmms_eval_emi.data.study import Columns, DatasetSpec, Shift, SplitSpec, Study
@@ -42,7 +43,7 @@ def collect_flat(
         paths: of files that :func:`lmms_eval_emi.data.flat.read_rows` reads. Without a column of splits, each is a split
             of its own, called as the file.
         id_split: name of the split in distribution.
-        settings: with the folder of images, and what to do with thoughts.
+        settings: with the folder of images or a benchmark's table of them, and what to do with thoughts.
         split_by: as in :func:`lmms_eval_emi.data.flat.read_rows`.
         allow_missing: leave out rows that cannot be used, and say which.
 
@@ -50,7 +51,9 @@ def collect_flat(
         ResponsesError: a file cannot be read or lacks a column, the ID split is not there, or rows cannot be used.
     """
     parts: dict[tuple[str, str], tuple[Path, datasets.Dataset]] = {}
-    for path, read in _merged_chunks(paths, split_by):
+    for path, plain in _merged_chunks(paths, split_by):
+        table = settings.images if is_image_table(settings.images) else None
+        read = plain if table is None else with_images_of(plain, table)
         for model, split, rows in _by_model_and_split(path, read):
             if (model, split) in parts:
                 raise ResponsesError(f"{path}: {split} of {model} is in {parts[model, split][0]} already.")

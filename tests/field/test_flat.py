@@ -243,6 +243,31 @@ def test_chunks_of_a_split_are_one_and_all_of_them_are_needed(tmp_path, capsys):
         collect_flat([path for path in paths if path != paths[1]], "clean", load_settings())
 
 
+def test_images_of_a_benchmark_are_joined_by_index(tmp_path, in_tinyhub):
+    """VLMEvalKit's predictions have no images; its TSV has them, some as the index of another row, some in a list."""
+    import openpyxl
+
+    images = [base64.b64encode(png(row)).decode() for row in range(ROWS)]
+    cells = [images[0], "0", f"['{images[2]}']", *images[3:]]
+    text = "".join(f"{row}\t{cell}\n" for row, cell in enumerate(cells))
+    (tmp_path / "Bench.tsv").write_text(f"index\timage\n{text}")
+    for split in ("clean", "fog"):
+        sheet = openpyxl.Workbook()
+        names = ("index", "question", "answer", "prediction")
+        sheet.active.append(names)
+        for row in rows_of(split):
+            sheet.active.append([row[name] for name in names])
+        sheet.save(tmp_path / f"m_{split}.xlsx")
+    files = [tmp_path / "m_clean.xlsx", tmp_path / "m_fog.xlsx"]
+    settings = load_settings(images=tmp_path / "Bench.tsv")
+    (clean, *_) = [one.samples for one in collect_flat(files, "m_clean", settings)]
+    assert clean["m_clean"][0].image.encoded() == clean["m_clean"][1].image.encoded() == png(0)
+    assert [one.image.encoded() for one in clean["m_fog"][2:]] == [png(row) for row in range(2, ROWS)]
+    (tmp_path / "Bench.tsv").write_text("index\timage\n0\t5\n")
+    with pytest.raises(ResponsesError, match="no image for the index '5'"):
+        collect_flat(files, "m_clean", settings)
+
+
 def test_a_prediction_file_is_of_the_model_that_its_folder_names(tmp_path):
     from lmms_eval_emi.data.flat.spreadsheet import _model_of
 

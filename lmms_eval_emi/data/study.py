@@ -96,6 +96,7 @@ class SplitSpec(_Strict):
     responses: str | None = None  # a response file, or the stem of one that several splits share
     prompt_suffix: str = ""  # added to the question when a model is asked, not when it is embedded
     variant_of: str | None = None  # the split whose rows another task asks in its own way
+    order: int | None = None  # place in a series, such as the week in which its rows were collected
 
     @model_validator(mode="after")
     def _name_is_plain(self) -> SplitSpec:

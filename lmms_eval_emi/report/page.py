@@ -38,7 +38,7 @@ from lmms_eval_emi.report.svg import render, to_svg
 from lmms_eval_emi.report.tables import to_text
 from lmms_eval_emi.scoring.result import SplitResult
 from lmms_eval_emi.scoring.rows import LostRow, ShownRow
-from lmms_eval_emi.scoring.table import FEW_ROWS, UNFIT, extra_columns, measures_of, scale_in_words
+from lmms_eval_emi.scoring.table import FEW_ROWS, UNFIT, extra_columns, measures_of, scale_in_words, trend_in_words
 from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
@@ -308,6 +308,9 @@ def _result_context(page: _Page, result: ReportedResult, findings: Findings, *, 
     shifts = result.shifts()
     headers, rows = _table(page, result, findings)
     figures: dict[str, list[str]] = {}
+    if result.trend:
+        alt = f"{trend_in_words(result)}. The table has the numbers."
+        figures["EMI over the series"] = [page.figure(plots.plot_series(result), alt, [result])]
     series = list(plots.severity_series(result).items())[: plots.MOST_SERIES]
     decimals = decimals_of([result])
     for name, points in series:
@@ -335,7 +338,9 @@ def _result_context(page: _Page, result: ReportedResult, findings: Findings, *, 
         "rows": rows,
         "more": max(0, len(shifts) - MOST_ROWS),
         "figures": figures,
-        "footer": [f"Scale: {scale}."] if scale else [],
+        "footer": [
+            f"{name}: {words}." for name, words in (("Scale", scale), ("Trend", trend_in_words(result))) if words
+        ],
         "notes": notes,
         "signature": result.signature,
         "source": f"From {Path(result.source).name}" if not result.published else result.source,

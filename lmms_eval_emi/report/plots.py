@@ -270,6 +270,23 @@ def plot_severity(result: ReportedResult, operator: str, ax: Axes | None = None)
     return ax
 
 
+def plot_series(result: ReportedResult, ax: Axes | None = None) -> Axes:
+    """EMI over the splits that have an order, with intervals of 95 %."""
+    ax = _axes(ax, 5.6, 3.0)
+    names = result.trend.splits if result.trend else []
+    splits = [result.splits[name] for name in names]
+    places = range(len(splits))
+    ax.plot(places, [split.emi for split in splits], color=SERIES[0], linewidth=1.4)
+    for place, split in zip(places, splits, strict=True):
+        if split.emi_ci95:
+            ax.plot((place, place), split.emi_ci95, color=SERIES[0], linewidth=1.6)
+        _draw_mark(ax, place, split.emi, 0, split, SERIES[0], filled=True)
+    short = short_splits(names)
+    ax.set_xticks(list(places), [plain_text(short[name], 24) for name in names], rotation=30, ha="right", fontsize=8)
+    ax.set(ylabel="EMI, interval of 95 %")
+    return ax
+
+
 def plot_severities(result: ReportedResult) -> Axes:
     """EMID over severity, a panel for each operator with one scale; the first of the panels is returned."""
     with extra("report"):
@@ -346,6 +363,8 @@ def plot_intervals(values: Sequence[tuple[str, float, Sequence[float] | None]], 
 def pictures_of(result: ReportedResult) -> dict[str, Axes]:
     """All figures that a result has the scores for, by a short name."""
     pictures = {}
+    if result.trend:
+        pictures["emi-over-series"] = plot_series(result)
     if result.shifts():
         pictures["emid-ranked"] = plot_emid_ranked(result)
         pictures["emid-against-bound"] = plot_emid_against_bound(result)

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.core.emi import MutualInformationEstimator, clusters_of, emi
+from lmms_eval_emi.core.emi import MutualInformationEstimator, clusters_of, emi, of_other_images
 from lmms_eval_emi.util.documents import Plain
 
 SHARES = (0.5, 0.75)
@@ -69,7 +68,11 @@ def reliability(
             by_share[f"{share:g}"] = mean = float(np.mean(values))
             if _deviates(values, whole, whole):
                 marks.append(f"drifts with the number of images: {mean:.3g} on {share:.0%} of them, {whole:.3g} on all")
-        exchanged = [emi(_exchanged(embeddings, keys, draw), estimator).mi_response for _ in range(DRAWS)]
+        exchanged = []
+        for _ in range(DRAWS):
+            rows = draw.sample(range(embeddings.n), embeddings.n)  # responses go to the next image in this order
+            others = of_other_images(embeddings.select(rows)) or embeddings
+            exchanged.append(emi(others, estimator).mi_response)
     except ValueError:  # half of the images are too few for the estimator
         return None
     if _deviates(exchanged, 0.0, whole):
@@ -77,27 +80,6 @@ def reliability(
             f"is not 0 for responses to other images: {np.mean(exchanged):.3g}, where the right ones have {whole:.3g}"
         )
     return ReliabilityResult(value=whole, by_share=by_share, exchanged=float(np.mean(exchanged)), marks=marks)
-
-
-def _exchanged(embeddings: Embeddings, keys: Sequence[Hashable], draw: random.Random) -> Embeddings:
-    """The split with the responses of each image given to the next one in a random circle of the images."""
-    images = list(dict.fromkeys(keys))
-    draw.shuffle(images)
-    following = dict(zip(images, images[1:] + images[:1], strict=True))
-    rows_of: dict[Hashable, list[int]] = {}
-    for row, image in enumerate(keys):
-        rows_of.setdefault(image, []).append(row)
-    place: dict[Hashable, int] = {}
-    source = []
-    for image in keys:
-        others = rows_of[following[image]]
-        source.append(others[place.get(image, 0) % len(others)])
-        place[image] = place.get(image, 0) + 1
-    index = torch.tensor(source)
-    return Embeddings(
-        v=embeddings.v, t=embeddings.t, y_hat=embeddings.y_hat[index], y=embeddings.y, ids=embeddings.ids,
-        groups=embeddings.groups, encoders=embeddings.encoders,
-    )  # fmt: skip
 
 
 def _deviates(values: Sequence[float], expected: float, whole: float) -> bool:

@@ -47,6 +47,7 @@ PUBLISHED_ESTIMATOR = "club-global"
 WITHOUT_DEGENERATE = "not degenerate"  # in signatures
 FEWEST_FOR_MAXT = 20  # images; at 12 and 13 its family-wise error is .14 and .09
 MANY_DEGENERATE = 0.1  # share of a split from which EMID is given without degenerate responses as well
+FEWEST_FOR_TREND = 3
 MARGINS_OF_SCALE = 3  # that a scale must have for a shift to be called held
 CHEAP_DRAWS = 1999  # of resampling that costs nothing beside one permutation test
 VERDICTS = ("lost", "gained", "held", "undecided")
@@ -390,6 +391,39 @@ class Scale(Plain):
         )
 
 
+class Trend(Plain):
+    """Change of EMI over the splits of a series, per step of their ``order``: the slope of a least-squares line.
+
+    Attributes:
+        splits: names, in order.
+        slope: change of EMI per step; below 0, responses lose relevance.
+        stderr, ci95, p: its error over images, and the p-value of no change. Images that several splits share are
+            deleted from all of them at once.
+    """
+
+    splits: list[str]
+    slope: float
+    stderr: float | None = None
+    ci95: Interval | None = None
+    p: float | None = None
+
+    @classmethod
+    def of(cls, study: Study, scores: Mapping[str, SplitScores]) -> Trend | None:
+        """Return the trend of the splits that have an order; ``None`` for fewer than three of different order."""
+        order = {name: place for name in scores if (place := study.splits[name].order) is not None}
+        names = sorted(order, key=lambda name: order[name])
+        if len(set(order.values())) < FEWEST_FOR_TREND:
+            return None
+        mean = math.fsum(order.values()) / len(order)
+        weights = [order[name] - mean for name in names]
+        spread = math.fsum(weight**2 for weight in weights)
+        slope = combine(
+            lambda values: math.fsum(a * b for a, b in zip(weights, values, strict=True)) / spread,
+            [scores[name].emi.jackknife for name in names],
+        )
+        return cls(splits=names, slope=slope.value, stderr=slope.stderr, ci95=_pair(slope.ci95), p=slope.p_value)
+
+
 class StudyResult(Document):
     """All scores of one model in one study: what is in memory, in the JSON file, and in its schema.
 
@@ -407,6 +441,7 @@ class StudyResult(Document):
         notes: what a reader should know of a split, such as how many of its responses are degenerate.
         estimator_fit: whether the estimator is fit for these data.
         scale: what responses to other images of the ID split cost; ``None`` without the ID split.
+        trend: change of EMI over splits that have an order; ``None`` for fewer than three.
         rows: where the results by row are, if they were written.
     """
 
@@ -425,6 +460,7 @@ class StudyResult(Document):
     notes: dict[str, list[str]] = {}
     estimator_fit: EstimatorFit = EstimatorFit()
     scale: Scale | None = None
+    trend: Trend | None = None
     rows: RowsReference | None = None
 
     _scores: dict[str, SplitScores] = PrivateAttr(default_factory=dict)
@@ -758,6 +794,7 @@ def _to_result(  # noqa: PLR0913
         notes={name: lines for name, lines in remarks.items() if name in scores},
         estimator_fit=fit,
         scale=scale,
+        trend=Trend.of(study, scores),
     )
     result._scores.update(scores)
     return result

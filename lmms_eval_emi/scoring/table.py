@@ -134,7 +134,7 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
         headers=["column", "shifts", "mean EMI", "mean EMID ± SE", "mean index", "Pearson r"],
         disable_numparse=True,
     )
-    footer = [line for result in results if (line := scale_to_line(result))]
+    footer = [line for result in results for line in (scale_to_line(result), trend_to_line(result)) if line]
     footer += [fit_to_line(result) for result in results]
     footer += [f"signature of {column}  {result.signature}" for column, result in zip(columns, results, strict=True)]
     differ = "\n".join(f"{column}: {differ_to_line(result)}" for column, result in zip(columns, results, strict=True))
@@ -330,6 +330,22 @@ def scale_in_words(result: StudyResult) -> str:
     )
 
 
+def trend_in_words(result: StudyResult) -> str:
+    """How EMI changes over a series of splits; empty if there is none."""
+    trend = result.trend
+    if trend is None:
+        return ""
+    error = "" if trend.stderr is None else f" ± {trend.stderr:.2g}"
+    p = "" if trend.p is None else f", p {trend.p:.2g}"
+    return f"EMI changes by {trend.slope:+.3g}{error} per step from {trend.splits[0]} to {trend.splits[-1]}{p}"
+
+
+def trend_to_line(result: StudyResult) -> str:
+    """The trend as a line under a table; empty if there is none."""
+    words = trend_in_words(result)
+    return f"trend      {words}" if words else ""
+
+
 def scale_to_line(result: StudyResult) -> str:
     """The scale as a line under a table; empty where it is not known."""
     words = scale_in_words(result)
@@ -338,7 +354,8 @@ def scale_to_line(result: StudyResult) -> str:
 
 def legend(result: StudyResult) -> str:
     """What the columns mean, with their sign, and the signature."""
-    lines = [_meaning([result]), *beside_to_lines(result), scale_to_line(result), design_to_line(result)]
+    lines = [_meaning([result]), *beside_to_lines(result), scale_to_line(result), trend_to_line(result)]
+    lines += [design_to_line(result)]
     return "\n".join(filter(None, [*lines, fit_to_line(result), f"signature  {result.signature}"]))
 
 

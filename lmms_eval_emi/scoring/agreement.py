@@ -253,10 +253,37 @@ class RankingResult(Plain):
     ci95: Interval | None = None
 
     @classmethod
-    def of(cls, jackknife: Jackknife) -> RankingResult:
-        """Return the value and error of a jackknife."""
-        interval = jackknife.interval(corrected=False)
+    def of(cls, jackknife: Jackknife, measure: str = "") -> RankingResult:
+        """Return the value and error of a jackknife.
+
+        Args:
+            jackknife: AUC, Spearman's correlation, or a difference of two of them.
+            measure: ``auc`` or ``spearman_r``, whose intervals are made on the scale of :func:`bounded_interval`.
+        """
+        interval = bounded_interval(jackknife, measure) if measure else jackknife.interval(corrected=False)
         return cls(value=jackknife.value, stderr=jackknife.stderr, ci95=list(interval) if interval else None)
+
+
+def bounded_interval(jackknife: Jackknife, measure: str) -> tuple[float, float] | None:
+    """Interval of 95 % of an AUC or a correlation, which never leaves its range; ``None`` for fewer than 8 images.
+
+    AUC is put on the logit scale and a correlation on Fisher's, where the leave-one-image-out values are less skewed, and
+    the interval around the value without bias is transformed back. On the plain scale it covered 0.86 to 0.92 at 30
+    images, here 0.93 to 0.97 (``benchmarks/coverage_rough.py``).
+    """
+    low, high = (0.0, 1.0) if measure == "auc" else (-1.0, 1.0)
+    least = (high - low) * 0.5 / max(1, sum(map(len, jackknife.strata)) ** 2)
+
+    def scaled(value: float) -> float:
+        kept = min(max(value, low + least), high - least)
+        return math.log((kept - low) / (high - kept))
+
+    strata = tuple({key: scaled(value) for key, value in deleted.items()} for deleted in jackknife.strata)
+    interval = Jackknife(scaled(jackknife.value), strata).interval()
+    if interval is None:
+        return None
+    first, second = (low + (high - low) / (1 + math.exp(-end)) for end in interval)
+    return first, second
 
 
 class WithinSplitResult(Plain):
@@ -357,8 +384,8 @@ class Agreement:
                 measure: {
                     name or "all": WithinSplitResult(
                         rows=one.rows,
-                        emi=RankingResult.of(one.emi),
-                        cosine=RankingResult.of(one.cosine),
+                        emi=RankingResult.of(one.emi, measure),
+                        cosine=RankingResult.of(one.cosine, measure),
                         lead=RankingResult.of(one.lead),
                     )
                     for name, one in own.items()

@@ -467,7 +467,7 @@ def test_ctrl_c_ends_scoring_soon(in_tinyhub, answers, tmp_path):
         ("https://user:secret@host/x", "https://***@host/x"),
         ("max_new_tokens=5,token_type=3", "max_new_tokens=5,token_type=3"),
         ("{'api_key': 'abcd', \"token\": \"x y\"}", "{'api_key': ***, \"token\": ***}"),
-        ("Authorization: Bearer abcdefghijkl", "Authorization: Bearer ***"),
+        ("Authorization: Bearer abcdefghijkl", "Authorization: ***"),
         ("password='abc def',model=x", "password=***,model=x"),
         ("http://me:pass/word@host", "http://***@host"),
         ("Unexpected token < in JSON", "Unexpected token < in JSON"),

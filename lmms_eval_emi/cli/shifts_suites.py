@@ -146,10 +146,11 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
             split.pop("dataset", None)
     text = f"# After {suite.source}. {MARK} {suite.name}.\n"
     write_atomically(path, text + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
-    study = load_study(path)
+    study = load_study(path).trust()
     count = write_task_files(args.output / "tasks", [study], suite=None)
     print(f"lmms-eval --include_path {shlex.quote(str(args.output / 'tasks'))} --tasks {study.group} --model ...")
-    print(f"lmms-eval-emi score {shlex.quote(str(path))} RESPONSES")
+    allowed = f" --images {shlex.quote(str(args.data.resolve()))}" if args.data is not None else ""
+    print(f"lmms-eval-emi score {shlex.quote(str(path))} RESPONSES{allowed}")
     log.info("a study of %d splits and %d files of tasks written to %s", len(study.splits), count, args.output)
 
 

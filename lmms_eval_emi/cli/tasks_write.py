@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lmms_eval_emi.cli.options import new_parser
+from lmms_eval_emi.cli.options import add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import OutputError
 
 
@@ -18,17 +18,22 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("study", metavar="FILE", help="study file")
     parser.add_argument("output", type=Path, metavar="DIR", help="folder to write, for lmms-eval --include_path DIR")
+    add_settings(parser, "images")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the files, and print how to run them."""
+    from lmms_eval_emi.data.rows import check_place
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.harness.common import groups
     from lmms_eval_emi.harness.lmms_eval.compat.launch import command_line
     from lmms_eval_emi.harness.lmms_eval.write_tasks import write_task_files
 
-    study = load_study(args.study)
+    study, settings = load_study(args.study), settings_of(args)
+    for spec in {split.dataset.path: split.dataset for split in study.splits.values()}.values():
+        if (local := study.local_path(spec)) is not None:
+            check_place(study, local, settings.images)
     existing = args.output.is_dir() and [
         path.name for path in args.output.iterdir() if path.name not in {"groups", study.name}
     ]
@@ -36,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise OutputError(
             f"output: expected a new or empty folder, or one of earlier task files; {args.output} holds {', '.join(existing[:5])}."
         )
-    count = write_task_files(args.output, [study], suite=None)
+    count = write_task_files(args.output, [study.trust()], suite=None)
     print(f"{count} files written below {args.output}")
     for name, members in groups([study], suite=None).items():
         print(f"  {name}: {len(members)} tasks")

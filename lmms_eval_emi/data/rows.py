@@ -24,6 +24,7 @@ from lmms_eval_emi.util.printing import one_line
 if TYPE_CHECKING:
     import datasets
 
+HUB_NAME_PARTS = 2
 FILE_SPLIT = "train"  # as datasets calls the rows of a file
 SAVED = "dataset_dict.json"  # of a folder of save_to_disk with several splits
 SAVED_ALONE = "state.json"  # with one, which has no name for a harness
@@ -75,7 +76,7 @@ def check_place(study: Study, path: Path, images: Path | None) -> Path:
     """Return a path that a study file names, if it lies in a folder that the file may name.
 
     A study file may be a stranger's, also in a folder of the caller's own, such as a clone. By itself it names its own
-    folder, and the current folder if it lies below it.
+    folder, the current folder if it lies below it, and copies of a hub's datasets below the current folder.
 
     Args:
         study: with the path.
@@ -86,12 +87,17 @@ def check_place(study: Study, path: Path, images: Path | None) -> Path:
         StudyError: the path lies elsewhere.
     """
     allowed = _own_folders(study, images)
-    if study.is_bundled or any(path.resolve().is_relative_to(folder) for folder in allowed):
+    if study.is_trusted or _is_hub_folder(path) or any(path.resolve().is_relative_to(folder) for folder in allowed):
         return path
     raise StudyError(
         f"{study.source} names {one_line(str(path), 200)}, which lies outside its folder ({' or '.join(map(str, allowed))}). "
         f"If that is what you want, allow the folder: --images {one_line(str(path.resolve().parent), 200)}, or export LMMS_EVAL_EMI_IMAGES."
     )
+
+
+def _is_hub_folder(path: Path) -> bool:
+    """Whether a path is a copy of a hub's dataset, ``OWNER/NAME``, below the current folder."""
+    return path.is_dir() and not path.is_absolute() and len(path.parts) == HUB_NAME_PARTS and ".." not in path.parts
 
 
 def _own_folders(study: Study, images: Path | None) -> list[Path]:
@@ -168,7 +174,11 @@ def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> 
     own = None if local is None else local.resolve().parent if local.is_file() else local.resolve()
     base = study.folder.resolve() if str(study.folder) not in ("", ".") else None
     named = (study.folder / spec.images).resolve() if spec.images else None
-    if named is not None and not any(named.is_relative_to(folder) for folder in _own_folders(study, images)):
+    if (
+        named is not None
+        and not study.is_trusted
+        and not any(named.is_relative_to(folder) for folder in _own_folders(study, images))
+    ):
         named = None
     return _roots([own, named, base, images], from_hub=own is None)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from lmms_eval_emi.data.suites import load_suite, suite_names
 from lmms_eval_emi.errors import InputError, StudyError
@@ -136,6 +136,8 @@ class Study(_Strict):
     means: str = ""  # what means over the shifts average, where a reader may take them for something else
     source: str = ""  # what load_study was given
 
+    _trusted: bool = PrivateAttr(False)
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, data: Any) -> Any:
@@ -225,6 +227,21 @@ class Study(_Strict):
     def task_name(self, split: str) -> str:
         """Name of the harness task of a split."""
         return f"{self.group}_{self.split(split).task}"
+
+    def trust(self) -> Study:
+        """Return the study as one that may name files anywhere.
+
+        For study files in folders of task files, whose code the harness runs anyway, and for data that a command line
+        names.
+        """
+        copied = self.model_copy()
+        copied._trusted = True
+        return copied
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the study may name files outside its folder: it comes with the package, or :meth:`trust` was called."""
+        return self.is_bundled or self._trusted
 
     def response_file(self, split: str) -> Path | None:
         """The response file that the study itself names for a split, relative to the study file."""

@@ -431,3 +431,15 @@ def test_what_shifts_share_is_computed_once_and_is_what_each_has_by_itself(split
     bounds = [emid_bound(first, other) for other in others]
     assert [(bound.jackknife, {name: bound.test(name, 50) for name in EXPONENTS}) for bound in bounds] == expected
     assert len(computed) == len(set(computed)) == 1 + 1 + 2 * 3
+
+
+def test_intervals_of_rankings_cover_on_rough_data():
+    """A short, seeded form of benchmarks/coverage_rough.py; on its own scale the interval of AUC covered 0.86 to 0.91."""
+    from coverage_rough import correlation_once, loss_once, ranking_once
+
+    hits = [ranking_once(seed, 30, 0.9, 1.2) for seed in range(120)]
+    assert 0.88 <= np.mean(hits) <= 1.0
+    assert 0.88 <= np.mean([correlation_once(seed, 30, 0.9) for seed in range(120)]) <= 1.0
+    losses = [loss_once(seed, 30, 0.5, 0.5) for seed in range(60)]
+    assert np.mean([one["MMI"] for one in losses]) >= 0.85
+    assert np.mean([one["paired test of accuracy"] for one in losses]) <= 0.15

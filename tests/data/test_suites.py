@@ -105,7 +105,9 @@ def test_a_released_set_takes_vittles_place_by_its_path(in_tinyhub: Path, tmp_pa
     (data / "README.md").write_text(f"---\n{card}---\n")
     assert main(["shifts", "suites", "vittle", "--output", str(output), "--data", str(data)]) == 0
     study = load_study(output / "study.yaml")
-    assert len(load_splits(study)) == 28
+    with pytest.raises(StudyError, match="--images"):  # as the command that was printed gives it
+        load_splits(study)
+    assert len(load_splits(study, settings=load_settings(images=data))) == 28
     assert all(split.dataset.shifts_at_load is None for split in study.splits.values())
     assert (output / "tasks" / "groups" / "vittle.yaml").is_file()
 

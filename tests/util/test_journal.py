@@ -50,7 +50,7 @@ def test_a_torn_end_is_cut_at_every_place(tmp_path):
     path = write(tmp_path, BLOCK)
     whole = path.read_bytes()
     torn = to_line({**BLOCK, "requests": [["mme", 9, 0, "torn", "No"]]})
-    for length in range(1, len(torn)):
+    for length in range(1, len(torn) - 1):  # without its newline alone, a record is whole
         path.write_bytes(whole + torn[:length])
         assert list(responses(tmp_path).values()) == ["Yes"]
         write(tmp_path, {**BLOCK, "requests": [["mme", 5, 0, "later", "No"]]})

@@ -20,6 +20,7 @@ from lmms_eval_emi.data.suites import load_suite, suite_names
 from lmms_eval_emi.errors import StudyError
 from lmms_eval_emi.harness.lmms_eval.domain_tasks import domain_hooks, read_choice
 from lmms_eval_emi.harness.lmms_eval.twin_tasks import resolve
+from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.apply import parse_steps
 from lmms_eval_emi.shifts.at_load import load_splits
 from lmms_eval_emi.shifts.operators.visual.frost import PICTURES

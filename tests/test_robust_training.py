@@ -118,8 +118,61 @@ def test_what_cannot_be_is_told(llava):
         model(inputs_embeds=model.get_input_embeddings()(batch["input_ids"]))
 
 
-@pytest.mark.parametrize("prior", [[], ["--learned-prior"]], ids=["F", "L"])
+def _tiny_qwen():
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256},
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    }
+    vision = {
+        **{"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32},
+        **{"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56},
+        "fullatt_block_indexes": [0],
+    }
+    tokens = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens))
+    ids = torch.tensor([[1, 62, *[60] * 4, 63, 2, 3, 4]])
+    images = {"pixel_values": torch.randn(16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    return model, {"input_ids": ids, "mm_token_type_ids": (ids == 60).long(), **images}
+
+
+def _tiny_llava_next():
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, num_hidden_layers=2, image_size=28, patch_size=14)
+    text = LlamaConfig(**sizes, vocab_size=64, num_hidden_layers=4)
+    grid = {"image_token_index": 60, "image_grid_pinpoints": [[28, 28], [28, 56]], "image_seq_length": 4}
+    model = LlavaNextForConditionalGeneration(LlavaNextConfig(vision_config=vision, text_config=text, **grid))
+    ids = torch.tensor([[1, *[60] * 10, 2, 3]])
+    return model, {
+        "input_ids": ids,
+        "pixel_values": torch.randn(1, 2, 3, 28, 28),
+        "image_sizes": torch.tensor([[28, 28]]),
+    }
+
+
+@pytest.mark.parametrize("make", [_tiny_qwen, _tiny_llava_next])
+def test_other_models_take_the_bottleneck_as_well(make):
+    torch.manual_seed(0)
+    model, batch = make()
+    model.eval()
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    plain = model(**batch).logits
+    bottleneck = Bottleneck.for_model(model)
+    seen = []
+    bottleneck.image.register_forward_hook(lambda _, args, output: seen.append(len(args[0])))
+    changed = model(**batch).logits
+    assert bottleneck.layer == 3 and seen == [int((batch["input_ids"] == 60).sum())]
+    assert not torch.allclose(plain, changed) and float(bottleneck.loss.detach()) > 0
+
+
+@pytest.mark.parametrize("prior", [[], ["--learned-prior"], ["--lora-rank", "2"]], ids=["F", "L", "LoRA"])
 def test_the_example_trains_model_and_bottleneck(tinyhub, tmp_path, prior):
+    if "--lora-rank" in prior:
+        pytest.importorskip("peft")
     from safetensors.torch import load_file
 
     rng = np.random.default_rng(0)
@@ -147,7 +200,9 @@ def test_the_example_trains_model_and_bottleneck(tinyhub, tmp_path, prior):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     weights = load_file(tmp_path / "out" / "bottleneck.safetensors")
-    assert bool(weights["prior"].abs().sum() > 0) == bool(prior), "a learned prior moves, a fixed one does not"
+    assert bool(weights["prior"].abs().sum() > 0) == ("--learned-prior" in prior), (
+        "a learned prior moves, a fixed one does not"
+    )
     fresh = Bottleneck(16, 0)
     assert all(value.isfinite().all() for value in weights.values())
     assert weights.keys() == fresh.state_dict().keys() and (tmp_path / "out" / "model.safetensors").is_file()

@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--learned-prior", action="store_true", help="Vittle (L) instead of (F)")
     parser.add_argument("--beta", type=float, default=0.1, help="weight of the KL term (default: %(default)s)")
     parser.add_argument("--layer", type=int, help="block of the language model, from 0 (default: after three quarters)")
+    parser.add_argument("--lora-rank", type=int, help="train low-rank adapters of this rank, merged at the end")
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="rows of a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-5, help="learning rate (default: %(default)s)")
@@ -68,6 +69,11 @@ def main() -> None:
 
     processor = AutoProcessor.from_pretrained(args.model)
     model = AutoModelForImageTextToText.from_pretrained(args.model)
+    if args.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        modules = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+        model = get_peft_model(model, LoraConfig(r=args.lora_rank, target_modules=modules))
     rows = datasets.load_dataset("parquet", data_files=args.rows, split="train").cast_column("image", datasets.Image())
     options = TrainingArguments(
         output_dir=args.output,
@@ -88,7 +94,8 @@ def main() -> None:
         trainer.model, args.layer, learned_prior=args.learned_prior, beta=args.beta
     )
     trainer.train()
-    trainer.save_model(args.output)
+    trained = trainer.model.merge_and_unload() if args.lora_rank else trainer.model
+    trained.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     print(trainer.bottleneck.save(args.output))
 

@@ -268,7 +268,7 @@ def too_few(pairs: int, images: int) -> str | None:
     if pairs >= FEWEST_PAIRS and images >= FEWEST_IMAGES:
         return None
     return (
-        f"{pairs} pairs of {images} images or rows are few to train on: from fewer than {FEWEST_PAIRS} pairs or {FEWEST_IMAGES} images an estimator may give "
+        f"{pairs} pairs (two per row, its response and its reference) of {images} images or rows are few to train on: from fewer than {FEWEST_PAIRS} pairs or {FEWEST_IMAGES} images an estimator may give "
         "EMID the wrong sign. Pool more splits, models or studies, or use one that needs no training (--estimator dcor)."
     )
 

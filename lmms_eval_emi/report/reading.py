@@ -136,12 +136,13 @@ class ReportedResult(StudyResult):
         """Return the means over the shifts and Pearson's r of EMID and index, by the heading of their column."""
         summary = ModalitySummary.of(self.shifts().values())
         id_split = self.splits.get(self.id_split)
+        has_errors = any(split.emid_ci95 for split in self.splits.values())  # published scores have none
         return {
             "EMI (ID)": id_split.emi if id_split else None,
             "mean EMI": summary.mean_emi,
             "mean EMID": summary.mean_emid,
             "mean index": summary.mean_bound,
-            "Pearson r": summary.pearson_r,
+            "Pearson r": summary.pearson_r if self.summary.pearson_r_ci95 or not has_errors else None,
             "shifts": summary.n_shifts,
         }
 

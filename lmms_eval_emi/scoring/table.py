@@ -239,7 +239,7 @@ def _summary_row(result: StudyResult, modality: str | None = None) -> list[objec
     if summary.pearson_r_ci95:
         r += f" [{summary.pearson_r_ci95[0]:.2f}, {summary.pearson_r_ci95[1]:.2f}]"
     elif summary.pearson_r is not None:
-        r = f"{summary.pearson_r:.1f} (of too few shifts or images to say)"
+        r = f"{NOTHING} (too few shifts or images)"
     return [
         summary.n_shifts,
         NOTHING if summary.mean_emi is None else f"{summary.mean_emi:{DIGITS}}",

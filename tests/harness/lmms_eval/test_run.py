@@ -60,11 +60,7 @@ def test_the_groups_row_is_the_mean_over_its_shifts(run):
 
 def test_the_correlation_stands_under_the_table(run):
     below = run.out.split("|Groups", 1)[-1].split("Groups", 1)[-1]
-    assert (
-        "Pearson r" in below
-        and f"{run.scores['summary']['pearson_r']:.1f} (of too few shifts or images to say)" in below
-        and run.scores["signature"] in below
-    )
+    assert "Pearson r" in below and "(too few shifts or images)" in below and run.scores["signature"] in below
 
 
 def test_the_saved_responses_give_the_same_scores(run, in_tinyhub, tmp_path):

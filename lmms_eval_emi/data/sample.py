@@ -16,6 +16,7 @@ from lmms_eval_emi.data.images import DatasetImage, ImageSource
 from lmms_eval_emi.errors import SampleError
 from lmms_eval_emi.util.files import encodable
 
+BYTE_ORDER_MARK = "\ufeff"
 WHOLE_NUMBER = re.compile(r"-?\d+\.0+")
 RowKey = tuple[str, str]  # of row_key
 
@@ -61,7 +62,11 @@ class Sample:
 
 
 def id_text(row_id: object) -> str:
-    """A row's id as text; 3, "3", 3.0 and "3.0", which pandas makes of it, are one."""
+    """A row's id as text; 3, "3", "3 ", 3.0 and "3.0", which pandas makes of it, are one, and so are Unicode's forms."""
+    if isinstance(row_id, bytes):
+        row_id = row_id.decode("utf-8", "replace")
+    if isinstance(row_id, str):
+        row_id = unicodedata.normalize("NFC", row_id).strip()
     if isinstance(row_id, float | np.floating) and float(row_id).is_integer():
         return str(int(row_id))
     if isinstance(row_id, str) and WHOLE_NUMBER.fullmatch(row_id):
@@ -75,7 +80,7 @@ def row_key(row_id: object, reference: object) -> RowKey:
     Ids alone do not tell rows apart: question 7 of one image set is not question 7 of another. Space, line ends and
     Unicode forms, which programs change when they write a file, do not count.
     """
-    return id_text(row_id), " ".join(unicodedata.normalize("NFC", str(reference)).split())
+    return id_text(row_id), " ".join(unicodedata.normalize("NFC", str(reference)).strip(BYTE_ORDER_MARK).split())
 
 
 def without_images(splits: Mapping[Any, Sequence[Sample]]) -> bool:

@@ -68,8 +68,15 @@ def test_closed_thoughts_are_taken_out_as_the_harness_does():
 
 def test_a_row_is_itself_whatever_a_program_made_of_it():
     clean = Sample(image=None, question="q", response="r", reference="A cat.\nIt sits.", id=7)
-    for row_id, reference in ((7.0, "A cat.\r\nIt sits."), ("7", "A cat.\nIt sits. "), ("7.0", "A cat.  It sits.")):
+    for row_id, reference in (
+        (7.0, "A cat.\r\nIt sits."),
+        ("7", "A cat.\nIt sits. "),
+        ("7.0", "A cat.  It sits."),
+        (b"7", "\ufeffA cat.\nIt sits."),
+        ("7 ", clean.reference),
+    ):
         assert row_key(row_id, reference) == clean.key
+    assert row_key("e\u0301", "") == row_key("\u00e9", "")
     assert row_key("007", clean.reference) != clean.key and row_key(7, "A dog.") != clean.key
 
 

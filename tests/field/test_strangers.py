@@ -84,7 +84,7 @@ def test_no_pattern_takes_more_than_linear_steps(character):
     ("reply", "scores"),
     [
         ("8 6", (8, 6)), ("8,6", (8, 6)), ("8, 6", (8, 6)), ("8,5\n7,0", (8.5, 7)), ("8,5 7,0", (8.5, 7)), ("**8/10** 7/10", (8, 7)),
-        ("[8; 6].", (8, 6)), ("8", None), ("8 6 4", None), ("0 6", None), ("8 6" + "*" * 3000, None), ("Score: 8 6", None),
+        ("[8; 6].", (8, 6)), ("8", None), ("8 6 4", None), ("0 6", None), ("8\n6", (8, 6)), ("8.5\n7.0\nBoth.", (8.5, 7)), ("<analysis>5 5</analysis>8 6", (8, 6)), ("8 6" + "*" * 3000, None), ("Score: 8 6", None),
     ],
 )  # fmt: skip
 def test_scores_are_read_as_they_are_meant(reply, scores):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lmms_eval_emi.data.images import ImageSource, open_image, to_rgb
+from lmms_eval_emi.data.response_text import without_thoughts
 
 Order = Literal["reference_first", "model_first"]
 ORDERS: tuple[Order, ...] = ("reference_first", "model_first")
@@ -37,7 +38,6 @@ LONGEST_LINE = 200  # characters of a line that holds scores
 ORNAMENTS = re.compile(r"[][(){}<>*_`\"'#]")  # around scores
 OUT_OF_TEN = re.compile(r"(?<=\d) ?/ ?10(?!\d)")
 NUMBER = re.compile(r"\d{1,4}(?:[.,]\d{1,4})?")
-THOUGHTS_END = "</think>"  # of models that think aloud; some endpoints leave out where the thoughts begin
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,14 @@ def read_scores(reply: str, order: Order) -> tuple[float, float] | None:
     >>> read_scores("Assistant 1 is better.", "model_first") is None
     True
     """
-    lines = [line.strip() for line in reply.rpartition(THOUGHTS_END)[2].splitlines() if line.strip()]
+    lines = [line.strip() for line in without_thoughts(reply).splitlines() if line.strip()]
     numbers = _numbers(lines[0]) if lines else None
-    if numbers and len(numbers) == 1 and "," in numbers[0]:  # 8,6 are two scores, unless the next line is 7,0
+    if numbers and len(numbers) == 1:
         second = _numbers(lines[1]) if len(lines) > 1 else None
-        numbers = numbers + second if second and len(second) == 1 else numbers[0].split(",")
+        if second and len(second) == 1:  # a score per line
+            numbers += second
+        elif "," in numbers[0]:  # 8,6 are two scores
+            numbers = numbers[0].split(",")
     if numbers is None or len(numbers) != 2:
         return None
     first, other = (float(number.replace(",", ".")) for number in numbers)

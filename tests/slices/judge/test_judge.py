@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -161,7 +163,14 @@ def test_limits_and_errors_of_the_server_are_waited_for(study, serve) -> None:
 
 
 def test_no_more_requests_at_once_than_asked_for(study, serve) -> None:
-    endpoint = serve(by_quality, delay=0.02)
+    gate, asked = threading.Barrier(3), itertools.count()
+
+    def reply(request: dict[str, Any], count: int) -> Any:
+        if next(asked) < 3:  # the first three wait for each other, however slow the machine is
+            gate.wait(60)
+        return by_quality(request, count)
+
+    endpoint = serve(reply)
     assert main(arguments(study, endpoint, "--concurrency", "3")) == 0
     assert endpoint.most_at_once == 3
 

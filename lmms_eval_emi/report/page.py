@@ -41,6 +41,7 @@ from lmms_eval_emi.scoring.rows import LostRow, ShownRow
 from lmms_eval_emi.scoring.table import FEW_ROWS, UNFIT, extra_columns, measures_of, scale_in_words, trend_in_words
 from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.util.printing import printable
 from lmms_eval_emi.version import __version__
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
         script=script,
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return text.replace(POLICY, f"{POLICY}; script-src 'sha256-{digest}'", 1)
+    return printable(text).replace(POLICY, f"{POLICY}; script-src 'sha256-{digest}'", 1)
 
 
 @dataclass

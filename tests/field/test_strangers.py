@@ -167,3 +167,24 @@ def test_a_command_in_somebody_elses_folder_is_not_run(tmp_path, monkeypatch, ca
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     assert main(["run", "--recover", str(tmp_path)]) == 1
     assert "is not yours" in (told := capsys.readouterr().err) and "--include_path evil" in told
+
+
+def test_a_page_holds_no_control_character(tmp_path):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    from lmms_eval_emi.report.page import to_html
+    from lmms_eval_emi.report.reading import ReportedResult
+    from lmms_eval_emi.scoring.result import SplitResult, StudyResult
+    from lmms_eval_emi.scoring.rows import StudyRows
+
+    splits = {"clean": SplitResult(emi=0.0), "shifted": SplitResult(emi=-1.0, emid=1.0, modality="visual")}
+    result = StudyResult(
+        signature="s",
+        model=f"a{TITLE}b",
+        shift="mine",
+        id_split="clean",
+        splits=splits,
+        notes={"shifted": [f"c{TITLE}"]},
+    )
+    page = to_html([ReportedResult.of(result, rows=StudyRows())])
+    assert "\x1b" not in page and "\x07" not in page and "\\x1b]0;owned" in page

@@ -165,7 +165,7 @@ def test_limits_and_errors_of_the_server_are_waited_for(study, serve) -> None:
 def test_no_more_requests_at_once_than_asked_for(study, serve) -> None:
     gate, asked = threading.Barrier(3), itertools.count()
 
-    def reply(request: dict[str, Any], count: int) -> Any:
+    def reply(request: dict, count: int) -> object:
         if next(asked) < 3:  # the first three wait for each other, however slow the machine is
             gate.wait(60)
         return by_quality(request, count)

@@ -110,3 +110,44 @@ def test_inspect_ai_finds_the_scorer_by_its_entry_point():
 
     (found,) = [one for one in entry_points(group="inspect_ai") if one.name == "lmms_eval_emi"]
     assert found.value == "lmms_eval_emi.harness.inspect_ai"
+
+
+def test_the_command_shows_emi_beside_accuracy(in_tinyhub, tmp_path):
+    """``inspect eval`` of a task file whose only change is one more scorer."""
+    import os
+    import subprocess
+    import sys
+
+    (tmp_path / "my_task.py").write_text(
+        "from inspect_ai import Task, task\n"
+        "from inspect_ai.dataset import MemoryDataset, Sample\n"
+        "from inspect_ai.model import ModelOutput, ModelUsage, get_model\n"
+        "from inspect_ai.scorer import includes\n"
+        "from inspect_ai.solver import generate\n"
+        "from lmms_eval_emi.harness.inspect_ai import emi\n\n\n"
+        "@task\n"
+        "def my_task():\n"
+        "    samples = [\n"
+        "        Sample(id=f'{split}-{row}', input=f'What is number {row}?', target=f'a red circle {row}', metadata={'shift': split})\n"
+        "        for split in ('clean', 'fog') for row in range(10)\n"
+        "    ]\n"
+        "    output = ModelOutput.from_content('mockllm/model', 'a red circle')\n"
+        "    output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)  # or a tokenizer is fetched\n"
+        "    model = get_model('mockllm/model', custom_outputs=[output] * len(samples))\n"
+        "    scorers = [includes(), emi(id_split='clean')]\n"
+        "    return Task(dataset=MemoryDataset(samples), solver=generate(), scorer=scorers, model=model)\n"
+    )
+    variables = {
+        **os.environ,
+        **{"LMMS_EVAL_EMI_CACHE": str(tmp_path / "cache"), "LMMS_EVAL_EMI_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"},
+        "LMMS_EVAL_EMI_TEXT_ENCODER": str(in_tinyhub / "xlm-roberta-base"),
+    }
+    command = [sys.executable, "-m", "inspect_ai", "eval", "my_task.py", "--model", "mockllm/model"]
+    options = ["--log-dir", str(tmp_path / "logs"), "--log-format", "json", "--display", "plain"]
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (path,) = (tmp_path / "logs").glob("*.json")
+    log = json.loads(path.read_text())
+    assert log["status"] == "success", log["error"]
+    shown = {(one["name"], name) for one in log["results"]["scores"] for name in one["metrics"]}
+    assert {("includes", "accuracy"), ("emi", "emi_clean"), ("emi", "emi_stderr_clean"), ("emi", "emid_fog")} <= shown

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
             name=args.name or args.output.stem,
             about={
                 "encoders": {
-                    "vision": TEXT_ONLY if text_only else instruments.encoders.vision.signature,
+                    "vision": vision.signature if (vision := instruments.encoders.vision) else TEXT_ONLY,
                     "text": instruments.encoders.text.signature,
                 },
                 "study": " + ".join(study.name for study in studies),

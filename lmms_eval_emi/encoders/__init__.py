@@ -25,15 +25,15 @@ __all__ = ["Encoder", "Encoders", "load_encoders", "load_text_encoder", "load_vi
 
 @dataclass(frozen=True)
 class Encoders:
-    """The two encoders of a run."""
+    """The two encoders of a run; one of text alone needs no vision encoder."""
 
-    vision: Encoder
+    vision: Encoder | None
     text: Encoder
 
     @property
     def signature(self) -> str:
         """Both encoders, as signatures show them."""
-        return f"{self.vision.signature}+{self.text.signature}"
+        return f"{self.vision.signature}+{self.text.signature}" if self.vision else self.text_signature
 
     @property
     def text_signature(self) -> str:
@@ -46,7 +46,7 @@ class Encoders:
         Raises:
             InputError: the widths differ.
         """
-        if self.vision.dimension != self.text.dimension:
+        if self.vision and self.vision.dimension != self.text.dimension:
             raise InputError(
                 f"The vision encoder {self.vision.name} gives {self.vision.dimension} dimensions and the text encoder {self.text.name} {self.text.dimension}. "
                 "The input is the mean of both, so they must be equal. Pairs that fit: with 768 dimensions CLIP ViT-B, SigLIP base or DINOv2 base "

@@ -205,7 +205,7 @@ def check_encoders(
     """
     if text_only and estimator.vision_encoder not in (None, TEXT_ONLY):
         log.warning("The estimator %s was trained with images, and these inputs are text alone.", estimator.signature)
-    vision = None if text_only else encoders.vision.signature
+    vision = None if text_only or encoders.vision is None else encoders.vision.signature
     _refuse_others(estimator, vision, encoders.text.signature, allow_other)
 
 

@@ -126,6 +126,7 @@ def embed_good_rows(
     texts = _encode_texts(splits, encoders.text, batch_size, cache, release)
     image_rows: dict[str, torch.Tensor] = {}
     if images is not None:
+        assert encoders.vision is not None, "loaded for text alone"
         image_rows, unreadable = _encode_images(sources, encoders.vision, batch_size, cache, strict, release)
         bad += _rows_with(unreadable, splits, images)
     order = {key: position for position, key in enumerate(splits)}

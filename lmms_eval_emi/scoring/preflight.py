@@ -58,12 +58,11 @@ def load_instruments(
     where = device or settings.device
     if attempt(lambda: resolve_device(settings.device)) is None:
         where = "cpu"
-    vision = attempt(lambda: load_vision_encoder(settings.vision_encoder, where, settings.cache))
+    vision = None if text_only else attempt(lambda: load_vision_encoder(settings.vision_encoder, where, settings.cache))
     text = attempt(lambda: load_text_encoder(settings.text_encoder, where, settings.cache))
-    if vision and text:
+    if text and (vision or text_only):
         encoders = Encoders(vision, text)
-        if not text_only:
-            attempt(encoders.check_widths)
+        attempt(encoders.check_widths)
         for estimator in loaded:
             if estimator is None:
                 continue
@@ -74,7 +73,7 @@ def load_instruments(
                 )
             )
             for name, width, expected in (
-                ("vision", vision.dimension, None if alone else estimator.input_dimension),
+                ("vision", vision.dimension if vision else 0, None if alone else estimator.input_dimension),
                 ("text", text.dimension, estimator.input_dimension),
                 ("text", text.dimension, estimator.output_dimension),
             ):
@@ -137,11 +136,10 @@ def load_encoders_only(settings: Settings, *, text_only: bool = False) -> Instru
 
     try:
         encoders = Encoders(
-            load_vision_encoder(settings.vision_encoder, settings.device, settings.cache),
+            None if text_only else load_vision_encoder(settings.vision_encoder, settings.device, settings.cache),
             load_text_encoder(settings.text_encoder, settings.device, settings.cache),
         )
-        if not text_only:
-            encoders.check_widths()
+        encoders.check_widths()
     except (EMIError, OSError) as error:
         raise UnavailableError(str(error)) from error
     return Instruments(encoders, ())

@@ -45,6 +45,7 @@ def series(tmp_path):
 def test_the_slope_of_a_series_is_that_of_least_squares(series, tmp_path, in_tinyhub, capsys):
     output = tmp_path / "results.json"
     command = ["score", str(series), "--estimator", "cosine", "--images", str(tmp_path), "--output", str(output)]
+    command += ["--vision-encoder", "none/such"]  # text alone needs none
     assert main(command) == 0
     result = json.loads(output.read_text())
     trend = result["trend"]

@@ -298,7 +298,7 @@ def _fetch(entry: EstimatorEntry, target: Path) -> Path:
             f"  sha256  {entry.sha256}\n"
             f"  place   {target}\n"
             f"Fetch that file on a machine with a connection, then copy it to the place above, or point to it:\n"
-            f"  --estimator /path/to/{entry.file_name}   (in Python: load_estimator('/path/to/{entry.file_name}'))"
+            f"  export LMMS_EVAL_EMI_ESTIMATOR=/path/to/{entry.file_name}   (or --estimator, in Python load_estimator('/path/to/{entry.file_name}'))"
         )
 
     if is_offline():

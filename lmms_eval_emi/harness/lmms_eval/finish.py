@@ -218,7 +218,12 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
 def _score_command(study: Study, saved: Path) -> str:
     folder = saved / study.name
     source = folder / "study.yaml" if study.variants() else study.source
-    return f"lmms-eval-emi score {source} {folder} --allow-missing --output {study.name}.json"
+    command = f"lmms-eval-emi score {source} {folder} --allow-missing --output {study.name}.json"
+    local = {study.local_path(split.dataset) for split in study.splits.values()}
+    places = {path.resolve().parent for path in local if path is not None}
+    if (source == study.source and study.is_bundled) or not places:
+        return command
+    return f"{command} --images {os.path.commonpath(places)}"  # the file names its data by absolute paths
 
 
 def _unused(path: Path) -> Path:

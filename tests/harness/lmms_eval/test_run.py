@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -222,8 +223,9 @@ def test_the_responses_of_a_variant_can_be_scored_again(fresh_run, load_split, i
     for name, text in ((ID, "a response 3"), ("german_terse", "terse 3")):
         assert json.loads((folder / f"{name}.jsonl").read_text().splitlines()[3])["text"] == text
     output = tmp_path / "again.json"
-    arguments = ["score", "--study", str(folder / "study.yaml"), "--responses", str(folder), "--allow-missing"]
-    assert main([*arguments, "--output", str(output)]) == 0
+    study = load_study(str(folder / "study.yaml"))
+    arguments = shlex.split(finish._score_command(study, folder.parent))[1:]
+    assert main([*arguments[:-3], str(output), *arguments[-2:]]) == 0, arguments
     assert strict_json(output)["splits"]["german_terse"]["emid"] == pytest.approx(emid, abs=1e-9)
 
 

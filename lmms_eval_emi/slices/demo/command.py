@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     print(shown(variables, command), flush=True)
     output.mkdir(parents=True, exist_ok=True)
     written = output / LOG
+    import datasets
+
     print(f"\nThis takes 2 to 6 minutes on 2 cores. What lmms-eval prints is in {args.output / LOG}.", flush=True)
     status = _run(launch.as_module(command), {**os.environ, **variables}, written)
     if status:
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     responses = sorted(output.glob(f"*/*_emi_responses/{STUDY}"))
     if not reports or not responses:
         raise RunError(f"lmms-eval wrote no report below {args.output}; its own messages are in {written}.")
+    datasets.disable_progress_bars()  # a bar for each of the splits that are shifted again
     shown_beside = side_by_side(responses[-1])
     newest = sorted(output.glob(f"*/*_emi_{STUDY}.json"))[-1]
     findings = write_page(newest, responses[-1], output)
@@ -122,6 +125,7 @@ def write_page(results: Path, responses: Path, output: Path) -> list[str]:
     rows = {
         name: {str(key[0]): (float(right), 1.0) for key, right in own.items()}
         for name, own in right_rows(collect_with_controls(responses)).items()
+        if name != SHUFFLED  # which the results of the run do not have
     }
     named = [replace(one, model=NAME) for one in read_results_to_compare(results)]
     found = [agree(one, OutsideScores("accuracy", rows)) for one in named]
@@ -143,8 +147,8 @@ def _run(command: list[str], variables: dict[str, str], log: Path) -> int:
     try:
         with tqdm(desc="Generating responses", unit="", leave=False, dynamic_ncols=True) as bar:
             while running.poll() is None:
-                bar.n, bar.total = _progress(log)
-                bar.refresh()
+                bar.n, bar.total = _progress(log) or (bar.n, bar.total)
+                bar.set_description("Scoring" if bar.n == bar.total else "Generating responses")
                 time.sleep(0.5)
         return running.returncode
     except BaseException:
@@ -155,12 +159,12 @@ def _run(command: list[str], variables: dict[str, str], log: Path) -> int:
         raise
 
 
-def _progress(log: Path) -> tuple[int, int | None]:
-    """Return how many requests the model has answered, and of how many, by the harness's own progress bar."""
+def _progress(log: Path) -> tuple[int, int] | None:
+    """Return how many requests the model has answered, and of how many, if the harness's bar ends the log."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         found = PROGRESS.findall(file.read())
-    return (int(found[-1][0]), int(found[-1][1])) if found else (0, None)
+    return (int(found[-1][0]), int(found[-1][1])) if found else None
 
 
 def command_of(output: Path, processes: int) -> tuple[dict[str, str], list[str]]:
@@ -210,7 +214,7 @@ def side_by_side(responses: Path) -> str:
     study = load_study(STUDY)
     entry = collect_with_controls(responses)
     accuracy = accuracy_of(entry)
-    results = score_demo(entry, ASSETS, [STUDY, *UNTRAINED])
+    results = [one.model_copy(update={"model": NAME}) for one in score_demo(entry, ASSETS, [STUDY, *UNTRAINED])]
     first = results[0]
     table = []
     for name, scores in first.splits.items():

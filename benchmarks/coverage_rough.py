@@ -22,7 +22,6 @@ from coverage_simulation import GOALS, World, _start, covers, goal_of, run
 from scipy import special
 from tabulate import tabulate
 
-from lmms_eval_emi import Embeddings
 from lmms_eval_emi.scoring.agreement import _rank_jackknife, bounded_interval
 from lmms_eval_emi.slices.robustness.comparison import ScoredTask, ShiftedTask, measure
 from lmms_eval_emi.slices.robustness.metrics import RowMetric
@@ -34,19 +33,6 @@ TRUE_ROWS = 1_000_000
 
 class RoughWorld(World):
     """Images with noise of their own variance, ties, and clusters of degenerate responses."""
-
-    def split(
-        self,
-        random: np.random.Generator,
-        latent: np.ndarray,
-        sizes: np.ndarray,
-        shifted: bool,
-        y: np.ndarray | None,
-        ids: bool,
-    ) -> tuple[Embeddings, np.ndarray]:
-        x, y_hat, y = self.rows(random, latent, sizes, shifted, y)
-        groups = np.repeat(np.arange(len(sizes)), sizes).tolist()
-        return Embeddings(v=None, t=x, y_hat=y_hat, y=y, ids=list(range(len(x))) if ids else None, groups=groups), y
 
     def rows(
         self, random: np.random.Generator, latent: np.ndarray, sizes: np.ndarray, shifted: bool, y: np.ndarray | None

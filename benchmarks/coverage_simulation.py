@@ -114,13 +114,19 @@ class World:
         y: np.ndarray | None,
         ids: bool,
     ) -> tuple[Embeddings, np.ndarray]:
+        x, y_hat, y = self.rows(random, latent, sizes, shifted, y)
+        groups = np.repeat(np.arange(len(sizes)), sizes).tolist()
+        return Embeddings(v=None, t=x, y_hat=y_hat, y=y, ids=list(range(len(x))) if ids else None, groups=groups), y
+
+    def rows(
+        self, random: np.random.Generator, latent: np.ndarray, sizes: np.ndarray, shifted: bool, y: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs, responses and references (N, D) of all rows; references are those given, if any."""
         n = len(latent)
         keep, b = (self.keep, self.b_shifted) if shifted else (1.0, self.b)
         x = keep * latent + (0.5 * self.draw(random, n, D) if shifted else 0)
         y = latent @ self.c.T + self.draw(random, n, D) if y is None else y
-        y_hat = latent @ b.T + self.draw(random, n, D)
-        groups = np.repeat(np.arange(len(sizes)), sizes).tolist()
-        return Embeddings(v=None, t=x, y_hat=y_hat, y=y, ids=list(range(n)) if ids else None, groups=groups), y
+        return x, latent @ b.T + self.draw(random, n, D), y
 
     def shift(
         self, random: np.random.Generator, images: int, unequal: bool, paired: bool, shifts: int = 1

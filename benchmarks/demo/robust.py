@@ -100,7 +100,7 @@ def train(arm: str, seed: int, steps: int) -> tuple[Any, Bottleneck | None]:
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "model")
     model = LlavaForConditionalGeneration.from_pretrained(ASSETS / "model", dtype=torch.float32).train()
-    tower = model.model.vision_tower.eval().requires_grad_(False)
+    model.model.vision_tower.eval().requires_grad_(False)
     bottleneck = None
     if arm.startswith("vittle"):
         bottleneck = Bottleneck.for_model(model, LAYER, learned_prior=arm == "vittle-l")
@@ -128,7 +128,6 @@ def train(arm: str, seed: int, steps: int) -> tuple[Any, Bottleneck | None]:
             loss = loss + INDEX_WEIGHT * index_of(outputs, other, batch, model)
         _step(optimiser, schedule, loss, trained)
         bar.set_postfix(loss=f"{loss.item():.3f}")
-    del tower
     if bottleneck:
         bottleneck.eval()
     return model.eval(), bottleneck

@@ -181,6 +181,15 @@ class Findings:
     sections: tuple[Section, ...] = ()
 
 
+def single_object(path: Path) -> dict[str, Any]:
+    """Return the one object of a JSON file; an empty one for any other path, whose reader as results says what is wrong."""
+    try:
+        entries = read_entries(path) if path.is_file() else []
+    except ResultsError:
+        entries = []
+    return entries[0] if len(entries) == 1 and isinstance(entries[0], dict) else {}
+
+
 def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
     """Return the audits and agreements among some files, and the paths that are neither.
 
@@ -191,11 +200,7 @@ def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
     agreements: list[AgreementResult] = []
     others = []
     for path in map(Path, paths):
-        try:
-            entries = read_entries(path) if path.is_file() else []
-        except ResultsError:
-            entries = []  # whoever reads it as results says why
-        content = entries[0] if len(entries) == 1 and isinstance(entries[0], dict) else {}
+        content = single_object(path)
         if {"findings", "split", "study"} <= content.keys():
             audits.append(parse_model(AuditDocument, content, path, what="results of lmms-eval-emi estimators audit"))
         elif content.get("kind") == "agreement":

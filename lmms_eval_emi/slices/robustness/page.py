@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.report.finding import numeral
 from lmms_eval_emi.report.plots import plot_intervals
+from lmms_eval_emi.report.reading import single_object
 from lmms_eval_emi.report.sections import Section, number_cell, table_row
-from lmms_eval_emi.scoring.rows import read_entries
 from lmms_eval_emi.slices.robustness.comparison import LossResult, MetricResult, RobustnessDocument, TaskResult
 from lmms_eval_emi.util.documents import parse_model
 
@@ -30,11 +29,7 @@ def read_sections(paths: Sequence[Path]) -> tuple[list[Section], list[Path]]:
     sections: list[Section] = []
     others = []
     for path in paths:
-        try:
-            entries = read_entries(path) if path.is_file() else []
-        except ResultsError:
-            entries = []  # the reader of results reports the error
-        content = entries[0] if len(entries) == 1 and isinstance(entries[0], dict) else {}
+        content = single_object(path)
         if content.get("kind") != "robustness":
             others.append(path)
             continue

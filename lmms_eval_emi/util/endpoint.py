@@ -211,7 +211,7 @@ class ChatClient:
             kind = "an HTML page" if "<html" in completion[:500].lower() else "a text"
             kind = "an event stream" if completion.startswith("data:") else kind
             raise RequestFailedError(
-                f"the endpoint replied with {kind} in the place of JSON: {self._hide(one_line(completion, 80))!r}. --endpoint mostly ends in /v1"
+                f"the endpoint replied with {kind} instead of JSON: {self._hide(one_line(completion, 80))!r}. Check --endpoint: an API address usually ends in /v1"
             )
         refused = getattr(completion, "error", None)
         choices = getattr(completion, "choices", None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from lmms_eval_emi.data.study import BUILT_IN, Study, load_study
 from lmms_eval_emi.harness.common import GENERATION, SUITE, group_owners, groups
 from lmms_eval_emi.harness.lmms_eval.write_tasks import dump, function
-from lmms_eval_emi.settings import Settings
+from lmms_eval_emi.settings import Settings, load_settings
 from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
 
@@ -29,6 +29,15 @@ def write_task_folder(settings: Settings, sources: Sequence[str] = ()) -> Path:
     for path, text in task_files(studies).items():
         write_atomically(folder / path, text, durable=False)
     return folder
+
+
+def builtin_task_folder() -> Path:
+    """Write the tasks of the built-in studies into the cache of the environment's settings, and return their folder.
+
+    This is the package's entry point in the group ``lm_eval.tasks``, for a version of lm_eval that reads entry points of
+    tasks (its pull request 4015). lm_eval 0.4.13 does not, and needs ``--include_path``.
+    """
+    return write_task_folder(load_settings())
 
 
 def task_files(studies: Sequence[Study]) -> dict[str, str]:

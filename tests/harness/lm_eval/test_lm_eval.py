@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,21 @@ def test_the_folder_is_printed_and_another_study_has_its_own(tmp_path, capsys):
     assert "--harness lm-eval" in capsys.readouterr().err
     assert main(["tasks", "path"]) == 0
     assert (Path(capsys.readouterr().out.strip()) / "llavabench_shift").is_dir()
+
+
+def test_an_lm_eval_that_reads_entry_points_finds_the_tasks(tmp_path, monkeypatch):
+    """As lm-evaluation-harness would do with its pull request 4015: built-in tasks, then those of installed packages."""
+    from importlib.metadata import EntryPoint
+
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("LMMS_EVAL_EMI_CACHE", str(tmp_path))
+    options = ConfigParser()
+    options.read(Path(__file__).parents[3] / "setup.cfg")
+    name, value = options["options.entry_points"]["lm_eval.tasks"].strip().split(" = ")
+    folder = EntryPoint(name, value, "lm_eval.tasks").load()()
+    tasks = TaskManager(include_path=str(folder), include_defaults=False).all_tasks
+    assert {STUDY.task_name(ID), "llavabench_shift", GROUP} <= set(tasks)
 
 
 @pytest.fixture

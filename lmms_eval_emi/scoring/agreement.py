@@ -180,6 +180,7 @@ class ResultToCompare:
         emi, emid: of every split and shift, with and without each image.
         index: of every shift.
         rows: of every split.
+        estimator: signature of the estimator.
     """
 
     model: str
@@ -190,6 +191,7 @@ class ResultToCompare:
     emid: Mapping[str, Jackknife]
     index: Mapping[str, float]
     rows: Mapping[str, ScoredRows]
+    estimator: str = ""
 
 
 def read_results_to_compare(path: Path) -> list[ResultToCompare]:
@@ -221,7 +223,9 @@ def read_results_to_compare(path: Path) -> list[ResultToCompare]:
                 emid[name] = to_jackknife(split.emid, without.emid)
         index = {name: split.emid_bound for name, split in result.splits.items() if split.emid_bound is not None}
         found.append(
-            ResultToCompare(result.model, result.shift, result.signature, result.id_split, emi, emid, index, rows)
+            ResultToCompare(
+                result.model, result.shift, result.signature, result.id_split, emi, emid, index, rows, result.estimator
+            )
         )
     return found
 

@@ -1,10 +1,11 @@
-"""``lmms-eval-emi judge agree``: EMI and EMID beside the scores that others give."""
+"""``lmms-eval-emi judge agree``: EMI and EMID compared with the scores of judges, of people or of another metric."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from lmms_eval_emi.errors import ResultsError
 
 if TYPE_CHECKING:
     from lmms_eval_emi.core.correlation import Correlation
-    from lmms_eval_emi.scoring.agreement import Agreement
+    from lmms_eval_emi.scoring.agreement import Agreement, OutsideScores, ResultToCompare
+    from lmms_eval_emi.settings import Settings
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -27,10 +29,17 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         examples=(
             "lmms-eval-emi judge agree results.json --judged judged.jsonl --output agreement.json",
             "lmms-eval-emi judge agree results.json --scores accuracy=accuracy.csv --scores human=human.jsonl",
+            "lmms-eval-emi judge agree longcap-arena --estimator reference-r2 --estimator dcor --output human.json",
         ),
         description="Correlate EMI of splits with another score of them, EMID and the index with what that score loses, and within splits the values of rows with the scores of rows. The cosine of response and reference stands beside EMI, as the baseline that it must beat.",
     )
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="JSON files of score, with their rows")
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULTS",
+        help="JSON files of score, with their rows; or public sets with human scores (longcap-arena, polaris, or a YAML file that describes one), which are scored first",
+    )
     parser.add_argument(
         "--judged",
         action="append",
@@ -46,58 +55,50 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         metavar="[NAME=]FILE",
         help="CSV or JSON lines with split, score, for scores of rows question_id, and for several models model; higher is better; may be repeated",
     )
+    parser.add_argument(
+        "--estimator",
+        action="append",
+        default=[],
+        metavar="NAME|PATH",
+        help="estimator of public sets with human scores, as for score; may be repeated (LMMS_EVAL_EMI_ESTIMATOR; default: club-global)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="rows of each criterion of a public set (default: all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the findings as JSON, for report")
     add_overwrite(parser)
-    add_settings(parser, "seed")
+    add_settings(
+        parser,
+        "seed",
+        "vision_encoder",
+        "text_encoder",
+        "allow_other_encoders",
+        "device",
+        "batch_size",
+        "images",
+        "cache",
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, correlate, print, write."""
     settings = settings_of(args)
-    from lmms_eval_emi.scoring.agreement import (
-        AgreementDocument,
-        agree,
-        read_results_to_compare,
-        read_scores,
-    )
-    from lmms_eval_emi.slices.judge.preference import scores_of_verdicts
-    from lmms_eval_emi.slices.judge.verdicts import read_verdicts
+    from lmms_eval_emi.scoring.agreement import AgreementDocument, agree
     from lmms_eval_emi.util.files import check_output
 
-    named = [one.partition("=") if "=" in one else (Path(one).stem, "=", one) for one in args.scores]
-    files = [Path(path) for _, _, path in named]
+    files = [Path(one.partition("=")[2] or one) for one in args.scores]
     if args.output:
-        check_output(
-            args.output, [*args.results, *args.judged, *files], overwrite=args.overwrite, example="agreement.json"
-        )
-    if not (args.judged or named):
+        inputs = [*args.results, *args.judged, *files]
+        check_output(args.output, inputs, overwrite=args.overwrite, example="agreement.json")
+    sets = [path for path in args.results if _is_human_set(path)]
+    plain = [path for path in args.results if path not in sets]
+    if plain and not (args.judged or args.scores):
         raise ResultsError(
             "agreement: expected --judged FILE or --scores FILE to compare the results with, got neither."
         )
-    results = [one for path in args.results for one in read_results_to_compare(path)]
-    outside = []
-    for path in args.judged:
-        verdicts = read_verdicts(path)
-        judges = " and ".join(dict.fromkeys(one.judge for one in verdicts)) or "no judge"
-        several = len(args.judged) > 1
-        label = f"relative preference ({judges}, {path.name})" if several else "relative preference"
-        outside += scores_of_verdicts(verdicts, label)
-    outside += [score for name, _, path in named for score in read_scores(Path(path), name)]
-    found = [
-        agree(result, score, settings.seed)
-        for score in outside
-        for result in results
-        if score.model in ("", result.model)
-    ]
-    strangers = sorted({score.model for score in outside} - {"", *(result.model for result in results)})
-    if strangers:
-        message = (
-            f"scores of {', '.join(strangers)}: the results are of {', '.join(sorted({one.model for one in results}))}"
-        )
-        if not found:
-            raise ResultsError(f"{message}. Give the model its name with score --model-name OLD=NEW.")
-        log.warning("%s, and they are left out.", message)
+    pairs = _pairs_of_files(plain, args) if plain else []
+    for path in sets:
+        pairs += _pairs_of_set(str(path), args, settings)
+    found = [agree(result, score, settings.seed) for result, score in pairs]
     if not found:
         raise ResultsError(
             "agreement: the files hold no scores of the results' splits, so there is nothing to compare."
@@ -110,12 +111,76 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_human_set(path: Path) -> bool:
+    """Return whether an argument names a set with human scores, or the YAML file of one."""
+    from lmms_eval_emi.slices.judge.human import human_set_names
+
+    return path.suffix in (".yaml", ".yml") or (str(path) in human_set_names() and not path.exists())
+
+
+def _pairs_of_files(paths: Sequence[Path], args: argparse.Namespace) -> list[tuple[ResultToCompare, OutsideScores]]:
+    """Return every result of the files with every score that may be of its model."""
+    from lmms_eval_emi.scoring.agreement import read_results_to_compare, read_scores
+    from lmms_eval_emi.slices.judge.preference import scores_of_verdicts
+    from lmms_eval_emi.slices.judge.verdicts import read_verdicts
+
+    results = [one for path in paths for one in read_results_to_compare(path)]
+    outside = []
+    for path in args.judged:
+        verdicts = read_verdicts(path)
+        judges = " and ".join(dict.fromkeys(one.judge for one in verdicts)) or "no judge"
+        several = len(args.judged) > 1
+        label = f"relative preference ({judges}, {path.name})" if several else "relative preference"
+        outside += scores_of_verdicts(verdicts, label)
+    for one in args.scores:
+        name, _, path = one.partition("=") if "=" in one else (Path(one).stem, "=", one)
+        outside += read_scores(Path(path), name)
+    pairs = [(result, score) for score in outside for result in results if score.model in ("", result.model)]
+    strangers = sorted({score.model for score in outside} - {"", *(result.model for result in results)})
+    if strangers:
+        message = (
+            f"scores of {', '.join(strangers)}: the results are of {', '.join(sorted({one.model for one in results}))}"
+        )
+        if not pairs:
+            raise ResultsError(f"{message}. Give the model its name with score --model-name OLD=NEW.")
+        log.warning("%s, and they are left out.", message)
+    return pairs
+
+
+def _pairs_of_set(
+    source: str, args: argparse.Namespace, settings: Settings
+) -> list[tuple[ResultToCompare, OutsideScores]]:
+    """Score a set with human scores, and return the results of each criterion with its human scores."""
+    from lmms_eval_emi.scoring.agreement import read_results_to_compare
+    from lmms_eval_emi.scoring.pipeline import score_samples
+    from lmms_eval_emi.scoring.rows import write_results
+    from lmms_eval_emi.slices.judge.human import load_human_set, read_human_set
+
+    described = load_human_set(source)
+    log.info("%s. Licence: %s", described.title, described.licence or "unknown")
+    entries, scores = read_human_set(described, settings, args.limit)
+    scored = score_samples(entries, settings, estimators=args.estimator, allow_missing=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.json"
+        if args.output:
+            path = args.output.with_name(f"{args.output.stem}.{described.name}.json")
+        write_results(path, scored)
+        results = read_results_to_compare(path)
+    criterion = {next(iter(score.rows)): score for score in scores}
+    return [(result, criterion[result.id_split]) for result in results]
+
+
 def _print(found: Agreement) -> None:
     from tabulate import tabulate
 
     from lmms_eval_emi.scoring.table import NOTHING, with_error
 
-    print(f"{found.result.model}, {found.result.study}: {found.score}, {len(found.points)} splits")
+    count = f"{len(found.points)} split{'s' * (len(found.points) != 1)}"
+    print(
+        ", ".join(
+            filter(None, [found.result.model, f"{found.result.study}: {found.score}", count, found.result.estimator])
+        )
+    )
     parts: tuple[tuple[str, Mapping[str, Mapping[str, Correlation | None]]], ...] = (
         (found.score, found.over_splits),
         (f"loss of {found.score}", found.over_shifts),

@@ -1,0 +1,160 @@
+"""Public sets of captions with human scores, from which EMI and human judgement are compared with one command.
+
+A set is a YAML file in ``slices/judge/human/``, or a file of the user's with the same fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lmms_eval_emi.data.rows import column_values, load_source, undecoded
+from lmms_eval_emi.errors import InputError, StudyError
+from lmms_eval_emi.scoring.agreement import OutsideScores, number_of_score
+from lmms_eval_emi.scoring.flat import join_tables
+from lmms_eval_emi.settings import Settings
+
+if TYPE_CHECKING:
+    import datasets
+
+    from lmms_eval_emi.scoring.join import StudySamples
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SetColumns(_Strict):
+    """Names of a dataset's columns.
+
+    Attributes:
+        image: image of the row; ``None`` for sets without images.
+        response: text that people scored.
+        reference: reference text, or a list of them, of which the first is used.
+        score: mean human score; higher is better.
+        question: question of the row; ``None`` where all rows share the question of the set.
+    """
+
+    image: str | None = "image"
+    response: str
+    reference: str
+    score: str
+    question: str | None = None
+
+
+class HumanSet(_Strict):
+    """Rows with human scores.
+
+    Attributes:
+        name: name of the set.
+        title: what it is, with its publication.
+        licence: licence of the data, as published.
+        path: hub name, folder or file of the dataset.
+        config: configuration of the dataset.
+        question: what every text answers, unless a column says it.
+        columns: names of the columns.
+        criteria: split of the dataset by what people judged.
+    """
+
+    name: str
+    title: str
+    licence: str = ""
+    path: str
+    config: str | None = None
+    question: str = "Describe the image."
+    columns: SetColumns
+    criteria: dict[str, str]
+
+
+def human_set_names() -> list[str]:
+    """Return the names of the sets that come with the package."""
+    folder = resources.files("lmms_eval_emi.slices.judge").joinpath("human")
+    return sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml"))
+
+
+def load_human_set(source: str) -> HumanSet:
+    """Read the description of a set.
+
+    Args:
+        source: name of a set of the package, or path of a YAML file with the fields of :class:`HumanSet`.
+
+    Raises:
+        InputError: there is no such set, or the file cannot be read.
+    """
+    bundled = source in human_set_names()
+    path = (
+        resources.files("lmms_eval_emi.slices.judge").joinpath("human", f"{source}.yaml") if bundled else Path(source)
+    )
+    try:
+        return HumanSet.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeError, yaml.YAMLError, ValidationError) as error:
+        raise InputError(
+            f"{source}: expected a set with human scores ({', '.join(human_set_names())}), or a YAML file that describes one: {error}"
+        ) from error
+
+
+def read_human_set(
+    source: HumanSet, settings: Settings, limit: int | None = None
+) -> tuple[list[StudySamples], list[OutsideScores]]:
+    """Read the rows of a set: per criterion the samples as a study of one split, and the human scores of its rows.
+
+    Args:
+        source: description of the set.
+        settings: settings with the folder of images, and what to do with thoughts.
+        limit: number of rows of each criterion; default: all.
+
+    Raises:
+        StudyError: the dataset cannot be read, or lacks a split or a column.
+        ResultsError: a score is not a number.
+    """
+    splits = load_source(source.path, source.config)
+    entries, scores = [], []
+    for criterion, split in source.criteria.items():
+        if split not in splits:
+            raise StudyError(
+                f"{source.path}: expected the split {split}, which is missing; it has {', '.join(splits)}."
+            )
+        rows = splits[split]
+        rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+        table, own = _to_table(rows, source, f"{source.path}, split {split}")
+        place = Path(f"{source.name}_{criterion}")
+        entry = join_tables(source.name, place, {criterion: (place, table)}, settings)
+        entries.append(entry)
+        by_row = {str(number): (score, 1.0) for number, score in enumerate(own) if score is not None}
+        scores.append(OutsideScores(f"human {criterion}", {criterion: by_row}, model=source.name))
+    return entries, scores
+
+
+def _to_table(rows: datasets.Dataset, source: HumanSet, label: str) -> tuple[datasets.Dataset, list[float | None]]:
+    """Return rows with the columns ``id, question, response, reference, image``, and their human scores."""
+    import datasets
+
+    columns = source.columns
+    wanted = [name for name in columns.model_dump().values() if name]
+    missing = [name for name in wanted if name not in rows.column_names]
+    if missing:
+        raise StudyError(f"{label}: missing columns {', '.join(missing)}; it has {', '.join(rows.column_names)}.")
+    references: Sequence = column_values(rows, columns.reference)
+    questions = column_values(rows, columns.question) if columns.question else [source.question] * len(rows)
+    try:
+        scores = [number_of_score(value) for value in column_values(rows, columns.score)]
+    except ValueError as error:
+        raise StudyError(f"{label}: {columns.score}: {error}") from error
+    table = datasets.Dataset.from_dict(
+        {
+            "id": [str(number) for number in range(len(rows))],
+            "question": questions,
+            "response": column_values(rows, columns.response),
+            "reference": [one if isinstance(one, str) else next(iter(one or ()), None) for one in references],
+        }
+    )
+    if columns.image:
+        images = undecoded(rows, columns.image).select_columns([columns.image])
+        images = images if columns.image == "image" else images.rename_column(columns.image, "image")
+        table = datasets.concatenate_datasets([table, images], axis=1)
+    return table, scores

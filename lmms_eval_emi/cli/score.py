@@ -154,14 +154,12 @@ def _score_studies(args: argparse.Namespace) -> list[Scored]:
             )
         check_folder_writable(args.save_embeddings)
 
-    from lmms_eval_emi.scoring.pipeline import check_sources, score_sources
+    from lmms_eval_emi.scoring.pipeline import ScoreRequest, check_sources, score_sources
 
     check_sources(args.embeddings, args.responses, args.save_embeddings, with_engine=args.engine == "ray")
     with opened_engine(args) as engine:
-        return score_sources(
-            studies,
-            args.responses,
-            settings,
+        request = ScoreRequest(
+            responses=args.responses,
             embeddings=args.embeddings,
             engine=engine,
             save_embeddings=args.save_embeddings,
@@ -171,6 +169,7 @@ def _score_studies(args: argparse.Namespace) -> list[Scored]:
             estimators=args.estimator,
             allow_missing=args.allow_missing,
         )
+        return score_sources(studies, request, settings)
 
 
 def _score_tables(args: argparse.Namespace) -> list[Scored]:

@@ -308,8 +308,8 @@ def _size_and_cache(path: str) -> tuple[int, Path]:
 
 def check_columns(split: datasets.Dataset, columns: Columns, label: str) -> None:
     """Raise ``StudyError`` unless a split has the columns that its study names."""
-    wanted = {columns.id, columns.question, columns.reference} | ({columns.image} if columns.image else set())
-    missing = sorted(wanted - set(split.column_names))
+    wanted = {columns.id, columns.question, columns.reference, columns.image, columns.translation} - {None}
+    missing = sorted(str(name) for name in wanted - set(split.column_names))
     if missing:
         raise StudyError(
             f"{label}: expected the columns {', '.join(missing)}, which are missing; it has {', '.join(split.column_names)}. Name them under dataset: columns: in the study file (image: null for text alone)."
@@ -339,6 +339,7 @@ def to_samples(
     ids, questions, references = (
         column_values(split, name) for name in (columns.id, columns.question, columns.reference)
     )
+    translations = column_values(split, columns.translation) if columns.translation else [None] * len(split)
     samples = []
     for row in range(len(split)):
         if row not in responses:
@@ -352,6 +353,7 @@ def to_samples(
                     reference=_text_of_cell(references[row]),
                     id=ids[row],
                     row=row,
+                    translation=translations[row] or None,
                 )
             )
         except SampleError as error:

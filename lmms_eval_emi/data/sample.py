@@ -32,6 +32,7 @@ class Sample:
         reference: what the response is compared with.
         id: identifies the row in its split.
         row: number of the row in its split, where it comes from a dataset.
+        translation: the reference in the language of the response, where that is another one.
 
     Raises:
         SampleError: a field has another type.
@@ -43,6 +44,7 @@ class Sample:
     reference: str
     id: Any = None
     row: int | None = None
+    translation: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("question", "response", "reference"):

@@ -42,12 +42,21 @@ class _Strict(BaseModel):
 
 
 class Columns(_Strict):
-    """Names of a dataset's columns. Without an image, rows are scored on their text alone."""
+    """Names of a dataset's columns.
+
+    Attributes:
+        id: question id.
+        image: image; without one, rows are scored on their text alone.
+        question: question, without an instruction about the response.
+        reference: reference that responses are compared with.
+        translation: the reference in the language of the responses, where that is another one.
+    """
 
     id: str = "question_id"
     image: str | None = "image"
     question: str = "question"
     reference: str = "reference_answer"
+    translation: str | None = None
 
 
 class ShiftsAtLoad(_Strict):

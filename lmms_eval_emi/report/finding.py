@@ -145,6 +145,14 @@ def _about_losses(result: ReportedResult, lost: Sequence[SplitResult], decimals:
         lines.append(
             f"Of it, {inputs} come from the changed questions alone, with the responses held fixed, and {responses} from the responses."
         )
+    if lost[0].emid_translation is not None:
+        translation, left = (
+            numeral(part, decimals)
+            for part in (lost[0].emid_translation, (lost[0].estimate or 0.0) - lost[0].emid_translation)
+        )
+        lines.append(
+            f"Correct responses in its language lose {translation}, which is the encoder's part; {left} of the loss is left."
+        )
     others = [_with_value(split, decimals) for split in lost[1 : 1 + MOST_NAMED]]
     if others:
         lines.append(f"Then {'come' if len(others) > 1 else 'comes'} {_listed(others)}.")

@@ -55,6 +55,16 @@ class StudySamples:
     lost: dict[str, set[RowKey]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
 
+    def with_translations(self) -> StudySamples:
+        """Return the splits of which every row has a translated reference, with these as the responses."""
+        own = {
+            name: [replace(sample, response=sample.translation) for sample in samples if sample.translation]
+            for name, samples in self.samples.items()
+        }
+        return StudySamples(
+            self.study, self.model, {name: rows for name, rows in own.items() if len(rows) == len(self.samples[name])}
+        )
+
     def copy(self) -> StudySamples:
         """Return an entry with the same reasons, lost rows and notes, and no samples."""
         return replace(

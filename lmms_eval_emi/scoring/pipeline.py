@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,8 +32,8 @@ from lmms_eval_emi.scoring.embedding_files import SplitFiles, StoredEmbeddings, 
 from lmms_eval_emi.scoring.join import StudySamples, chosen_splits, collect_samples
 from lmms_eval_emi.scoring.preflight import Instruments, load_estimators, load_instruments
 from lmms_eval_emi.scoring.result import (
-    WITHOUT_DEGENERATE,
-    Inference,
+    RowsKnown,
+    ScoringOptions,
     StudyResult,
     notes_on_samples,
     score_statistics,
@@ -102,11 +103,8 @@ def score(  # noqa: PLR0913
         ResultsError: embeddings are missing or cannot be read.
         UnavailableError: an encoder or estimator is missing, or they do not fit each other.
     """
-    settings = _with_overrides(settings, overrides)
-    scored = score_sources(
-        [study if isinstance(study, Study) else load_study(study)],
-        [Path(responses)] if isinstance(responses, str | Path) else [Path(folder) for folder in responses],
-        settings,
+    request = ScoreRequest(
+        responses=[Path(responses)] if isinstance(responses, str | Path) else [Path(folder) for folder in responses],
         embeddings=Path(embeddings) if embeddings else None,
         engine=engine,
         save_embeddings=Path(save_embeddings) if save_embeddings else None,
@@ -115,16 +113,49 @@ def score(  # noqa: PLR0913
         estimators=estimators,
         allow_missing=allow_missing,
     )
-    return [item.result for item in scored]
+    studies = [study if isinstance(study, Study) else load_study(study)]
+    return [item.result for item in score_sources(studies, request, _with_overrides(settings, overrides))]
 
 
 def _with_overrides(settings: Settings | None, overrides: Mapping[str, Any]) -> Settings:
+    """Return the settings, or those of the environment, with single values replaced and checked."""
+    checked = load_settings(**overrides)
     if settings is None:
-        return load_settings(**overrides)
-    if not overrides:
-        return settings
-    load_settings(**overrides)  # checks names and values
-    return settings.model_copy(update={name: getattr(load_settings(**overrides), name) for name in overrides})
+        return checked
+    return settings.model_copy(update={name: getattr(checked, name) for name in overrides})
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What is to be scored.
+
+    Attributes:
+        responses: folders with responses; default: the files that a study names.
+        embeddings: existing embeddings to score instead of responses.
+        engine: machines that do the work; default: this process.
+        save_embeddings: folder to write the embeddings of the responses to.
+        models: models to score; ``all`` takes every one. Without any, each folder must contain one.
+        model_names: new name by old name of a model.
+        splits: splits to score, in addition to the ID split; default: all.
+        estimators: names or paths of estimators; default: that of the settings.
+        allow_missing: whether rows and splits that cannot be used are left out instead of raising.
+
+    Raises:
+        InputError: two sources exclude each other, or the engine has no folder for embeddings.
+    """
+
+    responses: Sequence[Path] = ()
+    embeddings: Path | None = None
+    engine: Engine | None = None
+    save_embeddings: Path | None = None
+    models: Sequence[str] = ()
+    model_names: Mapping[str, str] = field(default_factory=dict)
+    splits: Sequence[str] = ()
+    estimators: Sequence[str] = ()
+    allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        check_sources(self.embeddings, self.responses, self.save_embeddings, with_engine=self.engine is not None)
 
 
 def check_sources(
@@ -151,97 +182,95 @@ def check_sources(
         )
 
 
-def score_sources(  # noqa: PLR0913
-    studies: Sequence[Study],
-    responses: Sequence[Path],
-    settings: Settings,
-    *,
-    embeddings: Path | None = None,
-    engine: Engine | None = None,
-    save_embeddings: Path | None = None,
-    models: Sequence[str] = (),
-    model_names: Mapping[str, str] | None = None,
-    splits: Sequence[str] = (),
-    estimators: Sequence[str] = (),
-    allow_missing: bool = False,
-) -> list[Scored]:
-    """Score responses, or embeddings that exist already, in some studies; what the studies share is encoded once.
+def score_sources(studies: Sequence[Study], request: ScoreRequest, settings: Settings) -> list[Scored]:
+    """Score responses, or embeddings that exist already, in some studies; texts and images that they share are encoded once.
 
     Args:
-        studies: to score.
-        responses: folders with the responses.
-        settings: of the run.
-        embeddings: as in :func:`score`.
-        engine: as in :func:`score`.
-        save_embeddings: as in :func:`score`.
-        models: as in :func:`score`.
-        estimators: as in :func:`score`.
-        allow_missing: as in :func:`score`.
-        model_names: new name of a model by its old one.
-        splits: to score, beside the ID splits; a study that has none of them is left out.
+        studies: studies to score; one that has none of the requested splits is left out.
+        request: what is to be scored.
+        settings: settings of the run.
 
     Returns:
-        Results with their rows, as :func:`score`; none on ranks other than 0.
+        One result with its rows for each study, model and estimator; none on ranks other than 0.
+
+    Raises:
+        EMIError: as :func:`score`.
     """
-    check_sources(embeddings, responses, save_embeddings, with_engine=engine is not None)
-    chosen = {study.name: [name for name in splits if name in study.splits] for study in studies}
-    for name in splits:
+    chosen = {study.name: [name for name in request.splits if name in study.splits] for study in studies}
+    for name in request.splits:
         if not any(name in own for own in chosen.values()):
             studies[0].split(name)  # raises, and lists the splits
-    studies = [study for study in studies if chosen[study.name] or not splits]
-    if embeddings:
+    studies = [study for study in studies if chosen[study.name] or not request.splits]
+    if request.embeddings:
         return [
             scored
             for study in studies
-            for scored in score_embeddings(
-                study,
-                open_embeddings(embeddings, study),
-                settings,
-                estimators=estimators,
-                splits=chosen[study.name],
-                allow_missing=allow_missing,
-                engine=engine,
+            for scored in _score_stored(
+                study, open_embeddings(request.embeddings, study), chosen[study.name], request, settings
             )
         ]
+    entries = _collect(studies, chosen, request, settings)
+    if request.engine and request.save_embeddings:
+        folder = request.save_embeddings
+        return [
+            scored
+            for entry in entries
+            for scored in _score_with_engine(entry, request.engine, folder, request, settings)
+        ]
+    scored = score_samples(entries, settings, estimators=request.estimators, allow_missing=request.allow_missing)
+    if request.save_embeddings and not rank():
+        _save(request.save_embeddings, scored)
+    return scored
+
+
+def _collect(
+    studies: Sequence[Study], chosen: Mapping[str, Sequence[str]], request: ScoreRequest, settings: Settings
+) -> list[StudySamples]:
+    """Return the samples of each model in each study.
+
+    Raises:
+        MissingDatasetError: a dataset is missing; encoders and estimators that are missing as well are listed with it.
+    """
     try:
-        entries = [
+        return [
             entry
             for study in studies
             for entry in collect_samples(
                 study,
-                responses,
+                request.responses,
                 settings,
                 splits=chosen[study.name],
-                models=models,
-                renamed=model_names,
-                allow_missing=allow_missing,
+                models=request.models,
+                renamed=request.model_names,
+                allow_missing=request.allow_missing,
             )
         ]
     except MissingDatasetError as error:
-        raise _with_missing_instruments(error, settings, estimators) from error
-    if engine and save_embeddings:
-        return [
-            scored
-            for entry in entries
-            for scored in score_embeddings(
-                entry.study,
-                engine.encode(
-                    entry,
-                    settings,
-                    save_embeddings / entry.study.name / entry.model.replace("/", "_"),
-                    allow_missing=allow_missing,
-                ),
-                settings,
-                estimators=estimators,
-                splits=list(entry.samples),
-                allow_missing=allow_missing,
-                engine=engine,
-            )
-        ]
-    scored = score_samples(entries, settings, estimators=estimators, allow_missing=allow_missing)
-    if save_embeddings and not rank():
-        _save(save_embeddings, scored)
-    return scored
+        raise _with_missing_instruments(error, settings, request.estimators) from error
+
+
+def _score_with_engine(
+    entry: StudySamples, engine: Engine, folder: Path, request: ScoreRequest, settings: Settings
+) -> list[Scored]:
+    """Score the samples of one model on the machines of an engine, which write and read embeddings."""
+    own = folder / entry.study.name / entry.model.replace("/", "_")
+    stored = engine.encode(entry, settings, own, allow_missing=request.allow_missing)
+    return _score_stored(entry.study, stored, list(entry.samples), request, settings)
+
+
+def _score_stored(
+    study: Study, stored: StoredEmbeddings, splits: Sequence[str], request: ScoreRequest, settings: Settings
+) -> list[Scored]:
+    """Score stored embeddings with the estimators of a request."""
+    return score_embeddings(
+        study,
+        stored,
+        settings,
+        estimators=request.estimators,
+        splits=splits,
+        allow_missing=request.allow_missing,
+        engine=request.engine,
+    )
 
 
 def _with_missing_instruments(error: MissingDatasetError, settings: Settings, estimators: Sequence[str]) -> EMIError:
@@ -282,8 +311,9 @@ def score_samples(
     if settings.without_degenerate:
         entries = [_without_degenerate(entry, own) for entry, own in zip(entries, kinds, strict=True)]
     loaded = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
+    translated = [entry.with_translations() for entry in entries]
     embedded = embed_samples(
-        entries,
+        [*entries, *(entry for entry in translated if entry.samples)],
         loaded,
         batch_size=settings.batch_size,
         allow_missing=allow_missing,
@@ -292,10 +322,13 @@ def score_samples(
     )
     if rank():
         return []
+    translations = iter(embedded[len(entries) :])
     return [
         scored
-        for (entry, embeddings), own in zip(embedded, kinds, strict=True)
-        for scored in _score_entry(entry, embeddings, own, loaded, settings)
+        for (entry, embeddings), own, partner in zip(embedded, kinds, translated, strict=False)
+        for scored in _score_entry(
+            entry, embeddings, own, next(translations)[1] if partner.samples else {}, loaded, settings
+        )
     ]
 
 
@@ -303,30 +336,18 @@ def _score_entry(
     entry: StudySamples,
     embeddings: Mapping[str, Embeddings],
     degenerate: Mapping[str, Sequence[str | None]],
+    translations: Mapping[str, Embeddings],
     instruments: Instruments,
     settings: Settings,
 ) -> list[Scored]:
-    """The results of one model in one study, one of each estimator."""
+    """Return the results of one model in one study, one for each estimator."""
     notes = notes_on_samples(entry.samples)
     for name, lines in entry.notes.items():
         notes.setdefault(name, []).extend(lines)
+    known = RowsKnown(entry.left_out, notes, entry.lost, degenerate, translations)
+    options = ScoringOptions.from_settings(settings)
     results = [
-        score_study(
-            entry.study,
-            embeddings,
-            estimator,
-            model=entry.model,
-            convention=settings.convention,
-            entropy=settings.entropy,
-            left_out=entry.left_out,
-            notes=notes,
-            lost=entry.lost,
-            degenerate=degenerate,
-            responses=", ".join(
-                [WITHOUT_DEGENERATE] * settings.without_degenerate + ["with thoughts"] * (settings.thoughts == "keep")
-            ),
-            inference=Inference.from_settings(settings),
-        )
+        score_study(entry.study, embeddings, estimator, model=entry.model, options=options, known=known)
         for estimator in instruments.estimators
     ]
     return [Scored(result, entry, embeddings) for result in results]
@@ -371,12 +392,11 @@ def score_embeddings(
             f"{stored.path}: expected the embeddings of {', '.join(names[:3])} and so on; missing are {', '.join(missing[:10])}. Add them, or pass --allow-missing to score the rest."
         )
     chosen = {name: stored.splits[name] for name in names if name in stored.splits}
+    known = RowsKnown(left_out={name: [f"split {name}: no embeddings in {stored.path}"] for name in missing})
     common: dict[str, Any] = {
         "model": stored.model,
-        "convention": settings.convention,
-        "entropy": settings.entropy,
-        "left_out": {name: [f"split {name}: no embeddings in {stored.path}"] for name in missing},
-        "inference": Inference.from_settings(settings),
+        "options": replace(ScoringOptions.from_settings(settings), responses=""),
+        "known": known,
     }
     loaded = load_estimators(settings, estimators, stored.encoders)
     if max(split.n for split in chosen.values()) <= MAX_ROWS_IN_MEMORY:

@@ -154,6 +154,10 @@ class SplitResult(Plain):
     emid_inputs_stderr: float | None = None
     emid_responses: float | None = Field(None, description="the part of EMID from responses that changed")
     emid_responses_stderr: float | None = None
+    emid_translation: float | None = Field(
+        None, description="what correct responses in the split's language lose: the part of EMID from the encoder"
+    )
+    emid_translation_stderr: float | None = None
     emid_bound: float | None = Field(None, description="the shift index, or the plug-in of the theorem")
     emid_bound_stderr: float | None = None
     emid_bound_ci95: Interval | None = Field(
@@ -497,108 +501,198 @@ class StudyResult(Document):
         }
 
 
-def score_study(  # noqa: PLR0913
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How a study is scored.
+
+    Attributes:
+        convention: how the two marginals of a joint split are weighted in the index; see :func:`lmms_eval_emi.emid_bound`.
+        entropy: entropy of the theorem's bound, or ``None`` for the scaled index; see :func:`lmms_eval_emi.emid_bound`.
+        inference: how errors and tests are made.
+        responses: how responses were changed before scoring, other than by default, for the signature.
+    """
+
+    convention: str = "published"
+    entropy: float | None = None
+    inference: Inference = field(default_factory=lambda: Inference())
+    responses: str = ""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> ScoringOptions:
+        """Return the options that settings ask for."""
+        changed = [WITHOUT_DEGENERATE] * settings.without_degenerate + ["with thoughts"] * (settings.thoughts == "keep")
+        return cls(settings.convention, settings.entropy, Inference.from_settings(settings), ", ".join(changed))
+
+    def check(self, study: Study, names: Iterable[str]) -> None:
+        """Raise ``ValueError`` for an unknown convention or entropy, or for a split that the study lacks."""
+        check_convention(self.convention)
+        check_entropy(self.entropy)
+        for name in names:
+            study.split(name)
+
+
+@dataclass(frozen=True)
+class RowsKnown:
+    """What is known about the rows of a study before it is scored.
+
+    Attributes:
+        left_out: reasons why rows or splits were left out, by split.
+        notes: remarks by split; see :func:`notes_on_samples`.
+        lost: keys of the rows that a split should have and lacks, by split. Where two splits are compared, the
+            partners of these rows are left out, so that EMID is over the rows that both have.
+        degenerate: kind of each degenerate response and ``None`` for the others, by split in the order of the rows.
+        translations: embeddings of the rows with translated references as responses, by split; see
+            ``emid_translation`` of :class:`SplitResult`.
+    """
+
+    left_out: Mapping[str, list[str]] = field(default_factory=dict)
+    notes: Mapping[str, list[str]] = field(default_factory=dict)
+    lost: Mapping[str, set] = field(default_factory=dict)
+    degenerate: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    translations: Mapping[str, Embeddings] = field(default_factory=dict)
+
+
+@dataclass
+class _ScoredSplits:
+    """Scores of the splits of a study, before tests and verdicts.
+
+    Attributes:
+        samples: embeddings by split, on which the estimator's fitness is checked.
+        scores: scores by split.
+        omitted: reasons why rows or splits were left out, by split.
+        remarks: remarks by split.
+        pairs: embeddings of the ID split and of the shift without rows that lack their partner, by shift.
+        scale: cost of exchanging the responses of the ID split between images.
+        more: further fields of :class:`SplitResult`, by split.
+        degenerate: number of degenerate responses by kind, by split.
+    """
+
+    samples: Mapping[str, Embeddings]
+    scores: dict[str, SplitScores] = field(default_factory=dict)
+    omitted: dict[str, list[str]] = field(default_factory=dict)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    pairs: dict[str, tuple[Embeddings, Embeddings]] = field(default_factory=dict)
+    scale: Scale | None = None
+    more: dict[str, dict[str, Any]] = field(default_factory=dict)
+    degenerate: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def omit(self, name: str, error: InputError) -> None:
+        """Note why a split, or its comparison with the ID split, was left out."""
+        self.omitted.setdefault(name, []).append(f"split {name}: {error}")
+
+    def remark(self, name: str, text: str) -> None:
+        """Add a remark on a split."""
+        self.remarks.setdefault(name, []).append(text)
+
+
+def _copy_lists(lists: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    return {name: list(lines) for name, lines in lists.items()}
+
+
+def score_study(
     study: Study,
     embeddings: Mapping[str, Embeddings],
     estimator: MutualInformationEstimator,
     *,
     model: str,
-    convention: str = "published",
-    entropy: float | None = None,
-    left_out: Mapping[str, list[str]] | None = None,
-    notes: Mapping[str, list[str]] | None = None,
-    lost: Mapping[str, set] | None = None,
-    inference: Inference | None = None,
-    degenerate: Mapping[str, Sequence[str | None]] | None = None,
-    responses: str = "",
+    options: ScoringOptions | None = None,
+    known: RowsKnown | None = None,
 ) -> StudyResult:
     """Score the splits of a study that have embeddings.
 
     Args:
-        study: which split is in distribution, and what shifts the others.
-        embeddings: by split; without those of the ID split no EMID and no index can be given.
-        estimator: of mutual information.
-        model: whose responses these are.
-        convention: as in :func:`lmms_eval_emi.emid_bound`.
-        entropy: as in :func:`lmms_eval_emi.emid_bound`.
-        left_out: what the caller left out already, by split.
-        notes: what the caller has to say of a split; see :func:`notes_on_samples`.
-        lost: ids of the rows that a split should have and lacks, by split. Where two splits are compared,
-            their partners are left out too, so that EMID is over the rows that both have.
-        inference: how errors and tests are made.
-        degenerate: kind of every degenerate response and ``None`` for the others, by split in the order of the rows.
-        responses: what was left out of them or kept in them, other than by default, as the signature shows it.
+        study: study with the splits: which one is in distribution, and what shifts the others.
+        embeddings: embeddings by split; without the ID split there is no EMID and no index.
+        estimator: estimator of mutual information.
+        model: name of the model that gave the responses.
+        options: convention, entropy and inference; default: those of the paper.
+        known: what is known about the rows, such as those that were left out; default: nothing.
 
     Returns:
-        :class:`StudyResult`. A split that cannot be scored is left out with the reason, and the
-        others are scored all the same.
+        The result. A split that cannot be scored is left out with the reason, and the others are scored.
 
     Raises:
         ValueError: an unknown split, convention or entropy.
     """
-    check_convention(convention)
-    check_entropy(entropy)
-    inference = inference or Inference()
-    for name in embeddings:
-        study.split(name)
-    omitted = {name: list(reasons) for name, reasons in (left_out or {}).items()}
-    remarks = {name: list(lines) for name, lines in (notes or {}).items()}
+    options, known = options or ScoringOptions(), known or RowsKnown()
+    options.check(study, embeddings)
     present = [name for name in study.splits if name in embeddings]
+    scored = _ScoredSplits(embeddings, omitted=_copy_lists(known.left_out), remarks=_copy_lists(known.notes))
     id_embeddings = embeddings.get(study.id_split)
-
-    scores: dict[str, SplitScores] = {}
     if id_embeddings is not None:
         alike = [own for own in embeddings.values() if own.dimension == id_embeddings.dimension]
-        batch_entropies(id_embeddings, [own for own in alike if own is not id_embeddings], convention)
-    id_emi: EMI | None = None
-    scale: Scale | None = None
-    pairs: dict[str, tuple[Embeddings, Embeddings]] = {}
+        batch_entropies(id_embeddings, [own for own in alike if own is not id_embeddings], options.convention)
     for name in sorted(present, key=lambda name: name != study.id_split):  # the ID split first
-        own = embeddings[name]
         try:
-            shared = (
-                shared_clusters(id_embeddings, own) if id_embeddings is not None and own is not id_embeddings else None
-            )
-            value = emi(own, estimator, groups=shared)
-            scores[name] = SplitScores(value)
-            if name == study.id_split:
-                id_emi, scale = value, _scale(own, value, estimator)
-            elif id_emi is not None:
-                pairs[name] = _without_partners(study, name, embeddings, lost or {})
-                emid, bound, remark = _compare(
-                    study, name, embeddings, pairs[name], id_emi, value, estimator, convention, entropy
-                )
-                scores[name] = SplitScores(value, emid, bound)
-                if remark:
-                    remarks.setdefault(name, []).append(remark)
+            _score_split(scored, study, name, estimator, options, known.lost)
         except InputError as error:
-            omitted.setdefault(name, []).append(f"split {name}: {error}")
-        if name in scores and isinstance(estimator, Estimator) and (said := estimator.remarks(own)):
-            remarks.setdefault(name, [])[:0] = said
-    scores = {name: scores[name] for name in present if name in scores}
-    beside = measures_beside(estimator, {name: embeddings[name] for name in scores}, pairs)
-    return _to_result(
-        study,
-        model,
-        scores,
-        estimator,
-        {name: embeddings[name] for name in scores},
-        omitted,
-        remarks,
-        convention=convention,
-        entropy=entropy,
-        inference=inference,
-        degenerate=counts_by_kind(degenerate) if degenerate else None,
-        responses=responses,
-        scale=scale,
-        more={
-            name: {
-                "beside": beside.get(name, {}),
-                "emid_without_degenerate": _without_degenerate(study, name, pairs, degenerate or {}, estimator),
-            }
-            for name in scores
-        },
-    )
+            scored.omit(name, error)
+        if name in scored.scores and isinstance(estimator, Estimator):
+            scored.remarks[name] = [*estimator.remarks(embeddings[name]), *scored.remarks.get(name, [])]
+    scored.scores = {name: scored.scores[name] for name in present if name in scored.scores}
+    scored.samples = {name: embeddings[name] for name in scored.scores}
+    scored.degenerate = counts_by_kind(known.degenerate)
+    beside = measures_beside(estimator, scored.samples, scored.pairs)
+    for name in scored.scores:
+        scored.more[name] = {
+            "beside": beside.get(name, {}),
+            "emid_without_degenerate": _without_degenerate(study, name, scored.pairs, known.degenerate, estimator),
+            **_translation(known.translations.get(name), estimator),
+        }
+    return _to_result(study, model, estimator, scored, options)
+
+
+def _score_split(
+    scored: _ScoredSplits,
+    study: Study,
+    name: str,
+    estimator: MutualInformationEstimator,
+    options: ScoringOptions,
+    lost: Mapping[str, set],
+) -> None:
+    """Add the scores of a split to those that exist: EMI, and EMID and index if the ID split has been scored.
+
+    Raises:
+        InputError: the split has too few rows, or does not fit the ID split. Its EMI is kept if it has one.
+    """
+    own, id_embeddings = scored.samples[name], scored.samples.get(study.id_split)
+    shared = shared_clusters(id_embeddings, own) if id_embeddings is not None and own is not id_embeddings else None
+    value = emi(own, estimator, groups=shared)
+    scored.scores[name] = SplitScores(value)
+    if name == study.id_split:
+        scored.scale = _scale(own, value, estimator)
+        return
+    if id_embeddings is None or study.id_split not in scored.scores:
+        return
+    first, second = scored.pairs[name] = _without_partners(study, name, scored.samples, lost)
+    id_emi = scored.scores[study.id_split].emi if first is id_embeddings else emi(first, estimator)
+    difference = emid_from_emi(id_emi, first, second, estimator, value if second is own else None)
+    bound = emid_bound(first, second, options.convention, options.entropy)
+    scored.scores[name] = SplitScores(value, difference, bound)
+    if first is not id_embeddings or second is not own:
+        scored.remark(
+            name,
+            f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out",
+        )
+    elif (
+        study.splits[name].modality != "control"
+        and first.n == second.n
+        and first.ids is not None
+        and second.ids is not None
+        and not difference.paired
+    ):
+        scored.remark(
+            name,
+            f"it has as many rows as {study.id_split} and shares none with it by id and reference, so they are compared unpaired, with a larger error: check the ids if these are the same questions",
+        )
+
+
+def _translation(own: Embeddings | None, estimator: MutualInformationEstimator) -> dict[str, float | None]:
+    """Return what translated references lose against the references themselves, as fields of :class:`SplitResult`."""
+    if own is None:
+        return {}
+    value = emi(own, estimator)
+    return {"emid_translation": -value.value, "emid_translation_stderr": value.stderr}
 
 
 def _without_degenerate(
@@ -631,152 +725,65 @@ def _scale(own: Embeddings, score: EMI, estimator: MutualInformationEstimator) -
     return Scale.of(emi_difference(score, emi(shuffled, estimator), paired=True)) if shuffled else None
 
 
-def _compare(  # noqa: PLR0913, PLR0917
-    study: Study,
-    name: str,
-    embeddings: Mapping[str, Embeddings],
-    pair: tuple[Embeddings, Embeddings],
-    id_emi: EMI,
-    own_emi: EMI,
-    estimator: MutualInformationEstimator,
-    convention: str,
-    entropy: float | None,
-) -> tuple[EMID, EMIDBound, str]:
-    """EMID and index of a shift over the rows that both splits have, and a remark if that is not all of them."""
-    first, second = pair
-    whole = first is embeddings[study.id_split] and second is embeddings[name]
-    first_emi = id_emi if first is embeddings[study.id_split] else emi(first, estimator)
-    difference = emid_from_emi(first_emi, first, second, estimator, own_emi if second is embeddings[name] else None)
-    remark = f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out"
-    if whole:
-        remark = ""
-        control = study.splits[name].modality == "control"
-        if (
-            not control
-            and first.n == second.n
-            and first.ids is not None
-            and second.ids is not None
-            and not difference.paired
-        ):
-            remark = f"it has as many rows as {study.id_split} and shares none with it by id and reference, so they are compared unpaired, with a larger error: check the ids if these are the same questions"
-    return difference, emid_bound(first, second, convention, entropy), remark
-
-
-def score_statistics(  # noqa: PLR0913
+def score_statistics(
     study: Study,
     statistics: Mapping[str, SplitStatistics],
     estimator: MutualInformationEstimator,
     *,
     model: str,
-    convention: str = "published",
-    entropy: float | None = None,
-    left_out: Mapping[str, list[str]] | None = None,
-    inference: Inference | None = None,
+    options: ScoringOptions | None = None,
+    known: RowsKnown | None = None,
 ) -> StudyResult:
-    """Score the splits of a study that were read once; see :mod:`lmms_eval_emi.core.streaming`.
+    """Score the splits of a study whose rows were read once and summed; see :mod:`lmms_eval_emi.core.streaming`.
 
     Args:
-        study: as in :func:`score_study`.
-        estimator: as in :func:`score_study`.
-        model: as in :func:`score_study`.
-        convention: as in :func:`score_study`.
-        entropy: as in :func:`score_study`.
-        left_out: as in :func:`score_study`.
-        inference: as in :func:`score_study`.
-        statistics: by split; those of shifts with the ID split's partners.
+        study: study with the splits.
+        statistics: sums by split; those of shifts with the ID split's partners.
+        estimator: estimator that the sums were made with.
+        model: name of the model that gave the responses.
+        options: convention, entropy and inference; default: those of the paper.
+        known: reasons why rows were left out; the rest of it is not used.
 
     Returns:
-        As :func:`score_study`, without what belongs to single rows, without errors of the index and tests of
-        divergences.
+        The result as of :func:`score_study`, without scores of single rows, errors of the index and tests of divergences.
 
     Raises:
-        ValueError: as :func:`score_study`.
+        ValueError: an unknown split, convention or entropy.
     """
-    check_convention(convention)
-    check_entropy(entropy)
-    for name in statistics:
-        study.split(name)
-    omitted = {name: list(reasons) for name, reasons in (left_out or {}).items()}
+    options, known = options or ScoringOptions(), known or RowsKnown()
+    options.check(study, statistics)
+    samples = {name: one.sample for name, one in statistics.items() if one.sample is not None}
+    scored = _ScoredSplits(samples, omitted=_copy_lists(known.left_out))
+    scored.scores = {name: SplitScores(statistics[name].emi) for name in study.splits if name in statistics}
     id = statistics.get(study.id_split)
-    scores = {name: SplitScores(statistics[name].emi) for name in study.splits if name in statistics}
-    for name, one in scores.items():
+    for name, one in scored.scores.items():
         if id is not None and name != study.id_split:
             try:
-                difference = emid_of(id, statistics[name], scores[study.id_split].emi)
-                scores[name] = SplitScores(one.emi, difference, bound_of(id, statistics[name], convention, entropy))
+                difference = emid_of(id, statistics[name], scored.scores[study.id_split].emi)
+                bound = bound_of(id, statistics[name], options.convention, options.entropy)
+                scored.scores[name] = SplitScores(one.emi, difference, bound)
             except InputError as error:
-                omitted.setdefault(name, []).append(f"split {name}: {error}")
-    samples = {name: one.sample for name, one in statistics.items() if one.sample is not None}
-    return _to_result(
-        study,
-        model,
-        scores,
-        estimator,
-        samples,
-        omitted,
-        {},
-        convention=convention,
-        entropy=entropy,
-        inference=inference or Inference(),
-    )
+                scored.omit(name, error)
+    return _to_result(study, model, estimator, scored, options)
 
 
-def _to_result(  # noqa: PLR0913
-    study: Study,
-    model: str,
-    scores: dict[str, SplitScores],
-    estimator: MutualInformationEstimator,
-    embeddings: Mapping[str, Embeddings],
-    omitted: dict[str, list[str]],
-    remarks: dict[str, list[str]],
-    *,
-    convention: str,
-    entropy: float | None,
-    inference: Inference,
-    degenerate: Mapping[str, Mapping[str, int]] | None = None,
-    responses: str = "",
-    scale: Scale | None = None,
-    more: Mapping[str, dict[str, Any]] | None = None,
+def _to_result(
+    study: Study, model: str, estimator: MutualInformationEstimator, scored: _ScoredSplits, options: ScoringOptions
 ) -> StudyResult:
-    """The result of a study whose splits are scored: signature, tests, remarks, fitness and summary."""
-    id_emi = scores[study.id_split].emi if study.id_split in scores else None
-    fewest = min((one.emid.jackknife.clusters for one in scores.values() if one.emid), default=0)
-    if inference.adjust == "maxt" and 0 < fewest < FEWEST_FOR_MAXT:
-        inference = replace(inference, adjust="holm")
-        first = next(name for name, one in scores.items() if one.emid and one.emid.jackknife.clusters == fewest)
-        remarks.setdefault(first, []).append(
-            f"{fewest} images are too few for max-t, whose errors over all shifts are too many below {FEWEST_FOR_MAXT}; Holm is used"
-        )
+    """Return the result of a study whose splits are scored, with tests, verdicts, remarks, fitness and summary."""
+    id_emi = scored.scores[study.id_split].emi if study.id_split in scored.scores else None
+    inference = _fitting_adjustment(scored, options.inference)
     margin = inference.held_within(study, estimator.signature, id_emi)
     if inference.margin_share is None:
         inference = replace(inference, margin=margin)
-    signature = Signature.of(
-        "emi-study",
-        study=study.name,
-        encoders=next((split.encoders for split in embeddings.values()), None),
-        estimator=estimator.signature,
-        convention=convention,
-        kind="scaled" if entropy is None else f"theorem(entropy={entropy:g})",
-        n_id=id_emi.n if id_emi else 0,
-        n=sum(split.emi.n for split in scores.values()),
-        errors=inference,
-        **({"responses": responses} if responses else {}),
-    )
-    fit = fitness(estimator, embeddings, {name: split.emi for name, split in scores.items()})
-    scores = _withheld(_with_inference(study, scores, inference, margin), scale, fit.unfit_splits, margin)
-    for name, split in scores.items():
-        if split.emi.stderr is None:
-            remarks.setdefault(name, []).append(
-                f"{split.emi.images} images are too few for an interval: at least {FEWEST_CLUSTERS} are needed"
-            )
-    counted = {name: dict(kinds) for name, kinds in (degenerate or {}).items() if name in scores}
-    for name, kinds in counted.items():
-        if kinds:
-            listed = ", ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items())
-            removed = ", left out" if WITHOUT_DEGENERATE in responses else ""
-            remarks.setdefault(name, []).append(f"degenerate responses{removed}: {listed}")
+    signature = _signature(study, estimator, scored, replace(options, inference=inference))
+    fit = fitness(estimator, scored.samples, {name: split.emi for name, split in scored.scores.items()})
+    tested = _with_inference(study, scored.scores, inference, margin)
+    scores = _withheld(tested, scored.scale, fit.unfit_splits, margin)
+    counted = {name: dict(kinds) for name, kinds in scored.degenerate.items() if name in scores}
+    _remark_on_rows(scored, counted, left_out=WITHOUT_DEGENERATE in options.responses)
     splits = {
-        name: SplitResult.of(study, name, split, counted.get(name), **(more or {}).get(name, {}))
+        name: SplitResult.of(study, name, split, counted.get(name), **scored.more.get(name, {}))
         for name, split in scores.items()
     }
     result = StudyResult(
@@ -790,14 +797,61 @@ def _to_result(  # noqa: PLR0913
         settings=dict(signature.parts),
         splits=splits,
         summary=_summarise(study, splits, scores, inference, margin),
-        left_out=omitted,
-        notes={name: lines for name, lines in remarks.items() if name in scores},
+        left_out=scored.omitted,
+        notes={name: lines for name, lines in scored.remarks.items() if name in scores and lines},
         estimator_fit=fit,
-        scale=scale,
+        scale=scored.scale,
         trend=Trend.of(study, scores),
     )
     result._scores.update(scores)
     return result
+
+
+def _fitting_adjustment(scored: _ScoredSplits, inference: Inference) -> Inference:
+    """Return the inference with Holm's adjustment in place of max-t if a shift has too few images for max-t."""
+    clusters = {name: one.emid.jackknife.clusters for name, one in scored.scores.items() if one.emid}
+    fewest = min(clusters.values(), default=0)
+    if inference.adjust != "maxt" or not 0 < fewest < FEWEST_FOR_MAXT:
+        return inference
+    first = next(name for name, count in clusters.items() if count == fewest)
+    scored.remark(
+        first,
+        f"{fewest} images are too few for max-t, whose errors over all shifts are too many below {FEWEST_FOR_MAXT}; Holm is used",
+    )
+    return replace(inference, adjust="holm")
+
+
+def _signature(
+    study: Study, estimator: MutualInformationEstimator, scored: _ScoredSplits, options: ScoringOptions
+) -> Signature:
+    """Return everything that the scores depend on."""
+    entropy = options.entropy
+    return Signature.of(
+        "emi-study",
+        study=study.name,
+        encoders=next((split.encoders for split in scored.samples.values()), None),
+        estimator=estimator.signature,
+        convention=options.convention,
+        kind="scaled" if entropy is None else f"theorem(entropy={entropy:g})",
+        n_id=scored.scores[study.id_split].emi.n if study.id_split in scored.scores else 0,
+        n=sum(split.emi.n for split in scored.scores.values()),
+        errors=options.inference,
+        **({"responses": options.responses} if options.responses else {}),
+    )
+
+
+def _remark_on_rows(scored: _ScoredSplits, degenerate: Mapping[str, Mapping[str, int]], *, left_out: bool) -> None:
+    """Add remarks on splits with too few images for an interval, and on degenerate responses."""
+    for name, split in scored.scores.items():
+        if split.emi.stderr is None:
+            scored.remark(
+                name,
+                f"{split.emi.images} images are too few for an interval: at least {FEWEST_CLUSTERS} are needed",
+            )
+    for name, kinds in degenerate.items():
+        if kinds:
+            listed = ", ".join(f"{count} {KINDS[kind]}" for kind, count in kinds.items())
+            scored.remark(name, f"degenerate responses{', left out' if left_out else ''}: {listed}")
 
 
 def _summarise(

@@ -216,10 +216,19 @@ def test_what_was_found_is_said_in_sentences(results):
     assert "nothing to lose" in findings_of(gone)[0] and not any("costs" in line for line in findings_of(gone)[1:])
     only_text = next(name for name, one in splits.items() if one.modality == "text")
     moved = splits[only_text].model_copy(
-        update={"verdict": "lost", "emid_corrected": 9.0, "emid_inputs": 0.25, "emid_responses": 0.75}
+        update={
+            "verdict": "lost",
+            "emid_corrected": 9.0,
+            "emid_inputs": 0.25,
+            "emid_responses": 0.75,
+            "emid_translation": 4.0,
+        }
     )
     about = findings_of(read.model_copy(update={"splits": {**splits, only_text: moved}}))
     assert any(line.startswith("Of it, 0.25 come from the changed questions alone") for line in about)
+    assert any(
+        "in its language lose 4.00, which is the encoder's part; 5.00 of the loss is left" in line for line in about
+    )
     loops = splits[next(name for name in splits if name.endswith("frost_5"))].model_copy(
         update={"degenerate": {"repetition": 66}, "n": 90, "emid_without_degenerate": 0.5}
     )

@@ -20,7 +20,14 @@ from lmms_eval_emi.estimators import load_estimator
 from lmms_eval_emi.report.page import to_html
 from lmms_eval_emi.report.reading import ReportedResult, read_results
 from lmms_eval_emi.scoring.beside import BesideResult, disagreements
-from lmms_eval_emi.scoring.result import Inference, SplitResult, StudyResult, score_study
+from lmms_eval_emi.scoring.result import (
+    Inference,
+    RowsKnown,
+    ScoringOptions,
+    SplitResult,
+    StudyResult,
+    score_study,
+)
 from lmms_eval_emi.scoring.rows import StudyRows, find_lost_rows
 from lmms_eval_emi.scoring.table import beside_to_lines, design_to_line, result_to_table
 from lmms_eval_emi.settings import load_settings
@@ -31,7 +38,7 @@ STUDY = Study(
     dataset={"path": "rows", "columns": {"id": "id", "question": "q", "reference": "a"}},
     splits={"clean": {}, "fog": {"shifts": [{"modality": "visual", "name": "fog"}]}},
 )
-NOTHING = Inference(resamples=0)
+NOTHING = ScoringOptions(inference=Inference(resamples=0))
 
 
 def unit(rows):
@@ -60,14 +67,14 @@ def worlds(noise, images=16, per=3, seed=0, flip=False):
 
 def test_every_result_has_the_cosine_and_the_r2_beside_its_score():
     embeddings = worlds(1.0)
-    result = score_study(STUDY, embeddings, load_estimator("dcor"), model="m", inference=NOTHING)
+    result = score_study(STUDY, embeddings, load_estimator("dcor"), model="m", options=NOTHING)
     clean, fog = result.splits["clean"], result.splits["fog"]
     assert set(fog.beside) == {"cosine", "reference-r2"}
     by_hand = {name: float((own.y_hat * own.y).sum(1).mean()) - 1 for name, own in embeddings.items()}
     assert clean.beside["cosine"].emi == pytest.approx(by_hand["clean"], abs=1e-12)
     assert fog.beside["cosine"].emid == pytest.approx(by_hand["clean"] - by_hand["fog"], abs=1e-12)
     for kind, measure in fog.beside.items():
-        alone = score_study(STUDY, embeddings, load_estimator(kind), model="m", inference=NOTHING).splits["fog"]
+        alone = score_study(STUDY, embeddings, load_estimator(kind), model="m", options=NOTHING).splits["fog"]
         assert (measure.emid, measure.emid_stderr) == pytest.approx((alone.emid, alone.emid_stderr), abs=1e-12)
         assert measure.emid > 0 and measure.sign == 1 and kind not in alone.beside
     shown = result_to_table(result)
@@ -89,7 +96,7 @@ def test_the_r2_rejects_no_more_often_than_it_says_where_nothing_is_lost():
     """Its bias correction rejected in 24 of 100 such data sets; R² is out of sample and needs none."""
     wrong = 0
     for seed in range(30):
-        result = score_study(STUDY, worlds(0.0, 12, 2, seed), load_estimator("cosine"), model="m", inference=NOTHING)
+        result = score_study(STUDY, worlds(0.0, 12, 2, seed), load_estimator("cosine"), model="m", options=NOTHING)
         wrong += result.splits["fog"].beside["reference-r2"].sign != 0
     assert wrong <= 3  # binomial(30, .05): P(more) = .06
 
@@ -102,7 +109,7 @@ def test_rows_are_ranked_by_the_loss_of_their_cosine():
     fog = replace(embeddings["clean"], y_hat=y_hat)
     splits = {"clean": embeddings["clean"], "fog": fog}
     rows = [Sample(id=row, image=None, question="q", response=f"r{row}", reference=f"a{row}") for row in range(fog.n)]
-    result = score_study(STUDY, splits, load_estimator("dcor"), model="m", inference=NOTHING)
+    result = score_study(STUDY, splits, load_estimator("dcor"), model="m", options=NOTHING)
     lost = find_lost_rows(result, {"clean": rows, "fog": rows}, splits)["fog"]
     assert lost[0].id == str(worst) and lost[0].cosine == pytest.approx(-1, abs=1e-6)
     own = float((embeddings["clean"].y_hat[worst] * embeddings["clean"].y[worst]).sum())
@@ -117,17 +124,17 @@ def test_the_design_effect_compares_images_with_independent_rows():
     assert score.design_effect == pytest.approx(score.stderr**2 / (psi @ psi / (48 * 47)))
     single = replace(worlds(0.0)["clean"], groups=None)
     assert emi(single, load_estimator("cosine")).design_effect == pytest.approx(1.0, abs=0.05)
-    result = score_study(STUDY, worlds(0.0), load_estimator("cosine"), model="m", inference=NOTHING)
+    result = score_study(STUDY, worlds(0.0), load_estimator("cosine"), model="m", options=NOTHING)
     assert result.splits["clean"].emi_design_effect == pytest.approx(score.design_effect)
     assert "variance of EMI is" in design_to_line(result)
 
 
 def test_a_margin_may_be_a_share_of_what_there_is_to_lose():
     embeddings = worlds(0.0, images=30)
-    plain = score_study(STUDY, embeddings, load_estimator("cosine"), model="m", inference=NOTHING)
+    plain = score_study(STUDY, embeddings, load_estimator("cosine"), model="m", options=NOTHING)
     assert plain.summary.margin is None and plain.splits["fog"].verdict != "held", "no margin is given, so none applies"
-    share = Inference(resamples=0, margin_share=0.2)
-    result = score_study(STUDY, embeddings, load_estimator("cosine"), model="m", inference=share)
+    share = ScoringOptions(inference=Inference(resamples=0, margin_share=0.2))
+    result = score_study(STUDY, embeddings, load_estimator("cosine"), model="m", options=share)
     of_id = result.splits["clean"].mi_response
     assert result.summary.margin == pytest.approx(0.2 * of_id)
     assert result.splits["fog"].emid_share == pytest.approx(result.splits["fog"].emid / of_id)
@@ -141,13 +148,15 @@ def test_emid_without_degenerate_responses():
     n = embeddings["fog"].n
     kinds = {"clean": [None] * n, "fog": ["repetition" if row % 4 == 0 else None for row in range(n)]}
     result = score_study(
-        STUDY, embeddings, load_estimator("cosine"), model="m", inference=NOTHING, degenerate=kinds
+        STUDY, embeddings, load_estimator("cosine"), model="m", options=NOTHING, known=RowsKnown(degenerate=kinds)
     ).splits["fog"]
     kept = [row for row in range(n) if row % 4]
     by_hand = [float((own.y_hat * own.y).sum(1)[kept].mean()) for own in embeddings.values()]
     assert result.emid_without_degenerate == pytest.approx(by_hand[0] - by_hand[1], abs=1e-12)
     few = {"clean": [None] * n, "fog": ["empty", *[None] * (n - 1)]}
-    other = score_study(STUDY, embeddings, load_estimator("cosine"), model="m", inference=NOTHING, degenerate=few)
+    other = score_study(
+        STUDY, embeddings, load_estimator("cosine"), model="m", options=NOTHING, known=RowsKnown(degenerate=few)
+    )
     assert other.splits["fog"].emid_without_degenerate is None
 
 
@@ -162,7 +171,7 @@ def test_a_new_field_is_one_line(tmp_path, monkeypatch):
     try:
         for model in models:
             model.model_rebuild(force=True)
-        result = score_study(STUDY, worlds(1.0), load_estimator("cosine"), model="m", inference=NOTHING)
+        result = score_study(STUDY, worlds(1.0), load_estimator("cosine"), model="m", options=NOTHING)
         splits = {name: SplitResult(**{**split.to_data(), "rouge": 0.125}) for name, split in result.splits.items()}
         result = result.model_copy(update={"splits": splits})
         result.model_post_init(None)

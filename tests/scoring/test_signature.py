@@ -10,7 +10,7 @@ from lmms_eval_emi import score
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.study import parse_study
 from lmms_eval_emi.estimators import HSIC
-from lmms_eval_emi.scoring.result import Inference, score_study
+from lmms_eval_emi.scoring.result import Inference, ScoringOptions, score_study
 from lmms_eval_emi.settings import Settings
 from lmms_eval_emi.version import __version__
 
@@ -19,10 +19,9 @@ STUDY = "name: mine\nid_split: clean\ndataset: {path: rows.parquet}\nsplits:\n  
 
 def signature(make_embeddings, **changes):
     embeddings = {name: make_embeddings(seed, n=12, encoders="clip#1/patch-mean+xlmr#2/embedding-mean") for seed, name in enumerate(("clean", "foggy"))}  # fmt: skip
-    options = {"inference": Inference(0, 3), **changes}
-    result = score_study(
-        parse_study(STUDY, "mine.yaml"), embeddings, options.pop("estimator", HSIC()), model="m", **options
-    )
+    estimator = changes.pop("estimator", HSIC())
+    options = ScoringOptions(**{"inference": Inference(0, 3), **changes})
+    result = score_study(parse_study(STUDY, "mine.yaml"), embeddings, estimator, model="m", options=options)
     return str(result.signature)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import InputError, ResultsError
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.scoring.compare import Difference
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -61,8 +66,6 @@ def run(args: argparse.Namespace) -> int:
     if args.power is not None:
         return _print_power(args)
     settings = settings_of(args)
-    from tabulate import tabulate
-
     from lmms_eval_emi.scoring.compare import (
         Comparison,
         ComparisonDocument,
@@ -71,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
         indistinguishable,
         read_compared,
     )
-    from lmms_eval_emi.scoring.table import MARK, NOTHING, with_error
     from lmms_eval_emi.util.files import check_output
 
     if args.output:
@@ -88,24 +90,8 @@ def run(args: argparse.Namespace) -> int:
     written = []
     for first, second in combinations(results, 2):
         differences = compare(first, second, settings.adjust, settings.seed)
-        rows = [
-            [
-                one.name,
-                with_error(one.emi) if one.emi else NOTHING,
-                with_error(one.emid, MARK if one.separates else "") if one.emid else NOTHING,
-                f"[{one.emid.ci95[0]:.4g}, {one.emid.ci95[1]:.4g}]" if one.emid and one.emid.ci95 else NOTHING,
-                NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}",
-            ]
-            for one in differences
-        ]
         print(f"{first.label} - {second.label}")
-        print(tabulate(rows, headers=["split", "EMI ± SE", "EMID ± SE", "95 %", "p"], disable_numparse=True))
-        shifts = [one for one in differences if one.emid and one.emi]
-        apart = [one.name for one in shifts if one.separates]
-        print(
-            f"{len(apart)} of {len(shifts)} shifts separate them ({settings.adjust}, 5 %): {', '.join(apart) or 'none'}"
-        )
-        print("EMID above 0: the first model lost more.\n")
+        _print_differences(differences, settings.adjust)
         written.append(
             Comparison(first=first.label, second=second.label, differences=[one.to_result() for one in differences])
         )
@@ -116,6 +102,29 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         ComparisonDocument(adjust=settings.adjust, comparisons=written, indistinguishable=groups).write(args.output)
     return 0
+
+
+def _print_differences(differences: Sequence[Difference], adjust: str) -> None:
+    """Print the differences of two models by split, and which shifts separate them."""
+    from tabulate import tabulate
+
+    from lmms_eval_emi.scoring.table import MARK, NOTHING, with_error
+
+    rows = [
+        [
+            one.name,
+            with_error(one.emi) if one.emi else NOTHING,
+            with_error(one.emid, MARK if one.separates else "") if one.emid else NOTHING,
+            f"[{one.emid.ci95[0]:.4g}, {one.emid.ci95[1]:.4g}]" if one.emid and one.emid.ci95 else NOTHING,
+            NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}",
+        ]
+        for one in differences
+    ]
+    print(tabulate(rows, headers=["split", "EMI ± SE", "EMID ± SE", "95 %", "p"], disable_numparse=True))
+    shifts = [one for one in differences if one.emid and one.emi]
+    apart = [one.name for one in shifts if one.separates]
+    print(f"{len(apart)} of {len(shifts)} shifts separate them ({adjust}, 5 %): {', '.join(apart) or 'none'}")
+    print("EMID above 0: the first model lost more.\n")
 
 
 def _print_ranks(args: argparse.Namespace) -> int:

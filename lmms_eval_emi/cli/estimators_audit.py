@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import (
     add_overwrite,
@@ -15,6 +17,10 @@ from lmms_eval_emi.cli.options import (
     resolve_sources,
     settings_of,
 )
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.scoring.audit import Finding
+    from lmms_eval_emi.settings import Settings
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -65,12 +71,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Audit, write, print."""
     settings = settings_of(args)
-    from tabulate import tabulate
-
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.scoring.audit import AuditDocument, audit
     from lmms_eval_emi.scoring.join import collect_samples
-    from lmms_eval_emi.scoring.table import MARK, value_with_error
     from lmms_eval_emi.util.files import check_output
 
     resolve_sources(args)
@@ -85,66 +88,69 @@ def run(args: argparse.Namespace) -> int:
         renamed=renamed_models(args.model_name),
         allow_missing=args.allow_missing,
     )
-    rewrite = None
-    if settings.endpoint and settings.endpoint_model:
-        from lmms_eval_emi.shifts.operators.textual.sentence_model import rewrite as ask
-        from lmms_eval_emi.shifts.options import ShiftOptions
-
-        options = ShiftOptions.from_settings(settings)
-        instruction = "Say the following answer in other words, with the same meaning, in its own language."
-
-        def rewrite(text: str) -> str:
-            return ask(text, instruction, options)
-
     findings, left_out = audit(
         entries,
         settings,
         split=args.split,
         estimators=args.estimator,
         encoders=[(vision, text) for vision, text in args.encoders],
-        rewrite=rewrite,
+        rewrite=_paraphraser(settings),
     )
+    split = args.split or study.id_split
     if args.output:
-        AuditDocument(
-            study=study.name,
-            split=args.split or study.id_split,
-            findings=[one.to_result() for one in findings],
-            left_out=left_out,
-        ).write(args.output)
+        results = [one.to_result() for one in findings]
+        AuditDocument(study=study.name, split=split, findings=results, left_out=left_out).write(args.output)
         log.info("findings written to %s", args.output)
+    print(f"{study.title}, split {split}\n")
+    _print(findings)
+    for line in left_out:
+        log.warning("left out: %s.", line)
+    return 0
+
+
+def _paraphraser(settings: Settings) -> Callable[[str], str] | None:
+    """Return a function that asks the endpoint for a paraphrase, or ``None`` without an endpoint."""
+    if not (settings.endpoint and settings.endpoint_model):
+        return None
+    from lmms_eval_emi.shifts.operators.textual.sentence_model import rewrite
+    from lmms_eval_emi.shifts.options import ShiftOptions
+
+    options = ShiftOptions.from_settings(settings)
+    instruction = "Say the following answer in other words, with the same meaning, in its own language."
+    return lambda text: rewrite(text, instruction, options)
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    """Print EMI of every responder by every estimator, and what each estimator notices."""
+    from tabulate import tabulate
+
+    from lmms_eval_emi.scoring.table import MARK, value_with_error
+
     numbers = {encoders: number + 1 for number, encoders in enumerate(dict.fromkeys(one.encoders for one in findings))}
     several = len(numbers) > 1
     headers = [
         f"EMI ± SE\n{one.estimator}" + (f"\nencoders {numbers[one.encoders]}" if several else "") for one in findings
     ]
-    rows = [
-        [
-            name,
-            *(
-                value_with_error(one.scores[name].emi, one.scores[name].emi_stderr, MARK if one.tells(name) else "")
-                for one in findings
-            ),
-        ]
-        for name in findings[0].scores
-    ]
-    print(f"{study.title}, split {args.split or study.id_split}\n")
-    print(
-        tabulate(
-            rows, headers=["responder", *headers], disable_numparse=True, colalign=("left", *["right"] * len(findings))
-        )
-    )
-    print(f"\n{MARK} told from the references: the interval of 95 % leaves 0 out")
+    rows = []
+    for name in findings[0].scores:
+        marked = [(one.scores[name], MARK if one.tells(name) else "") for one in findings]
+        rows.append([name, *(value_with_error(score.emi, score.emi_stderr, mark) for score, mark in marked)])
+    alignment = ("left", *["right"] * len(findings))
+    print(tabulate(rows, headers=["responder", *headers], disable_numparse=True, colalign=alignment))
+    print(f"\n{MARK} differs from the references: the interval of 95 % excludes 0")
     for encoders, number in numbers.items():
         print(f"encoders {number}: {encoders}" if several else f"encoders: {encoders}")
     for one in findings:
         with_encoders = f" with encoders {numbers[one.encoders]}" if several else ""
-        if all(one.tells(name) is None for name in one.scores):
-            what = ["has too few images to tell"]
-        else:
-            what = [f"does not notice: {', '.join(one.not_noticed)}" if one.not_noticed else "notices all of them"]
-            what += [f"prefers to the references: {', '.join(one.preferred)}"] if one.preferred else []
-        what += one.reliability.marks if one.reliability else []
-        print(f"{one.estimator}{with_encoders}, in {one.unit}, {'; '.join(what)}")
-    for line in left_out:
-        log.warning("left out: %s.", line)
-    return 0
+        print(f"{one.estimator}{with_encoders}, in {one.unit}, {'; '.join(_noticed(one))}")
+
+
+def _noticed(finding: Finding) -> list[str]:
+    """Return which responders an estimator does not notice or prefers to the references, and what makes it unreliable."""
+    if all(finding.tells(name) is None for name in finding.scores):
+        noticed = ["has too few images to tell"]
+    else:
+        missed = ", ".join(finding.not_noticed)
+        noticed = [f"does not notice: {missed}" if missed else "notices all of them"]
+        noticed += [f"prefers to the references: {', '.join(finding.preferred)}"] if finding.preferred else []
+    return noticed + (finding.reliability.marks if finding.reliability else [])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import (
     add_overwrite,
@@ -18,6 +19,11 @@ from lmms_eval_emi.cli.options import (
     settings_of,
 )
 from lmms_eval_emi.errors import StudyError
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.core.embeddings import Embeddings
+    from lmms_eval_emi.data.study import Study
+    from lmms_eval_emi.settings import Settings
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -92,18 +98,47 @@ def run(args: argparse.Namespace) -> int:
     resolve_sources(args, several=True)
     studies = [load_study(name) for name in args.study]
     check_output(args.output, [study.source for study in studies], overwrite=args.overwrite, example="mine.safetensors")
-    from lmms_eval_emi.data.sample import without_images
     from lmms_eval_emi.encoders import resolve_device
-    from lmms_eval_emi.estimators import TEXT_ONLY
     from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
+
+    options = TrainingOptions(
+        **{field.name: getattr(args, field.name) for field in fields(TrainingOptions) if hasattr(args, field.name)}
+    )
+    splits, about = _training_data(args, studies, settings)
+    checkpoint = args.output.with_suffix(".checkpoint")
+    try:
+        estimator = train_estimator(
+            splits,
+            options,
+            name=args.name or args.output.stem,
+            about=about,
+            checkpoint=checkpoint,
+            resume=args.resume,
+            device=resolve_device(settings.device),
+        )
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            log.warning(
+                "Interrupted. What was trained so far is in %s; the same command with --resume continues.", checkpoint
+            )
+        raise
+    estimator.save(args.output)
+    checkpoint.unlink(missing_ok=True)
+    print("\n".join(_card_to_lines(estimator.card, args.output)))
+    return 0
+
+
+def _training_data(
+    args: argparse.Namespace, studies: Sequence[Study], settings: Settings
+) -> tuple[dict[str, Embeddings], dict[str, Any]]:
+    """Return the embeddings of all splits by label, and what the estimator's card says of encoders, studies and models."""
+    from lmms_eval_emi.data.sample import without_images
+    from lmms_eval_emi.estimators import TEXT_ONLY
     from lmms_eval_emi.scoring.embed import embedding_cache
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.pipeline import embed_samples
     from lmms_eval_emi.scoring.preflight import load_encoders_only
 
-    options = TrainingOptions(
-        **{field.name: getattr(args, field.name) for field in fields(TrainingOptions) if hasattr(args, field.name)}
-    )
     entries = [
         entry
         for study in studies
@@ -125,40 +160,19 @@ def run(args: argparse.Namespace) -> int:
         allow_missing=args.allow_missing,
         cache=embedding_cache(settings),
     )
-    checkpoint = args.output.with_suffix(".checkpoint")
-    prefix = len(studies) > 1
+    several = len(studies) > 1
     splits = {
-        f"{f'{entry.study.name}, ' if prefix else ''}{entry.model}: {name}": split
+        f"{f'{entry.study.name}, ' if several else ''}{entry.model}: {name}": split
         for entry, own in embedded
         for name, split in own.items()
     }
-    try:
-        estimator = train_estimator(
-            splits,
-            options,
-            name=args.name or args.output.stem,
-            about={
-                "encoders": {
-                    "vision": vision.signature if (vision := instruments.encoders.vision) else TEXT_ONLY,
-                    "text": instruments.encoders.text.signature,
-                },
-                "study": " + ".join(study.name for study in studies),
-                "models": list(dict.fromkeys(entry.model for entry in entries)),
-            },
-            checkpoint=checkpoint,
-            resume=args.resume,
-            device=resolve_device(settings.device),
-        )
-    except KeyboardInterrupt:
-        if checkpoint.exists():
-            log.warning(
-                "Interrupted. What was trained so far is in %s; the same command with --resume goes on.", checkpoint
-            )
-        raise
-    estimator.save(args.output)
-    checkpoint.unlink(missing_ok=True)
-    print("\n".join(_card_to_lines(estimator.card, args.output)))
-    return 0
+    vision, text = instruments.encoders.vision, instruments.encoders.text
+    about = {
+        "encoders": {"vision": vision.signature if vision else TEXT_ONLY, "text": text.signature},
+        "study": " + ".join(study.name for study in studies),
+        "models": list(dict.fromkeys(entry.model for entry in entries)),
+    }
+    return splits, about
 
 
 def _card_to_lines(card: dict[str, Any], path: Path) -> list[str]:

@@ -67,6 +67,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="show how many requests each task has and how many are left, and stop"
     )
+    _add_earlier_run_options(parser)
+    return parser
+
+
+def _add_earlier_run_options(parser: argparse.ArgumentParser) -> None:
     look = parser.add_argument_group("look at an earlier run")
     look.add_argument(
         "--status",
@@ -81,7 +86,6 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "--trust", action="store_true", help="let --recover run the command of a folder that somebody else wrote"
     )
     look.add_argument("--recovered", type=Path, metavar="DIR", help="where --recover writes (default: DIR/recovered)")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,6 +31,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmms_eval_emi")
 
 FAILED = 3  # exit status of --fail-on
+SETTINGS = (
+    "allow_other_encoders",
+    "convention",
+    "entropy",
+    "vision_encoder",
+    "text_encoder",
+    "device",
+    "batch_size",
+    "images",
+    "resamples",
+    "seed",
+    "adjust",
+    "margin",
+    "margin_share",
+    "without_degenerate",
+    "thoughts",
+    "cache",
+    "cache_limit",
+)
 OF_STUDIES = ("embeddings", "save_embeddings", "split", "only_model", "model_name")  # options that need a study
 
 
@@ -58,16 +77,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help="write the embeddings of every split as {split}.parquet, for --embeddings",
     )
-    parser.add_argument(
-        "--id-split",
-        metavar="NAME",
-        help="score tables or logs instead of a study: csv, tsv, jsonl, json, parquet or xlsx (VLMEvalKit's) files with columns for question, response and reference, and perhaps image, split, model and id, or logs of inspect_ai (.eval, .json); this is their split in distribution",
-    )
-    parser.add_argument(
-        "--split-by",
-        metavar="COLUMN",
-        help="with --id-split: the column, or for logs the keys of a sample such as metadata.shift, that names the split of a row (default: split, shift, subset or condition, or else each file is a split)",
-    )
+    _add_table_options(parser)
     parser.add_argument(
         "--fail-on",
         metavar="lost|emid>X",
@@ -91,27 +101,21 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         metavar="NAME|PATH",
         help="registered estimator, one that needs no training (reference-r2, cosine, dcor, dcor-reference, hsic, hsic-reference, ksg), or a .safetensors or .pt file; several give one column each (LMMS_EVAL_EMI_ESTIMATOR; default: club-global)",
     )
-    add_settings(
-        parser,
-        "allow_other_encoders",
-        "convention",
-        "entropy",
-        "vision_encoder",
-        "text_encoder",
-        "device",
-        "batch_size",
-        "images",
-        "resamples",
-        "seed",
-        "adjust",
-        "margin",
-        "margin_share",
-        "without_degenerate",
-        "thoughts",
-        "cache",
-        "cache_limit",
-    )
+    add_settings(parser, *SETTINGS)
     return parser
+
+
+def _add_table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--id-split",
+        metavar="NAME",
+        help="score tables or logs instead of a study: csv, tsv, jsonl, json, parquet or xlsx (VLMEvalKit's) files with columns for question, response and reference, and perhaps image, split, model and id, or logs of inspect_ai (.eval, .json); this is their split in distribution",
+    )
+    parser.add_argument(
+        "--split-by",
+        metavar="COLUMN",
+        help="with --id-split: the column, or for logs the keys of a sample such as metadata.shift, that names the split of a row (default: split, shift, subset or condition, or else each file is a split)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

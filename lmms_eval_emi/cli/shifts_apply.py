@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,13 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "--name",
         help="name of the suite; its group of tasks is the name in lower case (default: DEST's own name and _shifts)",
     )
+    _add_row_options(parser)
+    _add_how_options(parser)
+    _add_preview_options(parser)
+    return parser
+
+
+def _add_row_options(parser: argparse.ArgumentParser) -> None:
     rows = parser.add_argument_group("rows")
     rows.add_argument("--config", help="configuration of the dataset")
     rows.add_argument("--split", help="split of the dataset (default: its only one, or test)")
@@ -82,6 +90,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="default: question_id, id, qid, index or data_id where unique, else the rows are numbered",
     )
     rows.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+
+
+def _add_how_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument(
         "--seed", type=int, default=0, help="seed, row id and operator decide all randomness (default: %(default)s)"
@@ -107,6 +118,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     how.add_argument(
         "--overwrite", action="store_true", help="replace the suite that DEST holds, or the sheet that --preview wrote"
     )
+
+
+def _add_preview_options(parser: argparse.ArgumentParser) -> None:
     look = parser.add_argument_group("look")
     look.add_argument(
         "--preview",
@@ -120,7 +134,6 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="where to write it (default: %(default)s)",
     )
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -200,6 +213,7 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     from lmms_eval_emi.harness.lmms_eval.write_tasks import write_task_files
     from lmms_eval_emi.shifts.apply import recipes
     from lmms_eval_emi.shifts.writer import Suite, write_suite
+    from lmms_eval_emi.shifts.writer.workers import shift_all
 
     made = recipes(visual, textual, args.joint)
     name = args.name or _name_of(args.dest)
@@ -221,19 +235,18 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
             f"--visual: expected a column of images; the rows have {', '.join(rows.column_names)}. Name one with --image-column."
         )
     roots = tuple(map(str, source_roots(args.source, settings_of(args).images)))
-    suite = Suite(name, args.source, tuple(made), columns, args.seed, options, roots)
     group = name.lower()
+    run_with = command_line(group, "tasks")
+    suite = Suite(name, args.source, tuple(made), columns, args.seed, options, roots, run_with)
     with opened_engine(args) as engine, tqdm(total=len(rows), desc="shifting", unit="row") as bar:
         written = write_suite(
             rows,
             suite,
             args.dest,
-            processes=args.processes,
             overwrite=args.overwrite,
             progress=bar.update,
             write_tasks=lambda study, folder: write_task_files(folder, [study], suite=None),
-            run_with=command_line(group, "tasks"),
-            engine=engine.shift_chunks if engine else None,
+            shift=engine.shift_chunks if engine else partial(shift_all, processes=args.processes),
         )
     kept = f", {written.resumed:,} of them from an earlier run" if written.resumed else ""
     print(f"{written.rows:,} rows under {len(made) - 1} shifts{kept}: {args.dest}")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.data.study import BUILT_IN
 from lmms_eval_emi.errors import EMIError
+
+if TYPE_CHECKING:
+    from lmms_eval_emi.settings import Settings
+
+Fetch = Callable[[], tuple[str, int]]  # fetches an asset; returns what and where it is, and its bytes
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -42,61 +47,18 @@ def run(args: argparse.Namespace) -> int:
 
     if args.check:  # before the libraries that read them are imported
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    from PIL import Image
     from tabulate import tabulate
 
-    from lmms_eval_emi.data.study import load_study
-    from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder
-    from lmms_eval_emi.estimators import load_estimator, registered_estimators
-    from lmms_eval_emi.estimators.registry import locate
+    from lmms_eval_emi.data.suites import load_suite
     from lmms_eval_emi.settings import load_settings
-    from lmms_eval_emi.shifts.at_load import load_splits
 
     settings = load_settings()
-
-    def dataset(name: str) -> tuple[str, int]:
-        splits = load_splits(load_study(name))
-        files = {Path(file["filename"]) for split in splits.values() for file in split.cache_files}
-        rows = sum(map(len, splits.values()))
-        return f"{len(splits)} splits, {rows} rows in {_common(files)}", _size(files)
-
-    def encoder(load: Callable, name: str, item: Any) -> tuple[str, int]:
-        loaded = load(name, "cpu", settings.cache)
-        loaded.encode([item])  # reads all that it needs
-        folder = Path(name) if Path(name).is_dir() else _snapshot(name)
-        return f"weights {loaded.signature.split('#')[1].split('/')[0]} in {folder}", _size(folder.rglob("*"))
-
-    def estimator() -> tuple[str, int]:
-        loaded = load_estimator(settings.estimator, cache=settings.cache)
-        entry = registered_estimators().get(settings.estimator)
-        if entry and not entry.is_trained:
-            return "needs no file", 0
-        path = locate(entry, settings.cache) if entry else Path(settings.estimator)
-        return f"{loaded.signature} in {path}", _size([path])
-
-    wanted: dict[str, Callable[[], tuple[str, int]]] = {
-        **{f"dataset {name}": partial(dataset, name) for name in args.study or BUILT_IN},
-        f"vision encoder {settings.vision_encoder}": lambda: encoder(
-            load_vision_encoder, settings.vision_encoder, Image.new("RGB", (8, 8))
-        ),
-        f"text encoder {settings.text_encoder}": lambda: encoder(load_text_encoder, settings.text_encoder, "a"),
-        f"estimator {settings.estimator}": estimator,
-    }
-    described = []
-    for name in args.suite:
-        from lmms_eval_emi.data.suites import load_suite
-
-        suite = load_suite(name)
-        described.append(f"suite {name} needs {' '.join(suite.needs.split())}")
+    wanted = _wanted_by_settings(settings, args.study or BUILT_IN)
+    suites = [load_suite(name) for name in args.suite]
+    for suite in suites:
         wanted |= _wanted_by(suite)
     if args.reproduce:
-        from lmms_eval_emi.slices.reproduce.reproduction import fetch_responses
-
-        def responses() -> tuple[str, int]:
-            folder = fetch_responses(settings.cache)
-            return f"{len(list(folder.glob('*.jsonl')))} files in {folder}", _size(folder.glob("*"))
-
-        wanted["published responses"] = responses
+        wanted["published responses"] = partial(_published_responses, settings)
     rows: list[list[str]] = []
     missing: dict[str, Exception] = {}
     for what, fetch in wanted.items():
@@ -107,13 +69,71 @@ def run(args: argparse.Namespace) -> int:
             missing[what] = error
             rows.append([what, "missing", "", ""])
     print(tabulate(rows, headers=["what", "state", "size", "where"], disable_numparse=True))
-    print("".join(f"\n{line}" for line in described), end="\n" if described else "")
+    for suite in suites:
+        print(f"\nsuite {suite.name} needs {' '.join(suite.needs.split())}")
     for what, reason in missing.items():
         print(f"\nmissing: {what}\n{reason}")
     return 1 if missing else 0
 
 
-def _wanted_by(suite: Any) -> dict[str, Callable[[], tuple[str, int]]]:
+def _wanted_by_settings(settings: Settings, studies: Sequence[str]) -> dict[str, Fetch]:
+    """Return functions that fetch the datasets of studies, the encoders and the estimator, by what they fetch."""
+    from PIL import Image
+
+    from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder
+
+    vision, text = settings.vision_encoder, settings.text_encoder
+    return {
+        **{f"dataset {name}": partial(_dataset, name) for name in studies},
+        f"vision encoder {vision}": partial(
+            _encoder, load_vision_encoder, vision, Image.new("RGB", (8, 8)), settings.cache
+        ),
+        f"text encoder {text}": partial(_encoder, load_text_encoder, text, "a", settings.cache),
+        f"estimator {settings.estimator}": partial(_estimator, settings),
+    }
+
+
+def _dataset(study: str) -> tuple[str, int]:
+    """Load the splits of a study, and return what they are and their bytes."""
+    from lmms_eval_emi.data.study import load_study
+    from lmms_eval_emi.shifts.at_load import load_splits
+
+    splits = load_splits(load_study(study))
+    files = {Path(file["filename"]) for split in splits.values() for file in split.cache_files}
+    rows = sum(map(len, splits.values()))
+    return f"{len(splits)} splits, {rows} rows in {_common(files)}", _size(files)
+
+
+def _encoder(load: Callable, name: str, item: Any, cache: Path) -> tuple[str, int]:
+    """Load an encoder, and return its weights' identity and folder, and their bytes."""
+    loaded = load(name, "cpu", cache)
+    loaded.encode([item])  # reads all that it needs
+    folder = Path(name) if Path(name).is_dir() else _snapshot(name)
+    return f"weights {loaded.signature.split('#')[1].split('/')[0]} in {folder}", _size(folder.rglob("*"))
+
+
+def _estimator(settings: Settings) -> tuple[str, int]:
+    """Load the estimator, and return its signature and file, and its bytes."""
+    from lmms_eval_emi.estimators import load_estimator, registered_estimators
+    from lmms_eval_emi.estimators.registry import locate
+
+    loaded = load_estimator(settings.estimator, cache=settings.cache)
+    entry = registered_estimators().get(settings.estimator)
+    if entry and not entry.is_trained:
+        return "needs no file", 0
+    path = locate(entry, settings.cache) if entry else Path(settings.estimator)
+    return f"{loaded.signature} in {path}", _size([path])
+
+
+def _published_responses(settings: Settings) -> tuple[str, int]:
+    """Fetch the published responses, and return their number and folder, and their bytes."""
+    from lmms_eval_emi.slices.reproduce.reproduction import fetch_responses
+
+    folder = fetch_responses(settings.cache)
+    return f"{len(list(folder.glob('*.jsonl')))} files in {folder}", _size(folder.glob("*"))
+
+
+def _wanted_by(suite: Any) -> dict[str, Fetch]:
     """What of a suite is on the hub, with what fetches it."""
     from lmms_eval_emi.data.rows import load_source
     from lmms_eval_emi.data.study import load_study, parse_study

@@ -1,4 +1,4 @@
-"""Unbiased HSIC and distance covariance, normalised, with and without each cluster of rows.
+"""Unbiased HSIC and distance covariance, normalised, with their leave-one-cluster-out values.
 
 Sources: Song et al., *Feature Selection via Dependence Maximization*, JMLR 2012, for the unbiased HSIC; Szekely
 & Rizzo, *Partial Distance Correlation with Methods for Dissimilarities*, Annals of Statistics 2014, for the
@@ -28,27 +28,79 @@ CHUNK = 512  # rows of the matrices that are held at a time
 Block = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, D) and (N, D) rows to their (B, N) matrix
 
 
+class _PairSums:
+    """Sums of two symmetric matrices A and B over row blocks, from which U(A, B) follows.
+
+    Args:
+        a: (N,) row sums of A.
+        b: (N,) row sums of B.
+        members: (N, G) one-hot clusters of the rows.
+    """
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor, members: torch.Tensor) -> None:
+        self.a, self.b, self.members = a, b, members
+        n, count = members.shape
+        self.products = a.new_zeros(n)  # sum_j A_ij B_ij
+        self.crossed_by_row = -a * b  # sum_i a_i b_i without each row, whose own term is subtracted here
+        self.inside = a.new_zeros(count)  # sum of A_ij B_ij within each cluster
+        self.crossed_by_cluster = a.new_zeros(count)  # sum of a_i b_i without each cluster
+        self.a_inside = a.new_zeros(count)  # sum of A within each cluster
+        self.b_inside = a.new_zeros(count)
+
+    def add(self, rows: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
+        """Add some rows.
+
+        Args:
+            rows: (B,) row numbers.
+            first: (B, N) rows of A.
+            second: (B, N) rows of B.
+        """
+        members, own = self.members, self.members[rows]
+        both, a, b = first * second, self.a[rows, None], self.b[rows, None]
+        a_of_cluster, b_of_cluster = first @ members, second @ members
+        self.products[rows] = both.sum(dim=1)
+        self.crossed_by_row += ((a - first) * (b - second)).sum(dim=0)
+        self.inside += ((both @ members) * own).sum(dim=0)
+        self.crossed_by_cluster += ((a - a_of_cluster) * (b - b_of_cluster) * (1 - own)).sum(dim=0)
+        self.a_inside += (a_of_cluster * own).sum(dim=0)
+        self.b_inside += (b_of_cluster * own).sum(dim=0)
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return U of all rows, (N,) values without each row, and (G,) values without each cluster."""
+        a, b, products, members = self.a, self.b, self.products, self.members
+        n = float(len(a))
+        whole = _u(n, products.sum(), a.sum(), b.sum(), (a * b).sum())
+        by_row = _u(n - 1, products.sum() - 2 * products, a.sum() - 2 * a, b.sum() - 2 * b, self.crossed_by_row)
+        by_cluster = _u(
+            n - members.sum(dim=0),
+            products.sum() - 2 * (products @ members) + self.inside,
+            a.sum() - 2 * (a @ members) + self.a_inside,
+            b.sum() - 2 * (b @ members) + self.b_inside,
+            self.crossed_by_cluster,
+        )
+        return whole, by_row, by_cluster
+
+
 def dependence(
     matrix: Block, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """R of two sets of rows: its value, and without each row and each cluster.
+    """Return R of two sets of rows, and its values without each row and without each cluster.
 
     O(N^2 D) time, and O(N (B + G)) memory for B rows of the matrices at a time.
 
     Args:
-        matrix: of a kernel or a distance.
+        matrix: kernel or distance of rows.
         x: (N, D) rows.
         y: (N, D') rows.
-        clusters: (N,) number of every row's cluster, below ``count``.
-        count: G, the number of clusters.
+        clusters: (N,) number of the cluster of each row, below ``count``.
+        count: number of clusters G.
 
     Returns:
         The value; (N,) values without each row; (G,) values without each cluster, NaN where fewer than four
         rows are left.
     """
-    n = len(x)
+    x, y, n = x.double(), y.double(), len(x)
     members = torch.nn.functional.one_hot(clusters, count).double()
-    sizes = members.sum(dim=0)
     blocks = list(torch.arange(n, device=x.device).split(CHUNK))
 
     def block(points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -56,76 +108,30 @@ def dependence(
         found[torch.arange(len(rows), device=x.device), rows] = 0.0
         return found
 
-    points = {"a": x.double(), "b": y.double()}
-    sums = {key: torch.cat([block(one, rows).sum(dim=1) for rows in blocks]) for key, one in points.items()}
-    pairs = (("a", "a"), ("b", "b"), ("a", "b"))
-
-    def zeros(length: int) -> torch.Tensor:
-        return torch.zeros(length, dtype=torch.float64, device=x.device)
-
-    product = {pair: zeros(n) for pair in pairs}  # (N,) sum_j A_ij B_ij
-    inside = {pair: zeros(count) for pair in pairs}  # (G,) sum over i and j of the cluster
-    crossed_out = {pair: zeros(count) for pair in pairs}  # (G,) sum_i a_i b_i over the others, of the others
-    crossed_row = {pair: zeros(n) for pair in pairs}  # (N,) the same without each row
-    own = {key: zeros(count) for key in points}  # (G,) sum of A within the cluster
+    a, b = (torch.cat([block(points, rows).sum(dim=1) for rows in blocks]) for points in (x, y))
+    aa, bb, ab = _PairSums(a, a, members), _PairSums(b, b, members), _PairSums(a, b, members)
     for rows in blocks:
-        found = {key: block(one, rows) for key, one in points.items()}
-        to_cluster = {key: one @ members for key, one in found.items()}
-        outside = 1 - members[rows]
-        for key in points:
-            own[key] += (to_cluster[key] * members[rows]).sum(dim=0)
-        for pair in pairs:
-            first, second = (found[key] for key in pair)
-            both = first * second
-            product[pair][rows] = both.sum(dim=1)
-            inside[pair] += ((both @ members) * members[rows]).sum(dim=0)
-            left = [sums[key][rows, None] - to_cluster[key] for key in pair]
-            crossed_out[pair] += (left[0] * left[1] * outside).sum(dim=0)
-            left = [sums[key][rows, None] - found[key] for key in pair]
-            crossed_row[pair] += (left[0] * left[1]).sum(dim=0)
-    for pair in pairs:  # the row itself, of which nothing was taken away
-        crossed_row[pair] -= sums[pair[0]] * sums[pair[1]]
-
-    def normalised(of: Callable[[tuple[str, str]], torch.Tensor]) -> torch.Tensor:
-        scale = of(("a", "a")) * of(("b", "b"))
-        # Rows that are all the same depend on nothing.
-        return torch.where(scale > 0, of(("a", "b")) / scale.clamp_min(1e-300).sqrt(), torch.zeros_like(scale))
-
-    totals = {key: one.sum() for key, one in sums.items()}
-    whole = normalised(
-        lambda pair: _u(
-            float(n), product[pair].sum(), totals[pair[0]], totals[pair[1]], (sums[pair[0]] * sums[pair[1]]).sum()
-        )
-    )
-    rows_left = float(n - 1)
-    by_row = normalised(
-        lambda pair: _u(
-            rows_left,
-            product[pair].sum() - 2 * product[pair],
-            totals[pair[0]] - 2 * sums[pair[0]],
-            totals[pair[1]] - 2 * sums[pair[1]],
-            crossed_row[pair],
-        )
-    )
-    in_cluster = {key: one @ members for key, one in sums.items()}
-    kept = n - sizes
-    by_cluster = normalised(
-        lambda pair: _u(
-            kept,
-            product[pair].sum() - 2 * (product[pair] @ members) + inside[pair],
-            totals[pair[0]] - 2 * in_cluster[pair[0]] + own[pair[0]],
-            totals[pair[1]] - 2 * in_cluster[pair[1]] + own[pair[1]],
-            crossed_out[pair],
-        )
-    )
+        first, second = block(x, rows), block(y, rows)
+        aa.add(rows, first, first)
+        bb.add(rows, second, second)
+        ab.add(rows, first, second)
+    values = [_normalise(*of_each) for of_each in zip(ab.finish(), aa.finish(), bb.finish(), strict=True)]
+    whole, by_row, by_cluster = values
     by_row = by_row if n > FEWEST_ROWS else torch.full_like(by_row, float("nan"))
-    return float(whole), by_row, torch.where(kept >= FEWEST_ROWS, by_cluster, torch.full_like(by_cluster, float("nan")))
+    enough = n - members.sum(dim=0) >= FEWEST_ROWS
+    return float(whole), by_row, torch.where(enough, by_cluster, torch.full_like(by_cluster, float("nan")))
+
+
+def _normalise(ab: torch.Tensor, aa: torch.Tensor, bb: torch.Tensor) -> torch.Tensor:
+    """Return R; 0 for rows that are all the same, which depend on nothing."""
+    scale = aa * bb
+    return torch.where(scale > 0, ab / scale.clamp_min(1e-300).sqrt(), torch.zeros_like(scale))
 
 
 def dependence_to_information(
     matrix: Block, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int
 ) -> Information:
-    """R as an estimate with errors; a row's contribution is R and what the row adds to it."""
+    """Return R as an estimate with errors; the contribution of a row is R plus the row's influence."""
     value, by_row, by_cluster = dependence(matrix, x, y, clusters, count)
     influence = (len(x) - 1) * (value - by_row)
     influence = torch.nan_to_num(influence - influence.mean())
@@ -135,5 +141,13 @@ def dependence_to_information(
 def _u(
     m: torch.Tensor | float, whole: torch.Tensor, a: torch.Tensor, b: torch.Tensor, crossed: torch.Tensor
 ) -> torch.Tensor:
-    """U of the module, of m rows: from the sums of A * B, of A, of B, and of their row sums' products."""
+    """Return U(A, B) of m rows.
+
+    Args:
+        m: number of rows.
+        whole: sum of A_ij B_ij.
+        a: sum of A.
+        b: sum of B.
+        crossed: sum of the products of row sums, a_i b_i.
+    """
     return (whole + a * b / ((m - 1) * (m - 2)) - 2 / (m - 2) * crossed) / (m * (m - 3))

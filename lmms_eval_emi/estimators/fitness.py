@@ -240,22 +240,19 @@ class EstimatorFit(Plain):
         return {*self.far_splits, *self.doubtful_splits}
 
 
-def fitness(  # noqa: PLR0912
+def fitness(
     estimator: object, embeddings: Mapping[str, Embeddings], scores: Mapping[str, EMI] | None = None
 ) -> EstimatorFit:
     """Check whether an estimator is fit for some splits.
 
     Args:
-        estimator: with or without a card.
-        embeddings: of the splits that it is used on.
-        scores: of the splits, whose references tell whether the estimator sees anything in them.
+        estimator: estimator, with or without a card.
+        embeddings: embeddings of the splits that it is used on.
+        scores: EMI of the splits, whose references show whether the estimator sees anything in them.
     """
     if not isinstance(estimator, Estimator) or not embeddings:
         return EstimatorFit(verdict="unknown", basis="none", unit="nats", splits={}, far_splits=[], doubtful_splits=[])
-    checks: dict[str, dict[str, Any]] = {name: {} for name in embeddings}
     found: dict[str, Any] = {"unit": estimator.unit, "trained": estimator.trained}
-    domain = estimator.card.get("domain") or {}
-    known = "samples" in domain  # cards of earlier versions have no limits that are calibrated
     saturation = _saturation(estimator, list(embeddings.values()))
     if saturation is not None:
         found["saturated"] = saturation
@@ -267,28 +264,14 @@ def fitness(  # noqa: PLR0912
     trained_on = sum(estimator.trained_on(one) for one in embeddings.values())
     if trained_on:
         found["trained_on"] = trained_on
+    checks: dict[str, dict[str, Any]] = {name: {} for name in embeddings}
     if estimator.against == "input":
         for name, score in (scores or {}).items():
             checks[name] |= _told_apart(score)
     doubtful = [name for name, one in checks.items() if one.get("references_told_apart") is False]
-    far = []
-    if known:
-        p_values: dict[str, float] = {}
-        for name, split in embeddings.items():
-            if estimator.known_rows(split) == split.n:
-                checks[name] |= {"in_training_data": True}
-                continue
-            profile = _profile(estimator, split, domain["bases"])
-            # New images may come from where any of the samples came from.
-            distances, p_values[name] = max(
-                (_to_sample(profile, one) for one in domain["samples"]), key=lambda one: one[1]
-            )
-            checks[name] |= {"distances": distances}
-        adjusted = holm(np.array(list(p_values.values()))).tolist() if p_values else []
-        for name, p in zip(p_values, adjusted, strict=True):
-            checks[name]["p"] = p
-            if p < ALPHA:
-                far.append(name)
+    domain = estimator.card.get("domain") or {}
+    known = "samples" in domain
+    far = _far_splits(estimator, embeddings, domain, checks) if known else []
     told = [one["references_told_apart"] for one in checks.values() if "references_told_apart" in one]
     if far:
         verdict = "far"
@@ -296,15 +279,36 @@ def fitness(  # noqa: PLR0912
         verdict = "doubtful"
     else:
         verdict = "in domain" if known else "plausible" if told else "unknown"
-    basis = "card" if known else "checks" if told else "none"
     return EstimatorFit(
         verdict=verdict,
-        basis=basis,
+        basis="card" if known else "checks" if told else "none",
         **found,
         splits={name: SplitFit(**own) for name, own in checks.items()},
         far_splits=far,
         doubtful_splits=doubtful,
     )
+
+
+def _far_splits(
+    estimator: Estimator,
+    embeddings: Mapping[str, Embeddings],
+    domain: Mapping[str, Any],
+    checks: dict[str, dict[str, Any]],
+) -> list[str]:
+    """Return the splits that are far from the training data, and add their distances and p-values to ``checks``."""
+    p_values: dict[str, float] = {}
+    for name, split in embeddings.items():
+        if estimator.known_rows(split) == split.n:
+            checks[name] |= {"in_training_data": True}
+            continue
+        profile = _profile(estimator, split, domain["bases"])
+        # New images may come from where any of the samples came from.
+        distances, p_values[name] = max((_to_sample(profile, one) for one in domain["samples"]), key=lambda one: one[1])
+        checks[name] |= {"distances": distances}
+    adjusted = holm(np.array(list(p_values.values()))).tolist() if p_values else []
+    for name, p in zip(p_values, adjusted, strict=True):
+        checks[name]["p"] = p
+    return [name for name, p in zip(p_values, adjusted, strict=True) if p < ALPHA]
 
 
 def _saturation(estimator: Estimator, splits: Sequence[Embeddings]) -> float | None:

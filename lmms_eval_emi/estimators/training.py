@@ -203,8 +203,7 @@ def train_estimator(
         raise InputError(
             f"folds: expected at least as many images as folds, got {pairs.images} and {options.folds}. Use fewer --folds."
         )
-    few = too_few(len(pairs.x), pairs.images)
-    if few:
+    if few := too_few(len(pairs.x), pairs.images):
         log.warning("%s", few)
     data_hash = xxhash.xxh3_128_hexdigest(torch.cat([pairs.x, pairs.y], dim=1).numpy().tobytes())
     states = _Checkpoint(checkpoint, {"data": data_hash, "options": options.identity()})
@@ -213,9 +212,46 @@ def train_estimator(
     order = torch.randperm(pairs.images, generator=torch.Generator().manual_seed(options.seed))
     fold_of = torch.empty_like(order)
     fold_of[order] = torch.arange(pairs.images) % options.folds
-    placed = _placed(pairs, torch.device(device))
+    networks, reports, held = _train_networks(pairs, options, fold_of, states, torch.device(device), name)
+    folds = fold_of.tolist()
+    seen = Assignment({key: folds[cluster] for key, cluster in pairs.keys.items() if cluster not in held})
+    estimator = _assemble(networks, options, seen, name)
+    sizes = {split: embeddings.n for split, embeddings in splits.items()}
+    estimator.card = {
+        **(about or {}),
+        "kind": options.kind,
+        "options": dataclasses.asdict(options),
+        "data": {"hash": data_hash, "splits": sizes, "pairs": len(pairs.x), "images": pairs.images},
+        "networks": reports,
+        "domain": training_domain(estimator, splits, seed=options.seed),
+        "version": __version__,
+    }
+    encoders = estimator.card.get("encoders", {})
+    estimator.vision_encoder, estimator.text_encoder = encoders.get("vision"), encoders.get("text")
+    return estimator
+
+
+def _train_networks(
+    pairs: Pairs, options: TrainingOptions, fold_of: torch.Tensor, states: _Checkpoint, device: torch.device, name: str
+) -> tuple[list[TrainedEstimator], list[dict[str, Any]], set[int]]:
+    """Train one network for each seed and fold.
+
+    Args:
+        pairs: training pairs.
+        options: how to train.
+        fold_of: (G,) fold of each image.
+        states: checkpoint to continue from and to save to.
+        device: where to train.
+        name: name of the estimator.
+
+    Returns:
+        The networks; their reports for the card; and the images that a single network held out to choose its state,
+        which are new to it.
+    """
+    placed = _placed(pairs, device)
     networks: list[TrainedEstimator] = []
     reports: list[dict[str, Any]] = []
+    held: set[int] = set()
     with tqdm(total=options.iterations * options.networks, unit="it", dynamic_ncols=True, leave=False) as bar:
         for seed, fold, label in options.members():
             bar.set_description(f"Training{', ' if label else ''}{label}")
@@ -227,28 +263,8 @@ def train_estimator(
             states.finish(training, len(networks))
             networks.append(training.finish())
             reports.append({"seed": seed, "fold": fold, **training.report()})
-    # Images that a single network held out, to choose its state, are new to it.
-    held = set(training.held_clusters.tolist()) if options.networks == 1 else set()
-    folds = fold_of.tolist()
-    seen = Assignment({key: folds[cluster] for key, cluster in pairs.keys.items() if cluster not in held})
-    estimator = _assemble(networks, options, seen, name)
-    estimator.card = {
-        **(about or {}),
-        "kind": options.kind,
-        "options": dataclasses.asdict(options),
-        "data": {
-            "hash": data_hash,
-            "splits": {split: embeddings.n for split, embeddings in splits.items()},
-            "pairs": len(pairs.x),
-            "images": pairs.images,
-        },
-        "networks": reports,
-        "domain": training_domain(estimator, splits, seed=options.seed),
-        "version": __version__,
-    }
-    encoders = estimator.card.get("encoders", {})
-    estimator.vision_encoder, estimator.text_encoder = encoders.get("vision"), encoders.get("text")
-    return estimator
+            held = set(training.held_clusters.tolist()) if options.networks == 1 else set()
+    return networks, reports, held
 
 
 def _assemble(

@@ -198,8 +198,7 @@ def read_results_to_compare(path: Path) -> list[ResultToCompare]:
     """Results with their rows.
 
     Raises:
-        ResultsError: the file holds no results.
-        ResultsError: its rows are missing, or are of an earlier version, which lacks what is needed.
+        ResultsError: the file has no results, or no rows with images and cosines.
     """
     found = []
     for result in read_results(path):
@@ -435,47 +434,81 @@ def _verdict(what: str, own: float, value: float, interval: tuple[float, float] 
     return f"{what} beats the cosine" if interval[0] > 0 else f"{what} is ahead by no more than chance may give"
 
 
-def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws: int = CHEAP_DRAWS) -> Agreement:
-    """A model's results beside one score.
+@dataclass
+class _Joined:
+    """Scores of others joined with the rows of a result.
+
+    Attributes:
+        scores: score by split, with its leave-one-image-out values.
+        cosines: mean cosine of response and reference by split.
+        parts: by split, the numbers of the joined rows and (rows, 2) parts of their scores.
+        absent: number of rows of the result without a score.
+        lone: splits left out because their scores are of one image.
+    """
+
+    scores: dict[str, Jackknife] = field(default_factory=dict)
+    cosines: dict[str, Jackknife] = field(default_factory=dict)
+    parts: dict[str, tuple[list[int], np.ndarray]] = field(default_factory=dict)
+    absent: int = 0
+    lone: list[str] = field(default_factory=list)
+
+
+def _join(result: ResultToCompare, outside: OutsideScores) -> _Joined:
+    """Join scores with the rows, or the splits, that they are of.
 
     Raises:
         ResultsError: no split has both.
     """
-    scores, cosines, joined = {}, {}, {}
-    absent, lone = 0, []
+    joined = _Joined()
     for name in result.emi:
         rows = result.rows.get(name)
         if outside.rows and rows is not None:
-            places = [
-                place for place, identity in enumerate(rows.ids) if id_text(identity) in outside.rows.get(name, {})
-            ]
+            own = outside.rows.get(name, {})
+            places = [place for place, identity in enumerate(rows.ids) if id_text(identity) in own]
             if not places:
                 continue
-            absent += len(rows.ids) - len(places)
-            if len({rows.images[place] for place in places}) < 2:  # without an error, it would count as fixed
-                lone.append(name)
+            joined.absent += len(rows.ids) - len(places)
+            images = [rows.images[place] for place in places]
+            if len(set(images)) < 2:  # without an error, it would count as fixed
+                joined.lone.append(name)
                 continue
-            parts = np.array([outside.rows[name][id_text(rows.ids[place])] for place in places])
-            joined[name] = (places, parts)
-            scores[name] = ClusterTotals.of(parts, [rows.images[place] for place in places]).jackknife(outside.function)
+            parts = np.array([own[id_text(rows.ids[place])] for place in places])
+            joined.parts[name] = (places, parts)
+            joined.scores[name] = ClusterTotals.of(parts, images).jackknife(outside.function)
         elif name in outside.splits:
-            scores[name] = Jackknife(outside.splits[name], ())
+            joined.scores[name] = Jackknife(outside.splits[name], ())
         else:
             continue
         if rows is not None:
-            cosines[name] = ClusterTotals.of_values(rows.cosines, rows.images).jackknife()
-    if not scores:
+            joined.cosines[name] = ClusterTotals.of_values(rows.cosines, rows.images).jackknife()
+    if not joined.scores:
         there = list(outside.rows or outside.splits)
         shared = [name for name in there if name in result.emi]
         if shared:
             raise ResultsError(
-                f"{outside.name}: its {len(shared)} splits that {result.model} has results of, such as {shared[0]}, have no scores of rows of two images or more. Look whether their ids are those of the study's rows, and whether verdicts are missing."
+                f"{outside.name}: its {len(shared)} splits that {result.model} has results of, such as {shared[0]}, have no scores of rows of two images or more. Check that their ids are those of the study's rows, and that no verdicts are missing."
             )
         raise ResultsError(
             f"{outside.name}: none of its {len(there)} splits, such as {there[0] if there else 'none'}, is one of the results of {result.model}, such as {next(iter(result.emi), 'none')}."
         )
-    _warn_of_partial(result, outside, absent, lone)
-    names = list(scores)
+    return joined
+
+
+def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws: int = CHEAP_DRAWS) -> Agreement:
+    """Correlate the results of a model with the scores of others.
+
+    Args:
+        result: results of the model.
+        outside: scores of its splits or rows.
+        seed: random seed of the intervals.
+        draws: number of resamples of the intervals.
+
+    Raises:
+        ResultsError: no split has both.
+    """
+    joined = _join(result, outside)
+    _warn_of_partial(result, outside, joined.absent, joined.lone)
+    scores, cosines, names = joined.scores, joined.cosines, list(joined.scores)
     shifts = [name for name in names if name in result.emid and result.id_split in scores]
     losses, cosine_losses = (
         {name: _loss(known[result.id_split], known[name], result.emid[name]) for name in shifts if name in known}
@@ -511,9 +544,8 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
         )
         for name in names
     ]
-    return Agreement(
-        result, outside.name, bool(outside.rows), points, over_splits, over_shifts, _within(result, outside, joined)
-    )
+    within = _within(result, outside, joined.parts)
+    return Agreement(result, outside.name, bool(outside.rows), points, over_splits, over_shifts, within)
 
 
 def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: int, lone: Sequence[str]) -> None:

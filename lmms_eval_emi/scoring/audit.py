@@ -298,37 +298,57 @@ def audit(
     others = sorted({one.reference for rows in first.samples.values() for one in rows} - own)
     made, missing = responses_of(Rows(samples, others, rewrite, settings.seed))
     left_out = [f"{one}: these rows, or this command, do not have what it needs" for one in missing]
-    study = _study_of_one(first.study, name)
-    audited = [
-        StudySamples(
-            study, label, {name: [replace(one, response=text) for one, text in zip(samples, texts, strict=True)]}
-        )
-        for label, texts in made.items()
-    ]
-    audited += [
-        StudySamples(study, f"{MODEL}{entry.model}", {name: list(entry.samples[name])})
-        for entry in entries
-        if entry.samples.get(name)
-    ]
+    audited = _with_responders(entries, name, made)
     findings = []
     for vision, text in encoders or [(settings.vision_encoder, settings.text_encoder)]:
         own_settings = settings.model_copy(
             # Empty responders, and the like, are what is asked about.
             update={"vision_encoder": vision, "text_encoder": text, "resamples": 0, "without_degenerate": False}
         )
-        fitting: list[Instruments] = []
-        for source in list(estimators) or [settings.estimator]:
-            try:
-                fitting.append(load_instruments(own_settings, [source], text_only=without_images({name: samples})))
-            except UnavailableError as error:
-                left_out.append(f"{source} with {vision} and {text}: {str(error).splitlines()[0]}")
-        if fitting:
-            instruments = Instruments(fitting[0].encoders, tuple(one.estimators[0] for one in fitting))
+        text_only = without_images({name: samples})
+        instruments = _fitting_instruments(
+            estimators or [settings.estimator], own_settings, left_out, text_only=text_only
+        )
+        if instruments:
             scored = score_samples(audited, own_settings, instruments=instruments)
             findings += _findings(scored, name, instruments, settings.seed)
     if not findings:
         raise InputError("audit: no estimator fits any pair of encoders:\n  " + "\n  ".join(left_out))
     return findings, left_out
+
+
+def _with_responders(
+    entries: Sequence[StudySamples], split: str, made: Mapping[str, Sequence[str]]
+) -> list[StudySamples]:
+    """Return one entry of the split for each responder, and one for each model."""
+    study = _study_of_one(entries[0].study, split)
+    samples = entries[0].samples[split]
+    responders = [
+        StudySamples(
+            study, label, {split: [replace(one, response=text) for one, text in zip(samples, texts, strict=True)]}
+        )
+        for label, texts in made.items()
+    ]
+    models = [
+        StudySamples(study, f"{MODEL}{entry.model}", {split: list(entry.samples[split])})
+        for entry in entries
+        if entry.samples.get(split)
+    ]
+    return responders + models
+
+
+def _fitting_instruments(
+    estimators: Sequence[str], settings: Settings, left_out: list[str], *, text_only: bool
+) -> Instruments | None:
+    """Return the encoders of the settings with the estimators that fit them; those that do not are added to ``left_out``."""
+    fitting: list[Instruments] = []
+    for source in estimators:
+        try:
+            fitting.append(load_instruments(settings, [source], text_only=text_only))
+        except UnavailableError as error:
+            encoders = f"{settings.vision_encoder} and {settings.text_encoder}"
+            left_out.append(f"{source} with {encoders}: {str(error).splitlines()[0]}")
+    return Instruments(fitting[0].encoders, tuple(one.estimators[0] for one in fitting)) if fitting else None
 
 
 def _study_of_one(study: Study, split: str) -> Study:

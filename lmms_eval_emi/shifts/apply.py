@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -255,43 +256,12 @@ def shift_rows(
         options: of textual operators.
         roots: folders that paths of images are relative to.
     """
-    import io
-
     from datasets import Image as ImageFeature
 
     features = rows.features
 
-    def encoded(image: Image.Image) -> dict[str, Any]:
-        file = io.BytesIO()
-        image.save(file, "PNG", compress_level=1)
-        return {"bytes": file.getvalue(), "path": None}
-
     def shifted(row: dict[str, Any]) -> dict[str, Any]:
-        row_id = row[columns.id]
-        changed: dict[str, Any] = {}
-
-        def report(step: Step) -> Callable[[str], object]:
-            return lambda reason: logger.warning("%s: row %s is left as it is: %s", step.name, row_id, reason)
-
-        if columns.image and row[columns.image] is not None:
-            try:
-                content = encoded_image(row[columns.image], roots)
-                changed[columns.image] = {"bytes": content, "path": None}  # wherever its path was relative to
-                if recipe.visual:
-                    given = open_image(content)
-                    new = recipe.visual.apply_or_keep(
-                        given, report(recipe.visual), seed=seed, row_id=row_id, options=options
-                    )
-                    if new is not given:
-                        changed[columns.image] = encoded(new)
-            except ImageError as error:
-                if recipe.visual:
-                    report(recipe.visual)(str(error))
-        if recipe.textual and row[columns.question] is not None:
-            changed[columns.question] = recipe.textual.apply_or_keep(
-                row[columns.question], report(recipe.textual), seed=seed, row_id=row_id, options=options
-            )
-        return changed
+        return _shift_row(row, recipe, columns, seed, options, roots)
 
     if columns.image:
         rows = rows.cast_column(columns.image, ImageFeature(decode=False))
@@ -300,6 +270,48 @@ def shift_rows(
         return shifted_rows
     was = features[columns.image]  # a column of paths becomes one of images
     return shifted_rows.cast_column(columns.image, was if isinstance(was, ImageFeature) else ImageFeature())
+
+
+def _shift_row(
+    row: dict[str, Any],
+    recipe: Recipe,
+    columns: Columns,
+    seed: int,
+    options: ShiftOptions,
+    roots: Sequence[Path],
+) -> dict[str, Any]:
+    """Return the changed columns of one row; the arguments are those of :func:`shift_rows`."""
+    row_id = row[columns.id]
+    changed: dict[str, Any] = {}
+
+    def report(step: Step) -> Callable[[str], object]:
+        return lambda reason: logger.warning("%s: row %s is left unchanged: %s", step.name, row_id, reason)
+
+    if columns.image and row[columns.image] is not None:
+        try:
+            content = encoded_image(row[columns.image], roots)
+            changed[columns.image] = {"bytes": content, "path": None}  # wherever its path was relative to
+            if recipe.visual:
+                given = open_image(content)
+                new = recipe.visual.apply_or_keep(
+                    given, report(recipe.visual), seed=seed, row_id=row_id, options=options
+                )
+                if new is not given:
+                    changed[columns.image] = {"bytes": _to_png(new), "path": None}
+        except ImageError as error:
+            if recipe.visual:
+                report(recipe.visual)(str(error))
+    if recipe.textual and row[columns.question] is not None:
+        changed[columns.question] = recipe.textual.apply_or_keep(
+            row[columns.question], report(recipe.textual), seed=seed, row_id=row_id, options=options
+        )
+    return changed
+
+
+def _to_png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def default_options(**given: object) -> ShiftOptions:

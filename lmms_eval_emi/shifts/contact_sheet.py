@@ -30,7 +30,7 @@ def contact_sheet(
     row_id: object = 0,
     options: ShiftOptions | None = None,
 ) -> Image.Image:
-    """An image and a text under every step given, an operator a row.
+    """Draw an image and a text under all given steps, one operator per row.
 
     The image is shrunk to at most 224 pixels a side first, the size that the published levels are meant
     for. What an operator lacks or refuses is said in its place.
@@ -47,38 +47,12 @@ def contact_sheet(
     blocks: list[Image.Image] = []
     if image is not None:
         try:
-            small = shiftable(image).copy()
+            blocks += _image_blocks(shiftable(image).copy(), visual, seed, row_id)
         except RefusedError as reason:
             blocks.append(_row("as it is", [str(reason)]))
             image = None
-    if image is not None:
-        small.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
-        blocks.append(_row("as it is", [small]))
-        for name, steps in _by_operator(visual).items():
-            cells: list[Image.Image | str] = []
-            for step in steps:
-                try:
-                    cells.append(shift_image(small, name, step.level, seed=seed, row_id=row_id))  # type: ignore[arg-type]
-                except (RefusedError, EMIError) as reason:
-                    cells.append(str(reason).splitlines()[0])
-            levels = [str(step.level) for step in steps]
-            same = isinstance(cells[0], str) and len(set(map(str, cells))) == 1
-            blocks.append(
-                _row(name, cells[:1] if same else cells, [] if same else levels, group=steps[0].operator.group)
-            )
     if text.strip() and (textual or image is None):
-        blocks.append(_text_row("as it is", [("", text, text)]))
-        for name, steps in _by_operator(textual).items():
-            lines: list[tuple[str, str | None, str]] = []
-            for step in steps:
-                try:
-                    shifted = shift_text(text, name, step.level, seed=seed, row_id=row_id, options=options)
-                    lines.append((str(step.level or ""), text, shifted))
-                except (RefusedError, EMIError) as reason:
-                    lines.append((str(step.level or ""), None, str(reason).splitlines()[0]))
-            if len({line[2] for line in lines}) == 1:
-                lines = [("", *lines[0][1:])]
-            blocks.append(_text_row(name, lines, group=steps[0].operator.group))
+        blocks += _text_blocks(text, textual, seed, row_id, options)
     height = 2 * MARGIN + sum(block.height for block in blocks)
     sheet = Image.new("RGB", (WIDTH, height), PAPER)
     top = MARGIN
@@ -86,6 +60,42 @@ def contact_sheet(
         sheet.paste(block, (0, top))
         top += block.height
     return sheet
+
+
+def _image_blocks(image: Image.Image, steps: Sequence[Step], seed: int, row_id: object) -> list[Image.Image]:
+    """Return a row of the sheet for the image itself, and one for each operator with a cell per level."""
+    image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
+    blocks = [_row("as it is", [image])]
+    for name, own in _by_operator(steps).items():
+        cells: list[Image.Image | str] = []
+        for step in own:
+            try:
+                cells.append(shift_image(image, name, step.level, seed=seed, row_id=row_id))  # type: ignore[arg-type]
+            except (RefusedError, EMIError) as reason:
+                cells.append(str(reason).splitlines()[0])
+        levels = [str(step.level) for step in own]
+        same = isinstance(cells[0], str) and len(set(map(str, cells))) == 1
+        blocks.append(_row(name, cells[:1] if same else cells, [] if same else levels, group=own[0].operator.group))
+    return blocks
+
+
+def _text_blocks(
+    text: str, steps: Sequence[Step], seed: int, row_id: object, options: ShiftOptions | None
+) -> list[Image.Image]:
+    """Return a row of the sheet for the text itself, and one for each operator with a line per level."""
+    blocks = [_text_row("as it is", [("", text, text)])]
+    for name, own in _by_operator(steps).items():
+        lines: list[tuple[str, str | None, str]] = []
+        for step in own:
+            try:
+                shifted = shift_text(text, name, step.level, seed=seed, row_id=row_id, options=options)
+                lines.append((str(step.level or ""), text, shifted))
+            except (RefusedError, EMIError) as reason:
+                lines.append((str(step.level or ""), None, str(reason).splitlines()[0]))
+        if len({line[2] for line in lines}) == 1:
+            lines = [("", *lines[0][1:])]
+        blocks.append(_text_row(name, lines, group=own[0].operator.group))
+    return blocks
 
 
 def _by_operator(steps: Sequence[Step]) -> dict[str, list[Step]]:

@@ -97,17 +97,7 @@ def twin(  # noqa: PLR0913
     Raises:
         ShiftError: an unknown operator or level, or one that lacks what it needs.
     """
-    steps: dict[Family, list[Step]] = {"visual": [], "text": []}
-    for specification in specifications:
-        name = specification.partition(":")[0].strip()
-        family: Family = "visual" if name in operators("visual") else "text"
-        found = parse_steps(family, specification)
-        if len(found) != 1 or steps[family]:
-            raise ShiftError(f"twin: expected one operator at one level a modality, got {', '.join(specifications)}.")
-        steps[family] = found
-    recipe = Recipe(visual=next(iter(steps["visual"]), None), textual=next(iter(steps["text"]), None))
-    if not recipe.steps:
-        raise ShiftError("twin: expected an operator, such as 'defocus_blur:3'.")
+    recipe = _to_recipe(specifications)
 
     def shifted_docs(dataset: datasets.Dataset) -> datasets.Dataset:
         split = str(dataset.split) if dataset.split else ""
@@ -127,6 +117,26 @@ def twin(  # noqa: PLR0913
 
     shifted_docs.__name__ = recipe.name
     return shifted_docs
+
+
+def _to_recipe(specifications: Sequence[str]) -> Recipe:
+    """Return the recipe of at most one visual and one textual operator, each at one level.
+
+    Raises:
+        ShiftError: there are none or more of them, or an operator or level is unknown.
+    """
+    steps: dict[Family, list[Step]] = {"visual": [], "text": []}
+    for specification in specifications:
+        name = specification.partition(":")[0].strip()
+        family: Family = "visual" if name in operators("visual") else "text"
+        found = parse_steps(family, specification)
+        if len(found) != 1 or steps[family]:
+            raise ShiftError(f"twin: expected one operator at one level a modality, got {', '.join(specifications)}.")
+        steps[family] = found
+    recipe = Recipe(visual=next(iter(steps["visual"]), None), textual=next(iter(steps["text"]), None))
+    if not recipe.steps:
+        raise ShiftError("twin: expected an operator, such as 'defocus_blur:3'.")
+    return recipe
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def test_the_audit_of_the_demo(demo_responses, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main([*common, "--estimator", "demo", "--estimator", "cosine", "--encoders", *encoders]) == 0
     printed = capsys.readouterr().out
-    assert "told from the references" in printed and "cosine, in cosine, notices" in printed
+    assert "differs from the references" in printed and "cosine, in cosine, notices" in printed
     assert main([*common, "--estimator", "demo"]) == 1  # not its encoders, or none to be had
     assert main([*common, "--split", "fog_1", "--estimator", "cosine", "--encoders", *encoders]) == 1
     assert "expected rows of the split fog_1, got none" in capsys.readouterr().err

@@ -125,48 +125,63 @@ def collect(
     except ResponsesError as error:
         return {}, (str(error),)
     for number, line in lines:
-        where = f"{path}:{number}"
         try:
-            record = parse_json(line)
-        except ValueError as error:
-            hint = " The file seems to be one JSON array: write one object per line." if line.strip() == "[" else ""
-            problems.append(f"{where}: not a line of JSON ({error}). Fix or remove the line.{hint}")
+            model, key, text = _parse(line, key_name, text_name, text_of, key_of, model_name)
+        except ResponsesError as error:
+            problems.append(f"{path}:{number}: {error}")
             continue
-        known = isinstance(record, dict) and isinstance(record.get(key_name), str | int | float)
-        text = text_of(record.get(text_name)) if known else None
-        key = key_of(record[key_name]) if known else None
-        if not isinstance(text, str) or key is None:
-            keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            problems.append(
-                f"{where}: expected an object with {key_name} and {text_name} (a text), got {keys or 'an empty object'}. Fix or remove the line."
-            )
-            continue
-        named = record.get(model_name) if model_name else None
-        if named is not None and not isinstance(named, str | int | float):
-            problems.append(
-                f"{where}: expected a name under {model_name}, got a {type(named).__name__}. Fix or remove the line."
-            )
-            continue
-        model = str(named) if named else None
         earlier = seen.setdefault(key, {})
         # A line that names no model may be of any.
         same = [other for other in earlier if other == model or other is None or model is None]
         if same and texts[same[0]].get(key) == text:
             repeated += 1
-            continue
-        if same:
+        elif same:
             problems.append(
-                f"{where}: {key_name} {key} stands in line {earlier[same[0]]} already. Keep one of the two."
+                f"{path}:{number}: {key_name} {key} is in line {earlier[same[0]]} already. Keep one of the two."
             )
             doubled |= {(other, key) for other in same}
-            continue
-        earlier[model] = number
-        texts.setdefault(model, {})[key] = text
+        else:
+            earlier[model] = number
+            texts.setdefault(model, {})[key] = text
     for model, key in doubled:
         del texts[model][key]
     if repeated:
         log.warning("%s: %d lines repeat an earlier line, and are left out.", path, repeated)
     return texts, tuple(problems)
+
+
+def _parse(
+    line: str,
+    key_name: str,
+    text_name: str,
+    text_of: Callable[[Any], Any],
+    key_of: Callable[[Any], Any],
+    model_name: str | None,
+) -> tuple[str | None, Any, str]:
+    """Return model, key and response of a line; the arguments are those of :func:`collect`.
+
+    Raises:
+        ResponsesError: the line is not a record with these fields; the message lacks file and line number.
+    """
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        hint = " The file seems to be one JSON array: write one object per line." if line.strip() == "[" else ""
+        raise ResponsesError(f"not a line of JSON ({error}). Fix or remove the line.{hint}") from error
+    known = isinstance(record, dict) and isinstance(record.get(key_name), str | int | float)
+    text = text_of(record.get(text_name)) if known else None
+    key = key_of(record[key_name]) if known else None
+    if not isinstance(text, str) or key is None:
+        keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        raise ResponsesError(
+            f"expected an object with {key_name} and {text_name} (a text), got {keys or 'an empty object'}. Fix or remove the line."
+        )
+    model = record.get(model_name) if model_name else None
+    if model is not None and not isinstance(model, str | int | float):
+        raise ResponsesError(
+            f"expected a name under {model_name}, got a {type(model).__name__}. Fix or remove the line."
+        )
+    return str(model) if model else None, key, text
 
 
 def by_model(

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -42,40 +42,26 @@ class Hooks:
     doc_to_text: Callable
     doc_to_target: Callable
     process_results: Callable
-    emi: Callable
-    emid: Callable
-    emid_bound: Callable
+    emi: Callable = field(default_factory=lambda: emi)
+    emid: Callable = field(default_factory=lambda: emid)
+    emid_bound: Callable = field(default_factory=lambda: emid_bound)
 
 
 @lru_cache(maxsize=32)
-def study_hooks(study_source: str) -> Hooks:  # noqa: PLR0915
-    """The hooks of one study, a built-in name or the path of a study file."""
+def study_hooks(study_source: str) -> Hooks:
+    """Return the hooks of a study, given by a built-in name or the path of a study file."""
     study = load_study(study_source).trust()  # beside code of its own, which the harness runs
 
     def process_docs_of(name: str | None = None) -> Callable:
-        """The hook that announces a task and numbers its rows; default: the split as the dataset names it."""
+        """Return the hook that announces a task and numbers its rows; default: the split as the dataset names it."""
 
         def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
-            start = time.perf_counter()
-            split = name or _split_of_dataset(study, str(dataset.split))
-            dataset = shift_at_load(study, study.split(split), dataset, load_settings())
-            dataset = with_encoded_images(dataset, study.split(split).dataset.columns.image)
-            task = open_task(study, split, dataset)
-            numbered = dataset.add_column(SPLIT_COLUMN, [split] * len(dataset))
-            numbered = numbered.add_column(TASK_COLUMN, [task.name] * len(dataset))
-            numbered = numbered.add_column(ROW_COLUMN, list(range(len(dataset))))
-            run = find_run(task.name)
-            if run:
-                run.seconds["loading"] += time.perf_counter() - start + task_index.take_loading_time()
-            return numbered
+            return _announce(study, name or _split_of_dataset(study, str(dataset.split)), dataset)
 
         return process_docs
 
-    def columns_of(doc: dict) -> Columns:
-        return study.splits[doc[SPLIT_COLUMN]].dataset.columns
-
     def doc_to_visual(doc: dict) -> list[Image.Image]:
-        """The image as RGB, or none where the study or the row has none."""
+        """Return the image as RGB, or none where the study or the row has none."""
         run = find_run(doc.get(TASK_COLUMN))
         if run:
             run.begin()
@@ -83,63 +69,80 @@ def study_hooks(study_source: str) -> Hooks:  # noqa: PLR0915
         return [] if image is None else [image]
 
     def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
-        """The question as the model is asked: with the prompt's suffix, unless it ends so already."""
+        """Return the question as the model is asked: with the prompt's suffix, unless it ends so already."""
         options = lmms_eval_specific_kwargs or {}
-        question = with_suffix(doc[columns_of(doc).question], options.get("post_prompt", ""))
+        question = with_suffix(doc[_columns_of(study, doc).question], options.get("post_prompt", ""))
         return f"{options.get('pre_prompt', '')}{question}"
 
     def doc_to_target(doc: dict) -> str:
-        """The reference."""
-        return doc[columns_of(doc).reference]
+        """Return the reference."""
+        return doc[_columns_of(study, doc).reference]
 
     def process_results(doc: dict, results: Sequence[Any]) -> dict[str, Any]:
-        """The response and the row that it belongs to; EMID and index only where the ID split runs too."""
-        task, row = doc[TASK_COLUMN], doc[ROW_COLUMN]
-        run = find_run(task)
-        if run is None:  # the rows were loaded by a process that is gone
-            raise RuntimeError(f"lmms_eval_emi: the task {task} was not loaded in this process.")
-        run.begin()
-        with run.timed("responses"):
-            item = run.respond(task, row, results[0] if results else "")
-            values: dict[str, Any] = {"emi": item}
-            if run.tasks[task].row_name != study.id_split and run.has_split(study.name, study.id_split):
-                values |= {
-                    metric: Item.of(run, task, row, metric, {"row": item["row"]}) for metric in ("emid", "emid_bound")
-                }
-                run.weigh(values, item["answer"])
-        return values
+        """Return the response and its row as ``emi``; as ``emid`` and ``emid_bound`` too where the ID split runs."""
+        return _take_response(study, doc, results)
 
-    def emi(items: list[Item], args: Any = None) -> float | str:
-        """EMI of the task whose responses are given."""
-        scores = _scores(items, args)
-        if scores:
-            _show_error(items, scores.emi, scores.emi_stderr)
-        return scores.emi if scores else NO_SCORE
+    return Hooks(process_docs_of(), process_docs_of, doc_to_visual, doc_to_text, doc_to_target, process_results)
 
-    def emid(items: list[Item], args: Any = None) -> float | str:
-        """EMID of the task's shift."""
-        scores = _scores(items, args)
-        if scores is None or scores.emid is None:
-            return NO_SCORE
-        _show_error(items, scores.emid, scores.emid_stderr)
-        return scores.emid
 
-    def emid_bound(items: list[Item], args: Any = None) -> float | str:
-        """Index of the task's shift."""
-        scores = _scores(items, args)
-        return NO_SCORE if scores is None or scores.emid_bound is None else scores.emid_bound
+def _announce(study: Study, split: str, dataset: datasets.Dataset) -> datasets.Dataset:
+    """Shift the rows of a task if the study says so, open the task in its run, and number the rows."""
+    start = time.perf_counter()
+    dataset = shift_at_load(study, study.split(split), dataset, load_settings())
+    dataset = with_encoded_images(dataset, study.split(split).dataset.columns.image)
+    task = open_task(study, split, dataset)
+    numbered = dataset.add_column(SPLIT_COLUMN, [split] * len(dataset))
+    numbered = numbered.add_column(TASK_COLUMN, [task.name] * len(dataset))
+    numbered = numbered.add_column(ROW_COLUMN, list(range(len(dataset))))
+    run = find_run(task.name)
+    if run:
+        run.seconds["loading"] += time.perf_counter() - start + task_index.take_loading_time()
+    return numbered
 
-    return Hooks(
-        process_docs_of(),
-        process_docs_of,
-        doc_to_visual,
-        doc_to_text,
-        doc_to_target,
-        process_results,
-        emi,
-        emid,
-        emid_bound,
-    )
+
+def _columns_of(study: Study, doc: dict) -> Columns:
+    return study.splits[doc[SPLIT_COLUMN]].dataset.columns
+
+
+def _take_response(study: Study, doc: dict, results: Sequence[Any]) -> dict[str, Any]:
+    """Add a response to the run, and return the items that the harness aggregates, by metric."""
+    task, row = doc[TASK_COLUMN], doc[ROW_COLUMN]
+    run = find_run(task)
+    if run is None:  # the rows were loaded by a process that is gone
+        raise RuntimeError(f"lmms_eval_emi: the task {task} was not loaded in this process.")
+    run.begin()
+    with run.timed("responses"):
+        item = run.respond(task, row, results[0] if results else "")
+        values: dict[str, Any] = {"emi": item}
+        if run.tasks[task].row_name != study.id_split and run.has_split(study.name, study.id_split):
+            values |= {
+                metric: Item.of(run, task, row, metric, {"row": item["row"]}) for metric in ("emid", "emid_bound")
+            }
+            run.weigh(values, item["answer"])
+    return values
+
+
+def emi(items: list[Item], args: Any = None) -> float | str:
+    """Return EMI of the task that the items are of, for the harness's table."""
+    scores = _scores(items, args)
+    if scores:
+        _show_error(items, scores.emi, scores.emi_stderr)
+    return scores.emi if scores else NO_SCORE
+
+
+def emid(items: list[Item], args: Any = None) -> float | str:
+    """Return EMID of the task that the items are of, for the harness's table."""
+    scores = _scores(items, args)
+    if scores is None or scores.emid is None:
+        return NO_SCORE
+    _show_error(items, scores.emid, scores.emid_stderr)
+    return scores.emid
+
+
+def emid_bound(items: list[Item], args: Any = None) -> float | str:
+    """Return the index of the task that the items are of, for the harness's table."""
+    scores = _scores(items, args)
+    return NO_SCORE if scores is None or scores.emid_bound is None else scores.emid_bound
 
 
 def _scores(items: Sequence[Item], args: Any) -> SplitResult | None:

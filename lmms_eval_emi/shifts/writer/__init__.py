@@ -43,30 +43,26 @@ ShiftChunks = Callable[["datasets.Dataset", Suite, Path, list[int]], Iterator[in
 __all__ = ["ShiftChunks", "Suite", "Written", "choose_columns", "plain_rows", "write_suite"]
 
 
-def write_suite(  # noqa: PLR0913
+def write_suite(
     rows: datasets.Dataset,
     suite: Suite,
     destination: Path,
     *,
-    processes: int = 1,
     overwrite: bool = False,
     progress: Callable[[int], object] = lambda done: None,
     write_tasks: Callable[[Study, Path], object] = lambda study, folder: None,
-    run_with: str = "",
-    engine: ShiftChunks | None = None,
+    shift: ShiftChunks = shift_all,
 ) -> Written:
     """Shift all rows and write the suite.
 
     Args:
-        rows: of the ID split, with the suite's columns.
-        suite: what to write.
-        destination: its folder, which may hold what an earlier run of the same suite has done.
-        processes: how many shift rows.
-        overwrite: remove what another suite has left there.
-        progress: called with the number of rows just done.
-        write_tasks: writes the tasks of a study into a folder, for a harness.
-        run_with: the command that runs them, for the card.
-        engine: shifts the chunks in the place of processes of this machine.
+        rows: rows of the ID split, with the suite's columns.
+        suite: suite to write.
+        destination: folder of the suite, which may contain what an earlier run of the same suite has done.
+        overwrite: whether to remove another suite that is there.
+        progress: function that is called with the number of rows just done.
+        write_tasks: function that writes the tasks of a study into a folder, for a harness.
+        shift: function that shifts chunks of rows; default: one process of this machine.
 
     Raises:
         ShiftError: the folder holds something else, or an operator lacks what it needs, or a worker was killed.
@@ -86,11 +82,10 @@ def write_suite(  # noqa: PLR0913
         todo = [start for start in range(0, len(rows), CHUNK) if not part_of(destination, start).exists()]
         resumed = len(rows) - sum(min(CHUNK, len(rows) - start) for start in todo)
         progress(resumed)
-        shift = engine or partial(shift_all, processes=processes)
         for size in shift(rows, suite, destination, todo):
             progress(size)
         left = assemble(rows, suite, destination)
-        write_tasks(describe(rows, suite, destination, left, run_with), destination / "tasks")
+        write_tasks(describe(rows, suite, destination, left), destination / "tasks")
         write_atomically(destination / STATE, json.dumps({**state, "complete": True, "left": left}, indent=1))
         shutil.rmtree(destination / PARTS)
         return Written(len(rows), left, resumed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.data.columns import (
@@ -31,17 +32,9 @@ def choose_columns(
     """
     from datasets import Value
 
-    def pick(given: str | None, usual: tuple[str, ...], option: str) -> str:
-        found = next((name for name in ([given] if given else usual) if name in rows.column_names), None)
-        if found is None:
-            raise ShiftError(
-                f"{option}: expected a column {given or ' or '.join(usual)}; the rows have {', '.join(rows.column_names)}. Name one with {option}."
-            )
-        return found
-
     texts = {
-        "--question-column": pick(question, QUESTION_COLUMNS, "--question-column"),
-        "--reference-column": pick(reference, REFERENCE_COLUMNS, "--reference-column"),
+        "--question-column": _pick(rows, question, QUESTION_COLUMNS, "--question-column"),
+        "--reference-column": _pick(rows, reference, REFERENCE_COLUMNS, "--reference-column"),
     }
     for option, name in texts.items():
         feature = rows.features[name]
@@ -51,27 +44,8 @@ def choose_columns(
             )
         if feature.dtype not in ("string", "large_string"):
             rows = rows.cast_column(name, Value("string"))
-    images = find_image_columns(rows)
-    if image not in (None, "none") and image not in rows.column_names:
-        pick(image, (), "--image-column")
-    column = (
-        None
-        if image == "none"
-        else image or next((name for name in ("image", *images) if name in rows.column_names), None)
-    )
-    if column is not None and column not in images and not _may_hold_images(rows.features[column]):
-        raise ShiftError(
-            f"--image-column: expected a column with an image or the path of one in every row, {column} holds {rows.features[column]}."
-        )
-    if id is not None:
-        pick(id, (), "--id-column")
-        different = count_distinct(rows, id)
-        if different != len(rows):
-            raise ShiftError(
-                f"--id-column: expected an id of its own in every row, {id} has {different} in {len(rows)} rows. Leave the option out to number the rows."
-            )
-    else:
-        id = find_id_column(rows)
+    column = _image_column(rows, image)
+    id = _unique_column(rows, id)
     if id is None:
         id = free_name("row_id", rows)
         rows = rows.add_column(id, list(range(len(rows))))
@@ -83,6 +57,56 @@ def choose_columns(
             rows = rows.rename_column(name, new)
             names = {use: new if chosen == name else chosen for use, chosen in names.items()}
     return rows, Columns(image=column, **names)
+
+
+def _pick(rows: datasets.Dataset, given: str | None, usual: Sequence[str], option: str) -> str:
+    """Return the given column, or the first of the usual ones.
+
+    Raises:
+        ShiftError: the rows have none of them.
+    """
+    found = next((name for name in ([given] if given else usual) if name in rows.column_names), None)
+    if found is None:
+        raise ShiftError(
+            f"{option}: expected a column {given or ' or '.join(usual)}; the rows have {', '.join(rows.column_names)}. Name one with {option}."
+        )
+    return found
+
+
+def _image_column(rows: datasets.Dataset, given: str | None) -> str | None:
+    """Return the column of images: the given one, ``image``, or the first with images; ``None`` for text alone.
+
+    Raises:
+        ShiftError: the given column is missing, or has no images and no paths.
+    """
+    if given == "none":
+        return None
+    images = find_image_columns(rows)
+    if given is not None:
+        _pick(rows, given, (), "--image-column")
+    column = given or next((name for name in ("image", *images) if name in rows.column_names), None)
+    if column is not None and column not in images and not _may_hold_images(rows.features[column]):
+        raise ShiftError(
+            f"--image-column: expected a column with an image or the path of one in every row, {column} holds {rows.features[column]}."
+        )
+    return column
+
+
+def _unique_column(rows: datasets.Dataset, given: str | None) -> str | None:
+    """Return the column of ids: the given one, or one with a usual name and different values; ``None`` without one.
+
+    Raises:
+        ShiftError: the given column is missing, or has a value twice.
+    """
+    if given is None:
+        return find_id_column(rows)
+    _pick(rows, given, (), "--id-column")
+    different = count_distinct(rows, given)
+    if different != len(rows):
+        raise ShiftError(
+            f"--id-column: expected different ids in all rows, {given} has {different} in {len(rows)} rows. Leave the option out to number the rows."
+        )
+    return given
 
 
 def _may_hold_images(feature: Any) -> bool:

@@ -87,7 +87,7 @@ def _table(table: pyarrow.Table, records: list[dict], recipe: Recipe, suite: Sui
     return table.replace_schema_metadata(None)
 
 
-def describe(rows: datasets.Dataset, suite: Suite, destination: Path, left: Counter, run_with: str) -> Study:
+def describe(rows: datasets.Dataset, suite: Suite, destination: Path, left: Counter) -> Study:
     """Write the card, the study file and the preview; returns the study."""
     from lmms_eval_emi.shifts.contact_sheet import contact_sheet
 
@@ -116,7 +116,7 @@ def describe(rows: datasets.Dataset, suite: Suite, destination: Path, left: Coun
     file = io.BytesIO()
     sheet.save(file, "PNG", optimize=True)
     write_atomically(destination / "preview.png", file.getvalue())
-    write_atomically(destination / "README.md", _card(len(rows), suite, left, run_with))
+    write_atomically(destination / "README.md", _card(len(rows), suite, left))
     return parse_study(text, str(destination / "study.yaml"))
 
 
@@ -129,7 +129,7 @@ def _split_fields(recipe: Recipe) -> dict[str, Any]:
     return {**fields, **({"prompt_suffix": suffix} if suffix else {})}
 
 
-def _card(count: int, suite: Suite, left: Counter, run_with: str) -> str:
+def _card(count: int, suite: Suite, left: Counter) -> str:
     files = ["preview.png"] if suite.columns.image else []  # tells datasets' loader that this is a folder of images
     front = {
         "pretty_name": suite.name,
@@ -155,7 +155,7 @@ def _card(count: int, suite: Suite, left: Counter, run_with: str) -> str:
             for recipe in suite.recipes
         ),
         "\nRows that an operator could not shift are in their split as they were; `unshifted.jsonl` says which and why."
-        f"\n\n```\n{run_with + chr(10) if run_with else ''}lmms-eval-emi score study.yaml RESPONSES\npython -c \"import datasets; print(datasets.load_dataset('.'))\"\n```"
+        f"\n\n```\n{suite.run_with + chr(10) if suite.run_with else ''}lmms-eval-emi score study.yaml RESPONSES\npython -c \"import datasets; print(datasets.load_dataset('.'))\"\n```"
         "\n\nImages are stored once and reached through links (`splits/*/images`), which `cp -a`, `rsync -a` and `tar` keep. "
         "After moving the folder, write the tasks again: `lmms-eval-emi tasks write study.yaml tasks`. "
         "To publish it with the images inside: `datasets.load_dataset('.').push_to_hub(...)`.",

@@ -22,6 +22,7 @@ class Suite:
         seed: of all randomness.
         options: of textual operators.
         roots: folders that paths of images are relative to, and that they must lie in.
+        run_with: command that runs the tasks, for the card.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Suite:
     seed: int = 0
     options: ShiftOptions = field(default_factory=ShiftOptions)
     roots: tuple[str, ...] = ()
+    run_with: str = ""
 
     @property
     def visual(self) -> list[Step]:

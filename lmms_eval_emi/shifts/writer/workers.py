@@ -28,7 +28,7 @@ CHUNK = 32  # rows
 
 
 def shift_all(
-    rows: datasets.Dataset, suite: Suite, destination: Path, todo: list[int], processes: int
+    rows: datasets.Dataset, suite: Suite, destination: Path, todo: list[int], processes: int = 1
 ) -> Iterator[int]:
     """Shift the chunks that begin at the given rows; yields the number of rows of each as it is done."""
     if processes <= 1 or len(todo) <= 1:

@@ -59,42 +59,12 @@ def to_every_eval_ever(
         model_id: of the model, as the hub has it; default: its name.
     """
     identity = model_id or entry.model
-    encoders = str(entry.settings.get("encoders", ""))
-    results = []
-    for name, split in entry.to_data()["splits"].items():
-        for metric, (description, lower) in METRICS.items():
-            if split.get(metric) is None:
-                continue
-            others = {
-                key: _as_text(value)
-                for key, value in split.items()
-                if key not in (metric, f"{metric}_stderr", f"{metric}_ci95")
-                and (metric == "emi" or key.startswith(f"{metric}_"))
-            }
-            results.append(
-                {
-                    "evaluation_result_id": f"{entry.shift}/{name}/{metric}",
-                    "evaluation_name": f"{entry.shift}/{name}",
-                    "source_data": _source_data(entry, name),
-                    "metric_config": {
-                        "evaluation_description": f"{entry.title or entry.shift}, split {name}",
-                        "metric_id": f"lmms_eval_emi.{metric}",
-                        "metric_name": metric,
-                        "metric_kind": description,
-                        "metric_unit": entry.unit if metric != "emid_bound" else "roots of nats",
-                        "lower_is_better": lower,
-                        "score_type": "continuous",
-                        "min_score": "-Infinity" if metric != "emid_bound" else 0.0,
-                        "max_score": "Infinity",
-                        "additional_details": {"signature": entry.signature, "encoders": encoders},
-                    },
-                    "score_details": {
-                        "score": split[metric],
-                        "details": {key: value for key, value in others.items() if value},
-                        **_uncertainty(split, metric),
-                    },
-                }
-            )
+    results = [
+        _to_evaluation_result(entry, name, split, metric)
+        for name, split in entry.to_data()["splits"].items()
+        for metric in METRICS
+        if split.get(metric) is not None
+    ]
     digest = hashlib.sha256(repr(sorted(entry.settings.items())).encode()).hexdigest()[:12]
     return {
         "schema_version": EEE_VERSION,
@@ -117,6 +87,40 @@ def to_every_eval_ever(
             "additional_details": {"deployment_type": "unknown", "model_availability": "unknown"},
         },
         "evaluation_results": results,
+    }
+
+
+def _to_evaluation_result(entry: StudyResult, name: str, split: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return one score of one split as an evaluation result of every-eval-ever."""
+    description, lower = METRICS[metric]
+    others = {
+        key: _as_text(value)
+        for key, value in split.items()
+        if key not in (metric, f"{metric}_stderr", f"{metric}_ci95")
+        and (metric == "emi" or key.startswith(f"{metric}_"))
+    }
+    encoders = str(entry.settings.get("encoders", ""))
+    return {
+        "evaluation_result_id": f"{entry.shift}/{name}/{metric}",
+        "evaluation_name": f"{entry.shift}/{name}",
+        "source_data": _source_data(entry, name),
+        "metric_config": {
+            "evaluation_description": f"{entry.title or entry.shift}, split {name}",
+            "metric_id": f"lmms_eval_emi.{metric}",
+            "metric_name": metric,
+            "metric_kind": description,
+            "metric_unit": entry.unit if metric != "emid_bound" else "roots of nats",
+            "lower_is_better": lower,
+            "score_type": "continuous",
+            "min_score": "-Infinity" if metric != "emid_bound" else 0.0,
+            "max_score": "Infinity",
+            "additional_details": {"signature": entry.signature, "encoders": encoders},
+        },
+        "score_details": {
+            "score": split[metric],
+            "details": {key: value for key, value in others.items() if value},
+            **_uncertainty(split, metric),
+        },
     }
 
 

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.cli.options import (
     add_overwrite,
@@ -23,6 +23,7 @@ from lmms_eval_emi.errors import EndpointError, ImageError, OutputError
 from lmms_eval_emi.settings import Settings
 
 if TYPE_CHECKING:
+    from lmms_eval_emi.data.sample import Sample
     from lmms_eval_emi.scoring.join import StudySamples
     from lmms_eval_emi.slices.judge.client import Asked
 
@@ -96,29 +97,8 @@ def run(args: argparse.Namespace) -> int:
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.slices.judge.client import Judge, ask, plan
-    from lmms_eval_emi.slices.judge.verdicts import read_verdicts
 
-    for name, lowest in (("repeats", 1), ("concurrency", 1), ("max_tokens", 1)):
-        if getattr(args, name) < lowest:
-            raise EndpointError(f"--{name.replace('_', '-')}: expected at least {lowest}, got {getattr(args, name)}.")
-    for name, value in (("temperature", args.temperature), ("timeout", args.timeout)):
-        if not (math.isfinite(value) and value >= 0):
-            raise EndpointError(f"--{name}: expected a number of at least 0, got {value}.")
-    if args.repeats > 1 and args.temperature <= 0:
-        raise EndpointError(
-            "--repeats: at a temperature of 0 every repeat is the same. Pass --temperature 0.2, for one."
-        )
-    if not args.dry_run and not (settings.endpoint and settings.endpoint_model):
-        raise EndpointError(
-            "expected --endpoint URL and --endpoint-model NAME of an OpenAI-compatible endpoint, such as http://localhost:8000/v1, and its key in OPENAI_API_KEY if it wants one."
-        )
-    if args.output.is_dir():
-        raise OutputError(f"output: expected a file, got the folder {args.output}.")
-    if args.output.exists() and args.output.stat().st_size and not args.dry_run:
-        read_verdicts(args.output)  # whatever else it is must not be written to, nor replaced
-    summary = _summary_of(args.output)
-    if summary.exists() and not _is_summary(summary):
-        raise OutputError(f"output: {summary}, which is to hold what the verdicts add up to, is another file. Move it.")
+    _check(args, settings)
     resolve_sources(args)
     study = load_study(args.study[0])
     entries = collect_samples(
@@ -152,6 +132,38 @@ def run(args: argparse.Namespace) -> int:
     )
     _tell(entries, verdicts, args.output, judge.model)
     return 0 if any(one.scores for one in verdicts) else 1
+
+
+def _check(args: argparse.Namespace, settings: Settings) -> None:
+    """Check the options and what is at the output before anything is asked.
+
+    Raises:
+        EndpointError: an option is out of range, or there is no endpoint.
+        OutputError: the output, or the summary beside it, is something else.
+    """
+    from lmms_eval_emi.slices.judge.verdicts import read_verdicts
+
+    for name, lowest in (("repeats", 1), ("concurrency", 1), ("max_tokens", 1)):
+        if getattr(args, name) < lowest:
+            raise EndpointError(f"--{name.replace('_', '-')}: expected at least {lowest}, got {getattr(args, name)}.")
+    for name, value in (("temperature", args.temperature), ("timeout", args.timeout)):
+        if not (math.isfinite(value) and value >= 0):
+            raise EndpointError(f"--{name}: expected a number of at least 0, got {value}.")
+    if args.repeats > 1 and args.temperature <= 0:
+        raise EndpointError(
+            "--repeats: at a temperature of 0 every repeat is the same. Pass --temperature 0.2, for one."
+        )
+    if not args.dry_run and not (settings.endpoint and settings.endpoint_model):
+        raise EndpointError(
+            "expected --endpoint URL and --endpoint-model NAME of an OpenAI-compatible endpoint, such as http://localhost:8000/v1, and its key in OPENAI_API_KEY if it wants one."
+        )
+    if args.output.is_dir():
+        raise OutputError(f"output: expected a file, got the folder {args.output}.")
+    if args.output.exists() and args.output.stat().st_size and not args.dry_run:
+        read_verdicts(args.output)  # whatever else it is must not be written to, nor replaced
+    summary = _summary_of(args.output)
+    if summary.exists() and not _is_summary(summary):
+        raise OutputError(f"output: {summary}, which is to hold what the verdicts add up to, is another file. Move it.")
 
 
 def _summary_of(path: Path) -> Path:
@@ -231,7 +243,6 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     """Add up, write beside the verdicts, print."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.data.images import pixel_key
     from lmms_eval_emi.scoring.table import NOTHING, with_error
     from lmms_eval_emi.slices.judge.preference import PreferenceDocument, PreferenceResult, prefer, self_agreement
     from lmms_eval_emi.slices.judge.verdicts import group_verdicts
@@ -241,24 +252,10 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     for entry in entries:
         for name, samples in entry.samples.items():
             own = by_split.get((entry.model, name), [])
-            clusters = {}
-            for sample in samples:
-                try:
-                    clusters[sample.row or 0] = pixel_key(sample.image) if sample.image is not None else sample.id
-                except ImageError:
-                    clusters[sample.row or 0] = sample.id
-            found = prefer(own, clusters)
+            found = prefer(own, _clusters(samples))
             missing = found.missing if found else len({one.key.row for one in own})
-            rows.append(
-                [
-                    entry.model,
-                    name,
-                    found.rows if found else 0,
-                    with_error(found.relative) if found else NOTHING,
-                    with_error(found.win_rate) if found else NOTHING,
-                    missing,
-                ]
-            )
+            values = [with_error(found.relative), with_error(found.win_rate)] if found else [NOTHING, NOTHING]
+            rows.append([entry.model, name, found.rows if found else 0, *values, missing])
             nothing = PreferenceResult(
                 model=entry.model, split=name, rows=0, missing=missing, relative=None, win_rate=None
             )
@@ -269,27 +266,28 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
         kind="preference", judge=judge, study=entries[0].study.name, splits=written, self_agreement=agreement
     ).write(summary)
     headers = ["model", "split", "rows", "relative preference ± SE", "win rate ± SE, %", "missing"]
+    print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "left", *["right"] * 4)))
     print(
-        tabulate(
-            rows,
-            headers=headers,
-            disable_numparse=True,
-            colalign=("left", "left", "right", "right", "right", "right"),
-        )
-    )
-    print(
-        "\nRelative preference: 100 x mean score of the model / mean score of the references. SE: for new images. A row without a verdict is missing and is no score."
+        "\nRelative preference: 100 x mean score of the model / mean score of the references. SE: for new images. A row without a verdict is missing and has no score."
     )
     for line in agreement.to_lines():
         print(line)
     reasons = Counter(one.missing for one in verdicts if one.scores is None)
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        log.warning(
-            "%d of %d verdicts are missing, %d of them because %s. --retry-missing asks again.",
-            reasons.total(),
-            len(verdicts),
-            count,
-            reason,
-        )
+        message = "%d of %d verdicts are missing, %d of them because %s. --retry-missing asks again."
+        log.warning(message, reasons.total(), len(verdicts), count, reason)
     log.info("verdicts written to %s, and what they add up to, to %s", path, summary)
+
+
+def _clusters(samples: Sequence[Sample]) -> dict[int, Any]:
+    """Return the key of the image of each row, by row number; the id of rows without a readable image."""
+    from lmms_eval_emi.data.images import pixel_key
+
+    found: dict[int, Any] = {}
+    for sample in samples:
+        try:
+            found[sample.row or 0] = pixel_key(sample.image) if sample.image is not None else sample.id
+        except ImageError:
+            found[sample.row or 0] = sample.id
+    return found

@@ -156,7 +156,6 @@ def ask(
             in the file.
     """
     client = ChatClient(judge.base_url, judge.model, package_extra="judge", timeout=judge.timeout)
-    failures: list[str] = []
     with opened(path, fresh) as file:
         found = plan(wanted, judge, None if fresh else path, retry_missing=retry_missing)
 
@@ -166,35 +165,62 @@ def ask(
             except RequestFailedError as error:
                 return f"split {one.key.split}, row {one.question_id}: {error}"
 
-        in_a_row, without = 0, 0
-        new: dict[Key, Verdict] = {}
+        outcomes = _Outcomes(len(found.missing))
         with _Bar(found) as told:
             for outcome in _some_at_a_time(work, found.missing, concurrency):
+                outcomes.add(outcome)
                 if isinstance(outcome, Verdict):
-                    in_a_row = 0
-                    new[outcome.key] = outcome
                     told(outcome)
-                    without = len(found.missing) if outcome.scores else without + 1
-                    if without == MOST_FAILURES:
-                        break
-                    continue
-                in_a_row += 1
-                failures.append(outcome)
-                if in_a_row >= MOST_FAILURES:
+                if outcomes.useless or outcomes.failing:
                     break
         done = len(found.kept) + file.count
-    if without == MOST_FAILURES and len(new) < len(found.missing):
-        reasons = Counter(one.missing for one in new.values())
+    if outcomes.useless and len(outcomes.new) < len(found.missing):
+        reasons = Counter(one.missing for one in outcomes.new.values())
         kept = "Earlier verdicts stay as they are" if fresh else "They are recorded as missing; pass --retry-missing"
         raise EndpointError(
-            f"The first {without} verdicts have no scores, mostly because {reasons.most_common(1)[0][0]}. Look at --endpoint (which mostly ends in /v1), --endpoint-model and --max-tokens. {kept}."
+            f"The first {MOST_FAILURES} judge replies have no scores, mostly because {reasons.most_common(1)[0][0]}. Check --endpoint (which usually ends in /v1), --endpoint-model and --max-tokens. {kept}."
         )
-    if failures:
+    if outcomes.failures:
         raise EndpointError(
-            f"{len(failures)} requests failed, the last with: {failures[-1]}\n{done} of {len(found.wanted)} verdicts are in {path}; the same command asks for the rest."
+            f"{len(outcomes.failures)} requests failed, the last with: {outcomes.failures[-1]}\n{done} of {len(found.wanted)} verdicts are in {path}; the same command asks for the rest."
         )
-    by_key = {one.key: one for one in found.kept} | new
+    by_key = {one.key: one for one in found.kept} | outcomes.new
     return [by_key[one.key] for one in found.wanted]
+
+
+class _Outcomes:
+    """Verdicts and failures so far, and whether it is worth asking on.
+
+    Args:
+        count: number of requests.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.new: dict[Key, Verdict] = {}
+        self.failures: list[str] = []
+        self._failures_in_a_row = 0
+        self._without_scores = 0  # no longer counted once a verdict has scores
+
+    def add(self, outcome: Verdict | str) -> None:
+        """Count a verdict, or the message of a failed request."""
+        if isinstance(outcome, Verdict):
+            self._failures_in_a_row = 0
+            self.new[outcome.key] = outcome
+            self._without_scores = self.count if outcome.scores else self._without_scores + 1
+        else:
+            self._failures_in_a_row += 1
+            self.failures.append(outcome)
+
+    @property
+    def useless(self) -> bool:
+        """Whether the first replies have no scores, as those of a wrong address."""
+        return self._without_scores == MOST_FAILURES
+
+    @property
+    def failing(self) -> bool:
+        """Whether too many requests failed one after another."""
+        return self._failures_in_a_row >= MOST_FAILURES
 
 
 def _verdict(client: ChatClient, judge: Judge, one: Asked, file: VerdictFile) -> Verdict:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         MetricRobustness,
         ReportedMetric,
         ShiftedTask,
+        TaskResult,
     )
 
 log = logging.getLogger("lmms_eval_emi")
@@ -38,6 +39,30 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, metavar="OUT", help="--output_path of lmms-eval --log_samples")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the results as JSON")
     add_overwrite(parser)
+    _add_choice_options(parser)
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="model, as its folder is called, whose losses others are compared with"
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="KEY|rows:N|FILE",
+        help="what rows of one image share: a key of the logged values, N rows in a row, or a CSV file with doc_id and cluster (default: the images that twins log)",
+    )
+    parser.add_argument(
+        "--same-from",
+        type=float,
+        default=0.95,
+        metavar="COSINE",
+        help="similarity from which two responses count as one in meaning (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--without-consistency", action="store_true", help="do not compare the responses, which takes the text encoder"
+    )
+    add_settings(parser, "text_encoder", "device", "batch_size", "adjust", "margin", "seed")
+    return parser
+
+
+def _add_choice_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         action="append",
@@ -66,54 +91,19 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         metavar="CLEAN=SHIFTED",
         help="two tasks whose rows are different, such as photographs and sketches; may be repeated",
     )
-    parser.add_argument(
-        "--baseline", metavar="NAME", help="model, as its folder is called, whose losses others are compared with"
-    )
-    parser.add_argument(
-        "--cluster",
-        metavar="KEY|rows:N|FILE",
-        help="what rows of one image share: a key of the logged values, N rows in a row, or a CSV file with doc_id and cluster (default: the images that twins log)",
-    )
-    parser.add_argument(
-        "--same-from",
-        type=float,
-        default=0.95,
-        metavar="COSINE",
-        help="similarity from which two responses count as one in meaning (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--without-consistency", action="store_true", help="do not compare the responses, which takes the text encoder"
-    )
-    add_settings(parser, "text_encoder", "device", "batch_size", "adjust", "margin", "seed")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, compare, print, write."""
     settings = settings_of(args)
-    from lmms_eval_emi.slices.robustness.comparison import (
-        RelativeResult,
-        RobustnessDocument,
-        TaskResult,
-        measure_all,
-        relative_to,
-    )
-    from lmms_eval_emi.slices.robustness.logged import find_pairs, read_tasks
+    from lmms_eval_emi.slices.robustness.comparison import RobustnessDocument, measure_all
     from lmms_eval_emi.util.files import check_output
 
     if args.output:
         check_output(args.output, [args.out], overwrite=args.overwrite, example="robustness.json")
     if not -1 <= args.same_from <= 1:
         raise ResultsError(f"--same-from: expected a cosine from -1 to 1, got {args.same_from}.")
-    by_model = read_tasks(args.out, args.cluster)
-    unknown = [name for name in (*args.only_model, *([args.baseline] if args.baseline else [])) if name not in by_model]
-    if unknown:
-        raise ResultsError(f"{args.out}: expected the models {', '.join(by_model)}, got {', '.join(unknown)}.")
-    chosen = [name for name in by_model if not args.only_model or name in (*args.only_model, args.baseline)]
-    pairs = {
-        model: find_pairs(by_model[model], only=args.task, pairs=args.pair, other_rows=args.other_rows)
-        for model in chosen
-    }
+    pairs = _pairs(args)
     same = {} if args.without_consistency else _consistencies(pairs, settings, args.same_from)
     measured = {
         model: {
@@ -126,36 +116,10 @@ def run(args: argparse.Namespace) -> int:
     for model, by_task in measured.items():
         for task, metrics in by_task.items():
             base = measured[args.baseline].get(task) if args.baseline and model != args.baseline else None
-            relative = relative_to(metrics, base) if base else []
             own_same = {pair.shifted.name: same.get((model, task, pair.shifted.name)) for pair in pairs[model][task]}
-            reported = _reported(pairs[model][task])
             print(f"{task}, {model}")
-            for metric in metrics:
-                _print_metric(metric, own_same, "clusters" if args.cluster else "images")
-            measured_names = {metric.metric for metric in metrics}
-            others = [row for row in reported if row.metric not in measured_names or any(m.notes for m in metrics)]
-            if others:
-                _print_reported(others)
-            elif not metrics:
-                log.warning("%s: it logged no metric of rows and reports none.", task)
-            for compared in relative:
-                _print_relative(compared, args.baseline)
+            written.append(_print_task(pairs[model][task], metrics, own_same, base, args))
             print()
-            found: dict[str, Any] = {}
-            if relative:
-                found["relative"] = RelativeResult(
-                    baseline=args.baseline, metrics=[one.to_result() for one in relative]
-                )
-            written.append(
-                TaskResult(
-                    model=model,
-                    task=task,
-                    metrics=[one.to_result() for one in metrics],
-                    consistency={name: _plain(one) for name, one in own_same.items() if one is not None},
-                    reported=reported,
-                    **found,
-                )
-            )
     if any(one is not None and one.same is not None for one in same.values()):
         print(
             f"same meaning: cosine of both responses' embeddings at least {args.same_from} (text encoder {settings.text_encoder})"
@@ -173,6 +137,61 @@ def run(args: argparse.Namespace) -> int:
         ).write(args.output)
         log.info("results written to %s", args.output)
     return 0
+
+
+def _pairs(args: argparse.Namespace) -> dict[str, dict[str, list[ShiftedTask]]]:
+    """Return the pairs of clean and shifted task of the logs, by model and task.
+
+    Raises:
+        ResultsError: there are no logs, or none of a model that was asked for.
+    """
+    from lmms_eval_emi.slices.robustness.logged import find_pairs, read_tasks
+
+    by_model = read_tasks(args.out, args.cluster)
+    unknown = [name for name in (*args.only_model, *([args.baseline] if args.baseline else [])) if name not in by_model]
+    if unknown:
+        raise ResultsError(f"{args.out}: expected the models {', '.join(by_model)}, got {', '.join(unknown)}.")
+    chosen = [name for name in by_model if not args.only_model or name in (*args.only_model, args.baseline)]
+    return {
+        model: find_pairs(by_model[model], only=args.task, pairs=args.pair, other_rows=args.other_rows)
+        for model in chosen
+    }
+
+
+def _print_task(
+    pairs: Sequence[ShiftedTask],
+    metrics: Sequence[MetricRobustness],
+    same: Mapping[str, Consistency | None],
+    base: Sequence[MetricRobustness] | None,
+    args: argparse.Namespace,
+) -> TaskResult:
+    """Print what was measured of one task of a model, and return it for the document."""
+    from lmms_eval_emi.slices.robustness.comparison import RelativeResult, TaskResult, relative_to
+
+    clean = pairs[0].clean
+    reported = _reported(pairs)
+    for metric in metrics:
+        _print_metric(metric, same, "clusters" if args.cluster else "images")
+    names = {metric.metric for metric in metrics}
+    others = [row for row in reported if row.metric not in names or any(metric.notes for metric in metrics)]
+    if others:
+        _print_reported(others)
+    elif not metrics:
+        log.warning("%s: it logged no metric of rows and reports none.", clean.name)
+    relative = relative_to(metrics, base) if base else []
+    for compared in relative:
+        _print_relative(compared, args.baseline)
+    found: dict[str, Any] = {}
+    if relative:
+        found["relative"] = RelativeResult(baseline=args.baseline, metrics=[one.to_result() for one in relative])
+    return TaskResult(
+        model=clean.model,
+        task=clean.name,
+        metrics=[one.to_result() for one in metrics],
+        consistency={name: _plain(one) for name, one in same.items() if one is not None},
+        reported=reported,
+        **found,
+    )
 
 
 def _consistencies(

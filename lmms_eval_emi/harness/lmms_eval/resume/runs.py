@@ -461,24 +461,10 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
     ]
     if not any(one.known for one in kept):
         raise RunError(f"{folder}: its journal holds no response yet. Go on with: {latest.get('command', '')}")
-    current: list[_Kept] = []
-
-    def prepare(args: Any) -> None:
-        launch.without_cache_of_responses(args)
-        model, model_args, _, _ = launch.model_parts(args)
-        matches = [
-            one
-            for one in kept
-            if one.described.get("model") == model and one.described.get("model_args") == redact(model_args)
-        ]
-        # Of several configurations of one model the identity tells, which needs the model's files as they were.
-        exact = [one for one in matches if len(matches) > 1 and one.command == command_identity(args)]
-        current[:] = (exact or matches)[-1:]  # the latest
-        if not current:
-            raise RunError(f"{folder}: the journal has no responses of {model} ({redact(model_args)}).")
+    chosen = _ChosenConfiguration(folder, kept)
 
     def make(kind: type, _: Callable[[], Any]) -> Any:
-        return launch.stand_in(bool(current[0].described.get("simple", True)), current[0].respond)
+        return launch.stand_in(bool(chosen.current.described.get("simple", True)), chosen.current.respond)
 
     for variable, value in (latest.get("settings") or {}).items():
         if str(variable).startswith(PREFIX):
@@ -487,14 +473,46 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
     with (
         contextlib.chdir(where if where.is_dir() else Path.cwd()),
         launch.models_through(make),
-        launch.requests_through(lambda instances: current[0].answered(instances)),
+        launch.requests_through(lambda instances: chosen.current.answered(instances)),
     ):
         before = _harness_results(output)
         own = launch.without_options(arguments, {"--output_path": True, **launch.SENDING})
-        launch.run_command_line([*own, "--output_path", str(output)], prepare)
+        launch.run_command_line([*own, "--output_path", str(output)], chosen.choose)
         if _harness_results(output) <= before:
             raise RunError(f"lmms-eval could not write its results below {output}; the reason is above.")
     return [state for one in kept for state in one.states]
+
+
+class _ChosenConfiguration:
+    """The part of a journal that answers for the configuration that the harness runs at the moment.
+
+    Args:
+        folder: folder of the run.
+        kept: parts of the journal, by configuration of the command.
+    """
+
+    def __init__(self, folder: Path, kept: Sequence[_Kept]) -> None:
+        self.folder, self.kept = folder, kept
+        self.current = kept[-1]
+
+    def choose(self, args: Any) -> None:
+        """Choose the part of the journal for the arguments of a configuration.
+
+        Raises:
+            RunError: the journal has no responses of its model.
+        """
+        launch.without_cache_of_responses(args)
+        model, model_args, _, _ = launch.model_parts(args)
+        matches = [
+            one
+            for one in self.kept
+            if one.described.get("model") == model and one.described.get("model_args") == redact(model_args)
+        ]
+        # Several configurations of one model differ by identity, which needs the model's files as they were.
+        exact = [one for one in matches if len(matches) > 1 and one.command == command_identity(args)]
+        if not (exact or matches):
+            raise RunError(f"{self.folder}: the journal has no responses of {model} ({redact(model_args)}).")
+        self.current = (exact or matches)[-1]  # the latest
 
 
 def _check_trusted(folder: Path, described: Mapping[str, Any], trust: bool) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
-from lmms_eval_emi.shifts.operators.textual.words import change_characters, substitute
+from lmms_eval_emi.shifts.operators.textual.words import CharacterRule, change_characters, substitute
 from lmms_eval_emi.shifts.options import ShiftOptions
 
 # Rows of keys, each with what it types plain and shifted. A row stands half a key, and the letters'
@@ -28,7 +28,9 @@ REACH = 1.36  # keys; the neighbours of g are r t y, f h, v b n
 def keyboard(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Replaces characters by those of neighbouring keys, plain or shifted; the level is the share of words hit."""
     table = neighbours()
-    return change_characters(text, rate, random, options.keep, substitute(table, random), can_change=table.__contains__)
+    return change_characters(
+        text, rate, random, options.keep, substitute(table, random), CharacterRule(table.__contains__)
+    )
 
 
 @lru_cache(maxsize=1)

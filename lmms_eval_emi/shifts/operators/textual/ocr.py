@@ -8,7 +8,7 @@ import numpy as np
 
 from lmms_eval_emi.shifts.operators import textual_operator
 from lmms_eval_emi.shifts.operators.textual import RATES
-from lmms_eval_emi.shifts.operators.textual.words import change_characters, substitute
+from lmms_eval_emi.shifts.operators.textual.words import CharacterRule, change_characters, substitute
 from lmms_eval_emi.shifts.options import ShiftOptions
 
 LOOK_ALIKE = "0oOD8 1lI 2zZ 5sS8 6bG 8sSB& 9gq ou rk CG OD OU EB ce hb nm vu ij ft"
@@ -18,16 +18,8 @@ LOOK_ALIKE = "0oOD8 1lI 2zZ 5sS8 6bG 8sSB& 9gq ou rk CG OD OU EB ce hb nm vu ij 
 def ocr(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
     """Replaces characters by others that look like them; the level is the share of words hit."""
     table = look_alikes()
-    return change_characters(
-        text,
-        rate,
-        random,
-        options.keep,
-        substitute(table, random),
-        can_change=table.__contains__,
-        shortest_word=1,
-        fewest=2,
-    )
+    rule = CharacterRule(table.__contains__, shortest_word=1, fewest=2)
+    return change_characters(text, rate, random, options.keep, substitute(table, random), rule)
 
 
 @lru_cache(maxsize=1)

@@ -153,31 +153,41 @@ def graphemes(word: str) -> list[str]:
     return regex.findall(r"\X", word)
 
 
-def change_characters(  # noqa: PLR0913
+@dataclass(frozen=True)
+class CharacterRule:
+    """Which characters of which words may be drawn.
+
+    Attributes:
+        can_change: whether a character may be drawn.
+        shortest_word: characters of the shortest word; words of scripts without spaces are short and exempt.
+        fewest: characters drawn in a word, if it has as many.
+    """
+
+    can_change: Callable[[str], bool] = lambda character: True
+    shortest_word: int = 4
+    fewest: int = 1
+
+
+def change_characters(
     text: str,
     rate: float,
     random: np.random.RandomState,
     keep: Sequence[str],
     change: Callable[[list[str], list[int]], list[str]],
-    *,
-    can_change: Callable[[str], bool] = lambda character: True,
-    shortest_word: int = 4,
-    fewest: int = 1,
+    rule: CharacterRule = CharacterRule(),
 ) -> str:
     """Change some characters of some words, as many as nlpaug's augmenters do.
 
-    Of n words and marks, ceil(rate n) words are drawn from those of at least ``shortest_word``
-    characters; in each, ceil(0.3 length) characters, and at least ``fewest``, from those that can change.
+    Of n words and marks, ceil(rate n) words are drawn from those that are long enough; in each, ceil(0.3 length)
+    characters, and at least ``rule.fewest``, from those that can change.
 
     Args:
-        text: what to change.
-        rate: share of the words.
-        random: where all draws are from.
-        keep: words that stay as they are.
-        change: new characters from a word's characters and the drawn places, in ascending order.
-        can_change: whether a character may be drawn.
-        shortest_word: in characters; words of scripts without spaces are short and exempt.
-        fewest: characters drawn in a word, where it has as many.
+        text: text to change.
+        rate: fraction of the words.
+        random: random state of all draws.
+        keep: words that stay unchanged.
+        change: function of a word's characters and the drawn positions, in ascending order, to new characters.
+        rule: which characters may be drawn.
 
     Raises:
         RefusedError: no word can be changed.
@@ -187,8 +197,8 @@ def change_characters(  # noqa: PLR0913
     for place, piece in enumerate(pieces):
         if piece.kind == "word":
             characters = graphemes(piece.text)
-            open_places = [i for i, character in enumerate(characters) if can_change(character)]
-            if open_places and (len(characters) >= shortest_word or not piece.spaced):
+            open_places = [i for i, character in enumerate(characters) if rule.can_change(character)]
+            if open_places and (len(characters) >= rule.shortest_word or not piece.spaced):
                 words[place] = (characters, open_places)
     if not words:
         raise RefusedError("no word of the text can be changed so")
@@ -196,7 +206,7 @@ def change_characters(  # noqa: PLR0913
     changed: list[Piece | str] = list(pieces)
     for place in _draw(list(words), count, random):
         characters, open_places = words[place]
-        drawn = sorted(_draw(open_places, max(fewest, math.ceil(0.3 * len(characters))), random))
+        drawn = sorted(_draw(open_places, max(rule.fewest, math.ceil(0.3 * len(characters))), random))
         changed[place] = "".join(change(list(characters), drawn))
     return join(changed)
 

@@ -68,14 +68,14 @@ def shift_index(
     convention: str = "published",
     entropy: float | None = None,
 ) -> torch.Tensor:
-    """The shift index of the paper, whose plug-in bounds nothing; see :func:`lmms_eval_emi.emid_bound`.
+    """Return the shift index of the paper, whose plug-in bounds nothing; see :func:`lmms_eval_emi.emid_bound`.
 
     Args:
-        v: images (N, D) of the ID split and (M, D) of the shifted one; ``None`` where there are none.
+        v: images (N, D) of the ID split and (M, D) of the shifted one; ``None`` if there are none.
         t: their questions.
         id_responses: responses and references (N, D') of the ID split.
         ood_responses: those of the shifted one.
-        convention: of the divergences.
+        convention: convention of the divergences.
         entropy: scale in nats; with it the plug-in of the theorem is given.
 
     Returns:

@@ -57,7 +57,7 @@ class Bottleneck(nn.Module):
         layer: number of the block, from 0, behind which it stands. Published for LLaVA-1.5-7B: 24 of 32.
         learned_prior: Vittle (L) instead of (F).
         beta: weight of the KL of images and of that of texts.
-        final_alpha: share of z at the end of training and in evaluation.
+        final_alpha: fraction of z at the end of training and in evaluation.
 
     Raises:
         InputError: a number is out of range.
@@ -104,7 +104,7 @@ class Bottleneck(nn.Module):
         Args:
             model: LLaVA, LLaVA-NeXT or Qwen2.5-VL, or another class with ``get_decoder`` and image tokens.
             layer: default: the block after three quarters of them.
-            options: of the class.
+            options: options of the class.
 
         Raises:
             InputError: the model is of another form.
@@ -116,7 +116,7 @@ class Bottleneck(nn.Module):
         return made.to(device=first.device, dtype=first.dtype).attach(model).train(model.training)
 
     def attach(self, model: nn.Module) -> Bottleneck:
-        """Put the bottleneck behind its block; parameters of the model stay as they are.
+        """Put the bottleneck behind its block; parameters of the model stay unchanged.
 
         Raises:
             InputError: the model is of another form, or has no such block.
@@ -151,7 +151,7 @@ class Bottleneck(nn.Module):
         self._hooks = []
 
     def set_progress(self, share: float) -> None:
-        """Set alpha for a share of the training steps that are done: a sigmoid from next to 0 up to ``final_alpha``."""
+        """Set alpha for a fraction of the training steps that are done: a sigmoid from next to 0 up to ``final_alpha``."""
         self.alpha = self.final_alpha / (1 + math.exp(-10 * (share - 0.5)))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -181,7 +181,7 @@ class Bottleneck(nn.Module):
         return result
 
     def _counted(self, where: torch.Tensor, *, text: bool) -> torch.Tensor:
-        """Which of the tokens of one kind have a KL term: all of images; of texts those of the prompt."""
+        """Return which of the tokens of one kind have a KL term: all of images; of texts those of the prompt."""
         counted = torch.ones_like(where)
         labels, attended = self._inputs.get("labels"), self._inputs.get("attended")
         if attended is not None and attended.shape == where.shape:
@@ -239,7 +239,7 @@ class Bottleneck(nn.Module):
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:
-    """The blocks of a model's language model."""
+    """Return the blocks of a model's language model."""
     decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     for part in (decoder, getattr(decoder, "language_model", None), getattr(decoder, "model", None)):
         blocks = getattr(part, "layers", None)

@@ -19,7 +19,7 @@ PREFIX = "LMMS_EVAL_EMI_"
 
 
 def _default_cache() -> Path:
-    """The user's cache folder, or one of the user's below the temporary folder where there is no home to write to."""
+    """Return the user's cache folder, or one of the user's below the temporary folder where there is no home to write to."""
     user = str(os.getuid()) if hasattr(os, "getuid") else "user"
     temporary = Path(tempfile.gettempdir()) / f"lmms_eval_emi-{user}"
     try:
@@ -168,5 +168,5 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def is_offline() -> bool:
-    """Whether nothing may be fetched, as ``HF_HUB_OFFLINE`` says to all of the Hugging Face stack."""
+    """Return whether nothing may be fetched, as ``HF_HUB_OFFLINE`` says to all of the Hugging Face stack."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

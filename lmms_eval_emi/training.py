@@ -40,8 +40,8 @@ class EMICallback(TrainerCallback):
         respond: gives the model's response to an image (RGB, or ``None``) and a question; it is called in evaluation
             mode and without gradients.
         every: steps between two scores.
-        splits: to score beside the ID split; default: all.
-        rows: of each split, the first ones; default: all.
+        splits: splits to score in addition to the ID split; default: all.
+        rows: rows of each split, the first ones; default: all.
         estimators: names or files.
         settings: default: those of the environment, without permutation tests.
 
@@ -96,7 +96,7 @@ class EMICallback(TrainerCallback):
             torch.distributed.barrier()
 
     def score(self, model: torch.nn.Module) -> Mapping[str, float]:
-        """Scores of a model as it is, by what they are logged as; the model's mode is left as it was."""
+        """Return scores of a model unchanged, by what they are logged as; the model's mode is left as it was."""
         training = model.training
         model.eval()
         try:
@@ -117,7 +117,7 @@ class EMICallback(TrainerCallback):
         return found
 
     def _asked(self, name: str) -> list[Sample]:
-        """The rows of a split with their images and questions, and no response yet."""
+        """Return the rows of a split with their images and questions, and no response yet."""
         rows, spec = self._rows[name], self.study.split(name).dataset
         roots = image_roots(self.study, spec, self.settings.images)
         return to_samples(rows, spec.columns, dict.fromkeys(range(len(rows)), ""), roots, {})

@@ -292,7 +292,7 @@ def command() -> int:
 
 
 def _stdout_is_closed() -> bool:
-    """Whether nobody reads stdout any more, as behind ``| head``."""
+    """Return whether nobody reads stdout any more, as behind ``| head``."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)

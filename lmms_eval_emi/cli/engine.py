@@ -9,7 +9,7 @@ from typing import Any
 
 
 def add_engine(parser: argparse._ActionsContainer) -> None:
-    """Options that say which machines do the work."""
+    """Add the options that choose the machines."""
     parser.add_argument(
         "--engine",
         choices=("local", "ray"),
@@ -25,7 +25,7 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
 
 @contextmanager
 def opened_engine(args: argparse.Namespace) -> Iterator[Any]:
-    """The module of the engine that was asked for, ready to be used; ``None`` for this machine alone."""
+    """Yield the chosen engine's module, ready to be used, or ``None`` for this machine alone."""
     if args.engine != "ray":
         yield None
         return

@@ -59,10 +59,10 @@ def new_parser(prog: str, *, description: str, examples: Sequence[str], epilog: 
 
     Args:
         prog: program and command, as usage shows them.
-        description: of the command, in a few sentences.
+        description: description of the command, in a few sentences.
         examples: command lines, the plainest first.
         epilog: what else to say below the options.
-        options: of :class:`argparse.ArgumentParser`.
+        options: options of :class:`argparse.ArgumentParser`.
     """
     below = "\n".join([*([epilog, ""] if epilog else []), "examples:", *(f"  {example}" for example in examples)])
     return Parser(
@@ -78,8 +78,8 @@ def add_settings(parser: argparse._ActionsContainer, *names: str, **renamed: str
     """Add options for some settings.
 
     Args:
-        parser: to add to.
-        names: of the settings.
+        parser: parser to add to.
+        names: names of the settings.
         renamed: another name of an option by its setting.
     """
     for name in (*names, *renamed):
@@ -100,7 +100,7 @@ def add_settings(parser: argparse._ActionsContainer, *names: str, **renamed: str
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """The settings, where the options of :func:`add_settings` come before the variables."""
+    """Return the settings, where the options of :func:`add_settings` come before the variables."""
     given = {name.removeprefix("setting_"): value for name, value in vars(args).items() if name.startswith("setting_")}
     return load_settings(**given)
 
@@ -170,7 +170,7 @@ def resolve_sources(args: argparse.Namespace, *, several: bool = False) -> None:
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """The option that allows a command to replace an existing output."""
+    """Add the option that allows a command to replace an existing output."""
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
 
 

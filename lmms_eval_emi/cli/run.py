@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def harness_arguments(args: argparse.Namespace) -> list[str]:
-    """What lmms-eval's own command is given.
+    """Return what lmms-eval's own command is given.
 
     Raises:
         RunError: an option has a value that it does not take, or none says what to run.
@@ -136,7 +136,7 @@ def harness_arguments(args: argparse.Namespace) -> list[str]:
 
 
 def states_table(tasks: Sequence) -> str:
-    """How far every task is, as a table with sums."""
+    """Return how far every task is, as a table with sums."""
     from tabulate import tabulate
 
     rows = [[one.task, one.requests, one.answered, one.shared, one.left] for one in tasks]
@@ -146,7 +146,7 @@ def states_table(tasks: Sequence) -> str:
 
 
 def _print_status(folder: Path) -> int:
-    """Print the requests of each task, whether the run is active, and the command that goes on with it."""
+    """Print the requests of each task, whether the run is active, and the command that continues with it."""
     from lmms_eval_emi.harness.lmms_eval.resume.runs import status
 
     runs = status(folder)
@@ -174,7 +174,7 @@ def _print_status(folder: Path) -> int:
 
 
 def _recover(folder: Path, output: Path | None, *, trust: bool) -> int:
-    """Run lmms-eval's scoring on the responses that a journal holds."""
+    """Run lmms-eval's scoring on the responses that a journal contains."""
     from lmms_eval_emi.harness.lmms_eval.resume.runs import recover
     from lmms_eval_emi.util.files import RECOVERED
 

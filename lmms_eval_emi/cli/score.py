@@ -177,7 +177,7 @@ def _score_studies(args: argparse.Namespace) -> list[Scored]:
 
 
 def _score_tables(args: argparse.Namespace) -> list[Scored]:
-    """Score files that hold questions, references and responses row by row."""
+    """Score files that contain questions, references and responses row by row."""
     from lmms_eval_emi.scoring.flat import collect_flat
     from lmms_eval_emi.scoring.pipeline import score_samples
     from lmms_eval_emi.util.files import check_output
@@ -215,7 +215,7 @@ def _show(args: argparse.Namespace, scored: Sequence[Scored]) -> int:
 
 
 def _failure(text: str) -> float | str:
-    """What ``--fail-on`` asks for: ``lost``, or the EMID above which it fails."""
+    """Return what ``--fail-on`` asks for: ``lost``, or the EMID above which it fails."""
     kind, above, bound = text.partition(">")
     if text == "lost":
         return text
@@ -228,7 +228,7 @@ def _failure(text: str) -> float | str:
 
 
 def _failures(result: StudyResult, asked: float | str | None) -> list[str]:
-    """Why a result fails, a line each."""
+    """Return why a result fails, one line each."""
     if asked is None:
         return []
     if result.scale is not None and result.scale.told_apart is False:

@@ -183,7 +183,7 @@ def _keep(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _rows(args: argparse.Namespace) -> datasets.Dataset:
-    """The rows of SOURCE."""
+    """Return the rows of SOURCE."""
     import datasets
 
     from lmms_eval_emi.data.rows import load_source
@@ -264,7 +264,7 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
 
 
 def _name_of(dest: Path) -> str:
-    """A name for tasks from a folder's, ``my-suite`` becoming ``my_suite_shifts``."""
+    """Return a name for tasks from a folder's, ``my-suite`` becoming ``my_suite_shifts``."""
     import re
 
     name = re.sub(r"[^A-Za-z0-9]+", "_", dest.resolve().name).strip("_")

@@ -134,7 +134,7 @@ def _published_responses(settings: Settings) -> tuple[str, int]:
 
 
 def _wanted_by(suite: Any) -> dict[str, Fetch]:
-    """What of a suite is on the hub, with what fetches it."""
+    """Return what of a suite is on the hub, with what fetches it."""
     from lmms_eval_emi.data.rows import load_source
     from lmms_eval_emi.data.study import load_study, parse_study
     from lmms_eval_emi.shifts.at_load import load_splits
@@ -164,7 +164,7 @@ def _wanted_by(suite: Any) -> dict[str, Fetch]:
 
 
 def _snapshot(name: str) -> Path:
-    """The folder of the Hugging Face cache that holds what was just loaded from there."""
+    """Return the folder of the Hugging Face cache that contains what was just loaded from there."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json")

@@ -84,7 +84,7 @@ def moments_to_contributions(mu: torch.Tensor, logvar: torch.Tensor, y: torch.Te
 
 @dataclass(frozen=True)
 class ClusterSums:
-    """Sums over the rows of every cluster, from which CLUB without any cluster follows; mergeable by addition.
+    """Sums over the rows of each cluster, from which CLUB without any cluster follows; mergeable by addition.
 
     With the precision p = 1 / sigma^2 and the target's mean m, f(i, j) = a_i (y_j - m) - p_i (y_j - m)^2 / 2
     where a_i = p_i (mu_i - m) is log q(y_j|x_i) but for a term of i alone, which cancels in CLUB.
@@ -104,7 +104,7 @@ class ClusterSums:
 
     @classmethod
     def empty(cls, clusters: int, dimension: int, device: torch.device) -> ClusterSums:
-        """Sums of no rows."""
+        """Return sums of no rows."""
         shapes = ((clusters,), (clusters,), *[(clusters, dimension)] * 4)
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 

@@ -35,21 +35,21 @@ class Correlation:
 
 
 def pearson(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Pearson's correlation, or ``None`` for fewer than three pairs or a constant."""
+    """Return Pearson's correlation, or ``None`` for fewer than three pairs or a constant."""
     if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
         return None
     return statistics.correlation(a, b)
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, or ``None`` as for :func:`pearson`."""
+    """Return Spearman's rank correlation, or ``None`` as for :func:`pearson`."""
     from scipy import stats
 
     return pearson(stats.rankdata(a).tolist(), stats.rankdata(b).tolist())
 
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Kendall's tau-b, or ``None`` as for :func:`pearson`."""
+    """Return Kendall's tau-b, or ``None`` as for :func:`pearson`."""
     if pearson(a, b) is None:
         return None
     from scipy import stats
@@ -67,22 +67,22 @@ MEASURES: dict[str, Callable[[Sequence[float], Sequence[float]], float | None]] 
 def correlate(
     measure: str, a: Sequence[Jackknife], b: Sequence[Jackknife | None], draws: int, seed: int
 ) -> Correlation | None:
-    """One of :func:`correlations`, or ``None`` where it is not defined."""
+    """Return one of :func:`correlations`, or ``None`` if it is not defined."""
     return correlations([measure], a, b, draws, seed).get(measure)
 
 
 def correlations(
     measures: Iterable[str], a: Sequence[Jackknife], b: Sequence[Jackknife | None], draws: int, seed: int
 ) -> dict[str, Correlation]:
-    """Correlations over shifts, with their intervals for new images, from the same draws.
+    """Return correlations over shifts, with their intervals for new images, from the same draws.
 
     Args:
         measures: some of :data:`MEASURES`.
-        a: of every shift.
-        b: of every shift; ``None`` where it has no jackknife. One without any cluster, such as a score that somebody
+        a: jackknife of each shift.
+        b: jackknife of each shift; ``None`` where it has no jackknife. One without any cluster, such as a score that somebody
             else has, counts as fixed.
-        draws: of the images' weights; 0 for no interval.
-        seed: of the draws.
+        draws: number of draws of the images' weights; 0 for no interval.
+        seed: seed of the draws.
 
     Returns:
         By measure those that are defined; none for fewer than 8 shifts.
@@ -113,14 +113,14 @@ def lead(
 
     Args:
         measure: one of :data:`MEASURES`.
-        a: of every shift.
-        other: of every shift.
-        b: of every shift.
+        a: jackknife of each shift.
+        other: jackknife of each shift.
+        b: jackknife of each shift.
         draws: as for :func:`correlate`.
         seed: as for :func:`correlate`.
 
     Returns:
-        The difference and its interval, or ``None`` where one of both correlations is not defined.
+        The difference and its interval, or ``None`` where one of the two correlations is not defined.
     """
     pair = [correlate(measure, one, b, 0, seed) for one in (a, other)]
     if pair[0] is None or pair[1] is None:
@@ -187,12 +187,12 @@ _ROWWISE = {"pearson_r": _pearson_rows, "spearman_r": _spearman_rows, "kendall_t
 
 
 def operator_interval(cells: dict[tuple[str, str], tuple[float, float]], draws: int, seed: int) -> Interval | None:
-    """Interval of Pearson's r in a crossed design: rows and columns are drawn with replacement.
+    """Return the interval of Pearson's r in a crossed design: rows and columns are drawn with replacement.
 
     Args:
         cells: the pair of values by visual and textual shift; the cell without either has no pair.
         draws: number of grids drawn.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         The 2.5 and 97.5 percentiles, or ``None`` unless all but one cell of the grid are there, with at

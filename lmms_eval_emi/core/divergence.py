@@ -67,7 +67,7 @@ class Kernel:
     covariance: torch.Tensor | None
 
     def scaled(self, weight: float) -> Kernel:
-        """The kernel of the rows multiplied by sqrt(weight)."""
+        """Return the kernel of the rows multiplied by sqrt(weight)."""
         if self.rows is not None:
             return Kernel(self.n, self.rows * math.sqrt(weight), None)
         assert self.covariance is not None
@@ -81,7 +81,7 @@ class Kernel:
         return self.rows.T @ self.rows
 
     def merge(self, other: Kernel) -> Kernel:
-        """Kernel of both sets of rows together: K_X + K_Y."""
+        """Return the kernel of both sets of rows together: K_X + K_Y."""
         n = self.n + other.n
         if self.rows is not None and other.rows is not None and n <= self.rows.shape[1]:
             return Kernel(n, torch.cat([self.rows, other.rows]), None)
@@ -101,7 +101,7 @@ def embeddings_to_kernel(x: torch.Tensor) -> Kernel:
 
 
 def kernel_to_matrix(kernel: Kernel) -> torch.Tensor:
-    """The smaller of the matrices that have the kernel's eigenvalues."""
+    """Return the smaller of the matrices that have the kernel's eigenvalues."""
     if kernel.rows is not None:
         return rows_to_matrix(kernel.rows)
     assert kernel.covariance is not None
@@ -126,7 +126,7 @@ def kernels_to_jsd(
 
 
 def mixture(a: Kernel, b: Kernel, convention: str) -> Kernel:
-    """Kernel of the mixture of two sets, up to its scale."""
+    """Return the kernel of the mixture of two sets, up to its scale."""
     if convention == "equal_weight":
         a, b = a.scaled(1 / a.n), b.scaled(1 / b.n)
     return a.merge(b)
@@ -185,7 +185,7 @@ class EMIDBound:
         value: the index.
         kind: ``scaled``, the index that the paper's plots show; or ``theorem``, the plug-in of the
             theorem, for which an entropy was given.
-        jsd_v: divergence of the images of the two splits, in nats; 0 where there are none.
+        jsd_v: divergence of the images of the two splits, in nats; 0 if there are none.
         jsd_t: divergence of the questions.
         jsd_id_response: divergence of responses and references on the ID split.
         jsd_ood_response: the same on the shifted split.
@@ -217,7 +217,7 @@ class EMIDBound:
 
     @cached_property
     def jackknife(self) -> Jackknife | None:
-        """The index with and without each image; ``None`` for splits of more than 768 rows."""
+        """The index with its leave-one-image-out values; ``None`` for splits of more than 768 rows."""
         parts = {name: self._sets(name) for name in EXPONENTS}
         if any(sets is None for name, sets in parts.items() if name != "jsd_v" or self.id.v is not None):
             return None
@@ -246,9 +246,9 @@ class EMIDBound:
         """Permutation test of one of the four divergences.
 
         Args:
-            name: such as ``jsd_v``.
+            name: name such as ``jsd_v``.
             resamples: number of draws.
-            seed: of the draws.
+            seed: seed of the draws.
 
         Returns:
             ``None`` where the two sets are identical, where there are no images, or for more than 768 rows.
@@ -268,7 +268,7 @@ class EMIDBound:
         return name.endswith("response") or shared_clusters(self.id, self.ood) is not None
 
     def is_identical(self, name: str) -> bool:
-        """Whether the two sets of a divergence are the same, so that there is no shift of them at all."""
+        """Return whether the two sets of a divergence are the same, so that there is no shift of them at all."""
         sets = self._sets(name)
         return getattr(self, name) == 0.0 if sets is None else sets.identical
 
@@ -315,7 +315,7 @@ def _digest(rows: torch.Tensor) -> str:
 
 
 def _jackknife(sets: PairedKernels, owner: Embeddings) -> Jackknife:
-    """Jackknife of a divergence; shifts that share it (one image shift under several questions) compute it once."""
+    """Return the jackknife of a divergence; shifts that share it (one image shift under several questions) compute it once."""
     key = ("jackknife", sets.digest, str(sets.clusters))
     if key not in owner.cache:
         owner.cache[key] = sets.jackknife()
@@ -333,7 +333,7 @@ def check_entropy(entropy: float | None) -> None:
 def bound_from_jsds(
     jsd_v: float, jsd_t: float, jsd_id_response: float, jsd_ood_response: float, entropy: float | None = None
 ) -> float:
-    """The shift index from its four divergences (Oh et al., ICML 2025).
+    """Return the shift index from its four divergences (Oh et al., ICML 2025).
 
         scaled   = jsd_v^(1/2) + jsd_t^(1/2) + jsd_id_response^(1/4) + jsd_ood_response^(1/4)
         theorem  = entropy (jsd_v^(1/2) + jsd_t^(1/2)) + 4 (jsd_id_response^(1/4) + jsd_ood_response^(1/4))
@@ -355,7 +355,7 @@ def emid_bound(
     Args:
         id: the in-distribution split.
         ood: the shifted split.
-        convention: of the divergence, ``published`` or ``equal_weight``.
+        convention: convention of the divergence, ``published`` or ``equal_weight``.
         entropy: the entropy scale of the theorem, in nats; with it its plug-in is given, else the scaled index.
 
     Returns:
@@ -412,7 +412,7 @@ def batch_entropies(id: Embeddings, others: Sequence[Embeddings], convention: st
     Args:
         id: the in-distribution split; its ``cache`` keeps the entropies, by content.
         others: the shifted splits.
-        convention: of the divergences.
+        convention: convention of the divergences.
     """
     check_convention(convention)
     wanted: dict[tuple[str, ...], Callable[[], Kernel]] = {}
@@ -471,7 +471,7 @@ def _mixture(left: Embeddings, left_name: str, right: Embeddings, right_name: st
 
 
 def _key(embeddings: Embeddings, name: str) -> tuple[str, ...]:
-    """What tells one of the matrices from all others, by its content."""
+    """Return what tells one of the matrices from all others, by its content."""
     matrix, key = getattr(embeddings, name), ("digest", name)
     if matrix is None:
         return ("",)

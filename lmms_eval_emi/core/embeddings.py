@@ -85,12 +85,12 @@ class Embeddings:
     """One split as embeddings: a row a sample, in the same order in all four matrices.
 
     Args:
-        v: (N, D) images, L2-normalised rows; ``None`` where there are none, and the text is the input.
+        v: (N, D) images, L2-normalised rows; ``None`` if there are none, and the text is the input.
         t: (N, D) questions, the same D as ``v``, for the input is their mean.
         y_hat: (N, D') responses of the model.
         y: (N, D') references.
         ids: optional (N,) row identifiers, for pairing the rows of two splits.
-        groups: optional (N,) cluster of every row, such as its image.
+        groups: optional (N,) cluster of each row, such as its image.
         encoders: optional record of what made the embeddings; it becomes part of every signature.
 
     Raises:
@@ -137,7 +137,7 @@ class Embeddings:
                 raise InputError(f"{name}: expected {self.n} entries, one a row, got {len(values)}.")
 
     def select(self, rows: Sequence[int]) -> Embeddings:
-        """The embeddings of some rows, by their numbers, in the order given.
+        """Return the embeddings of some rows, by their numbers, in the order given.
 
         Raises:
             ValueError: no rows.
@@ -176,7 +176,7 @@ class Embeddings:
 
 
 def shared_encoders(id: Embeddings, ood: Embeddings) -> str | None:
-    """The encoders that made both splits.
+    """Return the encoders that made both splits.
 
     Raises:
         ValueError: the two splits were embedded by different encoders, so they cannot be compared.

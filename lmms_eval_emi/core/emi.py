@@ -76,13 +76,13 @@ class Information:
 def information(
     estimator: MutualInformationEstimator, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int
 ) -> Information:
-    """Estimate I(x; y), with and without each cluster.
+    """Estimate I(x; y), with its leave-one-cluster-out values.
 
     Args:
-        estimator: of mutual information.
+        estimator: estimator of mutual information.
         x: (N, D) inputs.
         y: (N, D') targets.
-        clusters: (N,) number of every row's cluster.
+        clusters: (N,) number of each row's cluster.
         count: G, the number of clusters.
     """
     analyse = getattr(estimator, "analyse", None)
@@ -124,11 +124,11 @@ class EMI(HasUncertainty):
         n: number of samples.
         signature: what the score depends on.
         influence: (N,) float64 influence values psi; their sum is 0.
-        jackknife: the score with and without each image.
-        reference: I(x; reference) with and without each image. For CLUB it is the mean log-likelihood of
+        jackknife: the score with its leave-one-image-out values.
+        reference: I(x; reference) with its leave-one-image-out values. For CLUB it is the mean log-likelihood of
             references above that of other rows' references.
         by_seed: the scores of networks that differ in their seed alone; empty where there is one.
-        unit: of the scores.
+        unit: unit of the scores.
     """
 
     value: float
@@ -178,7 +178,7 @@ class EMID(HasUncertainty):
         ood: EMI of the shifted split.
         signature: what the score depends on.
         paired: whether rows of the two splits match by id, so that their images are deleted together.
-        jackknife: the score with and without each image.
+        jackknife: the score with its leave-one-image-out values.
         inputs, responses: the parts of a paired EMID that come from inputs that moved and from responses
             that changed; ``None`` where rows do not match one to one.
     """
@@ -222,8 +222,8 @@ def emi(
 
     Args:
         embeddings: the split, N samples.
-        estimator: of mutual information, such as :func:`lmms_eval_emi.load_estimator` gives.
-        groups: (N,) cluster of every row for the standard error; default: those of the embeddings, or
+        estimator: estimator of mutual information, such as :func:`lmms_eval_emi.load_estimator` gives.
+        groups: (N,) cluster of each row for the standard error; default: those of the embeddings, or
             else every row by itself.
 
     Returns:
@@ -258,7 +258,7 @@ def emi(
 
 
 def _bound(estimator: MutualInformationEstimator, embeddings: Embeddings) -> MutualInformationEstimator:
-    """The estimator for the rows of a split."""
+    """Return the estimator for the rows of a split."""
     bind = getattr(estimator, "bind", None)
     return estimator if bind is None else bind(embeddings)
 
@@ -311,7 +311,7 @@ def cluster_hash(key: Hashable) -> int:
 
 
 def clusters_of(embeddings: Embeddings, groups: Sequence[Hashable] | None = None) -> list[Hashable]:
-    """Key of every row's cluster: its group, or else its id, or else its number."""
+    """Return the key of each row's cluster: its group, or else its id, or else its number."""
     given = groups if groups is not None else embeddings.groups if embeddings.groups is not None else embeddings.ids
     return list(given) if given is not None else [("row", row) for row in range(embeddings.n)]
 
@@ -379,11 +379,11 @@ def emid_from_emi(
 
 
 def emi_difference(first: EMI, second: EMI, *, paired: bool) -> Jackknife:
-    """EMI of a split less that of another, with and without each image.
+    """EMI of a split less that of another, with its leave-one-image-out values.
 
     Args:
-        first: of the one split.
-        second: of the other.
+        first: EMI of one split.
+        second: EMI of the other split.
         paired: whether images of the same key are one image, which is left out of both splits at once.
     """
     own = second.jackknife
@@ -394,7 +394,7 @@ def emi_difference(first: EMI, second: EMI, *, paired: bool) -> Jackknife:
 
 
 def of_other_images(embeddings: Embeddings) -> Embeddings | None:
-    """The same rows with the responses to the next image, in the order of the rows; ``None`` for a single image.
+    """Return the same rows with the responses to the next image, in the order of the rows; ``None`` for a single image.
 
     What EMI loses by that is the scale of an EMID: a shift cannot take more from responses than all that they have to
     do with their own image.
@@ -415,7 +415,7 @@ def of_other_images(embeddings: Embeddings) -> Embeddings | None:
 def _decompose(
     id_emi: EMI, ood_emi: EMI, id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator
 ) -> tuple[Jackknife, Jackknife] | None:
-    """The parts of EMID that come from the inputs and from the responses, averaged over both orders (Shapley).
+    """Return the parts of EMID that come from the inputs and from the responses, averaged over both orders (Shapley).
 
     With E(a, b) the EMI of the inputs of a and the responses and references of b,
 

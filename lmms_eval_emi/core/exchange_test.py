@@ -1,4 +1,4 @@
-"""Is there a shift? Divergences with and without each image, and their permutation tests.
+"""Is there a shift? Divergences with their leave-one-image-out values, and their permutation tests.
 
 The null of a paired design (shifted twins, translations, responses against references) is exchange
 within the pair; that of an unpaired one is relabelling. Either moves whole images, for rows that
@@ -49,7 +49,7 @@ class DivergenceTest:
         value: the divergence, in nats.
         floor: mean of the divergences of the null, at these sizes: that of some draws, corrected by how far their
             mean of the statistic is from that of all draws (a control variate).
-        p_value: share of the null whose statistic reaches the observed one, itself included.
+        p_value: fraction of the null whose statistic reaches the observed one, itself included.
         draws: how many were drawn.
         design: ``exchange`` within pairs, or ``relabel``.
     """
@@ -71,7 +71,7 @@ class _Expansion:
     """The von Neumann entropy of the kernel of some weighted rows, and how it changes with them.
 
     Attributes:
-        entropy: in nats.
+        entropy: entropy in nats.
         slopes: (U,) its derivative by each weight; 0 for rows of no weight.
         products: (2 G, 2 G) inner products of what each cluster of each set adds to a kernel: of two matrices A and B
             sum_ij c_ij A_ij B_ij, with c as in the module's text, in the eigenbasis of this kernel. Where they were asked for.
@@ -88,9 +88,9 @@ class PairedKernels:
     Args:
         x: (N, D) rows.
         y: (M, D) rows.
-        x_clusters: (N,) cluster of every row.
+        x_clusters: (N,) cluster of each row.
         y_clusters: (M,) likewise. A cluster of both sets is one cluster.
-        convention: of the divergence; see :mod:`lmms_eval_emi.core.divergence`.
+        convention: convention of the divergence; see :mod:`lmms_eval_emi.core.divergence`.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class PairedKernels:
     def divergences(
         self, x: np.ndarray, y: np.ndarray, mixed: float | None = None, convention: str | None = None
     ) -> np.ndarray:
-        """Divergences of B pairs of sets.
+        """Return divergences of B pairs of sets.
 
         Args:
             x: (B, U) counts of the distinct rows.
@@ -168,7 +168,7 @@ class PairedKernels:
         return np.minimum(values, math.log(2)) if convention == "equal_weight" else values
 
     def _divergence(self, convention: str) -> float:
-        """The divergence of the two sets, from the decompositions that its error and test need as well."""
+        """Return the divergence of the two sets, from the decompositions that its error and test need as well."""
         x, y = self.counts.sum(axis=1)
         weights = (self._mixed(x, y, convention), x, y)
         mixed, of_x, of_y = (np.array([self._expand(own).entropy]) for own in weights)
@@ -201,7 +201,7 @@ class PairedKernels:
         return self._divergence(self.convention)
 
     def jackknife(self) -> Jackknife:
-        """The divergence with and without each cluster, such that the variance is right near the floor too.
+        """Return the divergence with its leave-one-cluster-out values, such that the variance is right near the floor too.
 
         Deleting rows changes an entropy S of K with trace T, to first order, by the sum over them of
         (x^T log(K / T) x + |x|^2 S) / T, so one decomposition of each set serves all clusters. Near its floor a
@@ -234,13 +234,13 @@ class PairedKernels:
         return {key: value for side in sides for key, value in _shrunk(side, quadratic).items()}
 
     def without_each(self) -> dict[Hashable, float]:
-        """The divergence without each cluster, to first order."""
+        """Return the divergence without each cluster, to first order."""
         x, y = self.counts.sum(axis=1)
         equal_weight = self.convention == "equal_weight"
         mixed, of_x, of_y = (self._expand(own).slopes for own in (self._mixed(x, y, self.convention), x, y))
         deleted = {}
         for cluster, dx, dy in self._left_by_each():
-            # A share of the rows is left out, which weighs more in what is left.
+            # A fraction of the rows is left out, which weighs more in what is left.
             dx, dy = dx * x.sum() / (x - dx).sum(), dy * y.sum() / (y - dy).sum()
             change = dx + dy
             if equal_weight:
@@ -249,7 +249,7 @@ class PairedKernels:
         return deleted
 
     def _left_by_each(self) -> Iterator[tuple[Hashable, np.ndarray, np.ndarray]]:
-        """Each cluster without which both sets have rows, and its (U,) counts in both."""
+        """Yield each cluster without which both sets have rows, and its (U,) counts in both."""
         x, y = self.counts.sum(axis=1)
         for number, cluster in enumerate(self.clusters):
             dx, dy = self.counts[:, number]
@@ -285,10 +285,10 @@ class PairedKernels:
         return found
 
     def _expand(self, weights: np.ndarray, with_products: bool = False) -> _Expansion:
-        """The expansion around the distinct rows with (U,) weights, by one decomposition however often it is asked for.
+        """Return the expansion around the distinct rows with (U,) weights, by one decomposition however often it is asked for.
 
         Args:
-            weights: of which the entropy depends on the shares alone.
+            weights: weights of which the entropy depends on the shares alone.
             with_products: give them as well, which takes as long as the rest of it.
         """
         total = float(weights.sum())
@@ -344,7 +344,7 @@ class PairedKernels:
 
         Args:
             resamples: number of draws.
-            seed: of the draws, which depend on the content of the sets beside it.
+            seed: seed of the draws, which depend on the content of the sets beside it.
             paired: exchange the two sides of random clusters; otherwise relabel whole clusters.
         """
         convention = self.convention if paired else "equal_weight"
@@ -399,7 +399,7 @@ def _slope_ratios(p: np.ndarray) -> np.ndarray:
 
 
 def _shrunk(deleted: dict[Hashable, float], quadratic: Mapping[Hashable, float]) -> dict[Hashable, float]:
-    """Values without each cluster whose variance counts that of the quadratic part once; none is negative."""
+    """Return values without each cluster whose variance counts that of the quadratic part once; none is negative."""
     mean = sum(deleted.values()) / max(1, len(deleted))
     (variance,) = Jackknife(mean, (deleted,)).variances if deleted else (0.0,)
     # With no linear part the jackknife's variance is twice the right one, so half of it is always left.

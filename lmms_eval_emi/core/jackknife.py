@@ -30,8 +30,8 @@ class Jackknife:
     """A statistic, and what it is without each cluster.
 
     Attributes:
-        value: on all rows.
-        strata: by independent sample, the statistic without each cluster.
+        value: value on all rows.
+        strata: strata by independent sample, the statistic without each cluster.
     """
 
     value: float
@@ -80,7 +80,7 @@ class Jackknife:
         return total**2 / math.fsum(parts)
 
     def interval(self, level: float = LEVEL, *, corrected: bool = True) -> tuple[float, float] | None:
-        """Interval of the statistic, or ``None`` for fewer than 8 clusters.
+        """Return the interval of the statistic, or ``None`` for fewer than 8 clusters.
 
         Args:
             level: how often it covers.
@@ -110,10 +110,10 @@ class Jackknife:
         return float(2 * special.stdtr(self.df, -abs(self.corrected) / error))
 
     def without_rounding(self, *terms: float) -> Jackknife:
-        """The same, or exactly 0 where value and error are what rounding leaves of a difference.
+        """Return the same, or exactly 0 where value and error are what rounding leaves of a difference.
 
         Args:
-            terms: whose sum or difference the value is; 1e-9 of their sizes counts as rounding.
+            terms: terms whose sum or difference the value is; 1e-9 of their sizes counts as rounding.
         """
         tolerance = ROUNDING * math.fsum(map(abs, terms))
         error = math.sqrt(math.fsum(self.variances)) if self.strata else 0.0
@@ -122,7 +122,7 @@ class Jackknife:
         return Jackknife(0.0, tuple(dict.fromkeys(deleted, 0.0) for deleted in self.strata))
 
     def deviations(self) -> dict[Hashable, float]:
-        """What each cluster adds to the statistic's error: centred pseudo-values divided by G, by cluster.
+        """Return what each cluster adds to the statistic's error: centred pseudo-values divided by G, by cluster.
 
         Their sum of squares in a stratum, times G / (G - 1), is its variance.
         """
@@ -156,12 +156,12 @@ class HasUncertainty:
 
 
 def combine(function: Callable[[Sequence[float]], float], parts: Sequence[Jackknife]) -> Jackknife:
-    """A function of several statistics, with the clusters that they share deleted from all at once.
+    """Return a function of several statistics, with the clusters that they share deleted from all at once.
 
     Strata that share a cluster become one; the others stay independent.
 
     Args:
-        function: of the statistics' values.
+        function: function of the statistics' values.
         parts: the statistics.
 
     Returns:

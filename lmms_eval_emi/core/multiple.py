@@ -28,9 +28,9 @@ def adjust(
         family: the statistics; those with fewer than 8 clusters have no p-value and do not count.
         method: ``holm`` (Holm 1979), ``bh`` (Benjamini & Hochberg 1995: false discovery rate), ``maxt``
             (step-down maximum of t under wild weights, which shared clusters have in common), ``none``.
-        draws: of ``maxt``.
-        seed: of ``maxt``.
-        p_values: of a test of one's own, in the place of the statistics'; ``maxt`` has no use for them.
+        draws: number of draws of ``maxt``.
+        seed: seed of ``maxt``.
+        p_values: p-values of another test, instead of the statistics'; ``maxt`` has no use for them.
     """
     own = list(p_values) if p_values is not None else [one.p_value for one in family]
     known = [position for position, one in enumerate(own) if one is not None]
@@ -95,7 +95,7 @@ def _maxt(family: Sequence[Jackknife], draws: int, seed: int) -> np.ndarray:
 
 
 def verdict(statistic: Jackknife, p_adjusted: float | None, margin: float | None) -> str | None:
-    """What a shift did: ``lost``, ``gained``, ``held`` or ``undecided``.
+    """Return what a shift did: ``lost``, ``gained``, ``held`` or ``undecided``.
 
     ``lost`` and ``gained`` differ from 0 after adjustment. ``held`` is a claim too: two one-sided tests
     put the difference within the margin, which its interval of 90 % does; without a margin none is. The rest is

@@ -21,12 +21,12 @@ NOTHING = 1e-12  # share of the variance below which a component is rounding
 
 
 def reference_r2(responses: np.ndarray, references: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Values of rows whose mean is R^2.
+    """Return values of rows whose mean is R^2.
 
     Args:
         responses: (N, D) embeddings.
         references: (N, D') embeddings.
-        images: (N,) number of every row's image; all rows of an image are left out of the fit together.
+        images: (N,) number of each row's image; all rows of an image are left out of the fit together.
 
     Returns:
         (N,) float64; 0 where all references are the same, or all rows are of one image.
@@ -70,7 +70,7 @@ def _components(rows: np.ndarray) -> np.ndarray:
 
 
 def _values(a: np.ndarray, b: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """The values r_i of rows with the scores A of their responses and B of their references."""
+    """Return the values r_i of rows with the scores A of their responses and B of their references."""
     n = len(b)
     _, numbers, sizes = np.unique(images, return_inverse=True, return_counts=True)
     if b.shape[1] == 0 or len(sizes) < 2:

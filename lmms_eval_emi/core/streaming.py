@@ -44,7 +44,7 @@ class ClusterTable:
         self.keys, self.sums, self.blocked = keys, sums, blocked
 
     def merge(self, other: ClusterTable) -> ClusterTable:
-        """The table of the rows of both."""
+        """Return the table of the rows of both."""
         first, second = self, other
         together = np.union1d(first.keys, second.keys)
         if first.blocked or second.blocked or len(together) > MOST_CLUSTERS:
@@ -84,8 +84,8 @@ class SplitStatistics:
     """What the scores of a split follow from, of the rows that were added.
 
     Args:
-        estimator: whose EMI is wanted.
-        encoders: that made the embeddings.
+        estimator: estimator whose EMI is wanted.
+        encoders: encoders that made the embeddings.
         partners: clusters of the rows of the ID split, where this is a shift of it.
         keep_partners: whether to keep the clusters of the rows by their ids, for the shifts of this split.
     """
@@ -167,11 +167,11 @@ class SplitStatistics:
         return self
 
     def without_estimator(self) -> SplitStatistics:
-        """The sums alone, to be sent to another process."""
+        """Return the sums alone, to be sent to another process."""
         return self._copy(None)
 
     def with_estimator(self, estimator: OnePassEstimator) -> SplitStatistics:
-        """The sums with the estimator that they are of."""
+        """Return the sums with the estimator that they are of."""
         return self._copy(estimator)
 
     def _copy(self, estimator: Any) -> SplitStatistics:

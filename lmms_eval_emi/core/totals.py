@@ -29,18 +29,18 @@ TIE = 1e-9
 
 
 def mean(sums: np.ndarray) -> np.ndarray:
-    """Mean of sums of (value, 1); NaN of nothing."""
+    """Return the mean of sums of (value, 1); NaN of nothing."""
     return ratio(sums)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    """The first sum over the second; NaN where that is 0."""
+    """Return the first sum over the second; NaN where that is 0."""
     below = sums[..., 1]
     return np.where(below != 0, sums[..., 0] / np.where(below != 0, below, 1), np.nan)
 
 
 def f1(sums: np.ndarray) -> np.ndarray:
-    """F1 of sums of (true positives, false positives + false negatives); 0 where there is none of either."""
+    """F1 of sums of (true positives, false positives + false negatives); 0 if there is none of either."""
     below = 2 * sums[..., 0] + sums[..., 1]
     return np.where(below > 0, 2 * sums[..., 0] / np.where(below > 0, below, 1), 0.0)
 
@@ -64,8 +64,8 @@ class ClusterTotals:
         """Sum rows up.
 
         Args:
-            parts: (N, K) of every row.
-            clusters: (N,) of every row.
+            parts: (N, K) parts of each row.
+            clusters: (N,) cluster of each row.
 
         Raises:
             ValueError: there are no rows, or as many clusters as rows are not given.
@@ -86,7 +86,7 @@ class ClusterTotals:
 
     @classmethod
     def of_values(cls, values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> ClusterTotals:
-        """Values whose :func:`mean` is asked for."""
+        """Return values whose :func:`mean` is asked for."""
         own = np.asarray(values, dtype=float)
         return cls.of(np.stack([own, np.ones(len(own))], axis=1), clusters)
 
@@ -96,7 +96,7 @@ class ClusterTotals:
         return self.parts.sum(axis=0)
 
     def jackknife(self, function: Function = mean) -> Jackknife:
-        """A function of the sums, with and without each cluster."""
+        """Return a function of the sums, with its leave-one-cluster-out values."""
         value = float(function(self.total[None])[0])
         if len(self.clusters) < 2:
             return Jackknife(value, ())
@@ -108,7 +108,7 @@ class ClusterTotals:
         return Jackknife(value, (deleted,))
 
     def among(self, clusters: Sequence[Hashable]) -> ClusterTotals:
-        """The same with these clusters, in this order; one that is not there adds nothing."""
+        """Return the same with these clusters, in this order; one that is not there adds nothing."""
         number = {cluster: place for place, cluster in enumerate(self.clusters)}
         parts = np.zeros((len(clusters), self.parts.shape[1]))
         for place, cluster in enumerate(clusters):
@@ -128,9 +128,9 @@ def exchange_test(
     Args:
         first: sums over the same rows.
         second: sums over the same rows.
-        function: of the sums, whose difference is tested.
-        draws: of exchanges.
-        seed: of the draws.
+        function: function of the sums, whose difference is tested.
+        draws: number of draws of exchanges.
+        seed: seed of the draws.
     """
     clusters = sorted({*first.clusters, *second.clusters}, key=str)
     a, b = first.among(clusters).parts, second.among(clusters).parts
@@ -159,9 +159,9 @@ def relabel_test(
     Args:
         first: sums over different rows; a cluster of both counts as two.
         second: sums over different rows; a cluster of both counts as two.
-        function: of the sums, whose difference is tested.
-        draws: of relabellings.
-        seed: of the draws.
+        function: function of the sums, whose difference is tested.
+        draws: number of draws of relabellings.
+        seed: seed of the draws.
     """
     parts = np.concatenate([first.parts, second.parts])
     total, count = parts.sum(axis=0), len(first.clusters)

@@ -13,17 +13,17 @@ ID_COLUMNS = ("question_id", "id", "qid", "index", "data_id")
 
 
 def find_question_column(rows: datasets.Dataset) -> str | None:
-    """The first usual name of a question that the rows have."""
+    """Return the first usual name of a question that the rows have."""
     return _first(QUESTION_COLUMNS, rows)
 
 
 def find_id_column(rows: datasets.Dataset) -> str | None:
-    """The first usual name of an id whose values differ from row to row."""
+    """Return the first usual name of an id whose values differ from row to row."""
     return next((name for name in ID_COLUMNS if name in rows.column_names and is_id(rows, name)), None)
 
 
 def find_image_columns(rows: datasets.Dataset, *, lists: bool = False) -> list[str]:
-    """All columns that hold an image, or, if wanted, a list of images."""
+    """Return all columns that contain an image, or, if wanted, a list of images."""
     from datasets import Image, List
 
     return [
@@ -34,14 +34,14 @@ def find_image_columns(rows: datasets.Dataset, *, lists: bool = False) -> list[s
 
 
 def is_id(rows: datasets.Dataset, column: str) -> bool:
-    """Whether a column has a plain value of its own in every row."""
+    """Return whether a column has a plain value of its own in every row."""
     from datasets import Value
 
     return isinstance(rows.features[column], Value) and count_distinct(rows, column) == len(rows)
 
 
 def count_distinct(rows: datasets.Dataset, column: str) -> int:
-    """Number of distinct values of a column."""
+    """Return the number of distinct values of a column."""
     if rows._indices is not None:  # a selection of rows is not in Arrow's table as such
         return len(set(map(str, rows.with_format(None)[column])))
     import pyarrow.compute
@@ -50,7 +50,7 @@ def count_distinct(rows: datasets.Dataset, column: str) -> int:
 
 
 def holds_text(rows: datasets.Dataset, column: str) -> bool:
-    """Whether a column holds texts, or lists of texts."""
+    """Return whether a column contains texts, or lists of texts."""
     feature = rows.features[column]
     return getattr(getattr(feature, "feature", feature), "dtype", None) in ("string", "large_string")
 

@@ -67,7 +67,7 @@ class DatasetImage:
     roots: tuple[Path, ...] = ()
 
     def encoded(self) -> bytes:
-        """Content of the image file."""
+        """Return the content of the image file."""
         encoded = encoded_image(self.dataset[self.row][self.column], self.roots)
         if encoded is None:
             raise ImageError("it has no image")
@@ -75,7 +75,7 @@ class DatasetImage:
 
 
 def encoded_image(value: Any, roots: Sequence[Path]) -> bytes | None:
-    """Content of the image file that a dataset's cell holds or names.
+    """Return the content of the image file that a dataset's cell contains or names.
 
     Args:
         value: ``{"bytes": ..., "path": ...}`` as ``datasets`` has it, bytes, base64 text as VLMEvalKit's tables have
@@ -105,7 +105,7 @@ def encoded_image(value: Any, roots: Sequence[Path]) -> bytes | None:
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The image that a base64 text or data URL holds; ``None`` for other texts, such as paths."""
+    """Return the image that a base64 text or data URL holds; ``None`` for other texts, such as paths."""
     if text.startswith("data:image/"):
         text = text.partition(",")[2]
     elif len(text) < SHORTEST_BASE64 or not text.startswith(BASE64_STARTS):
@@ -142,7 +142,7 @@ def _read_below(path: Path, roots: Sequence[Path]) -> bytes:
 
 
 def open_image(source: ImageSource | None, most_pixels: int = MOST_PIXELS, at_least: int | None = None) -> Image.Image:
-    """The decoded image, turned as its EXIF orientation says.
+    """Return the decoded image, turned as its EXIF orientation says.
 
     Args:
         source: a Pillow image, encoded bytes, a path, or a cell of a dataset.
@@ -170,7 +170,7 @@ def open_image(source: ImageSource | None, most_pixels: int = MOST_PIXELS, at_le
 
 
 def open_encoded(content: bytes) -> Image.Image:
-    """An encoded image that is not decoded yet.
+    """Return an encoded image that is not decoded yet.
 
     Raises:
         ImageError: it is of no raster format that is known here.
@@ -187,7 +187,7 @@ def open_encoded(content: bytes) -> Image.Image:
 
 
 def _without_text(content: bytes) -> bytes:
-    """A PNG without its chunks of text and colour profile, of which large ones are refused or fill the memory."""
+    """Return a PNG without its chunks of text and colour profile, of which large ones are refused or fill the memory."""
     if not content.startswith(PNG_START):
         return content
     parts, place = [content[: len(PNG_START)]], len(PNG_START)
@@ -224,7 +224,7 @@ def check_size(image: Image.Image, most_pixels: int, longest_side: int | None = 
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB: transparent parts are laid on white, and 16 bits are scaled to 8.
+    """Return an image of any mode as RGB: transparent parts are laid on white, and 16 bits are scaled to 8.
 
     Floats and 32-bit integers are read on the scale 0 to 1 (floats alone), 0 to 255 or 0 to 65535. Up to twice the end of
     a scale is its overshoot, and clipped.
@@ -264,7 +264,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def content_key(source: ImageSource) -> str:
-    """A key of an image's content that needs no decoding where the image is encoded.
+    """Return a key of an image's content that needs no decoding where the image is encoded.
 
     Equal for equal files, and for equal pixels of Pillow images. One image in two files has two keys; see
     :func:`pixel_key`.
@@ -278,7 +278,7 @@ def content_key(source: ImageSource) -> str:
 
 
 def pixel_key(source: ImageSource) -> str:
-    """A key that is equal for images that look the same: of the RGB pixels, however they are stored.
+    """Return a key that is equal for images that look the same: of the RGB pixels, however they are stored.
 
     Raises:
         ImageError: it cannot be read.

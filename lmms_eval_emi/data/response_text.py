@@ -33,7 +33,7 @@ TAGS = (
 
 
 def is_failed_request(text: str) -> bool:
-    """Whether a text is the error message that a harness stores instead of a response.
+    """Return whether a text is the error message that a harness stores instead of a response.
 
     >>> is_failed_request("[LMMS_EVAL_REQUEST_FAILED after 3 retries] quota exceeded")
     True
@@ -42,7 +42,7 @@ def is_failed_request(text: str) -> bool:
 
 
 def without_thoughts(text: str) -> str:
-    """A response without what a thinking model wrote before it.
+    """Return a response without what a thinking model wrote before it.
 
     Closed thoughts are taken out as lmms-eval's ``--reasoning_tags`` does, and a thought whose opening tag was part of
     the prompt ends at the closing tag. A response that begins with an opening tag which is never closed is a thought as

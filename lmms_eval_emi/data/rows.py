@@ -37,8 +37,8 @@ def load_stored_splits(
     """Load the rows of a study's splits as their datasets hold them.
 
     Args:
-        study: whose splits.
-        names: of the splits; default: all.
+        study: study whose splits.
+        names: names of the splits; default: all.
         images: another folder that the study may name, as the setting ``images``.
 
     Returns:
@@ -79,7 +79,7 @@ def check_place(study: Study, path: Path, images: Path | None) -> Path:
     folder, the current folder if it lies below it, and copies of a hub's datasets below the current folder.
 
     Args:
-        study: with the path.
+        study: study with the path.
         path: file or folder.
         images: another folder that the user allows, as the setting ``images``.
 
@@ -96,7 +96,7 @@ def check_place(study: Study, path: Path, images: Path | None) -> Path:
 
 
 def _is_hub_folder(path: Path) -> bool:
-    """Whether a path is a copy of a hub's dataset, ``OWNER/NAME``, below the current folder."""
+    """Return whether a path is a copy of a hub's dataset, ``OWNER/NAME``, below the current folder."""
     return path.is_dir() and not path.is_absolute() and len(path.parts) == HUB_NAME_PARTS and ".." not in path.parts
 
 
@@ -107,13 +107,13 @@ def _own_folders(study: Study, images: Path | None) -> list[Path]:
 
 
 def split_of_dataset(study: Study, split: SplitSpec) -> str:
-    """Name of the dataset's split that holds a split's rows; a file has one only."""
+    """Return the name of the dataset's split that contains a split's rows; a file has one only."""
     path = study.local_path(split.dataset)
     return FILE_SPLIT if path is not None and path.is_file() else split.dataset_split
 
 
 def load_dataset_arguments(study: Study, spec: DatasetSpec) -> dict[str, Any]:
-    """What ``datasets.load_dataset`` is to be given for a dataset.
+    """Return what ``datasets.load_dataset`` is to be given for a dataset.
 
     Raises:
         StudyError: a file of an unknown format.
@@ -134,12 +134,12 @@ def _arguments(spec: DatasetSpec, path: Path | None) -> dict[str, Any]:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder is one of ``save_to_disk``, which only ``load_from_disk`` reads rightly."""
+    """Return whether a folder is one of ``save_to_disk``, which only ``load_from_disk`` reads rightly."""
     return any((folder / name).is_file() for name in (SAVED, SAVED_ALONE))
 
 
 def load_source(path: str, config: str | None = None) -> Mapping[str, datasets.Dataset]:
-    """The splits of any dataset: a hub name, a folder (``save_to_disk``'s too) or a file.
+    """Return the splits of any dataset: a hub name, a folder (``save_to_disk``'s too) or a file.
 
     Raises:
         StudyError: it is not there or cannot be read.
@@ -166,8 +166,8 @@ def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> 
     images:`` (see :func:`check_place`), the caches of a dataset from the hub, and a folder that the user allows.
 
     Args:
-        study: with the dataset.
-        spec: of the dataset.
+        study: study with the dataset.
+        spec: specification of the dataset.
         images: the folder that the user allows, as the setting ``images``.
     """
     local = study.local_path(spec)
@@ -236,14 +236,14 @@ def _load(
 
 
 def _own_cache(*, local: bool) -> Path | None:
-    """Where rows are kept: for local files in a folder of ours; ``None`` where the cache of datasets will do."""
+    """Return where rows are kept: for local files in a folder of ours; ``None`` where the cache of datasets will do."""
     import datasets
 
     return other_cache() or (Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" if local else None)
 
 
 def other_cache() -> Path | None:
-    """A cache of ours, where that of datasets is read-only, as a shared one is, or below a home that nobody has."""
+    """Return a cache of ours, where that of datasets is read-only, as a shared one is, or below a home that nobody has."""
     import datasets
 
     cache = Path(datasets.config.HF_DATASETS_CACHE)
@@ -274,7 +274,7 @@ def _quiet(*, bars: bool) -> Iterator[None]:
 
 
 def _key_of_files(builder: datasets.DatasetBuilder) -> str:
-    """Name of a cache folder for just these local files, as they are now.
+    """Return the name of a cache folder for just these local files, as they are now.
 
     The key of datasets' own cache knows a local folder's name but neither its place nor its files,
     so that another folder of that name, or a changed file, would be answered with the old rows.
@@ -286,7 +286,7 @@ def _key_of_files(builder: datasets.DatasetBuilder) -> str:
 
 
 def stale_cache(path: str, split: datasets.Dataset) -> Path | None:
-    """The folder of datasets' cache that answered for a local folder with rows of other files, if it did.
+    """Return the folder of datasets' cache that answered for a local folder with rows of other files, if it did.
 
     A harness that loads datasets itself does so through that cache; see :func:`_key_of_files`.
     """
@@ -323,11 +323,11 @@ def to_samples(
     roots: tuple[Path, ...] = (),
     problems: dict[int, str] | None = None,
 ) -> list[Sample]:
-    """Samples of the rows that have a response, in the dataset's order.
+    """Return samples of the rows that have a response, in the dataset's order.
 
     Args:
         split: one split of the dataset; its images may be decoded or not.
-        columns: of the dataset.
+        columns: columns of the dataset.
         responses: response by row number.
         roots: folders that paths of images are relative to; see :func:`image_roots`.
         problems: takes the reason by row number of rows that cannot be used; without it they raise.
@@ -364,12 +364,12 @@ def to_samples(
 
 
 def _text_of_cell(value: Any) -> Any:
-    """A number as it is written, for a question or reference may be one; anything else as it is."""
+    """Return a number as it is written, for a question or reference may be one; anything else unchanged."""
     return json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def dataset_images(split: datasets.Dataset, column: str, roots: tuple[Path, ...]) -> list[DatasetImage | None]:
-    """The images of all rows, still in the dataset and encoded; ``None`` where a row has none."""
+    """Return the images of all rows, still in the dataset and encoded; ``None`` where a row has none."""
     if split._indices is None:
         cells: Any = _Cells(split.data.column(column), column)
         missing = cells.values.is_null().to_pylist()
@@ -380,7 +380,7 @@ def dataset_images(split: datasets.Dataset, column: str, roots: tuple[Path, ...]
 
 
 def column_values(split: datasets.Dataset, column: str) -> list[Any]:
-    """The values of a column that needs no decoding."""
+    """Return the values of a column that needs no decoding."""
     return split.data.column(column).to_pylist() if split._indices is None else list(split[column])
 
 
@@ -396,14 +396,14 @@ class _Cells:
 
 
 def undecoded(split: datasets.Dataset, column: str) -> datasets.Dataset:
-    """The split with a column of images, or of their paths, as ``{"bytes": ..., "path": ...}``."""
+    """Return the split with a column of images, or of their paths, as ``{"bytes": ..., "path": ...}``."""
     from datasets import Image
 
     return split.cast_column(column, Image(decode=False))
 
 
 def with_encoded_images(split: datasets.Dataset, column: str | None) -> datasets.Dataset:
-    """The split with its images left encoded, so that only :func:`lmms_eval_emi.data.images.open_image` decodes them.
+    """Return the split with its images left encoded, so that only :func:`lmms_eval_emi.data.images.open_image` decodes them.
 
     Left to itself, ``datasets`` decodes by content, and Pillow starts a program for some formats.
     """

@@ -28,7 +28,7 @@ class Sample:
     Args:
         image: a Pillow image, encoded bytes, a path, or a cell of a dataset; ``None`` for text alone.
         question: as the model was asked, without any instruction about its response.
-        response: of the model.
+        response: response of the model.
         reference: what the response is compared with.
         id: identifies the row in its split.
         row: number of the row in its split, where it comes from a dataset.
@@ -64,7 +64,7 @@ class Sample:
 
 
 def id_text(row_id: object) -> str:
-    """A row's id as text; 3, "3", "3 ", 3.0 and "3.0", which pandas makes of it, are one, and so are Unicode's forms."""
+    """Return a row's id as text; 3, "3", "3 ", 3.0 and "3.0", which pandas makes of it, are one, and so are Unicode's forms."""
     if isinstance(row_id, bytes):
         row_id = row_id.decode("utf-8", "replace")
     if isinstance(row_id, str):
@@ -77,7 +77,7 @@ def id_text(row_id: object) -> str:
 
 
 def row_key(row_id: object, reference: object) -> RowKey:
-    """What a row and its shifted twins have in common, and no other row of a study: id and reference.
+    """Return what a row and its shifted twins have in common, and no other row of a study: id and reference.
 
     Ids alone do not tell rows apart: question 7 of one image set is not question 7 of another. Space, line ends and
     Unicode forms, which programs change when they write a file, do not count.
@@ -86,5 +86,5 @@ def row_key(row_id: object, reference: object) -> RowKey:
 
 
 def without_images(splits: Mapping[Any, Sequence[Sample]]) -> bool:
-    """Whether the samples of all splits are text alone."""
+    """Return whether the samples of all splits are text alone."""
     return all(sample.image is None for samples in splits.values() for sample in samples)

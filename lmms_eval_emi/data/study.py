@@ -60,7 +60,7 @@ class Columns(_Strict):
 
 
 class ShiftsAtLoad(_Strict):
-    """Says that a dataset holds the rows of the ID split, from which operators make every shift when it is loaded."""
+    """Says that a dataset contains the rows of the ID split, from which operators make every shift when it is loaded."""
 
     seed: int = 0
     keep: tuple[str, ...] = ()  # words that textual operators leave alone
@@ -178,7 +178,7 @@ class Study(_Strict):
         return self
 
     def split(self, name: str) -> SplitSpec:
-        """A split by name.
+        """Return a split by name.
 
         Raises:
             StudyError: there is none of that name.
@@ -197,7 +197,7 @@ class Study(_Strict):
         return self.splits[name]
 
     def shifts(self, modality: str | None = None) -> list[str]:
-        """Names of the shifted splits, in the file's order, of one modality or of all; variants and controls are no shifts."""
+        """Return names of the shifted splits, in the file's order, of one modality or of all; variants and controls are no shifts."""
         return [
             name
             for name, split in self.splits.items()
@@ -207,18 +207,18 @@ class Study(_Strict):
         ]
 
     def controls(self) -> list[str]:
-        """Names of the splits of other rows in distribution, whose EMID should be within its error."""
+        """Return names of the splits of other rows in distribution, whose EMID should be within its error."""
         return [name for name, split in self.splits.items() if split.modality == "control" and split.variant_of is None]
 
     def variants(self) -> list[str]:
-        """Names of the splits that ask the rows of another split in their own way."""
+        """Return names of the splits that ask the rows of another split in their own way."""
         return [name for name, split in self.splits.items() if split.variant_of is not None]
 
     def with_variant(self, name: str, of: str) -> Study:
-        """The study with a further split: the rows of one that it has, asked by another task.
+        """Return the study with a further split: the rows of one that it has, asked by another task.
 
         Args:
-            name: of the variant, such as its task's.
+            name: name of the variant, such as its task's.
             of: name of the split whose rows it asks.
         """
         base = self.split(of)
@@ -234,7 +234,7 @@ class Study(_Strict):
         return self.model_copy(update={"splits": {**self.splits, name: variant}})
 
     def task_name(self, split: str) -> str:
-        """Name of the harness task of a split."""
+        """Return the name of the harness task of a split."""
         return f"{self.group}_{self.split(split).task}"
 
     def trust(self) -> Study:
@@ -253,7 +253,7 @@ class Study(_Strict):
         return self.is_bundled or self._trusted
 
     def response_file(self, split: str) -> Path | None:
-        """The response file that the study itself names for a split, relative to the study file."""
+        """Return the response file that the study itself names for a split, relative to the study file."""
         responses = self.split(split).responses
         return Path(self.source).parent / responses if responses and _is_file_name(responses) else None
 
@@ -268,7 +268,7 @@ class Study(_Strict):
         return Path() if self.is_bundled else Path(self.source).parent
 
     def local_path(self, spec: DatasetSpec) -> Path | None:
-        """The file or folder that a dataset's path means, below the study file's folder or the current one, if it is there."""
+        """Return the file or folder that a dataset's path means, below the study file's folder or the current one, if it is there."""
         candidates = (self.folder / spec.path, Path(spec.path).expanduser())
         return next((path for path in candidates if path.exists()), None)
 
@@ -454,7 +454,7 @@ def _message(problem: Any) -> str:
 
 
 def _line(node: yaml.Node | None, location: list[Any]) -> int:
-    """The line of the deepest part of a location that the file has."""
+    """Return the line of the deepest part of a location that the file has."""
     line = 1
     for part in location:
         if isinstance(node, yaml.MappingNode):
@@ -471,7 +471,7 @@ def _line(node: yaml.Node | None, location: list[Any]) -> int:
 
 
 def _doubled_keys(node: yaml.Node) -> Any:
-    """Keys that stand twice in one mapping, of which YAML readers keep the last in silence."""
+    """Yield keys that occur twice in one mapping, of which YAML readers keep the last in silence."""
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:

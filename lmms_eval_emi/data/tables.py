@@ -22,7 +22,7 @@ LONGEST_CELL = 2**31 - 1
 
 
 def read_table(path: Path) -> datasets.Dataset:
-    """Rows of a ``.csv``, ``.tsv``, ``.json`` (an array of objects, or lines) or ``.jsonl`` file.
+    """Return rows of a ``.csv``, ``.tsv``, ``.json`` (an array of objects, or lines) or ``.jsonl`` file.
 
     Cells of a separated file are texts. Of JSON, a column whose values are of several types, or are integers beyond 64 bits,
     becomes texts as they are written.
@@ -79,7 +79,7 @@ def _json(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def _of_one_type(values: list[Any]) -> list[Any]:
-    """The values, as texts where some are texts and others are not."""
+    """Return the values, as texts where some are texts and others are not."""
     kinds = {type(value) for value in values if value is not None}
     is_large = any(type(value) is int and abs(value) >= 2**63 for value in values)
     if len(kinds) < 2 and not is_large:

@@ -69,7 +69,7 @@ class CheckpointEncoder:
         cache: folder that remembers fingerprints; ``None`` remembers nothing.
 
     Raises:
-        UnavailableError: the checkpoint is not here and cannot be fetched, or lacks weights.
+        UnavailableError: the checkpoint is not available locally and cannot be fetched, or lacks weights.
     """
 
     pooling: ClassVar[str]
@@ -114,7 +114,7 @@ class CheckpointEncoder:
     initialised: ClassVar[set[str]] = set()  # weights that the checkpoint lacks and rows do not depend on
 
     def check_files(self) -> None:
-        """Check whatever else the encoder reads, before any weights are read."""
+        """Check anything else the encoder reads, before any weights are read."""
 
     def load(self) -> torch.nn.Module:
         """Load the model, on the CPU."""
@@ -126,8 +126,8 @@ class CheckpointEncoder:
         """Load the checkpoint as a model of transformers, in float32.
 
         Args:
-            class_name: of the model.
-            options: of ``from_pretrained``.
+            class_name: name of the model.
+            options: options of ``from_pretrained``.
             optional_weights: beginnings of the keys that rows do not depend on.
 
         Raises:
@@ -223,7 +223,7 @@ def encode_batches(encoder: Encoder, prepared: Sequence[Any], batch_size: int) -
     If the device runs out of memory, the batch is made smaller, and finally the CPU takes over.
 
     Args:
-        encoder: of the items.
+        encoder: encoder of the items.
         prepared: M items, as :meth:`Encoder.prepare` gives them.
         batch_size: items per forward pass.
     """
@@ -268,7 +268,7 @@ def full_precision() -> Iterator[None]:
 
 
 def smaller_batch(encoder: Encoder, batch_size: int) -> int:
-    """Return the batch size to go on with after a device ran out of memory; move to the CPU if 8 items were too many.
+    """Return the batch size to continue with after a device ran out of memory; move to the CPU if 8 items were too many.
 
     Raises:
         UnavailableError: the CPU itself has no memory left.

@@ -32,7 +32,7 @@ class EmbeddingCache:
     """Rows of one encoder by the content they were made from.
 
     Args:
-        folder: of the embeddings of all encoders.
+        folder: folder of the embeddings of all encoders.
         encoder: everything that a row depends on apart from its item, as ``Encoder.cache_key`` gives it.
         limit: bytes that the folder may take; 0 keeps nothing.
     """
@@ -74,7 +74,7 @@ class EmbeddingCache:
             log.warning("embeddings are not kept in %s: %s", self.folder, error)
 
     def _read_or_remove(self, path: Path, wanted: np.ndarray | None, dimension: int | None) -> dict[bytes, np.ndarray]:
-        """The wanted rows of a file; a file that cannot be read counts as a miss and is removed."""
+        """Return the wanted rows of a file; a file that cannot be read counts as a miss and is removed."""
         try:
             return _read(path, wanted, dimension)
         except FileNotFoundError:  # another process has cleaned up
@@ -99,7 +99,7 @@ class EmbeddingCache:
         )
 
     def _files(self) -> list[Path]:
-        """Files of the encoder, the latest first."""
+        """Return files of the encoder, the latest first."""
         return [path for path, _, _ in sorted(_statuses(self.folder), key=lambda status: -status[2])]
 
     def _merge_files(self) -> None:
@@ -127,7 +127,7 @@ class EmbeddingCache:
 
 
 def _statuses(folder: Path) -> Iterator[tuple[Path, int, int]]:
-    """Path, size and time of last use of every cache file of a folder."""
+    """Yield the path, size and time of last use of every cache file of a folder."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             with contextlib.suppress(OSError):
@@ -143,7 +143,7 @@ def _checksum(key: bytes, row: np.ndarray) -> int:
 
 
 def _read(path: Path, wanted: np.ndarray | None, dimension: int | None) -> dict[bytes, np.ndarray]:
-    """Rows of a file whose checksums are right: the wanted ones, or all of them."""
+    """Return rows of a file whose checksums are right: the wanted ones, or all of them."""
     from safetensors import safe_open
 
     if not path.is_file():

@@ -55,8 +55,8 @@ class Checkpoint:
         """Return some tensors by name, wherever the checkpoint nests them.
 
         Args:
-            prefixes: that the names may have in the checkpoint.
-            names: of the tensors, without a prefix.
+            prefixes: prefixes that the names may have in the checkpoint.
+            names: names of the tensors, without a prefix.
 
         Raises:
             UnavailableError: one is missing under each of the prefixes.

@@ -72,7 +72,7 @@ class Preprocessing:
         )
 
     def _size(self, size: Any) -> int | tuple[int, int]:
-        """The shortest edge, or width and height."""
+        """Return the shortest edge, or width and height."""
         if isinstance(size, int):
             return size
         if isinstance(size, dict):
@@ -130,7 +130,7 @@ class Preprocessing:
 
 
 def _read_config(name: str) -> dict[str, Any]:
-    """What the checkpoint's file says; newer ones have it as a part of ``processor_config.json``."""
+    """Return what the checkpoint's file says; newer ones have it as a part of ``processor_config.json``."""
     try:
         found = read_json(checkpoint_file(name, "preprocessor_config.json"))
     except (OSError, ValueError) as error:
@@ -144,7 +144,7 @@ def _read_config(name: str) -> dict[str, Any]:
 
 
 def middle_of_strip(image: Image.Image) -> Image.Image:
-    """The middle of an image so long that resizing it whole would take gigabytes for a small crop."""
+    """Return the middle of an image so long that resizing it whole would take gigabytes for a small crop."""
     width, height = image.size
     long = 16 * min(width, height)
     left, top = max(0, (width - long) // 2), max(0, (height - long) // 2)

@@ -35,7 +35,7 @@ class TextEncoder(CheckpointEncoder):
         cache: folder that remembers fingerprints; ``None`` remembers nothing.
 
     Raises:
-        UnavailableError: the checkpoint or its tokenizer is not here and cannot be fetched, or lacks weights.
+        UnavailableError: the checkpoint or its tokenizer is not available locally and cannot be fetched, or lacks weights.
     """
 
     model_class: ClassVar[str]

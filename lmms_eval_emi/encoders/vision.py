@@ -28,7 +28,7 @@ class VisionEncoder(CheckpointEncoder):
         cache: folder that remembers fingerprints; ``None`` remembers nothing.
 
     Raises:
-        UnavailableError: the checkpoint is not here and cannot be fetched, lacks weights, or asks for a preprocessing
+        UnavailableError: the checkpoint is not available locally and cannot be fetched, lacks weights, or asks for a preprocessing
             step that this package does not have.
     """
 

@@ -15,7 +15,7 @@ UNSEEN = -1
 
 
 def row_to_keys(id: Hashable | None, group: Hashable | None) -> list[int]:
-    """What a row is known by: its image and its id, each as a signed 64-bit hash."""
+    """Return what a row is known by: its image and its id, each as a signed 64-bit hash."""
     found = []
     for kind, value in (("image", group), ("row", id)):
         if value is not None:
@@ -25,7 +25,7 @@ def row_to_keys(id: Hashable | None, group: Hashable | None) -> list[int]:
 
 
 class Assignment:
-    """The fold of every row of the training data.
+    """The fold of each row of the training data.
 
     Args:
         folds: fold by key, as :func:`row_to_keys` gives keys.
@@ -38,7 +38,7 @@ class Assignment:
         return isinstance(other, Assignment) and self.folds == other.folds
 
     def of(self, embeddings: Embeddings) -> torch.Tensor:
-        """(N,) fold of every row, on the device of the rows; -1 for rows that were not among the training data."""
+        """(N,) fold of each row, on the device of the rows; -1 for rows that were not among the training data."""
         ids = embeddings.ids if embeddings.ids is not None else [None] * embeddings.n
         groups = embeddings.groups if embeddings.groups is not None else [None] * embeddings.n
         found = [self._fold(row_to_keys(id, group)) for id, group in zip(ids, groups, strict=True)]

@@ -29,7 +29,7 @@ class Estimator:
     Attributes:
         kind: what ``--estimator`` and files call it.
         trained: whether it needs a file.
-        unit: of its values.
+        unit: unit of its values.
         against: what responses are compared with: the ``input``, or the ``reference`` in its place.
         range: what its values may be, for the documents.
         name: what signatures call it.
@@ -65,11 +65,11 @@ class Estimator:
         raise NotImplementedError
 
     def trained_on(self, embeddings: Embeddings) -> int:
-        """How many rows of a split it was trained on and would score by the same network; 0 if that is not known."""
+        """Return how many rows of a split it was trained on and would score by the same network; 0 if that is not known."""
         return 0
 
     def known_rows(self, embeddings: Embeddings) -> int:
-        """How many rows of a split were among its training data, whichever network saw them; 0 if that is not known."""
+        """Return how many rows of a split were among its training data, whichever network saw them; 0 if that is not known."""
         return self.trained_on(embeddings)
 
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -80,15 +80,15 @@ class Estimator:
         return None
 
     def remarks(self, embeddings: Embeddings) -> list[str]:
-        """What a reader should know of its scores of a split, as parts of a sentence."""
+        """Return what a reader should know of its scores of a split, as parts of a sentence."""
         return []
 
     def saturation(self, x: torch.Tensor) -> float | None:
-        """Share of outputs that are at the limit of what the network can say, in [0, 1]; ``None`` where there is none."""
+        """Return the fraction of outputs that are at the limit of what the network can say, in [0, 1]; ``None`` if there is none."""
         return None
 
     def ceiling(self, n: int) -> float | None:
-        """The greatest value that ``n`` rows can give, or ``None``."""
+        """Return the greatest value that ``n`` rows can give, or ``None``."""
         return None
 
     def check_rows(self, x: torch.Tensor, y: torch.Tensor, fewest: int = 1) -> None:
@@ -107,10 +107,10 @@ class TrainedEstimator(nn.Module, Estimator):
         output_dimension: D' of the targets y.
         hidden: width of the hidden layers.
         name: what signatures call it; default: its kind.
-        sha256: of the file that it came from, if it came from one.
+        sha256: SHA-256 of the file that it came from, if it came from one.
 
     Attributes:
-        sha256: of the file that it came from, if it came from one.
+        sha256: SHA-256 of the file that it came from, if it came from one.
         seen: the rows that it was trained on, where that is known.
         has_density: whether the score of a pair depends on the pair alone.
     """
@@ -158,7 +158,7 @@ class TrainedEstimator(nn.Module, Estimator):
 
     @classmethod
     def keys(cls) -> list[str]:
-        """Names of the tensors of a state dict."""
+        """Return names of the tensors of a state dict."""
         return list(cls(1, 1, 1, name="", sha256=None).state_dict())
 
     @classmethod
@@ -170,7 +170,7 @@ class TrainedEstimator(nn.Module, Estimator):
         Args:
             state: the tensors named by :meth:`keys`; weights are (out, in).
             name: what signatures call it.
-            sha256: of the file that it came from.
+            sha256: SHA-256 of the file that it came from.
 
         Raises:
             ValueError: keys are missing or unknown, or the tensors do not belong together.
@@ -209,7 +209,7 @@ class TrainedEstimator(nn.Module, Estimator):
         """Set what follows from the training data (M, D) and (M, D') without learning; called once before it."""
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """What training minimises, of a batch of pairs; a scalar."""
+        """Return what training minimises for a batch of pairs, a scalar."""
         raise NotImplementedError
 
     def score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -226,26 +226,26 @@ class TrainedEstimator(nn.Module, Estimator):
         clusters: torch.Tensor,
         count: int,
     ) -> list[Information]:
-        """The estimates with and without each cluster, every row's inputs seen by a network of its own.
+        """Return the estimates with their leave-one-cluster-out values, every row's inputs seen by a network of its own.
 
         Args:
-            networks: in float64, on the device of the rows.
-            which: (N,) number of every row's network.
+            networks: networks in float64, on the device of the rows.
+            which: (N,) number of each row's network.
             x: (N, D) inputs.
             targets: (N, D') each; one estimate is of the inputs with one of them.
-            clusters: (N,) number of every row's cluster, below ``count``.
+            clusters: (N,) number of each row's cluster, below ``count``.
             count: G, the number of clusters.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
-        """The estimate with and without each cluster of rows, and every row's influence.
+        """Return the estimate with its leave-one-cluster-out values, and the influence of each row.
 
         Args:
             x: (N, D) inputs.
             y: (N, D') targets.
-            clusters: (N,) number of every row's cluster, below ``count``.
+            clusters: (N,) number of each row's cluster, below ``count``.
             count: G, the number of clusters.
 
         Raises:
@@ -264,7 +264,7 @@ class TrainedEstimator(nn.Module, Estimator):
         return self.analyse_by([self.in_float64(x.device)], which, x, targets, clusters, count)
 
     def trained_on(self, embeddings: Embeddings) -> int:
-        """How many rows of a split it was trained on; 0 if that is not known."""
+        """Return how many rows of a split it was trained on; 0 if that is not known."""
         return int((self.seen.of(embeddings) >= 0).sum()) if self.seen else 0
 
     @torch.no_grad()
@@ -289,7 +289,7 @@ class TrainedEstimator(nn.Module, Estimator):
         self.check_rows(x, y)
 
     def in_float64(self: Self, device: torch.device) -> Self:
-        """A copy of the network in float64 on a device, made once as long as its weights stay what they are."""
+        """Return a copy of the network in float64 on a device, made once as long as its weights stay what they are."""
         key = (device, [(tensor.data_ptr(), tensor._version) for tensor in self.state_dict().values()])
         known = self.__dict__.get("_exact")
         if known is not None and known[0] == key:
@@ -305,7 +305,7 @@ class TrainedEstimator(nn.Module, Estimator):
 
 
 def undivided(estimator: Any, x: torch.Tensor, y: torch.Tensor) -> Information:
-    """What ``analyse`` of an estimator gives for rows of one cluster, where none is left out."""
+    """Return what ``analyse`` of an estimator gives for rows of one cluster, where none is left out."""
     return estimator.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1)
 
 
@@ -321,7 +321,7 @@ def save_state(
 
 
 def in_fixed_order(content: bytes) -> bytes:
-    """A safetensors file with the entries of its header sorted, which the library writes in any order.
+    """Return a safetensors file with the entries of its header sorted, which the library writes in any order.
 
     The header is JSON behind its length in eight bytes, padded with blanks so that the tensors begin at a
     multiple of eight.
@@ -336,8 +336,8 @@ def by_network(networks: Sequence[Self], which: torch.Tensor, run: Any, *rows: t
     """Outputs of some rows, each row by its own network, in the order of the rows.
 
     Args:
-        networks: of one kind.
-        which: (B,) number of every row's network.
+        networks: networks of one kind.
+        which: (B,) number of each row's network.
         run: takes a network and its rows, and returns a tuple of tensors with a row for each.
         rows: (B, ...) what ``run`` takes.
     """

@@ -1,4 +1,4 @@
-"""What stands beside the weights in an estimator's file: checked before anything of it is used."""
+"""What is shown next to the weights in an estimator's file: checked before anything of it is used."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class _Card(_Part):
 
 
 def read_card(text: str, source: str) -> dict[str, Any]:
-    """The card of an estimator.
+    """Return the card of an estimator.
 
     Args:
         text: JSON.
-        source: of the file, for messages.
+        source: source of the file, for messages.
 
     Raises:
         ValueError: it is no card; with the places that are wrong.

@@ -44,11 +44,11 @@ class CLUB(TrainedEstimator):
         return weight_in.shape[1], weight_out.shape[0], weight_in.shape[0]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log variance of q(y|x), each (N, D'), for inputs (N, D)."""
+        """Return the mean and log variance of q(y|x), each (N, D'), for inputs (N, D)."""
         return self.p_mu(x), self.p_logvar(x)
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Mean over the batch of sum_d [ (y - mu)^2 / sigma^2 + log sigma^2 ]."""
+        """Return the mean over the batch of sum_d [ (y - mu)^2 / sigma^2 + log sigma^2 ]."""
         mu, logvar = self(x)
         return ((y - mu) ** 2 * torch.exp(-logvar) + logvar).sum(dim=1).mean()
 
@@ -70,7 +70,7 @@ class CLUB(TrainedEstimator):
 
     @torch.no_grad()
     def saturation(self, x: torch.Tensor) -> float | None:
-        """Share of log-variances within 1 % of a limit, in [0, 1]."""
+        """Return the fraction of log-variances within 1 % of a limit, in [0, 1]."""
         network = self.in_float64(x.device)
         shares = [(network.p_logvar(part.double()).abs() > SATURATED).double().sum() for part in x.split(CHUNK_ROWS)]
         return float(sum(shares)) / (len(x) * self.output_dimension)
@@ -103,7 +103,7 @@ class CLUB(TrainedEstimator):
         clusters: torch.Tensor,
         count: int,
     ) -> list[Information]:
-        """The estimates with and without each cluster of rows, and every row's influence, in O(N D)."""
+        """Return the estimates with their leave-one-cluster-out values, and the influence of each row, in O(N D)."""
         # Networks that are used together share the space of their targets.
         into = networks[0].targets
         moments = [embeddings_to_moments(y, into) for y in targets]

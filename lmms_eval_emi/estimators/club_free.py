@@ -64,12 +64,12 @@ class FreeCLUB(CLUB):
         return self.y_map(y)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log variance of q(y|x) of whitened targets, for inputs (N, D)."""
+        """Return the mean and log variance of q(y|x) of whitened targets, for inputs (N, D)."""
         whitened = self.x_map(x)
         return self.p_mu(whitened), FLOOR + softplus(self.p_logvar(whitened) - FLOOR)
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Mean over the batch of sum_d [ (y - mu)^2 / sigma^2 + log sigma^2 ], of whitened targets."""
+        """Return the mean over the batch of sum_d [ (y - mu)^2 / sigma^2 + log sigma^2 ], of whitened targets."""
         return super().loss(x, self.targets(y))
 
     def score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -78,7 +78,7 @@ class FreeCLUB(CLUB):
 
     @torch.no_grad()
     def saturation(self, x: torch.Tensor) -> float | None:
-        """Share of log-variances within 1 % of the floor, in [0, 1]."""
+        """Return the fraction of log-variances within 1 % of the floor, in [0, 1]."""
         network, limit = self.in_float64(x.device), FLOOR + math.log1p(0.01)
         logvars = [network(part.double())[1] for part in x.split(CHUNK_ROWS)]
         return float(sum((one < limit).double().sum() for one in logvars)) / sum(one.numel() for one in logvars)

@@ -32,12 +32,12 @@ class Cosine(Estimator):
         return torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=1)
 
     def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
-        """The mean with and without each cluster; the influence of a row is how far it is from the mean.
+        """Return the mean with its leave-one-cluster-out values; the influence of a row is how far it is from the mean.
 
         Args:
             x: (N, D) references.
             y: (N, D) responses.
-            clusters: (N,) number of every row's cluster, below ``count``.
+            clusters: (N,) number of each row's cluster, below ``count``.
             count: number of clusters.
         """
         found = self.contributions(x, y)

@@ -1,6 +1,6 @@
 """Networks that each did not see some images, so that every row is scored by those that did not see its own.
 
-A network scored on the rows that it was trained on finds information where there is none. With K folds of whole
+A network scored on the rows that it was trained on finds information if there is none. With K folds of whole
 images, network k is trained without fold k, and a row of fold k is scored by it alone; rows that no network saw
 are scored by all, on average (cross-fitting; Chernozhukov et al. 2018). With several seeds there is such a set of
 networks for each, and their spread is the estimator's own error.
@@ -25,10 +25,10 @@ class CrossFitted(Estimator):
     """Networks of one kind by seed and fold, and which rows each did not see.
 
     Args:
-        networks: by seed, of each seed by fold.
-        seen: the fold of every row of the training data.
+        networks: networks by seed, of each seed by fold.
+        seen: the fold of each row of the training data.
         name: what signatures call it.
-        sha256: of the file that it came from, if it came from one.
+        sha256: SHA-256 of the file that it came from, if it came from one.
     """
 
     trained = True
@@ -69,13 +69,13 @@ class CrossFitted(Estimator):
         return self.first.ceiling(n)
 
     def saturation(self, x: torch.Tensor) -> float | None:
-        """Mean over the networks."""
+        """Return the mean over the networks."""
         shares = [network.saturation(x) for own in self.networks for network in own]
         known = [share for share in shares if share is not None]
         return sum(known) / len(known) if known else None
 
     def bind(self, embeddings: Embeddings) -> BoundEstimator:
-        """The estimator for the rows of one split."""
+        """Return the estimator for the rows of one split."""
         unseen = torch.full((embeddings.n,), -1, device=embeddings.t.device)
         return BoundEstimator(self, unseen if self.seen is None else self.seen.of(embeddings))
 
@@ -85,11 +85,11 @@ class CrossFitted(Estimator):
         raise AttributeError(name)
 
     def trained_on(self, embeddings: Embeddings) -> int:
-        """How many rows would be scored by networks that saw them: none, if there are folds."""
+        """Return how many rows would be scored by networks that saw them: none, if there are folds."""
         return self.known_rows(embeddings) if self.folds == 1 else 0
 
     def known_rows(self, embeddings: Embeddings) -> int:
-        """How many rows were among the training data, whichever network saw them."""
+        """Return how many rows were among the training data, whichever network saw them."""
         return int((self.bind(embeddings).which >= 0).sum())
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ class CrossFitted(Estimator):
         name: str,
         sha256: str | None = None,
     ) -> CrossFitted:
-        """The networks that a file describes.
+        """Return the networks that a file describes.
 
         Raises:
             ValueError: networks are missing, or one is damaged.
@@ -170,8 +170,8 @@ class BoundEstimator:
     """A cross-fitted estimator for the rows of one split.
 
     Args:
-        estimator: with its networks.
-        which: (N,) fold of every row, -1 for rows that no network saw.
+        estimator: estimator with its networks.
+        which: (N,) fold of each row, -1 for rows that no network saw.
     """
 
     def __init__(self, estimator: CrossFitted, which: torch.Tensor) -> None:
@@ -190,7 +190,7 @@ class BoundEstimator:
 
     @torch.no_grad()
     def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
-        """The mean over the networks' estimates, with and without each cluster; see :class:`TrainedEstimator`."""
+        """Return the mean over the networks' estimates, with their leave-one-cluster-out values; see :class:`TrainedEstimator`."""
         return self.analyse_all(x, (y,), clusters, count)[0]
 
     @torch.no_grad()
@@ -237,7 +237,7 @@ class BoundEstimator:
     def _over_networks(
         self, run: Callable[[list, torch.Tensor], Any], device: torch.device, *, every_fold: bool = False
     ) -> list[list[Any]]:
-        """What ``run`` gives for every seed, and for every fold that unseen rows may be scored by."""
+        """Return what ``run`` gives for every seed, and for every fold that unseen rows may be scored by."""
         unseen = self.which < 0
         folds = range(self.estimator.folds if every_fold or bool(unseen.any()) else 1)
         found = []

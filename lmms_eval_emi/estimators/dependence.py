@@ -32,12 +32,12 @@ class _Dependence(Estimator):
 
     @torch.no_grad()
     def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
-        """The value with and without each cluster of rows, and every row's influence, in O(N^2 D).
+        """Return the value with its leave-one-cluster-out values, and the influence of each row, in O(N^2 D).
 
         Args:
             x: (N, D) inputs.
             y: (N, D') targets.
-            clusters: (N,) number of every row's cluster, below ``count``.
+            clusters: (N,) number of each row's cluster, below ``count``.
             count: number of clusters.
 
         Raises:

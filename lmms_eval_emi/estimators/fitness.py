@@ -53,7 +53,7 @@ def _features(rows: torch.Tensor, basis: Mapping[str, Any]) -> np.ndarray:
 
 
 def _by_image(values: np.ndarray, clusters: np.ndarray, count: int) -> np.ndarray:
-    """(G, ...) means over the rows of every image."""
+    """(G, ...) means over the rows of each image."""
     sums = np.zeros((count, *values.shape[1:]))
     np.add.at(sums, clusters, values)
     sizes = np.bincount(clusters, minlength=count)
@@ -61,7 +61,7 @@ def _by_image(values: np.ndarray, clusters: np.ndarray, count: int) -> np.ndarra
 
 
 def _profile(estimator: Estimator, embeddings: Embeddings, bases: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What the distances follow from: of every image the mean features and scores."""
+    """Return what the distances follow from: of each image the mean features and scores."""
     keys = clusters_of(embeddings)
     number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
     clusters = np.array([number[key] for key in keys])
@@ -87,25 +87,25 @@ def _row_scores(estimator: Estimator, embeddings: Embeddings, images: int) -> tu
 
 
 def _distance(name: str, reference: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Distances of (..., F) or (...,) means of training and new images, for which larger is farther."""
+    """Return distances of (..., F) or (...,) means of training and new images, for which larger is farther."""
     if name not in RANKED:
         return ((reference - new) ** 2).sum(axis=-1)
     return reference - new
 
 
 def _scale(name: str, first: float, second: float) -> float:
-    """What distances of two sets of so many images of one distribution are proportional to."""
+    """Return what distances of two sets of so many images of one distribution are proportional to."""
     spread = 1 / first + 1 / second
     return spread**0.5 if name in RANKED else spread
 
 
 def training_domain(estimator: Estimator, splits: Mapping[str, Embeddings], seed: int = 0) -> dict[str, Any]:
-    """The part of a card that :func:`fitness` compares with.
+    """Return the part of a card that :func:`fitness` compares with.
 
     Args:
         estimator: just trained; with folds, every row is scored by networks that did not see it.
-        splits: of the training data.
-        seed: of the features and the halves.
+        splits: splits of the training data.
+        seed: seed of the features and the halves.
 
     Returns:
         Plain numbers: ``bases`` of the features and ranks, and ``samples``: of the pool, and of each split if
@@ -138,7 +138,7 @@ def training_domain(estimator: Estimator, splits: Mapping[str, Embeddings], seed
 
 
 def _sample(profile: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
-    """What new images are compared with: means of a sample of images, and what its random halves differ by."""
+    """Return what new images are compared with: means of a sample of images, and what its random halves differ by."""
     count = len(profile["inputs"])
     random = np.random.RandomState(seed)
     if count > MOST_IMAGES:
@@ -164,7 +164,7 @@ def _sample(profile: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
 
 
 def _pooled(splits: Mapping[str, Embeddings]) -> Embeddings:
-    """All rows of some splits; shifted twins of one row are of one image, as in training."""
+    """Return all rows of some splits; shifted twins of one row are of one image, as in training."""
     parts = list(splits.values())
     image_of: dict[Any, Any] = {}
     groups = []
@@ -211,15 +211,15 @@ class EstimatorFit(Plain):
 
     Attributes:
         verdict: ``far`` if a split is too unlike the training data, or ``doubtful`` if the references of most splits
-            cannot be told from those of other rows; otherwise ``in domain`` if a card says so, else ``plausible``,
+            cannot be distinguished from those of other rows; otherwise ``in domain`` if a card says so, else ``plausible``,
             and ``unknown`` if nothing could be checked.
         basis: ``card``, ``checks`` or ``none``.
-        unit: of the scores.
+        unit: unit of the scores.
         trained: whether the estimator has a file.
-        saturated: share of saturated outputs.
+        saturated: fraction of saturated outputs.
         ceiling: the greatest value that the smallest split can have.
         trained_on: how many of the rows it was trained on.
-        splits: checks of every split, with ``p`` adjusted over the splits.
+        splits: checks of each split, with ``p`` adjusted over the splits.
         far_splits, doubtful_splits: their names.
     """
 
@@ -312,7 +312,7 @@ def _far_splits(
 
 
 def _saturation(estimator: Estimator, splits: Sequence[Embeddings]) -> float | None:
-    """Share of saturated outputs over the rows of all splits; of small ones several at a time."""
+    """Return the fraction of saturated outputs over the rows of all splits; of small ones several at a time."""
     shares: list[tuple[float, int]] = []
     waiting: list[torch.Tensor] = []
     for number, split in enumerate(splits, 1):
@@ -327,7 +327,7 @@ def _saturation(estimator: Estimator, splits: Sequence[Embeddings]) -> float | N
 
 
 def _told_apart(score: EMI) -> dict[str, Any]:
-    """Whether references are told from those of other rows: I(x; reference) above 0, one-sided at 5 %."""
+    """Return whether references are distinguished from those of other rows: I(x; reference) above 0, one-sided at 5 %."""
     reference = score.reference
     found: dict[str, Any] = {
         "references_over_shuffled": reference.value,
@@ -342,7 +342,7 @@ def _told_apart(score: EMI) -> dict[str, Any]:
 def _to_sample(
     profile: Mapping[str, np.ndarray], domain: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """Distances of a split from a sample of the training data with their limits, and the p-value of the largest."""
+    """Return distances of a split from a sample of the training data with their limits, and the p-value of the largest."""
     images = len(profile["inputs"])
     found = {}
     for name, limit in domain["limits"].items():

@@ -85,7 +85,7 @@ class InfoNCE(TrainedEstimator):
         clusters: torch.Tensor,
         count: int,
     ) -> list[Information]:
-        """The bounds with and without each cluster of rows, and every row's influence: O(N^2) time, O(N G) memory."""
+        """Return the bounds with their leave-one-cluster-out values, and the influence of each row: O(N^2) time, O(N G) memory."""
         return [cls._analyse_one(networks, which, x, y, clusters, count) for y in targets]
 
     @staticmethod

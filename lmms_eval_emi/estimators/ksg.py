@@ -29,7 +29,7 @@ class KSG(Estimator):
 
     Args:
         k: neighbours.
-        norm: of each of the two spaces, ``euclidean`` or ``max``.
+        norm: norm of each of the two spaces, ``euclidean`` or ``max``.
         name: what signatures call it.
     """
 
@@ -83,7 +83,7 @@ class KSG(Estimator):
         return constant + torch.cat(parts)
 
     def remarks(self, embeddings: Embeddings) -> list[str]:
-        """How many rows are copies of others, if there are any."""
+        """Return how many rows are copies of others, if there are any."""
         x = embeddings.x
         counts = {name: self.repeated(x, getattr(embeddings, name)) for name in ("y_hat", "y")}
         words = {"y_hat": "responses", "y": "references"}
@@ -94,7 +94,7 @@ class KSG(Estimator):
         ]
 
     def repeated(self, x: torch.Tensor, y: torch.Tensor) -> int:
-        """Number of rows with at least k copies of input and target among the others, which count as discrete."""
+        """Return the number of rows with at least k copies of input and target among the others, which count as discrete."""
         _, inverse, counts = torch.unique(
             torch.cat([x.double(), y.double()], dim=1), dim=0, return_inverse=True, return_counts=True
         )

@@ -37,12 +37,12 @@ class ReferenceR2(Estimator):
     def analyse_all(
         self, x: torch.Tensor, targets: Sequence[torch.Tensor], clusters: torch.Tensor, count: int
     ) -> list[Information]:
-        """R² of the references given each of the targets, with and without each image.
+        """R² of the references given each of the targets, with its leave-one-image-out values.
 
         Args:
             x: (N, D) references.
             targets: responses, and the references themselves, whose R² is 1 by definition.
-            clusters: (N,) number of every row's image, below ``count``.
+            clusters: (N,) number of each row's image, below ``count``.
             count: number of images.
         """
         found = []

@@ -47,7 +47,7 @@ TIMEOUT = 30  # seconds without an answer of a download
 
 @lru_cache(maxsize=1)
 def kinds() -> dict[str, type[Estimator]]:
-    """Every kind of estimator by its name: those of other packages, then ours."""
+    """Return every kind of estimator by its name: those of other packages, then ours."""
     found: dict[str, type[Estimator]] = {}
     for entry in entry_points(group=GROUP):
         try:
@@ -68,7 +68,7 @@ def kinds() -> dict[str, type[Estimator]]:
 
 
 def trainable() -> dict[str, type[TrainedEstimator]]:
-    """The kinds that ``estimators train`` trains, by name."""
+    """Return the kinds that ``estimators train`` trains, by name."""
     return {name: kind for name, kind in kinds().items() if issubclass(kind, TrainedEstimator)}
 
 
@@ -113,7 +113,7 @@ class EstimatorEntry(BaseModel):
 
 
 def registered_estimators() -> dict[str, EstimatorEntry]:
-    """All that :func:`load_estimator` knows by name: the files of the registry, and the kinds that need none."""
+    """Return all that :func:`load_estimator` knows by name: the files of the registry, and the kinds that need none."""
     text = resources.files("lmms_eval_emi.estimator_ckpt").joinpath("registry.yaml").read_text(encoding="utf-8")
     found = {name: EstimatorEntry(name=name, **fields) for name, fields in yaml.safe_load(text).items()}
     for name, kind in kinds().items():
@@ -136,7 +136,7 @@ def load_estimator(
         source: a name in the registry, such as ``club-global``, or the path of a ``.safetensors``
             or ``.pt`` file. A registered estimator is fetched once, verified by its SHA-256 and
             kept in the user's cache; a copy in ``./estimator_ckpt/`` is used where its hash is right.
-        encoders: of the run; an estimator that was trained with others is refused.
+        encoders: encoders of the run; an estimator that was trained with others is refused.
         allow_other_encoders: warn instead.
         cache: folder for fetched estimators; default: that of the settings.
 
@@ -144,7 +144,7 @@ def load_estimator(
         The estimator, on the CPU.
 
     Raises:
-        ValueError: neither a registered name nor a file, or the file holds no estimator, or other
+        ValueError: neither a registered name nor a file, or the file contains no estimator, or other
             encoders made the embeddings that it was trained on.
         UnavailableError: it is not on this machine and could not be fetched.
     """
@@ -195,8 +195,8 @@ def check_encoders(
     estimator was trained with images, for they share the text encoder.
 
     Args:
-        estimator: to be used.
-        encoders: of the run.
+        estimator: estimator to be used.
+        encoders: encoders of the run.
         text_only: whether the run's inputs are text alone.
         allow_other: warn instead of raising.
 
@@ -213,8 +213,8 @@ def check_signatures(estimator: Estimator, signature: str | None, *, allow_other
     """As :func:`check_encoders`, of embeddings that exist already.
 
     Args:
-        estimator: to be used.
-        signature: of both encoders, ``vision+text``; ``None`` where it is not known, which passes with a warning.
+        estimator: estimator to be used.
+        signature: signature of both encoders, ``vision+text``; ``None`` if it is not known, which passes with a warning.
         allow_other: warn instead of raising.
 
     Raises:
@@ -253,7 +253,7 @@ def _refuse_others(estimator: Estimator, vision: str | None, text: str, allow_ot
 
 
 def _is_encoder(expected: str, signature: str) -> bool:
-    """Whether two encoders are one: by the weights and their pooling, or else by the last part of their names."""
+    """Return whether two encoders are one: by the weights and their pooling, or else by the last part of their names."""
     (name, _, fingerprint), (other_name, _, other_fingerprint) = expected.partition("#"), signature.partition("#")
     if fingerprint:
         return fingerprint.split("/")[:2] == other_fingerprint.split("/")[:2]
@@ -261,7 +261,7 @@ def _is_encoder(expected: str, signature: str) -> bool:
 
 
 def place_of_encoder(signature: str) -> str | None:
-    """Where an encoder is loaded from whose signature an estimator records: its hub name or folder.
+    """Return where an encoder is loaded from whose signature an estimator records: its hub name or folder.
 
     Returns:
         ``None`` for a folder that is not on this machine.
@@ -276,7 +276,7 @@ def place_of_encoder(signature: str) -> str | None:
 
 
 def locate(entry: EstimatorEntry, cache: Path) -> Path:
-    """Path of a registered estimator's verified file, fetched if it is not here.
+    """Return the path of a registered estimator's verified file, fetched if it is not available locally.
 
     Raises:
         UnavailableError: as :func:`load_estimator`.

@@ -47,8 +47,8 @@ class TrainingOptions:
         batch_size: pairs a step.
         lr: learning rate of AdamW.
         hidden: width of the networks.
-        seed: of the initial weights, the held-out part and the batches.
-        held_out: share of a network's images that its training never sees, to stop it; 0 for none.
+        seed: seed of the initial weights, the held-out part and the batches.
+        held_out: fraction of a network's images that its training never sees, to stop it; 0 for none.
         keep: the state with the ``best`` held-out score, or the ``last``.
         every: steps between two held-out scores and checkpoints; there are some in the first of them too.
         folds: sets of images, each of which one network does not see; 1 for one network that sees all.
@@ -111,7 +111,7 @@ class TrainingOptions:
         return {**dataclasses.asdict(self), "iterations": None, "keep": None, "patience": None}
 
     def is_due(self, iteration: int) -> bool:
-        """Whether held-out pairs are scored now. A network may overfit within the first hundred steps."""
+        """Return whether held-out pairs are scored now. A network may overfit within the first hundred steps."""
         return iteration % self.every == 0 or iteration == self.iterations or iteration in EARLY
 
 
@@ -130,7 +130,7 @@ class Pairs:
         return int(self.clusters.max()) + 1
 
     def to(self, device: torch.device) -> Pairs:
-        """The same pairs on a device; their clusters stay on the CPU."""
+        """Return the same pairs on a device; their clusters stay on the CPU."""
         return dataclasses.replace(self, x=self.x.to(device), y=self.y.to(device))
 
 
@@ -280,7 +280,7 @@ def _assemble(
 
 
 def too_few(pairs: int, images: int) -> str | None:
-    """What to say of data that are too few to train on, or ``None``."""
+    """Return what to say of data that are too few to train on, or ``None``."""
     if pairs >= FEWEST_PAIRS and images >= FEWEST_IMAGES:
         return None
     return (
@@ -290,7 +290,7 @@ def too_few(pairs: int, images: int) -> str | None:
 
 
 def _placed(pairs: Pairs, device: torch.device) -> Pairs:
-    """The pairs where they are trained on."""
+    """Return the pairs where they are trained on."""
     try:
         return pairs.to(device) if device.type == "cuda" else pairs
     except torch.OutOfMemoryError:
@@ -346,7 +346,7 @@ class _Training:
         self.iteration, self.history, self.best = state["iteration"], state["history"], state["best"]
 
     def state(self) -> dict[str, Any]:
-        """All that :meth:`restore` needs."""
+        """Return all that :meth:`restore` needs."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -426,7 +426,7 @@ class _Training:
         self.unchecked = 0
 
     def finish(self) -> TrainedEstimator:
-        """The network in the state that is kept, on the CPU."""
+        """Return the network in the state that is kept, on the CPU."""
         usable = bool(torch.isfinite(self._scores(self.train[: self.options.batch_size])).all())
         if not usable or (self.options.keep == "best" and self.best["state"] is None):
             raise InputError(
@@ -437,7 +437,7 @@ class _Training:
         return self.network.cpu().eval()
 
     def report(self) -> dict[str, Any]:
-        """What a card says of the training."""
+        """Return what a card says of the training."""
         return {
             "iterations": self.iteration,
             "kept_iteration": self.best["iteration"] if self.options.keep == "best" else self.iteration,

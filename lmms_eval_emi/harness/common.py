@@ -19,10 +19,10 @@ GENERATION = {"until": ["ASSISTANT:"], "max_new_tokens": 1024, "do_sample": Fals
 
 
 def groups(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, list[str]]:
-    """Return the members of every group by its name; each group of shifts has its ID split first.
+    """Return the members of each group by its name; each group of shifts has its ID split first.
 
     Args:
-        studies: whose tasks are grouped.
+        studies: studies whose tasks are grouped.
         suite: name of the group of all studies, or ``None`` for no such group.
     """
     members = {suite: [study.group for study in studies]} if suite else {}
@@ -50,8 +50,8 @@ def group_scores(results: Iterable[StudyResult], modality: str | None) -> dict[s
     """Return the means over the shifts of some results, and Pearson's r of EMID and index, by the metric's name.
 
     Args:
-        results: of the studies of the group.
-        modality: of the shifts; ``None`` for all.
+        results: results of the studies of the group.
+        modality: modality of the shifts; ``None`` for all.
     """
     results = list(results)
     summary = ModalitySummary.of(split for result in results for split in result.shifts(modality).values())

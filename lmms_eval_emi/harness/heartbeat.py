@@ -36,7 +36,7 @@ class Ranks:
 
     Args:
         folder: where signs are left, which all ranks share.
-        rank: of this process.
+        rank: rank of this process.
         ranks: how many there are.
         lost: called once, in a thread, with a sentence about a rank that died or failed.
         silence: seconds without a sign after which a rank of another machine counts as dead.
@@ -124,7 +124,7 @@ class Ranks:
 
 
 def _host() -> str:
-    """Names this machine as far as process numbers mean the same: its boot and its space of processes are part of it."""
+    """Return a name of this machine that changes with its boot and its process namespace, in which process IDs are unique."""
     parts = [socket.gethostname()]
     for path, read in (("/proc/sys/kernel/random/boot_id", Path.read_text), ("/proc/self/ns/pid", os.readlink)):
         try:
@@ -144,7 +144,7 @@ def _launch() -> str:
 
 
 def _lives(pid: Any) -> bool:
-    """Whether a process of this machine exists, and is no zombie."""
+    """Return whether a process of this machine exists, and is no zombie."""
     if not isinstance(pid, int):
         return True
     try:

@@ -40,7 +40,7 @@ def stop_signals(last_words: Callable[[str], str], deadline: float = DEADLINE) -
 
     Args:
         last_words: what to print to stderr then.
-        deadline: in seconds.
+        deadline: deadline in seconds.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

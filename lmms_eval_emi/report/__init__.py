@@ -1,1 +1,1 @@
-"""Showing results: reading them from any source, pictures of them, and a page or a table."""
+"""Showing results: reading them from any source, images of them, and a page or a table."""

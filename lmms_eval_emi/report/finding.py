@@ -23,14 +23,14 @@ COMPARED = {
 
 
 def short_name(model: str, most: int = 60) -> str:
-    """A model's name as people say it: the last part of a path or hub name."""
+    """Return a model's name as people say it: the last part of a path or hub name."""
     parts = [part for part in model.replace("__", "/").replace("\\", "/").split("/") if part.strip()]
     name = parts[-1] if parts else model
     return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def short_splits(names: Sequence[str]) -> dict[str, str]:
-    """Names of splits without the words, up to underscores, that all of them begin with."""
+    """Return names of splits without the words, up to underscores, that all of them begin with."""
     words = {name: name.split("_") for name in names}
     shared = 0
     if len(words) > 1:
@@ -51,7 +51,7 @@ def decimals_of(results: Sequence[ReportedResult]) -> int:
 
 
 def numeral(value: float | None, decimals: int) -> str:
-    """A number with a true minus sign; a dash for none."""
+    """Return a number with a true minus sign; a dash for none."""
     if value is None:
         return "–"
     text = f"{value:.{decimals}f}"
@@ -59,7 +59,7 @@ def numeral(value: float | None, decimals: int) -> str:
 
 
 def in_words(split: SplitResult) -> str:
-    """A shift as people say it: "defocus blur 5 + keyboard 7"."""
+    """Return a shift as people say it: "defocus blur 5 + keyboard 7"."""
     return " + ".join(str(shift).replace("_", " ") for shift in split.shifts) or split.name
 
 
@@ -131,7 +131,7 @@ def _with_value(split: SplitResult, decimals: int) -> str:
 
 
 def _about_losses(result: ReportedResult, lost: Sequence[SplitResult], decimals: int) -> list[str]:
-    """The largest loss, how much of all that can be lost it is, and those that follow."""
+    """Return the largest loss, how much of all that can be lost it is, and those that follow."""
     model = short_name(result.model)
     if _is_first(result, lost):
         lines = [f"{_capital(in_words(lost[0]))} costs {model} most: {_cost(lost[0], decimals)}."]
@@ -161,7 +161,7 @@ def _about_losses(result: ReportedResult, lost: Sequence[SplitResult], decimals:
 
 
 def _about_degenerate(result: ReportedResult, splits: Sequence[SplitResult], decimals: int) -> list[str]:
-    """What remains of a loss without responses that are loops, refusals and the like, for the splits with many of them."""
+    """Return what remains of a loss without responses that are loops, refusals and the like, for the splits with many of them."""
     lines = []
     for split in splits[:MOST_NAMED]:
         if split.emid_without_degenerate is None or not split.degenerate or not split.n:
@@ -179,7 +179,7 @@ def _capital(text: str) -> str:
 
 
 def _first_levels(result: ReportedResult) -> list[str]:
-    """Operators whose higher severities differ from 0 while the lower ones do not."""
+    """Return operators whose higher severities differ from 0 while the lower ones do not."""
     series: dict[str, list[tuple[int, bool]]] = {}
     for split in result.shifts().values():
         if len(split.shifts) == 1 and split.shifts[0].severity is not None and split.verdict:
@@ -201,7 +201,7 @@ def _nothing_to_lose(result: ReportedResult) -> str:
 
 
 def _beside_the_scale(result: ReportedResult, worst: SplitResult) -> list[str]:
-    """The largest loss as a share of the cost of exchanging all responses between images."""
+    """Return the largest loss as a fraction of the cost of exchanging all responses between images."""
     scale = result.scale
     if scale is None or worst.emid is None or scale.value <= 0:
         return []
@@ -214,7 +214,7 @@ def _beside_the_scale(result: ReportedResult, worst: SplitResult) -> list[str]:
 
 
 def _is_first(result: ReportedResult, lost: Sequence[SplitResult]) -> bool:
-    """Whether the largest loss is told from the next one, as far as both are known with and without each image."""
+    """Return whether the largest loss is distinguished from the next one, as far as both are known with their leave-one-image-out values."""
     known = [result.emid_jackknives.get(split.name) for split in lost[:2]]
     if len(known) < 2 or known[0] is None or known[1] is None:
         return len(lost) < 2
@@ -227,7 +227,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def differences(first: ReportedResult, second: ReportedResult) -> list[str]:
-    """Why two results cannot be compared, a clause each; nothing if they can."""
+    """Return why two results cannot be compared, one clause each; nothing if they can."""
     if first.shift != second.shift:
         return [f"the study differs ({first.shift} and {second.shift})"]
     found = []
@@ -284,7 +284,7 @@ def comparable_groups(results: Sequence[ReportedResult]) -> list[list[int]]:
 
 
 def _differ_by_measure_alone(results: Sequence[ReportedResult]) -> bool:
-    """Whether results are those of one model's responses by several estimators."""
+    """Return whether results are those of one model's responses by several estimators."""
     estimators = {one.estimator for one in results}
     others = {key for key in COMPARED if key not in ("estimator", "unit")}
     alike = all(len({_setting(one, key) for one in results}) == 1 for key in others)
@@ -303,7 +303,7 @@ def _agreement_of_measures(results: Sequence[ReportedResult]) -> str:
 
 
 def comparability_lines(results: Sequence[ReportedResult]) -> list[str]:
-    """Whether several results are comparable, in sentences; none for a single result."""
+    """Return whether several results are comparable, in sentences; none for a single result."""
     if len(results) < 2:
         return []
     if len({(one.shift, one.model) for one in results}) == 1 and _differ_by_measure_alone(results):

@@ -1,4 +1,4 @@
-"""A table for a paper: EMID of every group of shifts with its interval, the models side by side, the best in bold."""
+"""A table for a paper: EMID of each group of shifts with its interval, the models side by side, the best in bold."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def to_latex(results: Sequence[ReportedResult]) -> str:
 
 
 def escape(text: str) -> str:
-    """A text that LaTeX prints as it is, in one line."""
+    """Return a text that LaTeX prints unchanged, in one line."""
     plain = "".join(" " if unicodedata.category(letter)[0] == "C" else letter for letter in text)
     return "".join(SPECIAL.get(letter, letter) for letter in plain)
 
 
 def _comment(text: str) -> str:
-    """A text in one line, for a comment."""
+    """Return a text in one line, for a comment."""
     return "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text)
 
 
@@ -58,7 +58,7 @@ def _line(key: tuple[str, str], cells: Sequence[GroupMean | None], decimals: int
 
 
 def _cells(cells: Sequence[GroupMean | None], decimals: int) -> list[str]:
-    """Values with their intervals; the smallest loss of several is bold."""
+    """Return values with their intervals; the smallest loss of several is bold."""
     values = [one.emid for one in cells if one]
     best = min(values) if len(values) > 1 else None
     shown = []

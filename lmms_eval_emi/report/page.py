@@ -64,10 +64,10 @@ def write_report(
     """Write a report.
 
     Args:
-        results: to show.
+        results: results to show.
         output: file to write; for ``png`` a folder, with one file for each figure.
         format: one of :data:`FORMATS`.
-        full: of LaTeX: every split instead of a line for each group of shifts.
+        full: whether LaTeX has a row for each split, instead of one for each group of shifts.
         compare: show the published results of the built-in families beside the results.
         findings: results of other commands, for the page.
 
@@ -162,7 +162,7 @@ class _Page:
         return self.images.setdefault(uri, len(self.images)) if uri else None
 
     def figure(self, ax: Axes, alt: str, results: Sequence[ReportedResult] = (), classes: str = "") -> str:
-        """An SVG of a figure whose marks name the splits of some results."""
+        """Return an SVG of a figure whose marks name the splits of some results."""
         self.figures += 1
 
         def describe(number: int, name: str) -> str:
@@ -198,7 +198,7 @@ def _inline(text: str) -> str:
 
 
 def _with_distinct_names(results: Sequence[ReportedResult]) -> list[ReportedResult]:
-    """The results with longer names for models whose short names are the same: "org:model" for org/model."""
+    """Return the results with longer names for models whose short names are the same: "org:model" for org/model."""
     models = list(dict.fromkeys(result.model for result in results))
     names = {}
     for model in models:
@@ -218,7 +218,7 @@ def _with_distinct_names(results: Sequence[ReportedResult]) -> list[ReportedResu
 
 
 def _title_of(results: Sequence[ReportedResult]) -> str:
-    """A title that people can share: the models' short names and the family, never a path."""
+    """Return a title that people can share: the models' short names and the family, never a path."""
     if not results:
         return "Other scores and estimators"
     models = list(dict.fromkeys(short_name(result.model) for result in results))
@@ -240,7 +240,7 @@ def _measured(result: ReportedResult) -> str:
 
 
 def _cautions(result: ReportedResult) -> list[str]:
-    """What must be known before any number is read."""
+    """Return what must be known before any number is read."""
     lines = []
     name, fit = short_name(result.model), result.estimator_fit
     if fit.far_splits:
@@ -264,7 +264,7 @@ def _cautions(result: ReportedResult) -> list[str]:
 def _study_context(
     page: _Page, own: Sequence[ReportedResult], shown: Sequence[ReportedResult], identity: str, findings: Findings
 ) -> dict[str, Any]:
-    """A study: its figures, models side by side, and every model's table."""
+    """Return a study: its figures, models side by side, and every model's table."""
     ranked = []
     for group in comparable_groups(shown):
         chosen = [shown[one] for one in group if shown[one].shifts()]
@@ -295,17 +295,17 @@ def _study_context(
 
 
 def label_of(result: ReportedResult) -> str:
-    """What a result is called on the page: never a path."""
+    """Return what a result is called on the page: never a path."""
     return result.label.replace(result.model, short_name(result.model), 1)
 
 
 def _is_family(results: Sequence[ReportedResult], study: str) -> bool:
-    """Whether results of a study of this name are of the built-in family, and not of another that is called so."""
+    """Return whether results of a study of this name are of the built-in family, and not of another that is called so."""
     return study in BUILT_IN and all(set(result.splits) <= set(load_study(study).splits) for result in results)
 
 
 def _result_context(page: _Page, result: ReportedResult, findings: Findings, *, several: bool) -> dict[str, Any]:
-    """A result: its table, and the figures that a reader opens."""
+    """Return a result: its table, and the figures that a reader opens."""
     shifts = result.shifts()
     headers, rows = _table(page, result, findings)
     figures: dict[str, list[str]] = {}
@@ -349,7 +349,7 @@ def _result_context(page: _Page, result: ReportedResult, findings: Findings, *, 
 
 
 def _table(page: _Page, result: ReportedResult, findings: Findings) -> tuple[list[str], list[dict[str, Any]]]:
-    """Headers and rows of a result's table, the shift that lost most first."""
+    """Return headers and rows of a result's table, the shift that lost most first."""
     decimals, names, extras = decimals_of([result]), short_splits(list(result.splits)), extra_columns()
     accuracy = _scores_beside(result, findings)
     kinds = measures_of(result)
@@ -380,12 +380,12 @@ def _table(page: _Page, result: ReportedResult, findings: Findings) -> tuple[lis
 
 
 def _picture(page: _Page, result: ReportedResult, split: SplitResult) -> int | None:
-    """Number of an image of a split, if its rows have one."""
+    """Return the number of an image of a split, if its rows have one."""
     return next((page.image(row.image) for row in result.lost_rows.get(split.name, ()) if row.image), None)
 
 
 def _scores_beside(result: ReportedResult, findings: Findings) -> dict[str, dict[str, float]]:
-    """Scores of the splits, such as accuracy, that other commands found for the model of a result, by their name."""
+    """Return scores of the splits, such as accuracy, that other commands found for the model of a result, by their name."""
     return {
         one.score: {point.split: point.score for point in one.points if point.score is not None}
         for one in findings.agreements
@@ -394,7 +394,7 @@ def _scores_beside(result: ReportedResult, findings: Findings) -> dict[str, dict
 
 
 def _lost_context(page: _Page, results: Sequence[tuple[ReportedResult, int]]) -> list[dict[str, Any]]:
-    """The rows that lost most, the shift that lost most first; the page makes them when they are opened."""
+    """Return the rows that lost most, the shift that lost most first; the page makes them when they are opened."""
     found: list[tuple[float, dict[str, Any]]] = []
     for result, number in results:
         names = short_splits(list(result.splits))
@@ -421,7 +421,7 @@ def _p_value(p: float | None) -> tuple[str, float | None]:
 
 
 def _with_error(value: float | None, error: float | None, decimals: int, mark: str = "") -> tuple[str, float | None]:
-    """A score with its standard error as it is shown, and as it sorts."""
+    """Return a score with its standard error as it is shown, and as it sorts."""
     if value is None:
         return "–", None
     return numeral(value, decimals) + ("" if error is None else f" ± {numeral(error, decimals)}") + mark, value

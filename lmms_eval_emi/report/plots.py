@@ -47,14 +47,14 @@ FAR_SCALE = 1.6  # times the end of the intervals from which the scale is named 
 
 
 def _most_lost(shifts: Sequence[SplitResult]) -> tuple[list[SplitResult], str]:
-    """The shifts that a figure shows, least lost first, and an addition to its title if these are not all."""
+    """Return the shifts that a figure shows, least lost first, and an addition to its title if these are not all."""
     ranked = sorted(shifts, key=lambda split: split.emid or 0.0)
     kept = ranked[-MOST_SHIFTS:]
     return kept, "" if len(kept) == len(ranked) else f", the {len(kept)} of {len(ranked):,} that lost most"
 
 
 def plain_text(name: str, most: int = 60) -> str:
-    """A name from data as plain text of limited length: no mathematics, and never hidden from a legend."""
+    """Return a name from data as plain text of limited length: no mathematics, and never hidden from a legend."""
     shown = name if len(name) <= most else f"{name[: most - 3]}..."
     shown = shown.replace("\\", "/").replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
@@ -74,7 +74,7 @@ def _mark(number: int, split: SplitResult) -> str:
 
 
 def _draw_mark(ax: Axes, x: float, y: float, number: int, split: SplitResult, colour: str, **more: Any) -> None:
-    """One marker of a split: filled if its EMID differs from 0, hollow if not, a cross if it has no error."""
+    """Draw the marker of a split: filled if its EMID differs from 0, hollow if not, a cross if it has no error."""
     marker = MODALITY.get(split.modality, MODALITY["control"])[1]
     face = colour if more.pop("filled", split.verdict in ("lost", "gained")) else PAPER
     if split.emid_ci95 is None and split.verdict is None:
@@ -84,7 +84,7 @@ def _draw_mark(ax: Axes, x: float, y: float, number: int, split: SplitResult, co
 
 
 def plot_emid_against_bound(result: ReportedResult, ax: Axes | None = None) -> Axes:
-    """EMID of every shift against its index, with the least-squares line and Pearson's r."""
+    """EMID of each shift against its index, with the least-squares line and Pearson's r."""
     ax, shifts = _axes(ax, 5.6, 4.0), list(result.shifts().values())
     for split in shifts:
         colour = MODALITY.get(split.modality, MODALITY["control"])[0]
@@ -113,7 +113,7 @@ def plot_emid_ranked(
 
     Args:
         results: one or several of one study; the first one gives the order.
-        ax: to draw on; without one, the measures beside a single result have panels of their own.
+        ax: axes to draw on; without one, the measures beside a single result have panels of their own.
         narrow: put the names above the marks, for a small screen.
     """
     results = [results] if isinstance(results, ReportedResult) else list(results)
@@ -156,7 +156,7 @@ def plot_emid_ranked(
 
 
 def _draw_names(ax: Axes, results: Sequence[ReportedResult], splits: Sequence[SplitResult], *, narrow: bool) -> None:
-    """Names of the splits, beside the rows or above the marks; unfit ones have a question mark."""
+    """Write the names of the splits beside the rows or above the marks, with a question mark for unfit ones."""
     short = short_splits(list(dict.fromkeys(name for result in results for name in result.splits)))
     names = [plain_text(short[one.name], 40) + (f" {UNFIT}" if one.name in results[0].unfit else "") for one in splits]
     ax.set_ylim(-0.7, len(splits) - 0.2)
@@ -194,7 +194,7 @@ def _draw_beside(ax: Axes, kind: str, splits: Sequence[SplitResult]) -> None:
 
 
 def _draw_scale(ax: Axes, result: ReportedResult, splits: Sequence[SplitResult]) -> str:
-    """A line at the cost of responses to other images; where that is far off, words for the label of the axis."""
+    """Return a line at the cost of responses to other images; where that is far off, words for the label of the axis."""
     scale = result.scale
     if scale is None or scale.told_apart is False or scale.value <= 0:
         return ""
@@ -216,7 +216,7 @@ def _draw_scale(ax: Axes, result: ReportedResult, splits: Sequence[SplitResult])
 
 
 def plot_emi_heat_map(result: ReportedResult, ax: Axes | None = None) -> Axes:
-    """EMI of every split by its visual (rows) and textual (columns) shift."""
+    """EMI of each split by its visual (rows) and textual (columns) shift."""
     splits = [one for one in result.splits.values() if one.variant_of is None and one.modality != "control"]
     rows = list(dict.fromkeys(split.label("visual") for split in splits))
     columns = list(dict.fromkeys(split.label("text") for split in splits))
@@ -239,13 +239,13 @@ def plot_emi_heat_map(result: ReportedResult, ax: Axes | None = None) -> Axes:
 
 
 def has_heat_map(result: ReportedResult) -> bool:
-    """Whether visual and textual shifts of a result are crossed, in a table that is not too large."""
+    """Return whether visual and textual shifts of a result are crossed, in a table that is not too large."""
     rows, columns = (len({split.label(kind) for split in result.splits.values()}) for kind in ("visual", "text"))
     return min(rows, columns) > 1 and rows * columns <= MOST_CELLS
 
 
 def severity_series(result: ReportedResult) -> dict[str, list[tuple[int, SplitResult]]]:
-    """Splits shifted in one way only, by what shifts them, with their severities in order."""
+    """Return splits shifted in one way only, by what shifts them, with their severities in order."""
     series: dict[str, list[tuple[int, SplitResult]]] = {}
     for split in result.shifts().values():
         if len(split.shifts) == 1 and split.shifts[0].severity is not None:
@@ -305,7 +305,7 @@ def plot_severities(result: ReportedResult) -> Axes:
 
 
 def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
-    """The four roots that add up to the scaled index of every shift, stacked."""
+    """Return the four roots that add up to the scaled index of each shift, stacked."""
     kept, part = _most_lost([split for split in result.shifts().values() if split.roots])
     shifts = sorted(kept, key=lambda split: sum(split.roots.values()))
     short = short_splits(list(result.splits))
@@ -324,13 +324,13 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
 
 
 def plot_points(points: Sequence[tuple[str, float, float]], x: str, y: str, ax: Axes | None = None) -> Axes:
-    """Two scores of every split.
+    """Return two scores of each split.
 
     Args:
         points: name of the split, and its two scores.
         x: name of the first score.
         y: name of the second score.
-        ax: to draw on.
+        ax: axes to draw on.
     """
     ax = _axes(ax, 5.6, 4.0)
     short = short_splits([name for name, _, _ in points])
@@ -342,7 +342,7 @@ def plot_points(points: Sequence[tuple[str, float, float]], x: str, y: str, ax: 
 
 
 def plot_intervals(values: Sequence[tuple[str, float, Sequence[float] | None]], x: str, ax: Axes | None = None) -> Axes:
-    """Values with their intervals of 95 %, one per line.
+    """Return values with their intervals of 95 %, one per line.
 
     Args:
         values: name, value and interval, from the bottom up.
@@ -361,7 +361,7 @@ def plot_intervals(values: Sequence[tuple[str, float, Sequence[float] | None]], 
 
 
 def pictures_of(result: ReportedResult) -> dict[str, Axes]:
-    """All figures that a result has the scores for, by a short name."""
+    """Return all figures that a result has the scores for, by a short name."""
     pictures = {}
     if result.trend:
         pictures["emi-over-series"] = plot_series(result)

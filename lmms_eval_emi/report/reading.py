@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lmms_eval_emi.report.sections import Section
 
 log = logging.getLogger("lmms_eval_emi")
-# A picture that is part of the page; anything else might be fetched, or run.
+# An image that is part of the page; anything else might be fetched, or run.
 PICTURE = re.compile(r"data:image/(?:jpeg|png|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -46,7 +46,7 @@ class GroupMean:
     """Mean EMID over a group of shifts.
 
     Attributes:
-        modality: of the shifts; empty for all.
+        modality: modality of the shifts; empty for all.
         label: what shifts them.
         splits: how many there are.
         emid: their mean.
@@ -79,7 +79,7 @@ class ReportedResult(StudyResult):
     def of(
         cls, result: StudyResult, *, label: str = "", source: str = "", published: bool = False, rows: StudyRows
     ) -> ReportedResult:
-        """Return a result with what a report adds; the fields of the result are taken as they are."""
+        """Return a result with what a report adds; the fields of the result are taken unchanged."""
         fields = {name: getattr(result, name) for name in StudyResult.model_fields}
         return cls.model_construct(
             **fields, label=label or result.model, source=source, published=published, by_row=rows
@@ -98,7 +98,7 @@ class ReportedResult(StudyResult):
 
     @cached_property
     def lost_rows(self) -> dict[str, list[LostRow]]:
-        """The rows of every shift that lost most, with no image but those that the file itself holds."""
+        """The rows of each shift that lost most, with no image but those that the file itself holds."""
         return {name: [_without_foreign_images(row) for row in rows] for name, rows in self.by_row.lost.items()}
 
     @property
@@ -212,7 +212,7 @@ def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
 
 
 def published_results(study: str) -> list[ReportedResult]:
-    """The published scores of a built-in family, of which the package has those of two models."""
+    """Return the published scores of a built-in family, of which the package has those of two models."""
     if study not in BUILT_IN:
         return []
     text = resources.files("lmms_eval_emi.report").joinpath("published.yaml").read_text(encoding="utf-8")
@@ -255,7 +255,7 @@ def _read_file(path: Path, *, strict: bool) -> list[ReportedResult]:
 
 
 def _without_foreign_images(row: LostRow) -> LostRow:
-    """The row with images that the file itself holds, or none; a page must not fetch any other."""
+    """Return the row with images that the file itself holds, or none; a page must not fetch any other."""
 
     def own(image: str) -> str:
         return image if PICTURE.fullmatch(image) else ""
@@ -325,7 +325,7 @@ def _from_scores(
 
 
 def _told_apart(results: list[ReportedResult]) -> list[ReportedResult]:
-    """The results under labels that are all different within a study: by estimator, or else by number."""
+    """Return the results under labels that are all different within a study: by estimator, or else by number."""
     models = Counter((result.shift, result.model) for result in results)
     seen: Counter[tuple[str, str]] = Counter()
     labelled = []

@@ -59,7 +59,7 @@ def table_row(cells: Sequence[Any], split: str = "", image: int | None = None) -
 
     Args:
         cells: what is shown, or a pair of that and the value that it sorts by.
-        split: that the row is about.
+        split: split that the row is about.
         image: number of an image beside its name.
     """
     made = [

@@ -26,7 +26,7 @@ def render(ax: Axes, format: str, salt: str = "") -> bytes:
     Args:
         ax: axes of the figure.
         format: ``png`` or ``svg``.
-        salt: of the ids inside an SVG, so that two figures of one page share none.
+        salt: salt of the ids inside an SVG, so that two figures of one page share none.
     """
     with extra("report"):
         import matplotlib as mpl
@@ -65,7 +65,7 @@ def to_svg(ax: Axes, alt: str, describe: Callable[[int, str], str], *, salt: str
         alt: what the figure shows, for those who do not see it.
         describe: text of the tooltip of a mark, by the number of its result in the figure and the name of its split.
         salt: differs between the figures of a page.
-        classes: of the element.
+        classes: classes of the element.
     """
     text = render(ax, "svg", salt).decode()
     text = text[text.index("<svg") :]

@@ -37,9 +37,9 @@ def to_text(results: Sequence[ReportedResult], format: str, *, full: bool = Fals
     """Return all results as one table.
 
     Args:
-        results: to show.
+        results: results to show.
         format: ``md``, ``csv`` or ``latex``. CSV has all digits and the signatures.
-        full: of LaTeX: a line for each split instead of one for each group of shifts.
+        full: whether LaTeX has a row for each split, instead of one for each group of shifts.
     """
     if format == "latex" and not full:
         return to_latex(results)
@@ -75,7 +75,7 @@ def to_text(results: Sequence[ReportedResult], format: str, *, full: bool = Fals
 
 
 def _no_formula(cell: Any) -> Any:
-    """A text that no spreadsheet takes for a formula, whatever blanks or wide letters it begins with."""
+    """Return a text that no spreadsheet takes for a formula, whatever blanks or wide letters it begins with."""
     if not isinstance(cell, str):
         return cell
     begins = "".join(
@@ -85,7 +85,7 @@ def _no_formula(cell: Any) -> Any:
 
 
 def _markdown(cell: Any) -> Any:
-    """A text that Markdown shows as it is: in one line, without markup, links, images or HTML."""
+    """Return a text that Markdown shows as it is: in one line, without markup, links, images or HTML."""
     if not isinstance(cell, str):
         return cell
     plain = "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in cell)

@@ -23,7 +23,7 @@ def log_result(result: StudyResult) -> None:
 
 
 def _active() -> list[tuple[Any, Any]]:
-    """The trackers that are imported, each with its active run."""
+    """Return the trackers that are imported, each with its active run."""
     found = []
     wandb, trackio = (sys.modules.get(name) for name in ("wandb", "trackio"))
     if wandb is not None and getattr(wandb, "run", None) is not None:
@@ -36,7 +36,7 @@ def _active() -> list[tuple[Any, Any]]:
 
 
 def _table(tracker: Any, rows: list[list[Any]]) -> Any:
-    """A table as a tracker takes it; trackio's is made of a data frame alone."""
+    """Return a table as a tracker takes it; trackio's is made of a data frame alone."""
     if getattr(tracker, "__name__", "") == "trackio":
         import pandas
 

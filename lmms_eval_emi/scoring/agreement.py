@@ -1,7 +1,7 @@
 """Who agrees with whom: EMI and EMID beside the scores that somebody else gave, of splits or of rows.
 
 Over splits, EMI is correlated with a score and EMID and the index with what the score loses; within splits, the values of
-rows with the scores of rows. The cosine of response and reference, which needs no estimator, stands beside EMI as the
+rows with the scores of rows. The cosine of response and reference, which needs no estimator, is shown next to EMI as the
 baseline that it must beat. Errors are for new images: of a score that has rows, on the images that EMI has; a score of splits
 alone counts as fixed.
 """
@@ -43,11 +43,11 @@ class OutsideScores:
     """Scores that somebody else gave.
 
     Attributes:
-        name: of the score.
-        rows: by split and question id, parts whose sums the score of a split is a function of.
-        splits: by split, where there are no scores of rows.
-        function: of the sums.
-        model: whose responses; empty: of every model.
+        name: name of the score.
+        rows: rows by split and question id, parts whose sums the score of a split is a function of.
+        splits: splits by split, where there are no scores of rows.
+        function: function of the sums.
+        model: model whose responses; empty: of each model.
     """
 
     name: str
@@ -57,24 +57,24 @@ class OutsideScores:
     model: str = ""
 
     def value_of(self, parts: tuple[float, float]) -> float:
-        """A row's own score: of a judge, the model's less the reference's."""
+        """Return a row's own score: of a judge, the model's less the reference's."""
         return round(parts[0] / 100 - parts[1], TIE) if self.function is ratio else parts[0]
 
     def is_right(self, parts: tuple[float, float]) -> bool | None:
-        """Whether a row is right: of a judge, at least as good as the reference; ``None`` for scores of other kinds."""
+        """Return whether a row is right: of a judge, at least as good as the reference; ``None`` for scores of other kinds."""
         if self.function is ratio:
             return self.value_of(parts) >= 0
         return bool(parts[0]) if parts[0] in (0.0, 1.0) else None
 
 
 def read_scores(path: Path, name: str) -> list[OutsideScores]:
-    """Scores of a file: CSV, JSON lines or a JSON list with split and score, and question_id where they are of rows.
+    """Return scores of a file: CSV, JSON lines or a JSON list with split and score, and question_id where they are of rows.
 
     Records without a usable score are left out; see :func:`without_failed`.
 
     Args:
-        path: of the file; a column ``model`` says whose they are.
-        name: of the score.
+        path: path of the file; a column ``model`` says whose they are.
+        name: name of the score.
 
     Raises:
         ResultsError: it cannot be read, or a line lacks a column or has a score that is no number.
@@ -109,7 +109,7 @@ def read_scores(path: Path, name: str) -> list[OutsideScores]:
 
 
 def number_of_score(score: Any) -> float | None:
-    """A score of a file as a number, ``None`` where it is blank; true counts 1, and false 0.
+    """Return a score of a file as a number, ``None`` where it is blank; true counts 1, and false 0.
 
     Raises:
         ValueError: it is neither, or not finite.
@@ -124,7 +124,7 @@ def number_of_score(score: Any) -> float | None:
 
 
 def without_failed(path: Path, scores: Sequence[float | None]) -> list[float | None]:
-    """The scores of a file with ``None`` for those of failed calls; how many cannot be used is logged.
+    """Return the scores of a file with ``None`` for those of failed calls; how many cannot be used is logged.
 
     A score of -1 is one where no other is negative: llava-bench and others write it where a judge's reply could not be read.
     """
@@ -158,9 +158,9 @@ class ScoredRows:
 
     Attributes:
         ids: question ids.
-        images: the image of every row.
+        images: the image of each row.
         values: EMI plus the row's influence.
-        cosines: of response and reference.
+        cosines: cosines of response and reference.
     """
 
     ids: Sequence[str]
@@ -177,9 +177,9 @@ class ResultToCompare:
         model, study: whose, and of which.
         signature: what the scores depend on.
         id_split: the split in distribution.
-        emi, emid: of every split and shift, with and without each image.
-        index: of every shift.
-        rows: of every split.
+        emi, emid: of each split and shift, with their leave-one-image-out values.
+        index: index of each shift.
+        rows: rows of each split.
         estimator: signature of the estimator.
     """
 
@@ -195,7 +195,7 @@ class ResultToCompare:
 
 
 def read_results_to_compare(path: Path) -> list[ResultToCompare]:
-    """Results with their rows.
+    """Return results with their rows.
 
     Raises:
         ResultsError: the file has no results, or no rows with images and cosines.
@@ -268,7 +268,7 @@ class RankingResult(Plain):
 
 
 def bounded_interval(jackknife: Jackknife, measure: str) -> tuple[float, float] | None:
-    """Interval of 95 % of an AUC or a correlation, which never leaves its range; ``None`` for fewer than 8 images.
+    """Return the interval of 95 % of an AUC or a correlation, which never leaves its range; ``None`` for fewer than 8 images.
 
     AUC is put on the logit scale and a correlation on Fisher's, where the leave-one-image-out values are less skewed, and
     the interval around the value without bias is transformed back. On the plain scale it covered 0.86 to 0.92 at 30
@@ -328,9 +328,9 @@ class WithinSplit:
     """How the values of rows agree with their scores within one split, or over all of them.
 
     Attributes:
-        rows: that have both.
+        rows: rows that have both.
         emi, cosine: AUC or Spearman's correlation by the values of rows and by the cosine.
-        lead: of the values over the cosine.
+        lead: lead of the values over the cosine.
     """
 
     rows: int
@@ -351,7 +351,7 @@ class Agreement:
         over_splits: correlations with the score: of ``emi``, ``cosine``, and how far the first leads, by measure.
         over_shifts: correlations with the loss of the score: of ``emid``, ``index``, ``cosine`` (its loss), and how far
             EMID leads the last.
-        within: by ``auc`` or ``spearman_r``, pooled over the splits under the key ``""``.
+        within: agreement by ``auc`` or ``spearman_r``, pooled over the splits under the key ``""``.
     """
 
     result: ResultToCompare
@@ -399,7 +399,7 @@ class Agreement:
         )
 
     def findings(self) -> list[str]:
-        """What a reader should know, in sentences: whether EMI beats the cosine, which needs no estimator."""
+        """Return what a reader should know, in sentences: whether EMI beats the cosine, which needs no estimator."""
         lines = []
         for what, key, where in (("EMI", "emi", self.over_splits), ("EMID", "emid", self.over_shifts)):
             own, base, ahead = (where.get(one, {}).get("pearson_r") for one in (key, "cosine", "lead"))
@@ -441,7 +441,7 @@ class _Joined:
     Attributes:
         scores: score by split, with its leave-one-image-out values.
         cosines: mean cosine of response and reference by split.
-        parts: by split, the numbers of the joined rows and (rows, 2) parts of their scores.
+        parts: parts by split, the numbers of the joined rows and (rows, 2) parts of their scores.
         absent: number of rows of the result without a score.
         lone: splits left out because their scores are of one image.
     """
@@ -569,7 +569,7 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
 
 
 def _loss(id: Jackknife, own: Jackknife, emid: Jackknife) -> Jackknife:
-    """What a score loses, on the images that EMID is of: where rows have no partners, those of both splits are different ones."""
+    """Return what a score loses, on the images that EMID is of: where rows have no partners, those of both splits are different ones."""
     if len(emid.strata) > 1:
         own = Jackknife(own.value, tuple({str(("ood", key)): one for key, one in each.items()} for each in own.strata))
     return difference(id, own)
@@ -626,7 +626,7 @@ def _weighted(parts: Sequence[Jackknife], weights: np.ndarray) -> Jackknife:
 
 
 def _rank_jackknife(measure: str, x: np.ndarray, y: np.ndarray, clusters: Sequence[Hashable]) -> Jackknife | None:
-    """AUC or Spearman's correlation with and without each image; ``None`` where it is not defined."""
+    """AUC or Spearman's correlation with its leave-one-image-out values; ``None`` if it is not defined."""
     function = _auc if measure == "auc" else _spearman
     value = function(x, y)
     if math.isnan(value):
@@ -641,13 +641,13 @@ def _rank_jackknife(measure: str, x: np.ndarray, y: np.ndarray, clusters: Sequen
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, mean ranks for ties."""
+    """Return ranks from 1, mean ranks for ties."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _auc(x: np.ndarray, right: np.ndarray) -> float:
-    """Share of pairs of a right and a wrong row in which the right one has the larger value, ties half."""
+    """Return the fraction of pairs of a right and a wrong row in which the right one has the larger value, ties half."""
     positive = int(right.sum())
     negative = len(right) - positive
     if not positive or not negative:

@@ -1,7 +1,7 @@
 """What an estimator notices: responders made from the references, whose faults are known, and their EMI.
 
 EMI of the references themselves is 0. A responder that is plainly worse, such as one that shuffles words or answers
-another question, should be told from them; an estimator, or an encoder, that does not tell it cannot tell a model
+another question, should be distinguished from them; an estimator, or an encoder, that does not tell it cannot tell a model
 that answers like that either.
 """
 
@@ -38,10 +38,10 @@ class Rows:
     """What responders are made from.
 
     Attributes:
-        samples: of one split.
+        samples: samples of one split.
         others: references of other splits, without those of this one.
         rewrite: says a text in another way, where a model for that is given.
-        seed: of whatever is drawn.
+        seed: seed of whatever is drawn.
     """
 
     samples: Sequence[Sample]
@@ -59,7 +59,7 @@ Responder = Callable[[Rows, random.Random], list[str] | None]
 
 
 def _each(change: Callable[[Sample, random.Random], str]) -> Responder:
-    """A responder that looks at each row by itself."""
+    """Return a responder that looks at each row by itself."""
     return lambda rows, draw: [change(sample, draw) for sample in rows.samples]
 
 
@@ -75,7 +75,7 @@ def _first_half(sample: Sample, _: random.Random) -> str:
 
 
 def _another_row(of_the_image: bool) -> Responder:
-    """A responder that gives the reference of another row, of the same image or of another one."""
+    """Return a responder that gives the reference of another row, of the same image or of another one."""
 
     def respond(rows: Rows, draw: random.Random) -> list[str] | None:
         images = rows.images
@@ -91,7 +91,7 @@ def _another_row(of_the_image: bool) -> Responder:
 
 
 def _other_object(rows: Rows, draw: random.Random) -> list[str] | None:
-    """The reference of the image's most similar other question: an answer about another object of the same picture."""
+    """Return the reference of the image's most similar other question: an answer about another object of the same image."""
     images = rows.images
     words = [set(regex.findall(r"\p{L}+", one.question.casefold())) for one in rows.samples]
     found = []
@@ -109,7 +109,7 @@ def _other_split(rows: Rows, draw: random.Random) -> list[str] | None:
 
 
 def _one_wrong(rows: Rows, draw: random.Random) -> list[str] | None:
-    """One number of each reference is another, or else one of its words is that of another reference."""
+    """Change one number of each reference, or else replace one word by a word of another reference."""
     vocabulary = sorted({word for one in rows.samples for word in _words(one.reference)})
     found = []
     for sample in rows.samples:
@@ -163,11 +163,11 @@ class Finding:
     """What one estimator with one pair of encoders makes of the responders.
 
     Attributes:
-        encoders: that made the embeddings.
+        encoders: encoders that made the embeddings.
         estimator: its signature.
-        unit: of the scores.
-        scores: by responder, and by model for real responses.
-        reliability: of the estimator, on the responses of the first model; ``None`` for too few images.
+        unit: unit of the scores.
+        scores: scores by responder, and by model for real responses.
+        reliability: reliability of the estimator, on the responses of the first model; ``None`` for too few images.
     """
 
     encoders: str
@@ -178,7 +178,7 @@ class Finding:
 
     @property
     def not_noticed(self) -> list[str]:
-        """Responders that are not told from the references: their interval of 95 % has 0 in it."""
+        """Responders that are not distinguished from the references: their interval of 95 % has 0 in it."""
         return [name for name in self._made if self.tells(name) is False]
 
     @property
@@ -191,7 +191,7 @@ class Finding:
         return [name for name in self.scores if name in RESPONDERS and name != REFERENCES]
 
     def tells(self, name: str) -> bool | None:
-        """Whether a responder is told from the references; ``None`` for too few images."""
+        """Return whether a responder is distinguished from the references; ``None`` for too few images."""
         interval = self.scores[name].emi_ci95
         return None if interval is None else not interval[0] <= 0 <= interval[1]
 
@@ -248,7 +248,7 @@ class AuditDocument(Document):
 
 
 def responses_of(rows: Rows) -> tuple[dict[str, list[str]], list[str]]:
-    """The responses of every responder, and the names of those that these rows cannot have."""
+    """Return the responses of every responder, and the names of those that these rows cannot have."""
     made: dict[str, list[str]] = {}
     missing = []
     for name, responder in RESPONDERS.items():
@@ -269,12 +269,12 @@ def audit(
     encoders: Sequence[tuple[str, str]] = (),
     rewrite: Callable[[str], str] | None = None,
 ) -> tuple[list[Finding], list[str]]:
-    """What estimators and encoders notice.
+    """Return what estimators and encoders notice.
 
     Args:
         entries: samples of some models in one study, whose rows responders are made from.
-        settings: of the run.
-        split: whose rows; default: the ID split.
+        settings: settings of the run.
+        split: split whose rows; default: the ID split.
         estimators: names or paths; default: that of the settings.
         encoders: pairs of image and text encoder; default: those of the settings.
         rewrite: says a text in another way.
@@ -352,7 +352,7 @@ def _fitting_instruments(
 
 
 def _study_of_one(study: Study, split: str) -> Study:
-    """The study with one split alone, as its ID split."""
+    """Return the study with one split alone, as its ID split."""
     spec = study.splits[split].model_copy(update={"modality": "id", "shifts": (), "variant_of": None})
     return study.model_copy(update={"id_split": split, "splits": {split: spec}, "means": ""})
 

@@ -38,7 +38,7 @@ class BesideResult(Plain):
     Attributes:
         emi: the measure of responses less that of references, which is 0 at best.
         emi_stderr: standard error over images.
-        emid: of the ID split less of this one; ``None`` for the ID split.
+        emid: EMID of the ID split less of this one; ``None`` for the ID split.
         emid_stderr, emid_ci95: its error and interval of 95 % over images, without adjustment.
     """
 
@@ -61,10 +61,10 @@ def measures_beside(
     splits: Mapping[str, Embeddings],
     pairs: Mapping[str, tuple[Embeddings, Embeddings]],
 ) -> dict[str, dict[str, BesideResult]]:
-    """Return the measures of every split by split and name, without that of the result's own estimator.
+    """Return the measures of each split by split and name, without that of the result's own estimator.
 
     Args:
-        estimator: of the result.
+        estimator: estimator of the result.
         splits: embeddings of all splits.
         pairs: the ID split and a shifted one, without rows whose partner is missing, by the name of the shifted one.
     """
@@ -107,8 +107,8 @@ def disagreements(measures: Mapping[str, Mapping[str, BesideResult]], signs: Map
     """Return the splits for which a measure is sure of another sign of EMID than the result, by measure.
 
     Args:
-        measures: by split and name.
-        signs: of EMID by split, as far as its interval leaves 0 out.
+        measures: measures by split and name.
+        signs: signs of EMID by split, as far as its interval leaves 0 out.
     """
     found: dict[str, list[str]] = {}
     for split, own in measures.items():

@@ -30,14 +30,14 @@ MOST_IMAGES = 10_000_000
 
 @dataclass(frozen=True)
 class ComparedResult:
-    """One model's results in one study, with and without each image.
+    """One model's results in one study, with its leave-one-image-out values.
 
     Attributes:
         label: what tells it apart.
         study: name of the study.
         settings: what the scores depend on, by name.
-        emi: of every split.
-        emid: of every shift.
+        emi: EMI of each split.
+        emid: EMID of each shift.
     """
 
     label: str
@@ -47,7 +47,7 @@ class ComparedResult:
     emid: dict[str, Jackknife]
 
     def mean_emid(self, shifts: Sequence[str]) -> Jackknife:
-        """Mean EMID over some shifts."""
+        """Return the mean EMID over some shifts."""
         return combine(lambda values: math.fsum(values) / len(values), [self.emid[name] for name in shifts])
 
 
@@ -55,7 +55,7 @@ def read_compared(paths: Iterable[str | Path]) -> list[ComparedResult]:
     """Read results with their rows.
 
     Raises:
-        ResultsError: a file holds no results, or its rows are missing or those of other results.
+        ResultsError: a file contains no results, or its rows are missing or those of other results.
     """
     found: list[ComparedResult] = []
     for path in map(Path, paths):
@@ -143,7 +143,7 @@ class Difference:
     """How two models differ in one split: the first less the second.
 
     Attributes:
-        name: of the split, or ``mean over N shifts``.
+        name: name of the split, or ``mean over N shifts``.
         emi: difference of EMI; ``None`` for a mean over shifts.
         emid: difference of EMID; ``None`` for the ID split. Positive: the first lost more.
         p_adjusted: p of the difference of EMID, adjusted over the shifts.
@@ -170,7 +170,7 @@ class Difference:
 
 
 def check_comparable(results: Sequence[ComparedResult]) -> list[str]:
-    """Why some results cannot be compared, in words; nothing if they can."""
+    """Return why some results cannot be compared, in words; nothing if they can."""
     problems = []
     if len({one.study for one in results}) > 1:
         problems.append(f"they are of different studies: {', '.join(sorted({one.study for one in results}))}")
@@ -184,15 +184,15 @@ def check_comparable(results: Sequence[ComparedResult]) -> list[str]:
 def compare(
     first: ComparedResult, second: ComparedResult, method: Adjustment = "holm", seed: int = 0
 ) -> list[Difference]:
-    """Differences of EMI and EMID in every split that two results have, and of their mean EMID.
+    """Return differences of EMI and EMID in every split that two results have, and of their mean EMID.
 
     Rows are matched by image, so what both models find hard cancels.
 
     Args:
-        first: of one study.
-        second: of one study.
-        method: of adjusting p-values over the shifts.
-        seed: of ``maxt``.
+        first: results of one model.
+        second: results of another model.
+        method: method of adjusting p-values over the shifts.
+        seed: seed of ``maxt``.
     """
     names = [name for name in first.emi if name in second.emi]
     shifts = [name for name in names if name in first.emid and name in second.emid]
@@ -209,7 +209,7 @@ def compare(
 
 
 def indistinguishable(results: Sequence[ComparedResult]) -> list[list[str]]:
-    """Groups of models whose mean EMIDs cannot be told apart, each as large as it can be (Holm over all pairs).
+    """Return groups of models whose mean EMIDs cannot be told apart, each as large as it can be (Holm over all pairs).
 
     Returns:
         Labels by group, models that lost least first. A model may be in several groups.
@@ -238,9 +238,9 @@ class Power:
     """What the images of a shift can show.
 
     Attributes:
-        name: of the shift.
+        name: name of the shift.
         images: today, of the smallest sample.
-        stderr: of EMID today.
+        stderr: standard error of EMID today.
         detectable: the smallest EMID that today's images would find.
         needed: images that would find the effect asked for.
     """
@@ -253,15 +253,15 @@ class Power:
 
 
 def power(result: ComparedResult, effect: float, chance: float = 0.8) -> list[Power]:
-    """How many images each shift would need, from the variance between images that was observed.
+    """Return how many images each shift would need, from the variance between images that was observed.
 
     An effect is found if the two-sided t-test at 5 % rejects with the chance asked for; rows of one image
     are one observation, so it is images that count.
 
     Args:
-        result: of one model.
+        result: result of one model.
         effect: EMID to be found.
-        chance: of finding it.
+        chance: chance of finding it.
 
     Raises:
         ValueError: the effect is not positive, or the chance is not between 0.05 and 1.

@@ -112,7 +112,7 @@ def _is_copy(response: str, question: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _script(text: str) -> str | None:
-    """The script of four fifths of the first letters, or ``None``."""
+    """Return the script of four fifths of the first letters, or ``None``."""
     letters = [letter for letter in text[:LANGUAGE_CHARACTERS] if letter.isalpha()]
     if len(letters) < MIN_LETTERS // 2:
         return None
@@ -148,5 +148,5 @@ def degenerate_kinds(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[
 
 
 def counts_by_kind(kinds: Mapping[str, Sequence[str | None]]) -> dict[str, dict[str, int]]:
-    """Return how many responses of every split are degenerate, by kind; kinds without any are left out."""
+    """Return how many responses of each split are degenerate, by kind; kinds without any are left out."""
     return {name: {kind: own.count(kind) for kind in KINDS if kind in own} for name, own in kinds.items()}

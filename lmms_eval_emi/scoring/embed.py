@@ -42,8 +42,8 @@ class BadRow:
     Attributes:
         split: its key in the splits that were given.
         row: its position in the split.
-        id: of the sample.
-        reason: in words.
+        id: ID of the sample.
+        reason: reason in words.
     """
 
     split: Any
@@ -68,12 +68,12 @@ def embed_splits(
     Each distinct image and text of all splits together is encoded once, by content.
 
     Args:
-        splits: samples of every split, in the order that the rows shall have.
-        encoders: of images and texts.
+        splits: samples of each split, in the order that the rows shall have.
+        encoders: encoders of images and texts.
         batch_size: items per forward pass.
 
     Returns:
-        :class:`Embeddings` of every split; its ``ids`` are the keys of the samples, and its ``groups`` the content
+        :class:`Embeddings` of each split; its ``ids`` are the keys of the samples, and its ``groups`` the content
         keys of their images. If no sample of any split has an image, the text alone is embedded.
 
     Raises:
@@ -98,7 +98,7 @@ def embed_good_rows(
 
     Args:
         splits: samples by any key.
-        encoders: of images and texts.
+        encoders: encoders of images and texts.
         batch_size: items per forward pass.
         strict: raise if there is a bad row, with all of them.
         cache: the known rows of an encoder; default: everything is encoded.
@@ -145,7 +145,7 @@ def embed_good_rows(
 
 
 def _same_pixels(rows: Mapping[str, torch.Tensor], sources: Mapping[str, ImageSource]) -> dict[str, str]:
-    """One key for all images that look the same, such as one picture in two compressions, by their content keys.
+    """Return one key for all images that look the same, such as one image in two compressions, by their content keys.
 
     Only images whose rows are next to equal are decoded for that.
     """
@@ -191,7 +191,7 @@ def _repeated(samples: Sequence[Sample]) -> list[Hashable] | None:
 def _distinct_images(
     splits: Mapping[Key, Sequence[Sample]],
 ) -> tuple[dict[Key, list[str]], dict[str, ImageSource], list[BadRow]]:
-    """Content key of every row's image ("" if it has none), one source for every key, and the rows without an image."""
+    """Return the content key of each row's image ("" if it has none), one source for every key, and the rows without an image."""
     keys: dict[Key, list[str]] = {}
     sources: dict[str, ImageSource] = {}
     bad: list[BadRow] = []
@@ -229,7 +229,7 @@ def _encode_images(
     strict: bool,
     release: bool,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Rows of distinct images by content key, and the reasons of those that cannot be read.
+    """Yield rows of distinct images by content key, and the reasons of those that cannot be read.
 
     With ``strict``, nothing is encoded after the first unreadable image; the others are only decoded, for the message.
     """
@@ -266,7 +266,7 @@ def _encode_texts(
     cache: CacheFactory | None,
     release: bool,
 ) -> dict[str, torch.Tensor]:
-    """Rows of the distinct texts of all splits; batches hold texts of like length."""
+    """Return rows of the distinct texts of all splits; batches hold texts of like length."""
     distinct = {text for samples in splits.values() for s in samples for text in (s.question, s.response, s.reference)}
     known, missing = _known_rows(sorted(distinct, key=lambda text: (len(text), text)), encoder, cache)
 
@@ -306,7 +306,7 @@ def _encode_missing(
 def _known_rows(
     keys: Sequence[str], encoder: Encoder, cache: CacheFactory | None
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The cached rows by key, and the keys of the others; rank 0 reads the cache for all ranks."""
+    """Return the cached rows by key, and the keys of the others; rank 0 reads the cache for all ranks."""
     if cache is None:
         return {}, list(keys)
     digests = {key: content_digest(key) for key in keys}

@@ -33,10 +33,10 @@ class SplitFiles:
     """The embeddings of a split, in parquet files.
 
     Attributes:
-        name: of the split.
+        name: name of the split.
         n: number of rows.
-        files: that hold them.
-        encoders: that made them, if that is known.
+        files: files that hold them.
+        encoders: encoders that made them, if that is known.
         shared: whether the files hold other splits as well, told apart by the column ``split``.
     """
 
@@ -77,10 +77,10 @@ class StoredEmbeddings:
     """Embeddings by split, in files.
 
     Attributes:
-        path: of the file or folder.
-        splits: by name.
-        encoders: that made them, as signatures name them; ``None`` if that is not known.
-        model: whose responses they are of.
+        path: path of the file or folder.
+        splits: splits by name.
+        encoders: encoders that made them, as signatures name them; ``None`` if that is not known.
+        model: model whose responses they are of.
     """
 
     path: Path
@@ -142,10 +142,10 @@ def write_embeddings(folder: Path, embeddings: Mapping[str, Embeddings], *, mode
     """Write embeddings as parquet files, each all or nothing, with their description.
 
     Args:
-        folder: to write to.
-        embeddings: by split.
-        model: whose responses they are of.
-        studies: that the splits are of.
+        folder: folder to write to.
+        embeddings: embeddings by split.
+        model: model whose responses they are of.
+        studies: studies that the splits are of.
     """
     for name, split in embeddings.items():
         write_atomically(folder / f"{name}.parquet", to_parquet(split), durable=False)

@@ -35,15 +35,15 @@ def collect_flat(
     split_by: str | None = None,
     allow_missing: bool = False,
 ) -> list[StudySamples]:
-    """The samples of tables or logs, by model.
+    """Return the samples of tables or logs, by model.
 
     What shifts a split is told by its rows: those whose questions, or images, differ from their partners of the ID split.
 
     Args:
-        paths: of files that :func:`lmms_eval_emi.data.flat.read_rows` reads. Without a column of splits, each is a split
+        paths: paths of files that :func:`lmms_eval_emi.data.flat.read_rows` reads. Without a column of splits, each is a split
             of its own, called as the file.
         id_split: name of the split in distribution.
-        settings: with the folder of images or a benchmark's table of them, and what to do with thoughts.
+        settings: settings with the folder of images or a benchmark's table of them, and what to do with thoughts.
         split_by: as in :func:`lmms_eval_emi.data.flat.read_rows`.
         allow_missing: leave out rows that cannot be used, and say which.
 
@@ -73,7 +73,7 @@ def collect_flat(
 
 
 def _merged_chunks(paths: Sequence[Path], split_by: str | None) -> list[tuple[Path, datasets.Dataset]]:
-    """The rows of every file; files such as ``2_0.jsonl`` and ``2_1.jsonl``, LLaVA's chunks of a split, are one.
+    """Return the rows of each file; files such as ``2_0.jsonl`` and ``2_1.jsonl``, LLaVA's chunks of a split, are one.
 
     Raises:
         ResponsesError: a chunk is missing.
@@ -106,10 +106,10 @@ def join_tables(
 
     Args:
         model: its name.
-        source: of the rows, after which the study is called.
-        parts: file and rows of every split, under the names of :data:`COLUMNS` and ``response``; the first split is
+        source: source of the rows, after which the study is called.
+        parts: file and rows of each split, under the names of :data:`COLUMNS` and ``response``; the first split is
             the one in distribution.
-        settings: with the folder of images, and what to do with thoughts.
+        settings: settings with the folder of images, and what to do with thoughts.
     """
     splits: dict[str, SplitSpec] = {}
     read: list[StudySamples] = []
@@ -148,7 +148,7 @@ def _study(path: Path, splits: dict[str, SplitSpec], id_split: str) -> Study:
 
 
 def _by_model_and_split(path: Path, rows: datasets.Dataset) -> list[tuple[str, str, datasets.Dataset]]:
-    """The rows of a file by model and split, each with an id that is its own."""
+    """Return the rows of a file by model and split, each with an id that is its own."""
     names = rows.column_names
     models = rows["model"] if "model" in names else ["model"] * len(rows)
     splits = rows["split"] if "split" in names else [path.stem] * len(rows)
@@ -172,7 +172,7 @@ def _by_model_and_split(path: Path, rows: datasets.Dataset) -> list[tuple[str, s
 
 
 def _shifts(name: str, clean: Sequence[Sample], shifted: Sequence[Sample]) -> tuple[Shift, ...]:
-    """What moved in most rows: images, questions, or both; rows without partners count as other images."""
+    """Return what moved in most rows: images, questions, or both; rows without partners count as other images."""
     partners = {sample.key: sample for sample in clean}
     moved: Counter[str] = Counter()
     for sample in shifted:

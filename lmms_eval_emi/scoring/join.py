@@ -39,9 +39,9 @@ class StudySamples:
     """The responses of one model in one study, as samples.
 
     Attributes:
-        study: whose splits.
-        model: whose responses.
-        samples: by split, in the study's order.
+        study: study whose splits.
+        model: model whose responses.
+        samples: samples by split, in the study's order.
         left_out: what could not be used, by split, with the reasons.
         lost: keys of the rows that a split should have and lacks, by split; where splits are compared
             row by row, their partners are left out too.
@@ -98,13 +98,13 @@ def collect_samples(
     renamed: Mapping[str, str] | None = None,
     allow_missing: bool = False,
 ) -> list[StudySamples]:
-    """The samples of every model whose responses are in some folders, or in the files that the study names.
+    """Return the samples of each model whose responses are in some folders, or in the files that the study names.
 
     Args:
-        study: with the rows.
-        folders: with the responses; default: the files that the study names.
+        study: study with the rows.
+        folders: folders with the responses; default: the files that the study names.
         settings: default: those of the environment.
-        splits: to use, beside the ID split; default: all.
+        splits: splits to use, in addition to the ID split; default: all.
         models: which to take; see :func:`lmms_eval_emi.data.responses.choose_models`.
         renamed: new name of a model by its old one.
         allow_missing: use what is there, and report the rest in ``left_out``.
@@ -131,7 +131,7 @@ def collect_samples(
 
 
 def chosen_splits(study: Study, chosen: Sequence[str] = ()) -> list[str]:
-    """The splits to work on: all, or the chosen ones and the ID split.
+    """Return the splits to work on: all, or the chosen ones and the ID split.
 
     Raises:
         StudyError: one is not a split of the study.
@@ -178,7 +178,7 @@ def join_responses(
 
 
 def unmatched_responses(study: Study, model: ModelResponses, rows: Mapping[str, datasets.Dataset]) -> list[str]:
-    """Responses to questions that no split of their file has. Splits that share a file have their own part of it each."""
+    """Return responses to questions that no split of their file has. Splits that share a file have their own part of it each."""
     lines = []
     for path in dict.fromkeys(one.path for one in model.splits.values()):
         sharing = [name for name, one in model.splits.items() if one.path == path]
@@ -235,11 +235,11 @@ def add_rows(
     """Add the samples of the rows of a split that have a response.
 
     Args:
-        entry: to add to.
-        name: of the split.
-        rows: of the split.
+        entry: entry to add to.
+        name: name of the split.
+        rows: rows of the split.
         by_row: response by row number.
-        settings: with the folder of images.
+        settings: settings with the folder of images.
         asked: numbers of the rows that should have one; default: all.
     """
     spec = entry.study.split(name).dataset
@@ -261,7 +261,7 @@ def add_rows(
 
 
 def _without_failed(entry: StudySamples, name: str, by_row: Mapping[int, str]) -> dict[int, str]:
-    """The responses that are no error messages; how many are is a reason for leaving rows out."""
+    """Return the responses that are no error messages; how many are is a reason for leaving rows out."""
     kept = {row: text for row, text in by_row.items() if not is_failed_request(text)}
     failed = [text for row, text in by_row.items() if row not in kept]
     if failed:
@@ -273,7 +273,7 @@ def _without_failed(entry: StudySamples, name: str, by_row: Mapping[int, str]) -
 
 
 def _without_thoughts(entry: StudySamples, name: str, by_row: Mapping[int, str]) -> dict[int, str]:
-    """The responses without their thoughts; how many had some is a note."""
+    """Return the responses without their thoughts; how many had some is a note."""
     kept = {row: without_thoughts(text) for row, text in by_row.items()}
     changed = [row for row, text in kept.items() if text != by_row[row]]
     if changed:

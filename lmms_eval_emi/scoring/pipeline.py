@@ -86,7 +86,7 @@ def score(  # noqa: PLR0913
         engine: machines that do the work; default: this process. Without ``embeddings`` it needs ``save_embeddings``.
         save_embeddings: folder to write the embeddings to.
         models: which models to take; ``all`` takes every one. Without any, each folder must hold one.
-        splits: to score, beside the ID split; default: all.
+        splits: splits to score, in addition to the ID split; default: all.
         estimators: names or paths, one result each; default: that of the settings.
         allow_missing: score what is there. A row that cannot be used is left out of its split, with its
             reason, and a split that cannot be scored is left out of the study.
@@ -274,7 +274,7 @@ def _score_stored(
 
 
 def _with_missing_instruments(error: MissingDatasetError, settings: Settings, estimators: Sequence[str]) -> EMIError:
-    """The error of a missing dataset, with the encoders and estimators that are missing as well."""
+    """Return the error of a missing dataset, with the encoders and estimators that are missing as well."""
     try:
         load_instruments(settings, estimators)
     except UnavailableError as more:
@@ -369,11 +369,11 @@ def score_embeddings(
     :mod:`lmms_eval_emi.core.streaming` for what they lack.
 
     Args:
-        study: that the splits are of.
+        study: study that the splits are of.
         stored: their embeddings.
         settings: default: those of the environment.
         estimators: names or paths; default: that of the settings.
-        splits: to score, beside the ID split; default: all.
+        splits: splits to score, in addition to the ID split; default: all.
         allow_missing: score the splits that are there.
         engine: reads large splits; default: this process.
 
@@ -455,7 +455,7 @@ def embed_samples(
 
     Args:
         entries: samples of each model in each study.
-        instruments: whose encoders are used.
+        instruments: instruments whose encoders are used.
         batch_size: items per forward pass.
         allow_missing: leave bad rows out.
         cache: the known rows of an encoder.
@@ -510,7 +510,7 @@ def _without_rows(entry: StudySamples, bad: Sequence[BadRow]) -> StudySamples:
 
 
 def _without_degenerate(entry: StudySamples, kinds: Mapping[str, Sequence[str | None]]) -> StudySamples:
-    """The samples whose responses are not degenerate; partners of the others are left out of comparisons too."""
+    """Return the samples whose responses are not degenerate; partners of the others are left out of comparisons too."""
     kept = entry.copy()
     for name, samples in entry.samples.items():
         pairs = list(zip(samples, kinds[name], strict=True))
@@ -525,7 +525,7 @@ def _text_only(entries: Sequence[StudySamples]) -> bool:
 
 
 def _labels(entries: Sequence[StudySamples]) -> dict[tuple[int, str], str]:
-    """Name of every split in messages: its own, with model and study only where that is needed."""
+    """Return the name of each split in messages: its own, with model and study only where that is needed."""
     labels: dict[tuple[int, str], str] = {}
     names = Counter(name for entry in entries for name in entry.samples)
     owners = Counter((name, entry.model) for entry in entries for name in entry.samples)
@@ -539,7 +539,7 @@ def _labels(entries: Sequence[StudySamples]) -> dict[tuple[int, str], str]:
 
 
 def _save(folder: Path, scored: Sequence[Scored]) -> None:
-    """Write the embeddings of every model, each in a folder of its own if there are several."""
+    """Write the embeddings of each model, each in a folder of its own if there are several."""
     by_model: dict[str, dict[str, Embeddings]] = {}
     for item in scored:
         by_model.setdefault(item.samples.model, {}).update(item.embeddings)

@@ -31,7 +31,7 @@ def load_instruments(
     """Load encoders and estimators, and make sure that they fit each other.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         estimators: names or paths; default: the one of the settings.
         text_only: whether the run's inputs are text alone; ``None`` where that is not known yet, so that
             an estimator of text alone passes.
@@ -87,7 +87,7 @@ def load_instruments(
 
 
 def _with_encoders_of(settings: Settings, estimators: Sequence[Estimator]) -> Settings:
-    """The settings with the encoders that the estimators were trained with, where nobody chose others."""
+    """Return the settings with the encoders that the estimators were trained with, where nobody chose others."""
     from lmms_eval_emi.estimators import TEXT_ONLY, place_of_encoder
 
     chosen = {}
@@ -104,7 +104,7 @@ def load_estimators(settings: Settings, estimators: Sequence[str] = (), encoders
     """Load the estimators for embeddings that exist already.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         estimators: names or paths; default: the one of the settings.
         encoders: signature of what made the embeddings; ``None`` where that is not known.
 
@@ -127,7 +127,7 @@ def load_estimators(settings: Settings, estimators: Sequence[str] = (), encoders
 
 
 def load_encoders_only(settings: Settings, *, text_only: bool = False) -> Instruments:
-    """The encoders of a run that has no estimator yet.
+    """Return the encoders of a run that has no estimator yet.
 
     Raises:
         UnavailableError: one is missing, or their widths differ.

@@ -31,8 +31,8 @@ class RowScores:
     """Scores of rows by model.
 
     Attributes:
-        scores: by model and row.
-        clusters: of rows; a row that is not among them is one by itself.
+        scores: scores by model and row.
+        clusters: clusters of rows; a row that is not among them is one by itself.
     """
 
     scores: Mapping[str, Mapping[Row, float]]
@@ -44,7 +44,7 @@ class RankedModel(Plain):
 
     Attributes:
         model: its name.
-        rows: that all models have.
+        rows: rows that all models have.
         score, stderr: mean over these rows, and its error.
         best, worst: places between which it may stand: 1 more than the models that are above it beyond doubt, and the
             number of models less those that are below it.
@@ -100,12 +100,12 @@ def read_row_scores(paths: Sequence[Path]) -> RowScores:
 
 
 def rank(found: RowScores, method: Adjustment = "holm", seed: int = 0) -> list[RankedModel]:
-    """The models, best first, by their mean over the rows that all of them have.
+    """Return the models, best first, by their mean over the rows that all of them have.
 
     Args:
         found: scores of at least two models.
-        method: of adjusting p-values over all pairs.
-        seed: of ``maxt``.
+        method: method of adjusting p-values over all pairs.
+        seed: seed of ``maxt``.
 
     Raises:
         ResultsError: fewer than two models, or no row that all have.

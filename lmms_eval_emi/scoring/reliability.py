@@ -43,7 +43,7 @@ def reliability(
 
     Args:
         embeddings: the split, N samples of at least 8 images.
-        estimator: of mutual information.
+        estimator: estimator of mutual information.
         seed: random seed of the subsets and exchanges.
 
     Returns:
@@ -83,7 +83,7 @@ def reliability(
 
 
 def _deviates(values: Sequence[float], expected: float, whole: float) -> bool:
-    """Whether the mean of some draws is off by more than chance and by more than a tenth of the value on all images."""
+    """Return whether the mean of some draws is off by more than chance and by more than a tenth of the value on all images."""
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     off = abs(float(np.mean(values)) - expected)
     return off > SURE * error and off > TOLERANCE * abs(whole)

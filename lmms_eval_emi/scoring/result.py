@@ -59,11 +59,11 @@ class Inference:
 
     Attributes:
         resamples: draws of a permutation test; 0 for none.
-        seed: of all draws.
-        adjust: of the p-values of EMID over a study.
+        seed: seed of all draws.
+        adjust: adjustment of the p-values of EMID over a study.
         margin: EMID within which a shift counts as held, in the unit of the scores; default: that of the published
             scores for their estimator on their data, and none for any other.
-        margin_share: the same as a share of I(input; response) of the ID split.
+        margin_share: the same as a fraction of I(input; response) of the ID split.
     """
 
     resamples: int = 499
@@ -81,7 +81,7 @@ class Inference:
         """Return the margin in the unit of the scores, or ``None`` if no shift can be called held.
 
         Args:
-            study: that is scored.
+            study: study that is scored.
             estimator: its signature.
             id_emi: EMI of the ID split.
         """
@@ -104,7 +104,7 @@ class SplitScores:
     """Scores of one split with all that they were computed from; ``emid`` and ``bound`` are ``None`` for the ID split.
 
     Attributes:
-        emi: of the split.
+        emi: EMI of the split.
         emid, bound: EMID and shift index of its shift.
         tests: permutation tests of the divergences, by name.
         p_adjusted: p of EMID differing from 0, adjusted over the study.
@@ -385,7 +385,7 @@ class Scale(Plain):
 
     @classmethod
     def of(cls, jackknife: Jackknife) -> Scale:
-        """The scale of a difference and its error."""
+        """Return the scale of a difference and its error."""
         interval = jackknife.ci95
         return cls(
             value=jackknife.value,
@@ -433,12 +433,12 @@ class StudyResult(Document):
 
     Attributes:
         signature: what the scores depend on, in one line; ``settings`` has the same by name.
-        model: whose responses.
+        model: model whose responses.
         shift: name of the study.
-        title: of the study.
+        title: title of the study.
         id_split: the split in distribution.
         study: what was scored.
-        unit: of EMI and EMID.
+        unit: unit of EMI and EMID.
         splits: scores by split, in the study's order.
         summary: over the shifts.
         left_out: what could not be scored, by split, with the reasons.
@@ -720,7 +720,7 @@ def _without_degenerate(
 
 
 def _scale(own: Embeddings, score: EMI, estimator: MutualInformationEstimator) -> Scale | None:
-    """What responses to other images cost in the ID split."""
+    """Return what responses to other images cost in the ID split."""
     shuffled = of_other_images(own)
     return Scale.of(emi_difference(score, emi(shuffled, estimator), paired=True)) if shuffled else None
 
@@ -910,7 +910,7 @@ def _correlations_within(
     shifts: Mapping[str, SplitResult],
     correlate: Callable[[Iterable[str], Iterable[str]], dict[str, Correlation]],
 ) -> dict[str, GroupCorrelation]:
-    """Pearson's r within groups of shifts of one kind; groups of fewer than 8 are left out.
+    """Return Pearson's r within groups of shifts of one kind; groups of fewer than 8 are left out.
 
     The r over all shifts may be one contrast, such as two sets of images, and no relation within them.
     """
@@ -932,7 +932,7 @@ def _correlations_within(
 def _operator_interval(
     study: Study, shifts: Mapping[str, SplitResult], draws: int, seed: int
 ) -> tuple[float, float] | None:
-    """Interval of Pearson's r over operators, where visual and textual shifts are crossed."""
+    """Return the interval of Pearson's r over operators, where visual and textual shifts are crossed."""
     cells = {}
     for name, split in shifts.items():
         visual, text = (
@@ -946,7 +946,7 @@ def _operator_interval(
 def _with_inference(
     study: Study, scores: Mapping[str, SplitScores], inference: Inference, margin: float | None
 ) -> dict[str, SplitScores]:
-    """The scores with tests of their divergences, adjusted p-values and verdicts."""
+    """Return the scores with tests of their divergences, adjusted p-values and verdicts."""
     shifted = [name for name, one in scores.items() if one.emid and one.bound]
     bounds = {name: bound for name in shifted if (bound := scores[name].bound)}
 
@@ -974,9 +974,9 @@ def _with_inference(
 def _withheld(
     scores: Mapping[str, SplitScores], scale: Scale | None, unfit: Collection[str], margin: float | None
 ) -> dict[str, SplitScores]:
-    """The scores without the verdicts that they cannot bear.
+    """Return the scores without the verdicts that they cannot bear.
 
-    None is given where responses in distribution are not told from responses to other images. *Held* is a claim of
+    None is given where responses in distribution are not distinguished from responses to other images. *Held* is a claim of
     robustness, and takes an estimator that is fit and a scale of several margins: otherwise it is undecided.
     """
     if scale is not None and scale.told_apart is False:
@@ -992,7 +992,7 @@ def _withheld(
 def _without_partners(
     study: Study, name: str, embeddings: Mapping[str, Embeddings], lost: Mapping[str, set]
 ) -> tuple[Embeddings, Embeddings]:
-    """The ID split and a shift without the rows whose partner the other one lost; the same objects where there are none."""
+    """Return the ID split and a shift without the rows whose partner the other one lost; the same objects if there are none."""
 
     def without(split: str, keys: set) -> Embeddings:
         own = embeddings[split]
@@ -1005,7 +1005,7 @@ def _without_partners(
 
 
 def notes_on_samples(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[str]]:
-    """What may mislead in the scores of splits with these samples: one row alone."""
+    """Return what may mislead in the scores of splits with these samples: one row alone."""
     notes: dict[str, list[str]] = {}
     for name, rows in samples.items():
         if len(rows) == 1:

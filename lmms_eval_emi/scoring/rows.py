@@ -1,7 +1,7 @@
 """Results by row, and writing them beside the results that they belong to.
 
 ``results.json`` has the scores; ``results.rows.json`` has the value of each row, the scores without each image, and
-the rows of every shift that lost most. The scores name the rows' SHA-256, so rows of another run are never shown.
+the rows of each shift that lost most. The scores name the rows' SHA-256, so rows of another run are never shown.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class SplitRows(Plain):
     """The rows of a split, each list in the order of the rows.
 
     Attributes:
-        id: of the sample.
+        id: ID of the sample.
         value: EMI plus the row's influence; their mean is EMI.
         image: key of the row's image, or of the block of images that it was left out with.
-        cosine: of the embeddings of response and reference.
+        cosine: cosine of the embeddings of response and reference.
     """
 
     id: list[str]
@@ -118,9 +118,9 @@ class Scored:
     """A result with the samples that it was made of, whose rows are in the order of the embeddings.
 
     Attributes:
-        result: of one model and estimator.
+        result: result of one model and estimator.
         samples: none if embeddings were given.
-        embeddings: of the samples, by split.
+        embeddings: embeddings of the samples, by split.
     """
 
     result: StudyResult
@@ -137,7 +137,7 @@ def write_results(path: Path, scored: Sequence[Scored]) -> None:
     """Write results as JSON, and their rows beside them.
 
     Args:
-        path: of the results. Rows are written beside a regular file only, not beside a device or a pipe.
+        path: path of the results. Rows are written beside a regular file only, not beside a device or a pipe.
         scored: the results; several become one file.
     """
     results = [item.result for item in scored]
@@ -194,7 +194,7 @@ def read_rows(path: Path, result: StudyResult) -> StudyRows:
     """Return the rows that belong to a result; none if they are not there, damaged, or those of other results.
 
     Args:
-        path: of the results.
+        path: path of the results.
         result: one of them.
     """
     if result.rows is None:
@@ -222,15 +222,15 @@ def rows_path(path: Path) -> Path:
 def result_to_rows(
     result: StudyResult, samples: Mapping[str, Sequence[Sample]], embeddings: Mapping[str, Embeddings] | None = None
 ) -> StudyRows:
-    """Return the value of each row, the scores without each image, and the rows of every shift that lost most.
+    """Return the value of each row, the scores without each image, and the rows of each shift that lost most.
 
     The value of a row is EMI plus its influence psi: the mean over the rows is EMI. The scores without each
     image are what differences between results are judged by.
 
     Args:
-        result: of one model in one study, just scored.
-        samples: that it was made of, by split.
-        embeddings: of the samples, by split; with them each row has its image and its cosine.
+        result: result of one model in one study, just scored.
+        samples: samples that it was made of, by split.
+        embeddings: embeddings of the samples, by split; with them each row has its image and its cosine.
     """
     return StudyRows(
         model=result.model,
@@ -256,12 +256,12 @@ def result_to_rows(
 
 
 def row_values(scores: SplitScores) -> list[float]:
-    """EMI plus psi of every row; their mean is EMI."""
+    """EMI plus psi of each row; their mean is EMI."""
     return [scores.emi.value + float(psi) for psi in scores.emi.influence]
 
 
 def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embeddings]) -> dict[str, list[Any]]:
-    """The image of every row, or the block of images that it was left out with, and its cosine."""
+    """Return the image of each row, or the block of images that it was left out with, and its cosine."""
     own, id_split = embeddings[name], embeddings.get(result.id_split)
     shared = shared_clusters(id_split, own) if id_split is not None and name != result.id_split else None
     clusters = shared if shared is not None else clusters_of(own)
@@ -274,7 +274,7 @@ def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embedd
 
 
 def _cosines(own: Embeddings) -> list[float]:
-    """Cosine of response and reference of every row."""
+    """Cosine of response and reference of each row."""
     return torch.nn.functional.cosine_similarity(own.y_hat.double(), own.y.double()).tolist()
 
 
@@ -283,7 +283,7 @@ def _strata(jackknife: Jackknife) -> Strata:
 
 
 def to_jackknife(value: float, strata: Iterable[Mapping[str, float]]) -> Jackknife:
-    """Return a score with and without each image, from :class:`ScoresWithoutImages`."""
+    """Return a score with its leave-one-image-out values, from :class:`ScoresWithoutImages`."""
     known: list[dict[Hashable, float]] = [dict(stratum.items()) for stratum in strata]
     return Jackknife(value, tuple(known))
 

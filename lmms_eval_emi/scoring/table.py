@@ -76,7 +76,7 @@ def _cell(value: object) -> str:
 
 
 def _order(result: StudyResult) -> list[tuple[str, str]]:
-    """Modality and name of every split: the ID split, the shifts by modality, the controls, the variants."""
+    """Modality and name of each split: the ID split, the shifts by modality, the controls, the variants."""
     splits = result.splits
     names = [("id", result.id_split)] if result.id_split in splits else []
     plain = {name: split for name, split in splits.items() if split.variant_of is None and name != result.id_split}
@@ -87,7 +87,7 @@ def _order(result: StudyResult) -> list[tuple[str, str]]:
 
 
 def with_error(jackknife: Jackknife, mark: str = "") -> str:
-    """A score and its standard error, to the error's second digit: ``0.0123 ± 0.0018``.
+    """Return a score and its standard error, to the error's second digit: ``0.0123 ± 0.0018``.
 
     >>> with_error(Jackknife(1.5, ()))
     '1.5'
@@ -106,7 +106,7 @@ def value_with_error(value: float, error: float | None, mark: str = "") -> str:
 
 
 def results_to_table(results: Sequence[StudyResult]) -> str:
-    """One result as :func:`result_to_table`, several of one study side by side."""
+    """Return one result as :func:`result_to_table`, several of one study side by side."""
     if len(results) == 1:
         return result_to_table(results[0])
     columns = column_names(results)
@@ -145,7 +145,7 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
 
 
 def disagreements_to_lines(results: Sequence[StudyResult]) -> list[str]:
-    """Where an estimator gives the EMIDs of a model's shifts another sign than the first, and how often both are sure."""
+    """Return where an estimator gives the EMIDs of a model's shifts another sign than the first, and how often both are sure."""
     lines = []
     leading: dict[tuple[str, str], StudyResult] = {}
     for second in results:
@@ -221,7 +221,7 @@ def design_to_line(result: StudyResult) -> str:
 
 
 def column_names(results: Sequence[StudyResult]) -> list[str]:
-    """What tells several results apart: the models, the estimators, or both."""
+    """Return what tells several results apart: the models, the estimators, or both."""
     estimators = [result.estimator for result in results]
     models = [result.model for result in results]
     if len(set(models)) == len(results):
@@ -250,7 +250,7 @@ def _summary_row(result: StudyResult, modality: str | None = None) -> list[objec
 
 
 def summary_to_table(result: StudyResult) -> str:
-    """Means over the shifts of each modality, Pearson's r between EMID and index, and how many shifts differ from 0."""
+    """Return means over the shifts of each modality, Pearson's r between EMID and index, and how many shifts differ from 0."""
     labels = [(name, name) for name, own in result.summary.by_modality.items() if own.n_shifts]
     if not labels:
         return "No shift was scored."
@@ -278,7 +278,7 @@ def summary_to_table(result: StudyResult) -> str:
 
 
 def few_rows_to_line(result: StudyResult) -> str | None:
-    """What to say where splits have fewer rows than a score can be read from."""
+    """Return what to say where splits have fewer rows than a score can be read from."""
     few = {name: split.n for name, split in result.splits.items() if split.n is not None and split.n < FEW_ROWS}
     if not few:
         return None
@@ -287,7 +287,7 @@ def few_rows_to_line(result: StudyResult) -> str | None:
 
 
 def notes_to_lines(result: StudyResult) -> list[str]:
-    """What a reader should know of the splits, each remark once."""
+    """Return what a reader should know of the splits, each remark once."""
     splits: dict[str, list[str]] = {}
     for name, notes in result.notes.items():
         for note in notes:
@@ -299,7 +299,7 @@ def notes_to_lines(result: StudyResult) -> list[str]:
 
 
 def differ_to_line(result: StudyResult) -> str:
-    """How many shifts differ from 0, and what became of the others, in one line."""
+    """Return how many shifts differ from 0, and what became of the others, in one line."""
     summary = result.summary
     if all(split.emid_p_adjusted is None for split in result.shifts().values()):
         return "No shift has images enough for an interval."
@@ -311,7 +311,7 @@ def differ_to_line(result: StudyResult) -> str:
 
 
 def scale_in_words(result: StudyResult) -> str:
-    """What responses to other images cost, beside which an EMID is much or little; empty where it is not known."""
+    """Return what responses to other images cost, beside which an EMID is much or little; empty if it is not known."""
     scale = result.scale
     if scale is None:
         return ""
@@ -331,7 +331,7 @@ def scale_in_words(result: StudyResult) -> str:
 
 
 def trend_in_words(result: StudyResult) -> str:
-    """How EMI changes over a series of splits; empty if there is none."""
+    """Return how EMI changes over a series of splits; empty if there is none."""
     trend = result.trend
     if trend is None:
         return ""
@@ -341,26 +341,26 @@ def trend_in_words(result: StudyResult) -> str:
 
 
 def trend_to_line(result: StudyResult) -> str:
-    """The trend as a line under a table; empty if there is none."""
+    """Return the trend as a line under a table; empty if there is none."""
     words = trend_in_words(result)
     return f"trend      {words}" if words else ""
 
 
 def scale_to_line(result: StudyResult) -> str:
-    """The scale as a line under a table; empty where it is not known."""
+    """Return the scale as a line under a table; empty if it is not known."""
     words = scale_in_words(result)
     return f"scale      {words}" if words else ""
 
 
 def legend(result: StudyResult) -> str:
-    """What the columns mean, with their sign, and the signature."""
+    """Return what the columns mean, with their sign, and the signature."""
     lines = [_meaning([result]), *beside_to_lines(result), scale_to_line(result), trend_to_line(result)]
     lines += [design_to_line(result)]
     return "\n".join(filter(None, [*lines, fit_to_line(result), f"signature  {result.signature}"]))
 
 
 def fit_to_line(result: StudyResult) -> str:
-    """Whether the estimator is fit for the data, and by what evidence, in one line."""
+    """Return whether the estimator is fit for the data, and by what evidence, in one line."""
     fit = result.estimator_fit
     checks = fit.splits.values()
     evidence = []
@@ -388,7 +388,7 @@ def fit_to_line(result: StudyResult) -> str:
 
 
 def fit_to_warnings(result: StudyResult) -> list[str]:
-    """What must be said of an estimator that is not fit for the data, a sentence each."""
+    """Return what must be said of an estimator that is not fit for the data, one sentence each."""
     fit, estimator = result.estimator_fit, result.estimator
     lines = []
     if fit.trained_on:

@@ -62,7 +62,7 @@ class Step:
         )
 
     def apply(self, value: Any, *, seed: int, row_id: object, options: ShiftOptions) -> Any:
-        """A Pillow image or a text, as its operator takes it, shifted.
+        """Return a Pillow image or a text, as its operator takes it, shifted.
 
         Raises:
             RefusedError: this one cannot be shifted.
@@ -73,7 +73,7 @@ class Step:
     def apply_or_keep(
         self, value: Any, report: Callable[[str], object], *, seed: int, row_id: object, options: ShiftOptions
     ) -> Any:
-        """As :meth:`apply`; where that is refused, ``report`` is given the reason and the value stays as it is."""
+        """As :meth:`apply`; where that is refused, ``report`` is given the reason and the value stays unchanged."""
         try:
             return self.apply(value, seed=seed, row_id=row_id, options=options)
         except RefusedError as reason:
@@ -105,7 +105,7 @@ class Recipe:
 
 
 def parse_steps(family: Family, specification: str) -> list[Step]:
-    """Steps from ``name:level,level`` or ``name``, which is every level of the operator.
+    """Return steps from ``name:level,level`` or ``name``, which is every level of the operator.
 
     Raises:
         ShiftError: no operator of the family, or a level that it lacks.
@@ -124,7 +124,7 @@ def parse_steps(family: Family, specification: str) -> list[Step]:
 
 
 def recipes(visual: Sequence[Step], textual: Sequence[Step], joint: bool) -> list[Recipe]:
-    """All splits of a suite: the ID split, every step by itself, and, if ``joint``, every pair.
+    """Return all splits of a suite: the ID split, every step by itself, and, if ``joint``, every pair.
 
     Raises:
         ShiftError: nothing to shift, or pairs wanted of one modality only, or two steps of one name.
@@ -155,14 +155,14 @@ def shift_image(
     row_id: object = 0,
     options: ShiftOptions | None = None,
 ) -> Image.Image:
-    """An image of any mode, shifted.
+    """Return an image of any mode, shifted.
 
     Args:
-        image: of any mode and of at most 8192 pixels a side; an alpha channel is dropped.
-        operator_name: such as ``defocus_blur``.
+        image: image of any mode and of at most 8192 pixels a side; an alpha channel is dropped.
+        operator_name: name such as ``defocus_blur``.
         level: severity, 1 to 5.
-        seed: of the study.
-        row_id: of the row; seed, operator and row id decide all randomness.
+        seed: seed of the study.
+        row_id: ID of the row; seed, operator and row id decide all randomness.
         options: where resources are; default: the settings.
 
     Returns:
@@ -183,7 +183,7 @@ def shift_image(
 
 
 def shiftable(image: Image.Image) -> Image.Image:
-    """An image as operators take it: upright, RGB, and of at most 8192 pixels a side.
+    """Return an image as operators take it: upright, RGB, and of at most 8192 pixels a side.
 
     Raises:
         RefusedError: it is too large, or cannot be read.
@@ -204,14 +204,14 @@ def shift_text(
     row_id: object = 0,
     options: ShiftOptions | None = None,
 ) -> str:
-    """A text, shifted.
+    """Return a text, shifted.
 
     Args:
-        text: in any script.
-        operator_name: such as ``keyboard``.
+        text: text in any script.
+        operator_name: name such as ``keyboard``.
         level: 1 to 7, or a language for ``translation``, or ``None`` for operators of one form.
-        seed: of the study.
-        row_id: of the row; seed, operator and row id decide all randomness.
+        seed: seed of the study.
+        row_id: ID of the row; seed, operator and row id decide all randomness.
         options: what must be kept, and where synonyms and rewritten sentences are from; default: the settings.
 
     Raises:
@@ -246,14 +246,14 @@ def shift_rows(
     options: ShiftOptions,
     roots: Sequence[Path] = (),
 ) -> datasets.Dataset:
-    """Rows under a recipe, in memory; those that cannot be shifted are logged and left as they are.
+    """Return rows under a recipe, in memory; those that cannot be shifted are logged and left unchanged.
 
     Args:
-        rows: of the ID split.
+        rows: rows of the ID split.
         recipe: what to do to each.
-        columns: of the rows.
-        seed: of the study.
-        options: of textual operators.
+        columns: columns of the rows.
+        seed: seed of the study.
+        options: options of textual operators.
         roots: folders that paths of images are relative to.
     """
     from datasets import Image as ImageFeature

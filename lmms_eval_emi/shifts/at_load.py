@@ -23,9 +23,9 @@ def load_splits(
     """Load the rows of a study's splits.
 
     Args:
-        study: whose splits.
-        names: of the splits; default: all.
-        settings: with the folders of images and of the shifts' resources; default: those of the environment.
+        study: study whose splits.
+        names: names of the splits; default: all.
+        settings: settings with the folders of images and of the shifts' resources; default: those of the environment.
 
     Returns:
         Rows by split. A dataset that several splits share is loaded once.

@@ -1,4 +1,4 @@
-"""One picture of every operator at every level: what a shift does to an image and to a text."""
+"""One image of every operator at every level: what a shift does to an image and to a text."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def contact_sheet(
     for. What an operator lacks or refuses is said in its place.
 
     Args:
-        image: of any mode, or ``None`` for the text alone.
+        image: image of any mode, or ``None`` for the text alone.
         text: a question.
         visual: steps for the image.
         textual: steps for the text.
-        seed: of the study.
-        row_id: of the row.
-        options: of textual operators.
+        seed: seed of the study.
+        row_id: ID of the row.
+        options: options of textual operators.
     """
     blocks: list[Image.Image] = []
     if image is not None:
@@ -136,7 +136,7 @@ def _row(name: str, cells: Sequence[Image.Image | str], levels: Sequence[str] = 
 
 
 def _text_row(name: str, lines: Sequence[tuple[str, str | None, str]], group: str = "") -> Image.Image:
-    """Lines of level, text before and text after, which is marked where it differs; without a text before it is a note."""
+    """Return lines of level, text before and text after, which is marked where it differs; without a text before it is a note."""
     font = _font(15)
     room = WIDTH - 2 * MARGIN - LABEL - 30
     set_lines: list[tuple[str, list[tuple[str, bool]], str]] = []
@@ -156,7 +156,7 @@ def _text_row(name: str, lines: Sequence[tuple[str, str | None, str]], group: st
 
 
 def _set(before: str, after: str, font: ImageFont.FreeTypeFont, room: float) -> list[list[tuple[str, bool]]]:
-    """A text in lines that fit, in parts that are marked where they differ from what it was."""
+    """Return a text in lines that fit, in parts that are marked where they differ from what it was."""
     old, new = (regex.findall(r"\s+|[^\s]+", regex.sub(r"[\n\r\t]", " ", text)) for text in (before, after))
     changed = [True] * len(new)
     for match in difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():

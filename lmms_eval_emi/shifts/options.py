@@ -17,9 +17,9 @@ class ShiftOptions:
         keep: words and phrases that textual operators leave unchanged, whatever their case.
         synonyms: a YAML or JSON file of synonyms by word, instead of WordNet.
         wordnet: WordNet's ``dict`` folder; default: NLTK's, or that of the system's package.
-        frost: folder of ImageNet-C's frost pictures; default: those of the package imagecorruptions.
+        frost: folder of ImageNet-C's frost images; default: those of the package imagecorruptions.
         endpoint: base URL of an OpenAI-compatible endpoint, for the operators on sentences.
-        model: to ask of the endpoint.
+        model: model to ask of the endpoint.
         cache: folder that keeps the endpoint's replies; ``None`` keeps none.
     """
 

@@ -41,7 +41,7 @@ IMAGE_COLUMN = "emi_shift_image"  # tells the images of rows apart in what a har
 IMAGE_SUFFIX = ".emi.png"  # by which it is known there; harnesses log what looks like the name of an image
 MOST_HASHED = 16 * 2**30  # bytes of images; a dataset of more has no such column
 
-# Where a question ends and its options or its closing instruction begin; both stay as they are.
+# Where a question ends and its options or its closing instruction begin; both stay unchanged.
 OPTIONS = re.compile(
     r"\s*\n\s*(?:options|choices)\s*:|\s*select from the following choices|\s+\(?A[.):]\s.*\s\(?B[.):]\s",
     re.IGNORECASE | re.DOTALL,
@@ -52,7 +52,7 @@ Columns = str | Sequence[str] | Callable[["datasets.Dataset"], Sequence[str]] | 
 
 
 def split_question(text: str) -> tuple[str, str]:
-    r"""A question, and what stands behind it and is to stay: its options, and how it is to be answered.
+    r"""Return a question, and what follows it and is to stay: its options, and how it is to be answered.
 
     >>> split_question("Is it red? Please answer yes or no.")
     ('Is it red?', ' Please answer yes or no.')
@@ -75,23 +75,23 @@ def twin(  # noqa: PLR0913
     splits: Collection[str] = (),
     settings: Settings | None = None,
 ) -> Callable[[datasets.Dataset], datasets.Dataset]:
-    """A ``process_docs`` hook that shifts the rows of a task as the harness reads them.
+    """Return a ``process_docs`` hook that shifts the rows of a task as the harness reads them.
 
-    A row that cannot be shifted is logged and left as it is. So are, in a question, options that follow it in the
+    A row that cannot be shifted is logged and left unchanged. So are, in a question, options that follow it in the
     same text and a closing instruction such as "Please answer yes or no."; see :func:`split_question`.
 
     Args:
         specifications: ``"defocus_blur:3"``, ``"keyboard:1"``; at most one visual and one textual.
         question: columns of text to shift, or a function that finds them; default: the first there is of
             question, prompt, query, instruction, problem and text.
-        image: columns of images to shift; default: all that hold an image or a list of them.
+        image: columns of images to shift; default: all that contain an image or a list of them.
         id: column that seeds a row; default: question_id, id, qid, index or data_id where its values differ from
             row to row, else the row's number.
-        seed: of the study.
+        seed: seed of the study.
         keep: words that textual operators leave alone.
         process_docs: the task's own hook, which runs first.
-        splits: of the dataset that are shifted, where it says which it is; default: all. Others, such as that of
-            few-shot examples, stay as they are.
+        splits: splits of the dataset that are shifted, where it says which it is; default: all. Others, such as that of
+            few-shot examples, stay unchanged.
         settings: default: those of the environment when the hook is called.
 
     Raises:
@@ -181,12 +181,12 @@ class _ShiftedRows:
 
 @lru_cache(maxsize=100_000)
 def _report(step: str, row_id: str, reason: str) -> None:
-    """Say once that a row is left as it is; the harness reads each row several times."""
+    """Say once that a row is left unchanged; the harness reads each row several times."""
     logger.warning("%s: row %s is left as it is: %s", step, row_id, reason)
 
 
 def _image_keys(dataset: datasets.Dataset) -> list[str] | None:
-    """A name for the images of each row that looks like that of a file, the same for the same images."""
+    """Return a name for the images of each row that looks like that of a file, the same for the same images."""
     columns = find_image_columns(dataset, lists=True)
     if not columns:
         return None
@@ -253,7 +253,7 @@ def _id_column(dataset: datasets.Dataset, given: str | None) -> str:
 
 
 def recipe_of(name: str) -> Recipe | None:
-    """The recipe whose split has a name, such as ``defocus_blur_3_keyboard_1``; those with a word as their level have none."""
+    """Return the recipe whose split has a name, such as ``defocus_blur_3_keyboard_1``; those with a word as their level have none."""
     visual, textual = _named_steps("visual"), _named_steps("text")
     if name in visual or name in textual:
         return Recipe(visual.get(name), textual.get(name))
@@ -265,7 +265,7 @@ def recipe_of(name: str) -> Recipe | None:
 
 
 def __getattr__(name: str) -> Callable:
-    """The hook of a split's name, so that a task file can name it."""
+    """Return the hook of a split's name, so that a task file can name it."""
     recipe = recipe_of(name) if not name.startswith("_") else None
     if recipe is None:
         raise AttributeError(
@@ -275,13 +275,13 @@ def __getattr__(name: str) -> Callable:
 
 
 def specification_of(step: Step) -> str:
-    """A step as :func:`twin` and the command line take it: ``defocus_blur:3``."""
+    """Return a step as :func:`twin` and the command line take it: ``defocus_blur:3``."""
     return step.operator.name if step.level is None else f"{step.operator.name}:{step.level}"
 
 
 @lru_cache(maxsize=2)
 def _named_steps(family: Family) -> dict[str, Step]:
-    """All steps of a family by name, but those whose level is a word of the user's."""
+    """Return all steps of a family by name, but those whose level is a word of the user's."""
     return {
         step.name: step
         for name, found in operators(family).items()

@@ -32,7 +32,7 @@ class Plain(BaseModel):
 
 
 class Document(Plain):
-    """What one JSON file holds; a subclass gives ``kind`` the one value that it has."""
+    """What one JSON file contains; a subclass gives ``kind`` the one value that it has."""
 
     format_version: int = FORMAT_VERSION
     kind: str
@@ -50,8 +50,8 @@ def parse_model(model: type[Model], content: Any, source: object, *, what: str, 
     """Return a model of JSON data.
 
     Args:
-        model: to make.
-        content: of the file, as plain data.
+        model: model to make.
+        content: content of the file, as plain data.
         source: name of the file, for messages.
         what: what the file should hold, such as ``results of lmms-eval-emi score``.
         exact: refuse unknown keys as well.

@@ -59,10 +59,10 @@ class Reply:
     """What an endpoint replied.
 
     Attributes:
-        text: of the message; empty where it has none.
+        text: text of the message; empty where it has none.
         finish_reason: why it ends, such as ``stop`` or ``length``.
         raw: the reply's JSON where the message has no text, shortened.
-        tokens: of the prompt and of the reply, as far as the endpoint counts them.
+        tokens: tokens of the prompt and of the reply, as far as the endpoint counts them.
     """
 
     text: str
@@ -286,7 +286,7 @@ def _retry_after(error: Any) -> float | None:
 
 
 def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with what the system says at the beginning of the first one of the user."""
+    """Return the messages with what the system says at the beginning of the first one of the user."""
     said = [one["content"] for one in messages if one["role"] == "system"]
     others = [dict(one) for one in messages if one["role"] != "system"]
     first = others[0]["content"]
@@ -297,7 +297,7 @@ def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _text_of(content: Any) -> str:
-    """What a message says; some endpoints give it in parts."""
+    """Return what a message says; some endpoints give it in parts."""
     if isinstance(content, list):
         parts = [one if isinstance(one, dict) else vars(one) if hasattr(one, "__dict__") else {} for one in content]
         return "".join(str(one.get("text") or "") for one in parts)
@@ -305,7 +305,7 @@ def _text_of(content: Any) -> str:
 
 
 def _httpx() -> Any:
-    """The package that openai sends requests with: httpx, or a successor of it with the same names."""
+    """Return the package that openai sends requests with: httpx, or a successor of it with the same names."""
     import openai
 
     client = next(kind for kind in openai.DefaultHttpxClient.__mro__ if kind.__name__ == "Client")
@@ -313,7 +313,7 @@ def _httpx() -> Any:
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """What a function returns within some seconds, or ``None``; what it raises is raised."""
+    """Return what a function returns within some seconds, or ``None``; what it raises is raised."""
     found: list[Any] = []
 
     def run() -> None:
@@ -334,7 +334,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
 
 
 def _limited_transport(timeout: float) -> Any:
-    """A transport whose replies end at a deadline and at a size."""
+    """Yield a transport whose replies end at a deadline and at a size."""
     httpx = _httpx()
 
     class Stream(httpx.SyncByteStream):  # type: ignore[name-defined]

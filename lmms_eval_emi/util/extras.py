@@ -13,7 +13,7 @@ def extra(name: str) -> Iterator[None]:
     """Import packages of an extra inside the block, so that a missing one is told with how to have it.
 
     Args:
-        name: of the extra, such as ``report``.
+        name: name of the extra, such as ``report``.
 
     Raises:
         UnavailableError: a package that is imported inside is not installed.

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 def encodable(text: str) -> str:
-    """The text with ``?`` for lone surrogates, which models with byte tokens may emit and no file can hold."""
+    """Return the text with ``?`` for lone surrogates, which models with byte tokens may emit and no file can hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -80,7 +80,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def to_json(content: Any) -> str:
-    """Text of a JSON file: indented, readable in any script, and without NaN or infinity.
+    """Return the text of a JSON file: indented, readable in any script, and without NaN or infinity.
 
     Raises:
         ValueError: the content holds NaN or infinity.
@@ -90,10 +90,10 @@ def to_json(content: Any) -> str:
 
 @contextmanager
 def threads(count: int, begin: Callable[[], object] | None = None) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that drops the work that has not begun when it is left by an error or an interruption.
+    """Open a pool of threads that drops waiting work when the block ends with an error or an interruption.
 
     Args:
-        count: of the threads.
+        count: number of the threads.
         begin: called in each of them first.
     """
     pool = ThreadPoolExecutor(count, initializer=begin)
@@ -109,7 +109,7 @@ def parse_json(text: str) -> Any:
     """JSON as plain data, read strictly: no key twice in one object, and texts that any file can hold.
 
     Raises:
-        ValueError: it is not JSON, a key stands twice in one object (of which readers keep the last in silence), or it is
+        ValueError: it is not JSON, a key occurs twice in one object (of which readers keep the last in silence), or it is
             nested too deeply.
     """
     try:
@@ -136,7 +136,7 @@ def _encodable_data(value: Any) -> Any:
 
 
 def newer_version(file: object, version: object, newest: int) -> str:
-    """What to say of a file whose ``format_version`` is above the newest that this package reads."""
+    """Return what to say of a file whose ``format_version`` is above the newest that this package reads."""
     return f"{file}: its format_version is {version!r}, and this version of lmms_eval_emi reads up to {newest}. Update it: pip install --upgrade lmms_eval_emi"
 
 
@@ -147,7 +147,7 @@ def blocks_of(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON of a regular file, as :func:`parse_json` reads it.
+    """Return the JSON of a regular file, as :func:`parse_json` reads it.
 
     Raises:
         ValueError: it is no regular file, such as a pipe, which would wait forever; or no UTF-8; or as :func:`parse_json`.
@@ -163,7 +163,7 @@ def read_json(path: Path) -> Any:
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:
-    """Files below a folder by a pattern of their names, sorted.
+    """Return files below a folder by a pattern of their names, sorted.
 
     Left out is what programs leave beside them: hidden files and folders (``._*``, ``.ipynb_checkpoints``), those of
     archives of a Mac, and results that were recovered from a part of the run in this very folder.
@@ -193,7 +193,7 @@ def check_output(
     """Find out before the work whether a file can be written after it, and may be.
 
     Args:
-        path: to be written. A device or a pipe is always accepted.
+        path: path to be written. A device or a pipe is always accepted.
         inputs: files that the command reads, which it must not replace. Folders: nothing below them that
             exists is replaced without ``overwrite``.
         overwrite: whether a file that is there may be replaced.

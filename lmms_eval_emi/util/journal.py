@@ -61,8 +61,8 @@ class Answers:
     """Responses by request, of one model with one set of arguments.
 
     Attributes:
-        by_request: by the whole of a request.
-        by_content: by what was asked alone, for requests whose response does not depend on chance.
+        by_request: responses by the whole of a request.
+        by_content: responses by what was asked alone, for requests whose response does not depend on chance.
     """
 
     by_request: dict[Request, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Answers:
         """Return the responses that are not empty.
 
         Args:
-            strip: of a text what is no answer, such as thoughts.
+            strip: function that removes what is no answer from a text, such as thoughts.
         """
         return Answers(
             {request: one for request, one in self.by_request.items() if not is_empty(one, strip)},
@@ -87,11 +87,11 @@ class Answers:
         )
 
     def has(self, request: Request, *, shared: bool) -> bool:
-        """Whether a request is answered; ``shared`` ones also by one of the same content."""
+        """Return whether a request is answered; ``shared`` ones also by one of the same content."""
         return request in self.by_request or (shared and request.content in self.by_content)
 
     def of(self, request: Request, *, shared: bool) -> Any:
-        """The response to a request.
+        """Return the response to a request.
 
         Raises:
             KeyError: it has none.
@@ -116,7 +116,7 @@ class JournalContents:
     """What the files of a journal hold.
 
     Attributes:
-        records: in the order of each rank's file, rank by rank.
+        records: records in the order of each rank's file, rank by rank.
         damaged: lines that do not fit their checksum, of which a kill leaves at most one at the end of a file.
     """
 
@@ -124,7 +124,7 @@ class JournalContents:
     damaged: int = 0
 
     def answers(self, run: str) -> Answers:
-        """The responses of the blocks of a run."""
+        """Return the responses of the blocks of a run."""
         found = Answers()
         for record in self.records:
             if record["kind"] == "block" and record["run"] == run:
@@ -133,7 +133,7 @@ class JournalContents:
         return found
 
     def plan(self, command: str) -> dict[Request, bool]:
-        """Every request that any rank has planned for a command, in order, and whether its response may be shared.
+        """Return every request that any rank has planned for a command, in order, and whether its response may be shared.
 
         Where a later start asked something else in the same place, the later one counts.
         """
@@ -160,8 +160,8 @@ class Journal:
     """The journal of a folder, opened for appending by one rank of a run.
 
     Args:
-        folder: of the run; files lie in ``journal/`` below it.
-        rank: of this process.
+        folder: folder of the run; files lie in ``journal/`` below it.
+        rank: rank of this process.
 
     Raises:
         RunError: another run has it open, it cannot be written, or it is of a newer version.
@@ -250,18 +250,18 @@ class Journal:
 
 
 def rank_file(rank: int) -> str:
-    """Name of a rank's file."""
+    """Return the name of a rank's file."""
     return f"rank-{rank:05d}.jsonl"
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:
-    """A record as it is written."""
+    """Return a record as it is written."""
     text = json.dumps(record, ensure_ascii=True, allow_nan=True, separators=(",", ":")).encode("ascii")
     return _checksum(text) + b" " + text + b"\n"
 
 
 def from_line(line: bytes) -> dict[str, Any] | None:
-    """The record of a line without its newline, or ``None`` if it does not fit its checksum or is no record."""
+    """Return the record of a line without its newline, or ``None`` if it does not fit its checksum or is no record."""
     checksum, _, text = line.partition(b" ")
     if len(checksum) != DIGITS or checksum != _checksum(text):
         return None
@@ -277,7 +277,7 @@ def _checksum(text: bytes) -> bytes:
 
 
 def _is_record(record: Mapping[str, Any]) -> bool:
-    """Whether a record has what its kind must have. Unknown kinds pass, and are left alone."""
+    """Return whether a record has what its kind must have. Unknown kinds pass, and are left alone."""
     kind = record.get("kind")
     if kind not in ("plan", "block"):
         return isinstance(kind, str)
@@ -298,7 +298,7 @@ def _is_record(record: Mapping[str, Any]) -> bool:
 
 
 def read_journal(folder: Path) -> JournalContents:
-    """What the journal of a folder holds, whichever ranks have written it; nothing where there is none.
+    """Return what the journal of a folder contains, whichever ranks have written it; nothing if there is none.
 
     Raises:
         RunError: a file cannot be read, or is of a newer version.
@@ -344,7 +344,7 @@ def write_manifest(folder: Path, command: str, described: Mapping[str, Any]) -> 
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The runs of a folder by the identity of their command, the latest last; none where there is no journal.
+    """Return the runs of a folder by the identity of their command, the latest last; none where there is no journal.
 
     Raises:
         RunError: the manifest is damaged, or of a newer version.
@@ -372,7 +372,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_described(run: Any) -> bool:
-    """Whether an entry of a manifest has its fields, as far as it has them, of the right types."""
+    """Return whether an entry of a manifest has its fields, as far as it has them, of the right types."""
     types: dict[str, type] = {"arguments": list, "settings": dict, "folder": str}
     return isinstance(run, dict) and all(
         isinstance(run[name], kind) for name, kind in types.items() if run.get(name) is not None
@@ -380,5 +380,5 @@ def _is_described(run: Any) -> bool:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process has the journal of a folder open."""
+    """Return whether a process has the journal of a folder open."""
     return any(is_locked(path) for path in (folder / FOLDER).glob("rank-*.lock"))

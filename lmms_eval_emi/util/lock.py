@@ -33,7 +33,7 @@ class Lock:
     """A lock that one process at a time can have, by a file; it is taken when this is made.
 
     Args:
-        path: of the file. It is left there where ``flock`` works, and means nothing by itself.
+        path: path of the file. It is left there where ``flock`` works, and means nothing by itself.
 
     Raises:
         LockedError: another process has it.
@@ -97,7 +97,7 @@ def _flock(handle: int) -> bool:
 
 
 def _is_touched(path: Path, seconds: float) -> bool:
-    """Whether a file is touched while we look at it, for up to so many seconds."""
+    """Return whether a file is touched while we look at it, for up to so many seconds."""
     try:
         first = path.stat().st_mtime_ns
         until = time.monotonic() + seconds
@@ -111,7 +111,7 @@ def _is_touched(path: Path, seconds: float) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process has the lock of a file. Asking leaves everything as it is, and keeps nobody out."""
+    """Return whether a process has the lock of a file. Asking leaves everything unchanged, and keeps nobody out."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:  # not there, or somebody else's

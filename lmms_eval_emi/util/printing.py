@@ -21,7 +21,7 @@ STRICT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u
 
 
 def printable(text: str, allowed: re.Pattern[str] = STRICT) -> str:
-    r"""The text with control characters as escapes.
+    r"""Return the text with control characters as escapes.
 
     >>> printable("a\x1b]0;title\x07b")
     'a\\x1b]0;title\\x07b'
@@ -30,7 +30,7 @@ def printable(text: str, allowed: re.Pattern[str] = STRICT) -> str:
 
 
 def one_line(text: str, most: int) -> str:
-    """The beginning of a text without line ends and control characters, in at most so many characters."""
+    """Return the beginning of a text without line ends and control characters, in at most so many characters."""
     start = printable(" ".join(text[: 4 * most].split()))
     return start if len(start) <= most else f"{start[: most - 3]}..."
 

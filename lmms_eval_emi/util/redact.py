@@ -36,7 +36,7 @@ LONGEST_WORD = 8192  # a longer run without a space is data, and is searched for
 
 
 def redact(text: str) -> str:
-    """The text with ``***`` in the place of keys, tokens and passwords.
+    """Return the text with ``***`` instead of keys, tokens and passwords.
 
     >>> redact("pretrained=a/b,api_key=abc,max_new_tokens=5,image_token=<image>")
     'pretrained=a/b,api_key=***,max_new_tokens=5,image_token=<image>'
@@ -45,7 +45,7 @@ def redact(text: str) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    """The text in pieces: runs without a space that are too long to search, and what is between them."""
+    """Return the text in pieces: runs without a space that are too long to search, and what is between them."""
     return re.split(rf"(\S{{{LONGEST_WORD},}})", text) if len(text) > LONGEST_WORD else [text]
 
 
@@ -62,7 +62,7 @@ def _hidden(match: re.Match[str]) -> str:
 
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command, redacted; the value of an option such as ``--api-key`` is an argument of its own."""
+    """Return the arguments of a command, redacted; the value of an option such as ``--api-key`` is an argument of its own."""
     found, hide = [], False
     for argument in arguments:
         found.append(HIDDEN if hide and not argument.startswith("-") else redact(argument))

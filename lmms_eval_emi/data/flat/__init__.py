@@ -1,4 +1,4 @@
-"""Files that hold questions, references and responses row by row: plain tables, and logs of other tools.
+"""Files that contain questions, references and responses row by row: plain tables, and logs of other tools.
 
 One module for each tool; :func:`read_rows` chooses by what a file is. All of them give rows under the same names.
 """
@@ -31,10 +31,10 @@ NEEDED = ("question", "response", "reference")
 
 
 def read_rows(path: Path, split_by: str | None = None) -> datasets.Dataset:
-    """The rows of a file, with the columns ``id, question, response, reference``, and ``image, split, model`` if known.
+    """Return the rows of a file, with the columns ``id, question, response, reference``, and ``image, split, model`` if known.
 
     Args:
-        path: of a parquet, arrow, csv, tsv, jsonl, json or xlsx file, or a log of inspect_ai.
+        path: path of a parquet, arrow, csv, tsv, jsonl, json or xlsx file, or a log of inspect_ai.
         split_by: column, or for logs a path such as ``metadata.shift``, that names the split of a row; default: a column
             with a usual name, or else all rows are one split of the file's name.
 
@@ -63,7 +63,7 @@ def read_rows(path: Path, split_by: str | None = None) -> datasets.Dataset:
 
 
 def _named(rows: datasets.Dataset, path: Path, split_by: str | None) -> datasets.Dataset:
-    """The rows under our names."""
+    """Return the rows under our names."""
     found = {ours: _column(rows, theirs) for ours, theirs in NAMES.items()}
     if split_by is not None:
         if split_by not in rows.column_names:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def is_image_table(path: Path | None) -> bool:
-    """Whether a path is a table of images and not a folder of them."""
+    """Return whether a path is a table of images and not a folder of them."""
     return path is not None and path.suffix.lower() in SEPARATORS and path.is_file()
 
 
@@ -49,7 +49,7 @@ def with_images_of(rows: datasets.Dataset, table: Path) -> datasets.Dataset:
 
 
 def _image_of(index: str, cells: dict[str, Any], table: Path) -> str:
-    """The base64 text of a row's image."""
+    """Return the base64 text of a row's image."""
     seen: set[str] = set()
     while index in cells and index not in seen:
         seen.add(index)

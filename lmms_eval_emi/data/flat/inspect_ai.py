@@ -19,7 +19,7 @@ ATTACHMENT = "attachment://"
 
 
 def reads(path: Path) -> bool:
-    """Whether a file is a log: by its suffix, or by what a JSON object begins with."""
+    """Return whether a file is a log: by its suffix, or by what a JSON object begins with."""
     if path.suffix == ".eval":
         return True
     if path.suffix != ".json":
@@ -30,10 +30,10 @@ def reads(path: Path) -> bool:
 
 
 def read(path: Path, split_by: str | None = None) -> list[dict[str, Any]]:
-    """The samples of a log as rows.
+    """Return the samples of a log as rows.
 
     Args:
-        path: of the log.
+        path: path of the log.
         split_by: keys of a sample, with points between, that name its split, such as ``metadata.shift``.
 
     Raises:
@@ -105,7 +105,7 @@ def _row(sample: Mapping[str, Any], header: Mapping[str, Any], split_by: str | N
 
 
 def _contents(given: Any, attachments: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Texts and images of a sample's input: a text, or messages of a user with parts."""
+    """Yield texts and images of a sample's input: a text, or messages of a user with parts."""
     if isinstance(given, str):
         yield "text", given
         return

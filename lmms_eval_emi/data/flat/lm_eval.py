@@ -15,14 +15,14 @@ NAME = re.compile(r"samples_(?P<task>.+)_\d{4}-\d{2}-\d{2}T[\d.:-]+\.jsonl")
 
 
 def reads(path: Path) -> bool:
-    """Whether a file of JSON lines is a log: each line has a document, its target and the arguments of its requests."""
+    """Return whether a file of JSON lines is a log: each line has a document, its target and the arguments of its requests."""
     return path.suffix == ".jsonl" and {"doc_id", "doc", "target", "filtered_resps", "arguments"} <= set(
         first_record(path)
     )
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The samples of a log as rows; the split is the task, and the model the folder's name.
+    """Return the samples of a log as rows; the split is the task, and the model the folder's name.
 
     Raises:
         ResponsesError: a line is no sample.
@@ -51,7 +51,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _prompt(arguments: Any) -> str:
-    """The text of the first request: under ``gen_args_0`` and ``arg_0``, or the first of a list."""
+    """Return the text of the first request: under ``gen_args_0`` and ``arg_0``, or the first of a list."""
     while isinstance(arguments, Mapping | list) and arguments:
         arguments = next(iter(arguments.values())) if isinstance(arguments, Mapping) else arguments[0]
     return str(arguments)

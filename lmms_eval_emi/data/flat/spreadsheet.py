@@ -14,14 +14,14 @@ LARGEST = 500_000_000  # bytes of a sheet when unpacked
 
 
 def _model_of(path: Path) -> str:
-    """The model of ``{model}_{dataset}``: VLMEvalKit has it in a folder above as well, which datasets with _ need."""
+    """Return the model of ``{model}_{dataset}``: VLMEvalKit has it in a folder above as well, which datasets with _ need."""
     folders = [folder.name for folder in list(path.resolve().parents)[:3]]
     named = [name for name in folders if name and path.stem.startswith(f"{name}_")]
     return named[0] if named else path.stem.rpartition("_")[0] or path.stem
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of the first sheet, whose first line has the names; cells are what the sheet shows.
+    """Return the rows of the first sheet, whose first line has the names; cells are what the sheet shows.
 
     Raises:
         ResponsesError: it is no spreadsheet, or has no rows.

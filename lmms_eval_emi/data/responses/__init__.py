@@ -36,11 +36,11 @@ ALL = "all"
 
 
 def find_responses(folder: Path, study: Study) -> list[ModelResponses]:
-    """The responses of every model in a folder: a harness run's samples, or LLaVA's response files.
+    """Return the responses of each model in a folder: a harness run's samples, or LLaVA's response files.
 
     Args:
         folder: the output folder of a harness run or a folder below it, or a folder of response files.
-        study: whose splits are looked for.
+        study: study whose splits are looked for.
 
     Raises:
         ResponsesError: the folder is not there or has no such files, or one that cannot be read.
@@ -53,7 +53,7 @@ def find_responses(folder: Path, study: Study) -> list[ModelResponses]:
 
 
 def _told_apart(models: list[ModelResponses], folder: Path) -> list[ModelResponses]:
-    """The models; those of one name, such as one model in two experiments, are called by their folders."""
+    """Return the models; those of one name, such as one model in two experiments, are called by their folders."""
     counts = Counter(entry.model for entry in models)
     return [
         entry
@@ -64,7 +64,7 @@ def _told_apart(models: list[ModelResponses], folder: Path) -> list[ModelRespons
 
 
 def responses_of_study(study: Study, images: Path | None = None) -> list[ModelResponses]:
-    """The responses in the files that a study file names itself, by model.
+    """Return the responses in the files that a study file names itself, by model.
 
     Args:
         study: the study.
@@ -85,7 +85,7 @@ def responses_of_study(study: Study, images: Path | None = None) -> list[ModelRe
 def choose_models(
     found: Mapping[str, Sequence[ModelResponses]], wanted: Sequence[str] = (), renamed: Mapping[str, str] | None = None
 ) -> list[tuple[str, ModelResponses]]:
-    """Which models of some folders to use.
+    """Return which models of some folders to use.
 
     Args:
         found: models by folder.
@@ -97,7 +97,7 @@ def choose_models(
         Pairs of folder and model.
 
     Raises:
-        ResponsesError: a folder holds several models and none was chosen, or a wanted one is in no folder.
+        ResponsesError: a folder contains several models and none was chosen, or a wanted one is in no folder.
     """
     renamed = dict(renamed or {})
     known = {entry.model for models in found.values() for entry in models}
@@ -143,13 +143,13 @@ def read_responses(path: Path) -> dict[str | None, SplitResponses]:
 
 
 def expected_files(study: Study, split: str) -> str:
-    """What the file of a split may be called, for messages."""
+    """Return what the file of a split may be called, for messages."""
     return " or ".join(reader.expected_file(study, split) for reader in reversed(formats()))
 
 
 @lru_cache(maxsize=1)
 def formats() -> tuple[Format, ...]:
-    """The formats in the order in which they are tried; LLaVA's, the last, says what is wrong where none fits."""
+    """Return the formats in the order in which they are tried; LLaVA's, the last, says what is wrong where none fits."""
     registered = {entry.name: entry for entry in entry_points(group=GROUP)}
     others = [entry.load() for name, entry in sorted(registered.items()) if name != "llava"]
     return (*others, llava)

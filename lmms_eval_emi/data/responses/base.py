@@ -21,7 +21,7 @@ class SplitResponses:
     """The responses of one model in one file.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         texts: response by question id, as text, or by row number.
         keyed_by: ``id`` or ``row``.
         problems: lines that cannot be used, with the reason; they are no part of ``texts``.
@@ -33,7 +33,7 @@ class SplitResponses:
     problems: tuple[str, ...] = ()
 
     def by_row(self, ids: Sequence[object]) -> dict[int, str]:
-        """Responses by row number, for a split whose rows have these ids."""
+        """Return responses by row number, for a split whose rows have these ids."""
         keys = range(len(ids)) if self.keyed_by == "row" else [id_text(question_id) for question_id in ids]
         return {row: self.texts[key] for row, key in enumerate(keys) if key in self.texts}
 
@@ -51,24 +51,24 @@ class Format(Protocol):
     """One format of response files: a module with these functions, registered as an entry point."""
 
     def find_models(self, folder: Path, study: Study) -> list[ModelResponses]:
-        """Responses of every model below a folder; none where it has no files of this format."""
+        """Return the responses of each model below a folder; none where it has no files of this format."""
         ...
 
     def reads(self, record: dict[str, Any]) -> bool:
-        """Whether a line of JSON is of this format."""
+        """Return whether a line of JSON is of this format."""
         ...
 
     def read_file(self, path: Path) -> dict[str | None, SplitResponses]:
-        """Responses of one file by model."""
+        """Return the responses of one file by model."""
         ...
 
     def expected_file(self, study: Study, split: str) -> str:
-        """What the file of a split is called, for messages."""
+        """Return the name of the file of a split, for messages."""
         ...
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers.
+    """Return the lines of a text file that are not blank, with their numbers.
 
     Raises:
         ResponsesError: the file cannot be read.
@@ -83,7 +83,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def first_record(path: Path) -> dict[str, Any]:
-    """The first line of a file that is a JSON object, or an empty one; also where the file cannot be read."""
+    """Return the first line of a file that is a JSON object, or an empty one; also where the file cannot be read."""
     try:
         for _, line in read_lines(path):
             try:
@@ -105,15 +105,15 @@ def collect(
     key_of: Callable[[Any], Any] = id_text,
     model_name: str | None = None,
 ) -> tuple[dict[str | None, dict[Any, str]], tuple[str, ...]]:
-    """Responses of a file of JSON lines, by model and key, and the lines that cannot be used; or why the file cannot be.
+    """Return responses of a file of JSON lines, by model and key, and the lines that cannot be used; or why the file cannot be.
 
     Args:
-        path: of the file.
-        key_name: of the record's field that identifies its row.
-        text_name: of the record's field with the response.
+        path: path of the file.
+        key_name: name of the record's field that identifies its row.
+        text_name: name of the record's field with the response.
         text_of: what to make of that field; anything but a text is a problem.
         key_of: what to make of the key; ``None`` is a problem.
-        model_name: of the record's field that names the model.
+        model_name: name of the record's field that names the model.
     """
     texts: dict[str | None, dict[Any, str]] = {}
     seen: dict[Any, dict[str | None, int]] = {}  # line by model by key
@@ -190,13 +190,13 @@ def by_model(
     fallback: str | None = None,
     aliases: tuple[str, ...] = (),
 ) -> list[ModelResponses]:
-    """The responses of some files by the models that their lines name.
+    """Return the responses of some files by the models that their lines name.
 
     Args:
-        files: by split.
+        files: files by split.
         read: gives a file's responses by model.
         fallback: name of the model of lines that name none, unless all others name one and the same.
-        aliases: of every model.
+        aliases: aliases of each model.
     """
     content = {path: read(path) for path in dict.fromkeys(files.values())}
     names = list(dict.fromkeys(name for own in content.values() for name in own if name is not None))
@@ -219,7 +219,7 @@ def by_model(
 
 
 def rename(models: Sequence[ModelResponses], names: Mapping[str, str]) -> list[ModelResponses]:
-    """The models under new names; those that get the same name become one.
+    """Return the models under new names; those that get the same name become one.
 
     Raises:
         ResponsesError: two of them that get the same name have responses of the same split.

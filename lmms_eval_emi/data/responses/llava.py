@@ -17,17 +17,17 @@ SAVED = "emi_responses"  # how the folder ends in which a run of a harness saves
 
 
 def reads(record: dict[str, Any]) -> bool:
-    """Whether a record is one of LLaVA's."""
+    """Return whether a record is one of LLaVA's."""
     return "question_id" in record and "text" in record
 
 
 def expected_file(study: Study, split: str) -> str:
-    """What the file of a split is called."""
+    """Return what the file of a split is called."""
     return " or ".join(f"{stem}.jsonl" for stem in study.split(split).response_stems)
 
 
 def read_file(path: Path) -> dict[str | None, SplitResponses]:
-    """Responses of one file by the model that its lines name.
+    """Return responses of one file by the model that its lines name.
 
     A file that cannot be read at all has no responses, and its problem says why.
     """
@@ -36,7 +36,7 @@ def read_file(path: Path) -> dict[str | None, SplitResponses]:
 
 
 def find_models(folder: Path, study: Study) -> list[ModelResponses]:
-    """The responses of every model in a folder.
+    """Return the responses of each model in a folder.
 
     The file of a split is ``{split}.jsonl`` or ``{split}_{model}.jsonl``; a split whose study entry
     names a stem under ``responses`` may take the file of that stem instead. A file belongs to the
@@ -66,13 +66,13 @@ def find_models(folder: Path, study: Study) -> list[ModelResponses]:
 
 
 def _of_harness_runs(folder: Path, study: str) -> list[Path]:
-    """The folders with the responses of the latest run of every model below the output folder of a harness."""
+    """Return the folders with the responses of the latest run of each model below the output folder of a harness."""
     latest = {path.parent.parent: path for path in visible_files(folder, study) if path.parent.name.endswith(SAVED)}
     return list(latest.values())
 
 
 def _files_by_suffix(folder: Path, study: Study) -> dict[str, dict[str, Path]]:
-    """The file of every split that has one, by what follows the split's name in the file's."""
+    """Return the file of each split that has one, by what follows the split's name in the file's."""
     stems = {
         stem
         for known in (study, *map(load_study, BUILT_IN))

@@ -22,28 +22,28 @@ PARTS = ".emi_parts"  # of folders with files of several ranks
 
 
 def samples_name(time: str, task: str) -> str:
-    """What the samples file of a task is called, as lmms-eval 0.7.3 names it."""
+    """Return what the samples file of a task is called, as lmms-eval 0.7.3 names it."""
     return f"{time}_samples_{task}.jsonl"
 
 
 def parse_samples_name(name: str) -> str | None:
-    """The task of a samples file, or ``None`` if that is not the name of one."""
+    """Return the task of a samples file, or ``None`` if that is not the name of one."""
     match = re.fullmatch(r".+?_samples_(?P<task>.+)\.jsonl", name)
     return match["task"] if match else None
 
 
 def reads(record: dict[str, Any]) -> bool:
-    """Whether a record is one of a samples file."""
+    """Return whether a record is one of a samples file."""
     return "doc_id" in record and "filtered_resps" in record
 
 
 def expected_file(study: Study, split: str) -> str:
-    """What the file of a split is called."""
+    """Return what the file of a split is called."""
     return samples_name("*", study.task_name(split))
 
 
 def find_models(folder: Path, study: Study) -> list[ModelResponses]:
-    """The responses of every model below a folder, of its latest run of each task; none if there are none."""
+    """Return the responses of each model below a folder, of its latest run of each task; none if there are none."""
     split_of = {study.task_name(split): split for split in study.splits}
     found: dict[Path, dict[str, list[Path]]] = {}
     for path in visible_files(folder, samples_name("*", "*")):
@@ -64,7 +64,7 @@ def find_models(folder: Path, study: Study) -> list[ModelResponses]:
 
 
 def _together(parts: Sequence[SplitResponses]) -> SplitResponses:
-    """The responses of several ranks to the rows of one split."""
+    """Return the responses of several ranks to the rows of one split."""
     texts = {row: text for part in parts for row, text in part.texts.items()}
     return SplitResponses(parts[0].path, texts, "row", tuple(problem for part in parts for problem in part.problems))
 
@@ -83,7 +83,7 @@ def _row_number(doc_id: Any) -> int | None:
 
 
 def _first_response(response: Any) -> str | None:
-    """The first of a sample's responses, stripped as the harness strips what a task is given."""
+    """Return the first of a sample's responses, stripped as the harness strips what a task is given."""
     while isinstance(response, list):
         response = response[0] if response else None
     return response.strip() if isinstance(response, str) else None

@@ -1,7 +1,7 @@
 """Published robustness suites as data: one YAML file each, with its source, its licence and what is known of it.
 
 A suite is a study (splits with reference responses, scored by EMI), twins (operators and tasks of lmms-eval, compared by the
-tasks' own metrics), or domains (labelled pictures by domain, which become tasks). What a publication does not say and we
+tasks' own metrics), or domains (labelled images by domain, which become tasks). What a publication does not say and we
 chose is under ``ours`` in its file.
 """
 
@@ -25,14 +25,14 @@ class _Strict(BaseModel):
 
 
 class Domains(_Strict):
-    """Labelled pictures by domain.
+    """Labelled images by domain.
 
     Attributes:
-        path: hub name of a dataset with one row a picture; ``None`` where there is none, and a folder
+        path: hub name of a dataset with one row an image; ``None`` if there is none, and a folder
             ``DOMAIN/CLASS/file`` has to be given.
-        config, split: of the dataset.
+        config, split: configuration and split of the dataset.
         image, domain, label: its columns.
-        names: of the domains, the one in distribution first.
+        names: names of the domains, the one in distribution first.
     """
 
     path: str | None = None
@@ -48,18 +48,18 @@ class Suite(_Strict):
     """A published suite.
 
     Attributes:
-        name: of the suite and of its file.
+        name: name of the suite and of its file.
         title: what it is, in a line.
         source: publication.
         url: where it comes from.
-        licence: of the data, as published.
+        licence: licence of the data, as published.
         needs: what it takes and where that is had.
         published: what is published about it.
         ours: what we chose, for the publication does not say it.
-        study: of the kind ``study``: a study file's content.
-        prepare: name of what makes the study's rows of published files, if they have to be made.
-        tasks, visual, textual: of the kind ``twins``: tasks of lmms-eval and operators.
-        domains: of the kind ``domains``.
+        study: for the kind ``study``: the content of a study file.
+        prepare: name of the function that makes the study's rows from published files, if needed.
+        tasks, visual, textual: for the kind ``twins``: tasks of lmms-eval, and operators.
+        domains: for the kind ``domains``.
     """
 
     name: str
@@ -91,18 +91,18 @@ class Suite(_Strict):
 
 @lru_cache(maxsize=1)
 def suite_names() -> tuple[str, ...]:
-    """Names of all suites."""
+    """Return names of all suites."""
     folder = resources.files("lmms_eval_emi.data.suites")
     return tuple(sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml")))
 
 
 @lru_cache(maxsize=32)
 def load_suite(name: str, kind: Kind | None = None) -> Suite:
-    """A suite by name.
+    """Return a suite by name.
 
     Args:
-        name: of the suite.
-        kind: that it must be of.
+        name: name of the suite.
+        kind: kind that it must be of.
 
     Raises:
         StudyError: there is none of that name, or it is of another kind.

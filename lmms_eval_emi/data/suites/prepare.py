@@ -16,7 +16,7 @@ def llava_med(data: Path, output: Path) -> int:
     """Write LLaVA-Med's questions with their images as ``llava_med.parquet``; returns the number of rows.
 
     Args:
-        data: folder that holds the questions, and the images in it or in ``images/``.
+        data: folder that contains the questions, and the images in it or in ``images/``.
         output: folder to write to.
 
     Raises:

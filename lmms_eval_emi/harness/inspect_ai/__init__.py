@@ -80,7 +80,7 @@ def emi(split_by: str = "shift", id_split: str | None = None, estimator: str = "
 
 
 def _input_of(state: TaskState) -> tuple[str, str | None]:
-    """What the user says, and the first image."""
+    """Return what the user says, and the first image."""
     if isinstance(state.input, str):
         return state.input, None
     texts: list[str] = []
@@ -113,7 +113,7 @@ def _instruments(estimator: str, text_only: bool) -> Any:
 
 
 def _values(kept: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Scores by name, and by split where there are several."""
+    """Return scores by name, and by split where there are several."""
     import datasets
 
     from lmms_eval_emi.scoring.flat import join_tables

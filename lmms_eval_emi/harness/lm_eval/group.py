@@ -19,7 +19,7 @@ class StudyGroup(Group):
     """Shows means over its shifts. lm_eval's own would take the shifts, which share the ID split, for independent.
 
     Args:
-        config: of the group's YAML file; its metadata names members, studies and modality.
+        config: fields of the group's YAML file; its metadata names members, studies and modality.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class StudyGroup(Group):
         """Return the group's row of the table, from the results of our run.
 
         Args:
-            task_metrics: of all tasks by name, after every one was aggregated.
+            task_metrics: metrics of all tasks by name, after every one was aggregated.
         """
         for name in self.child_names:  # an error of the error, which lm_eval adds
             for key in [key for key in task_metrics.get(name, {}) if "_stderr_stderr," in key]:

@@ -36,7 +36,7 @@ _footers: list[str] = []
 
 @atexit.register
 def _print_footers() -> None:
-    """lm_eval prints its table last of all; this stands under it."""
+    """lm_eval prints its table last of all; this is printed under it."""
     for footer in _footers:
         print(printable(footer), flush=True)
 
@@ -57,9 +57,9 @@ class Run:
 
     Attributes:
         model: name of the model, as the harness was given it.
-        tasks: by name.
+        tasks: tasks by name.
         answered: whether a response was processed; a task that is enrolled later belongs to the next run.
-        results: of every study, once scored; ``None`` before.
+        results: results of each study, once scored; ``None`` before.
         scored: the same with their rows.
         folder: where responses were saved.
     """
@@ -103,7 +103,7 @@ class Run:
         self.results = {one.result.shift: one.result for one in self.scored}
 
     def _save(self, folder: Path) -> list[StudySamples]:
-        """Write the responses of every task, and return them joined with their rows."""
+        """Write the responses of each task, and return them joined with their rows."""
         entries: dict[str, StudySamples] = {}
         for own in self.tasks.values():
             if not own.responses:
@@ -122,7 +122,7 @@ class Run:
         """Move the responses beside the files of lm_eval, and write results and reports there.
 
         Args:
-            folder: with the results of lm_eval.
+            folder: folder with the results of lm_eval.
             stamp: its time in their names.
         """
         from lmms_eval_emi.scoring.rows import write_results

@@ -32,7 +32,7 @@ write_results_beside()
 
 @lru_cache(maxsize=4)
 def _load(source: str) -> tuple[Study, dict[str, datasets.Dataset]]:
-    """A study and the rows of its splits, which its tasks share."""
+    """Return a study and the rows of its splits, which its tasks share."""
     study = load_study(source)
     return study, load_splits(study)
 
@@ -41,7 +41,7 @@ class SplitTask(ConfigurableTask):
     """Asks a model for the responses of a split, and scores them with those of the study's other splits.
 
     Args:
-        config: of the task's YAML file; its metadata names study and split, and has lm_eval's model arguments.
+        config: fields of the task's YAML file; its metadata names study and split, and has lm_eval's model arguments.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class SplitTask(ConfigurableTask):
         return self._documents
 
     def fewshot_docs(self) -> None:
-        """Return nothing: lm_eval would decode the image of every row to choose examples from."""
+        """Return nothing: lm_eval would decode the image of each row to choose examples from."""
 
     def doc_to_text(self, doc: dict[str, Any], doc_to_text: Any = None) -> str:
         """Return the prompt: the image first, then the question, with the line break that the model's template lacks."""

@@ -20,7 +20,7 @@ def write_task_folder(settings: Settings, sources: Sequence[str] = ()) -> Path:
     """Write the tasks of some studies, and return the folder for ``lm_eval --include_path``.
 
     Args:
-        settings: with the cache.
+        settings: settings with the cache.
         sources: built-in names or paths of study files; default: the built-in studies.
     """
     studies = [load_study(source) for source in sources or BUILT_IN]
@@ -41,7 +41,7 @@ def builtin_task_folder() -> Path:
 
 
 def task_files(studies: Sequence[Study]) -> dict[str, str]:
-    """Return the text of every file by its name."""
+    """Return the text of each file by its name."""
     suite = SUITE if all(study.source in BUILT_IN for study in studies) and len(studies) > 1 else None
     files = {}
     for study in studies:

@@ -1,6 +1,6 @@
-"""Labelled pictures by domain as tasks: which of all classes is shown, asked alike in every domain.
+"""Labelled images by domain as tasks: which of all classes is shown, asked alike in every domain.
 
-The pictures of two domains are different, so their tasks are compared as unrelated samples.
+The images of two domains are different, so their tasks are compared as unrelated samples.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ HOOKS = ("doc_to_visual", "doc_to_text", "doc_to_target", "process_results")
 
 
 def domain_files(suite: Suite, data: Path | None, per_class: int, seed: int) -> dict[str, str]:
-    """Text of every file by its path below the folder: a task for each domain, and the group of all.
+    """Return the text of each file by its path below the folder: a task for each domain, and the group of all.
 
     Args:
-        suite: of the kind ``domains``.
+        suite: suite of the kind ``domains``.
         data: folder ``DOMAIN/CLASS/file``; default: the dataset on the hub.
-        per_class: most pictures of a class of a domain.
-        seed: by which they are drawn.
+        per_class: most images of a class of a domain.
+        seed: seed by which they are drawn.
 
     Raises:
         StudyError: a folder is needed, or lacks a domain.
@@ -94,17 +94,17 @@ def _check_folder(suite: Suite, data: Path) -> None:
 
 
 def write_pictures(suite: Suite, data: Path, path: Path, per_class: int, seed: int) -> int:
-    """Write the pictures of a folder ``DOMAIN/CLASS/file`` as a dataset; returns their number.
+    """Write the images of a folder ``DOMAIN/CLASS/file`` as a dataset; returns their number.
 
     Args:
-        suite: whose domains.
+        suite: suite whose domains.
         data: the folder.
-        path: of the parquet file, which holds the pictures themselves.
-        per_class: most pictures of a class of a domain.
-        seed: by which they are drawn.
+        path: path of the parquet file, which contains the images themselves.
+        per_class: most images of a class of a domain.
+        seed: seed by which they are drawn.
 
     Raises:
-        StudyError: a class has no pictures.
+        StudyError: a class has no images.
     """
     import datasets
 
@@ -128,12 +128,12 @@ def write_pictures(suite: Suite, data: Path, path: Path, per_class: int, seed: i
 
 
 def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, Callable]:
-    """What the tasks of a suite name, by the harness's names; ``process_docs`` of a domain's name gives that of its task.
+    """Return what the tasks of a suite name, by the harness's names; ``process_docs`` of a domain's name gives that of its task.
 
     Args:
-        name: of the suite.
-        per_class: most pictures of a class of a domain.
-        seed: by which they are drawn.
+        name: name of the suite.
+        per_class: most images of a class of a domain.
+        seed: seed by which they are drawn.
         own: whether the rows are those of :func:`write_pictures`, which are drawn already.
     """
     suite = load_suite(name, kind="domains")
@@ -183,7 +183,7 @@ def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, C
 
 
 def read_choice(reply: str, choices: Sequence[str]) -> str | None:
-    """The one class that a reply names; the longest where one is a part of another; ``None`` for none or several.
+    """Return the one class that a reply names; the longest where one is a part of another; ``None`` for none or several.
 
     >>> read_choice("It is an alarm clock.", ["clock", "alarm clock", "lamp"])
     'alarm clock'

@@ -39,7 +39,7 @@ _footers: list[str] = []
 
 @atexit.register
 def _print_footers() -> None:
-    """The harness prints its table last of all, with four decimals; this stands under it."""
+    """Print our summary under the harness's table, which is printed last, with four decimals."""
     for footer in _footers:
         print(printable(footer), flush=True)
 
@@ -79,10 +79,10 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
 
 
 def save_responses(run: Run, args: object, model: str) -> tuple[Path, list[StudySamples]]:
-    """Write the responses of every task to the disk, and join them with their rows.
+    """Write the responses of each task to the disk, and join them with their rows.
 
     Returns:
-        Their folder, and the samples of every study.
+        Their folder, and the samples of each study.
     """
     folder = writable_folder(args) / f"{time.strftime('%Y%m%d_%H%M%S')}-{os.getpid()}-{id(run) % 10_000}_{SAVED}"
     entries: dict[str, StudySamples] = {}
@@ -127,7 +127,7 @@ def save_responses(run: Run, args: object, model: str) -> tuple[Path, list[Study
 
 
 def _write_by_row(folder: Path, task: TaskOfRun) -> None:
-    """The responses of a task by row number, which needs nothing of the rows, in the harness's own format."""
+    """Write the responses of a task by row number, in the harness's own format, without reading the rows."""
     lines = [
         json.dumps({"doc_id": row, "filtered_resps": text}, ensure_ascii=False)
         for row, text in sorted(task.responses.items())
@@ -143,7 +143,7 @@ def _study_with_variants(run: Run, study: Study) -> Study:
 
 
 def _folder_of_run(args: object) -> Path:
-    """The folder in which the harness has its files of this run, or one in the cache."""
+    """Return the folder in which the harness has its files of this run, or one in the cache."""
     output, below = run_files.output_path(args), run_files.run_folder(args)
     for folder in (*([output / below] if output else []), load_settings().cache / "runs" / (below or "model")):
         try:
@@ -227,7 +227,7 @@ def _score_command(study: Study, saved: Path) -> str:
 
 
 def _unused(path: Path) -> Path:
-    """The path, or one beside it if another run of the same second has taken it."""
+    """Return the path, or one beside it if another run of the same second has taken it."""
     candidate, number = path, 1
     while candidate.exists():
         number += 1

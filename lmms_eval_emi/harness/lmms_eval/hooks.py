@@ -172,7 +172,7 @@ def _show_error(items: Sequence[Item], value: float, stderr: float | None) -> No
 
 
 def _split_of_dataset(study: Study, dataset_split: str) -> str:
-    """The split of a study that a dataset's split is."""
+    """Return the split of a study that a dataset's split is."""
     names = [
         name
         for name, split in study.splits.items()
@@ -186,11 +186,11 @@ def _split_of_dataset(study: Study, dataset_split: str) -> str:
 
 
 def group_mean(studies: Sequence[str], modality: str | None, metric: str) -> Callable:
-    """The score of a group: the plain mean over its shifts, looked up by name in the results of the run.
+    """Return the score of a group: the plain mean over its shifts, looked up by name in the results of the run.
 
     Args:
         studies: names of the studies whose shifts the group has.
-        modality: of the shifts; ``None`` for all.
+        modality: modality of the shifts; ``None`` for all.
         metric: ``emi``, ``emid`` or ``emid_bound``.
     """
 
@@ -202,7 +202,7 @@ def group_mean(studies: Sequence[str], modality: str | None, metric: str) -> Cal
 
 
 def postprocess_group(described: dict[str, Any], *args: Any, **context: Any) -> dict[str, float]:
-    """The scores of a group for lmms-eval's group hook, where it has one.
+    """Return the scores of a group for lmms-eval's group hook, where it has one.
 
     Args:
         described: the group's ``studies`` and ``modality``, from its metadata.

@@ -95,7 +95,7 @@ class Parts:
         return self._files[task]
 
     def _name(self) -> str:
-        """One name on all ranks, which share the address of their launcher and the number of their job."""
+        """Return one name on all ranks, which share the address of their launcher and the number of their job."""
         if launch.ranks() == 1:
             return f"{self._stamp}-{os.getpid()}"
         names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
@@ -103,7 +103,7 @@ class Parts:
         return "-".join(["ranks", *(re.sub(r"[^\w.]+", "_", value) for value in known)])
 
     def remove(self) -> None:
-        """All responses of the run are saved elsewhere."""
+        """Remove the parts once all responses of the run are saved elsewhere."""
         with self._lock:
             for file in self._files.values():
                 file.close()
@@ -113,7 +113,7 @@ class Parts:
 
 
 def writable_folder(args: object) -> Path:
-    """The output folder of the run, or else the cache, or else a temporary folder."""
+    """Return the output folder of the run, or else the cache, or else a temporary folder."""
     output = run_files.output_path(args)
     for choose in (lambda: output, lambda: load_settings().cache / "runs"):
         try:

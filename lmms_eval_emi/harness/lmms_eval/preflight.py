@@ -32,7 +32,7 @@ def check(files: Sequence[str], model: str) -> None:
     """Check a run that asks for our tasks, before its model is loaded.
 
     Args:
-        files: of the tasks and groups of ours that it asks for.
+        files: files of the tasks and groups of ours that it asks for.
         model: name of the model's class in the harness.
 
     Raises:
@@ -44,10 +44,10 @@ def check(files: Sequence[str], model: str) -> None:
 
 
 def check_environment(problems: Sequence[str] = ()) -> None:
-    """Rank 0 computes all scores, so it checks what they need; every rank checks the settings.
+    """Check the settings on every rank, and on rank 0, which computes all scores, what the scores need.
 
     Args:
-        problems: that were found already.
+        problems: problems that were found already.
 
     Raises:
         RunStopped: something is missing, with everything that is.
@@ -82,7 +82,7 @@ def _missing_package(model: str) -> list[str]:
 
 
 def _missing_datasets(files: Sequence[str]) -> list[str]:
-    """What of the datasets is not here, where nothing can be fetched."""
+    """Return what of the datasets is not available locally, where nothing can be fetched."""
     if not is_offline():
         return []
     problems = []
@@ -95,7 +95,7 @@ def _missing_datasets(files: Sequence[str]) -> list[str]:
 
 
 def _studies_of(file: Path) -> list[str]:
-    """The studies of one of our task or group files."""
+    """Return the studies of one of our task or group files."""
     if file.parent.name in (*BUILT_IN, *BUNDLED):
         return [file.parent.name]
     try:

@@ -1,7 +1,7 @@
 """What the runs of lmms-eval in this process have loaded and answered.
 
 lmms-eval aggregates task after task, each with its own values only, and EMID needs two tasks. So a
-run remembers the dataset of every task that was loaded and every response that was processed or,
+run remembers the dataset of each task that was loaded and every response that was processed or,
 on rank 0, received from other ranks. State belongs to a *task of a run*: two tasks on one split, two
 runs in one process and any number of threads never share it.
 """
@@ -42,14 +42,14 @@ MOST_RUNS = 16  # that are remembered; a server may do any number
 class Item(dict):
     """What a row gives one metric: JSON for the samples file, and a registration wherever it is unpickled.
 
-    The harness gathers the values of every task to rank 0 before the first aggregation, so rank 0
+    The harness gathers the values of each task to rank 0 before the first aggregation, so rank 0
     knows all responses by then.
 
     Attributes:
         run: the run that it belongs to in this process, if it is known here.
         task: name of the task.
         row: number of the row.
-        metric: that it is given to. Items of two metrics are two objects, for each gets an error of its own.
+        metric: metric that it is given to. Items of two metrics are two objects, for each gets an error of its own.
     """
 
     run: Run | None
@@ -59,7 +59,7 @@ class Item(dict):
 
     @classmethod
     def of(cls, run: Run | None, task: str, row: int, metric: str, content: dict[str, Any]) -> Item:
-        """An item of a run."""
+        """Return an item of a run."""
         item = cls(content)
         item.run, item.task, item.row, item.metric = run, task, row, metric
         return item
@@ -75,7 +75,7 @@ class Item(dict):
 
 
 def _received(task: str, row: int, metric: str, content: dict[str, Any]) -> Item:
-    """An item that another rank has sent; one that is sent several times is one object."""
+    """Return an item that another rank has sent; one that is sent several times is one object."""
     run = find_run(task)
     if run is None:
         return Item.of(None, task, row, metric, content)
@@ -89,12 +89,12 @@ class TaskOfRun:
     """One task of a run.
 
     Attributes:
-        name: of the task.
-        study: that it belongs to.
-        split: whose rows it asks.
+        name: name of the task.
+        study: study that it belongs to.
+        split: split whose rows it asks.
         row_name: what its results are called: the split, or the task where it is a variant of ours.
         dataset: its rows.
-        responses: by row number.
+        responses: responses by row number.
         task: the harness's own object, if it is known.
     """
 
@@ -107,7 +107,7 @@ class TaskOfRun:
     task: Any = None
 
     def wants_scores(self) -> bool:
-        """Whether the run is to score it, and not only to generate its responses."""
+        """Return whether the run is to score it, and not only to generate its responses."""
         return not run_files.only_generates(self.task)
 
 
@@ -149,11 +149,11 @@ class Run:
         return task
 
     def lacking(self) -> list[str]:
-        """Tasks of which a score is missing, once the run is over."""
+        """Return tasks of which a score is missing, once the run is over."""
         return [name for name, own in self.tasks.items() if own.wants_scores() and not self._is_complete(own)]
 
     def _is_complete(self, own: TaskOfRun) -> bool:
-        """Whether a task has the scores that this run can give it, in a file."""
+        """Return whether a task has the scores that this run can give it, in a file."""
         scores = self._scores_of(own)
         if scores is None or own.study.name in self.unwritten:
             return False
@@ -165,11 +165,11 @@ class Run:
         return result.splits.get(own.row_name) if result else None
 
     def has_split(self, study: str, split: str) -> bool:
-        """Whether the task of a split itself, not only a variant of it, is part of the run."""
+        """Return whether the task of a split itself, not only a variant of it, is part of the run."""
         return any(task.study.name == study and task.row_name == split for task in self.tasks.values())
 
     def begin(self) -> None:
-        """All tasks are loaded: warn, once, about shifts whose ID split is not part of the run."""
+        """Warn once, when all tasks are loaded, about shifts whose ID split is not part of the run."""
         if self.begun:
             return
         with self.lock:
@@ -221,7 +221,7 @@ class Run:
         return f"{own.study.name}:{own.row_name}:{row}"
 
     def scores(self, task: str, finish: Callable[[Run], dict[str, StudyResult]]) -> SplitResult | None:
-        """Scores of a task, or ``None`` where there are none. Never raises.
+        """Return scores of a task, or ``None`` if there are none. Never raises.
 
         Args:
             task: its name.
@@ -247,7 +247,7 @@ _lock = threading.RLock()
 
 
 def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
-    """A task of a split was loaded, in the current run of this thread or, where that is under way, in a new one.
+    """Add the task of a split to the current run of this thread, or to a new run if that one has begun.
 
     Raises:
         RunStopped: as :meth:`Run.open_task`.
@@ -275,7 +275,7 @@ def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
 
 
 def find_run(task: str | None = None) -> Run | None:
-    """The run whose hook is being called: of the calling task, of this thread, or the latest with such a task."""
+    """Return the run whose hook is being called: of the calling task, of this thread, or the latest with such a task."""
     caller = frames.calling_task()
     if caller is not None and caller.task in _run_of_task:
         return _run_of_task[caller.task]
@@ -287,7 +287,7 @@ def find_run(task: str | None = None) -> Run | None:
 
 
 def _without_scores() -> list[str]:
-    """Tasks of this process of which a score is missing, now that everything is over."""
+    """Return tasks of this process of which a score is missing, now that everything is over."""
     if not launch.is_main_process():
         return []
     return [name for run in _runs if run.evaluation for name in run.lacking()]  # others were loaded to be looked at

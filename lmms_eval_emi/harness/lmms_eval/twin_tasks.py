@@ -22,7 +22,7 @@ log = logging.getLogger("lmms_eval_emi")
 
 LOOKED_AT = 8  # rows by which a prompt's columns are found
 FEWEST_LETTERS = 4  # of a text that is taken for a part of the prompt
-# What holds options or what is right, which stay as they are.
+# What holds options or what is right, which stay unchanged.
 LEFT_ALONE = re.compile(
     r"[a-j]|(?:option|choice|candidate|ending|answer|target|gold|label|reference|solution|ground_?truth|explanation|rationale|lecture)s?(?:[_ ].*)?|.*_(?:answer|label|id|idx)s?|(?:question_)?(?:id|qid|index|type|category|split|source|subject|subset|topic)|.*(?:path|url|file_?name)",
     re.IGNORECASE,
@@ -34,8 +34,8 @@ class TaskFile:
     """A task that has a file.
 
     Attributes:
-        name: of the task.
-        path: of its file.
+        name: name of the task.
+        path: path of its file.
         own: whether it lies in a folder of the user's own.
     """
 
@@ -75,7 +75,7 @@ def _config(path: Path, functions: bool) -> Mapping[str, Any]:
 
 
 def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str, list[TaskFile]]:
-    """The tasks of some tasks, groups and tags, by the name that was asked for.
+    """Return the tasks of some tasks, groups and tags, by the name that was asked for.
 
     Raises:
         StudyError: one is unknown, names a task that is not there, or is made by Python alone.
@@ -128,13 +128,13 @@ def twin_of(
     seed: int = 0,
     keep: Sequence[str] = (),
 ) -> Callable[[datasets.Dataset], datasets.Dataset]:
-    """The ``process_docs`` hook of a twin of the task in a file.
+    """Return the ``process_docs`` hook of a twin of the task in a file.
 
     The task's own hook runs first. Which texts to shift is found by asking the task: those columns whose text stands
     in its prompt, and changes it.
 
     Args:
-        path: of the task's file.
+        path: path of the task's file.
         specifications: as for :func:`lmms_eval_emi.shifts.twins.twin`.
         image: as for :func:`lmms_eval_emi.shifts.twins.twin`.
         seed: as for :func:`lmms_eval_emi.shifts.twins.twin`.
@@ -166,7 +166,7 @@ def twin_of(
 
 
 def prompt_columns(task: TaskFile, rows: datasets.Dataset) -> list[str]:
-    """The columns of text that a task's prompt is made of, without options and answers.
+    """Return the columns of text that a task's prompt is made of, without options and answers.
 
     A column is one if its text stands in the prompt, in whatever case, and the prompt changes with it.
 
@@ -195,7 +195,7 @@ def prompt_columns(task: TaskFile, rows: datasets.Dataset) -> list[str]:
 
 
 def prompt_of(task: TaskFile, row: Mapping[str, Any]) -> str:
-    """What a task asks about a row, as text.
+    """Return what a task asks about a row, as text.
 
     Relies on: ``doc_to_text`` is a function of the row, and of ``lmms_eval_specific_kwargs`` where the task has them;
     or the name of a column; or a template.
@@ -218,7 +218,7 @@ def prompt_of(task: TaskFile, row: Mapping[str, Any]) -> str:
 
 
 def load_rows(task: TaskFile) -> datasets.Dataset:
-    """The rows that a task asks, after its own hook.
+    """Return the rows that a task asks, after its own hook.
 
     Raises:
         StudyError: they cannot be loaded.

@@ -42,7 +42,7 @@ METRICS = {"emi": True, "emid": False, "emid_bound": False}  # name: whether hig
 
 
 def task_files(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, str]:
-    """Text of every file by its path below the folder of the suite.
+    """Return the text of each file by its path below the folder of the suite.
 
     Args:
         studies: each becomes a folder of tasks.
@@ -66,7 +66,7 @@ def task_files(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str,
 
 
 def portable_study(study: Study) -> dict[str, Any]:
-    """A study as plain data that means the same from any folder: every default filled in, local paths absolute."""
+    """Return a study as plain data that means the same from any folder: every default filled in, local paths absolute."""
     data = study.model_dump(mode="json", exclude={"source"}, exclude_defaults=True)
     for name, split in study.splits.items():
         fields = data["splits"][name]
@@ -86,7 +86,7 @@ def portable_study(study: Study) -> dict[str, Any]:
 
 
 def _is_bundled(study: Study) -> bool:
-    """Whether a study and its rows lie among the package's own tasks, which are found wherever they are installed."""
+    """Return whether a study and its rows lie among the package's own tasks, which are found wherever they are installed."""
     return Path(study.source).resolve().parent == (tasks_folder() / SUITE / study.name).resolve()
 
 
@@ -145,7 +145,7 @@ def _task_file(study: Study, split: SplitSpec) -> str:
 
 
 def _rows_digest(study: Study, split: SplitSpec, local: Path) -> str:
-    """A hash of a local dataset's tables and of the images that they name, so that the harness's response cache forgets changed rows."""
+    """Return a hash of a local dataset's tables and of the images that they name, so that the harness's response cache forgets changed rows."""
     files = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.suffix in FILE_FORMATS)
     tables = [file_hexdigest(path) for path in files]
     return content_hexdigest(" ".join([*tables, *_named_images(study, split)]))[:16]
@@ -189,7 +189,7 @@ def _group_file(name: str, members: list[str], studies: list[str], modality: str
 
 
 def _group_utils_file(means: dict[str, tuple[list[str], str | None]]) -> str:
-    """A function of its own for every score of every group, for the harness gives a group's function no name."""
+    """Return a function of its own for every score of each group, for the harness gives a group's function no name."""
     lines = [
         f"{name}_{metric} = group_mean({json.dumps(studies)}, {json.dumps(modality) if modality else None}, {json.dumps(metric)})"
         for name, (studies, modality) in means.items()
@@ -217,7 +217,7 @@ class _Function(str):
 
 
 def function(name: str) -> Any:
-    """A function that a task file names, for :func:`dump`."""
+    """Return a function that a task file names, for :func:`dump`."""
     return _Function(name)
 
 
@@ -250,7 +250,7 @@ def write_task_files(folder: Path, studies: Sequence[Study] | None = None, suite
     """Replace the generated folders below ``folder``; returns the number of files.
 
     Args:
-        folder: of the suite.
+        folder: folder of the suite.
         studies: default: the built-in and the bundled ones.
         suite: as in :func:`task_files`.
 

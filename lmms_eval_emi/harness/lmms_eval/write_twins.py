@@ -27,7 +27,7 @@ class TwinOptions:
     """How rows are shifted.
 
     Attributes:
-        seed: of all operators.
+        seed: seed of all operators.
         keep: words that textual operators leave alone.
         question: columns of text; default: those of the prompt.
         image: columns of images; default: all.
@@ -40,18 +40,18 @@ class TwinOptions:
 
 
 def twin_name(task: str, recipe: Recipe) -> str:
-    """Name of a twin."""
+    """Return the name of a twin."""
     return f"{task}_{recipe.task}"
 
 
 def twin_files(
     tasks: Mapping[str, Sequence[TaskFile]], recipes: Sequence[Recipe], options: TwinOptions
 ) -> dict[str, str]:
-    """Text of every file by its path below the folder.
+    """Return the text of each file by its path below the folder.
 
     Args:
-        tasks: by the name that was asked for, which gets a group ``NAME_robustness``.
-        recipes: of the twins.
+        tasks: tasks by the name that was asked for, which gets a group ``NAME_robustness``.
+        recipes: recipes of the twins.
         options: how rows are shifted.
     """
     files: dict[str, str] = {}
@@ -141,7 +141,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def preview(task: TaskFile, recipe: Recipe, options: TwinOptions, most: int = 20) -> list[str]:
-    """What a twin does to one row of a task, in lines: the first row whose prompt or images it changes.
+    """Return what a twin does to one row of a task, in lines: the first row whose prompt or images it changes.
 
     Raises:
         StudyError: the rows cannot be loaded, or the twin changes nothing that the model is shown.

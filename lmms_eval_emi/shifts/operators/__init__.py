@@ -29,7 +29,7 @@ PACKAGES: dict[Family, str] = {
 
 
 class RefusedError(ValueError):
-    """One image or text cannot be shifted sensibly; the message says why. Its row stays as it is."""
+    """One image or text cannot be shifted sensibly; the message says why. Its row stays unchanged."""
 
 
 @dataclass(frozen=True, eq=False)  # one object for each operator, whatever its levels are
@@ -38,7 +38,7 @@ class Operator:
 
     Attributes:
         name: as in ``--visual name:1,3``.
-        family: of which modality it is.
+        family: modality of the operator.
         group: noise, blur, weather, digital, geometry; character, word, sentence.
         levels: the level's parameter by level, in order of severity. Empty: the operator has one form
             only, or takes a word of the user's as its level.
@@ -83,7 +83,7 @@ class Operator:
             )
 
     def parameter(self, level: int | str | None) -> Any:
-        """What a level means to the operator's function."""
+        """Return what a level means to the operator's function."""
         self.check_level(level)
         return self.levels[level - 1] if isinstance(level, int) else level
 
@@ -132,7 +132,7 @@ def _register(operator: Operator) -> Callable:
 
 @lru_cache(maxsize=2)
 def operators(family: Family) -> dict[str, Operator]:
-    """All operators of a family by name, sorted by group and name."""
+    """Return all operators of a family by name, sorted by group and name."""
     package = importlib.import_module(PACKAGES[family])
     for module in pkgutil.iter_modules(package.__path__):
         with extra("shifts"):
@@ -146,7 +146,7 @@ def operators(family: Family) -> dict[str, Operator]:
 
 
 def operator(family: Family, name: str) -> Operator:
-    """An operator by name.
+    """Return an operator by name.
 
     Raises:
         ShiftError: there is none of that name in the family.
@@ -164,7 +164,7 @@ def operator(family: Family, name: str) -> Operator:
 
 
 def random_state(seed: int, operator_name: str, row_id: object) -> np.random.RandomState:
-    """The randomness of one operator for one row, which no other row, level, order or worker has a part in.
+    """Return the randomness of one operator for one row, which no other row, level, order or worker has a part in.
 
     Levels share it, so that a row's second level is its first, stronger. ``RandomState`` is the one
     generator of NumPy whose numbers are promised never to change.
@@ -174,7 +174,7 @@ def random_state(seed: int, operator_name: str, row_id: object) -> np.random.Ran
 
 
 def fingerprint_files(files: Iterable[Path]) -> str:
-    """A hash of the content of some files, in the order given."""
+    """Return a hash of the content of some files, in the order given."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:
@@ -183,7 +183,7 @@ def fingerprint_files(files: Iterable[Path]) -> str:
 
 
 def by_bands(pixels: np.ndarray, function: Callable[[np.ndarray], np.ndarray], rows: int = 256) -> np.ndarray:
-    """A pixelwise function of an (H, W, C) picture, some rows at a time, so that its intermediates stay small."""
+    """Return a pixelwise function of an (H, W, C) image, some rows at a time, so that its intermediates stay small."""
     out = np.empty(pixels.shape, dtype=np.float32)
     for top in range(0, len(pixels), rows):
         out[top : top + rows] = function(pixels[top : top + rows])

@@ -9,7 +9,7 @@
       preview.png         a row under every shift
       unshifted.jsonl     rows that an operator left as they were, and why
 
-Rows are shifted in chunks, each of which is on disk when it is done, so that a run that was stopped goes on
+Rows are shifted in chunks, each of which is on disk when it is done, so that a run that was stopped continues
 where it was, and neither the rows nor the images of more than a few chunks are in memory.
 """
 
@@ -20,7 +20,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +64,7 @@ def write_suite(
         shift: function that shifts chunks of rows; default: one process of this machine.
 
     Raises:
-        ShiftError: the folder holds something else, or an operator lacks what it needs, or a worker was killed.
+        ShiftError: the folder contains something else, or an operator lacks what it needs, or a worker was killed.
     """
     if not len(rows):
         raise ShiftError(f"expected rows to shift, {suite.source} has none.")

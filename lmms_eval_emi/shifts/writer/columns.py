@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def choose_columns(
     rows: datasets.Dataset, image: str | None, question: str | None, reference: str | None, id: str | None
 ) -> tuple[datasets.Dataset, Columns]:
-    """The columns to use, where ``None`` means the usual names, and the rows with an id of each.
+    """Return the columns to use, where ``None`` means the usual names, and the rows with an id of each.
 
     Raises:
         ShiftError: a column is missing, or not of a kind that can be shifted.
@@ -110,19 +110,19 @@ def _unique_column(rows: datasets.Dataset, given: str | None) -> str | None:
 
 
 def _may_hold_images(feature: Any) -> bool:
-    """Whether a column without the type of an image may hold some: bytes, paths, or objects with both."""
+    """Return whether a column without the type of an image may hold some: bytes, paths, or objects with both."""
     if isinstance(feature, dict):
         return set(feature) <= {"bytes", "path"} and bool(feature)
     return getattr(feature, "dtype", None) in ("string", "large_string", "binary", "large_binary")
 
 
 def free_name(name: str, rows: datasets.Dataset) -> str:
-    """A name that no column has, the given one if it is free."""
+    """Return a name that no column has, the given one if it is free."""
     return name if name not in rows.column_names else free_name(f"{name}_", rows)
 
 
 def plain_rows(rows: datasets.Dataset, image: str | None) -> datasets.Dataset:
-    """The rows with their image still encoded, and of the other columns those that a table of text can hold."""
+    """Return the rows with their image still encoded, and of the other columns those that a table of text can hold."""
     from datasets import Image as ImageFeature
     from datasets import List, Value
 

@@ -1,4 +1,4 @@
-"""What a suite's folder knows of its own making, so that a run that was stopped goes on where it was."""
+"""What a suite's folder knows of its own making, so that a run that was stopped continues where it was."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OWN = {"README.md", "study.yaml", "tasks", "splits", "images", "preview.png", "u
 
 
 def state_of(rows: datasets.Dataset, suite: Suite) -> dict[str, Any]:
-    """All that decides what is written; two runs that agree in it may go on with each other's work."""
+    """Return all that decides what is written; two runs that agree in it may continue with each other's work."""
     given = suite.options
     synonyms = hashlib.sha256(given.synonyms.read_bytes()).hexdigest() if given.synonyms else ""
     return {
@@ -46,7 +46,7 @@ def state_of(rows: datasets.Dataset, suite: Suite) -> dict[str, Any]:
 
 
 def _content(rows: datasets.Dataset, columns: Columns) -> str:
-    """A hash of the rows' texts, and of the files that the rows with their images are from."""
+    """Return a hash of the rows' texts, and of the files that the rows with their images are from."""
     import pyarrow
 
     digest = xxhash.xxh3_128(repr(sorted(file["filename"] for file in rows.cache_files)).encode())
@@ -93,10 +93,10 @@ def prepare(destination: Path, state: dict[str, Any], overwrite: bool) -> None:
 
 
 def _is_leftover(name: str) -> bool:
-    """Whether a file is what a killed run has left of a file of ours."""
+    """Return whether a file is what a killed run has left of a file of ours."""
     return name.startswith(".probe-") or any(name.startswith(f".{own}.") for own in OWN)
 
 
 def part_of(destination: Path, start: int) -> Path:
-    """Where the chunk that begins at a row is kept until the suite is complete."""
+    """Return where the chunk that begins at a row is kept until the suite is complete."""
     return destination / PARTS / f"{start:010d}.json"

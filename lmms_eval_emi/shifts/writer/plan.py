@@ -15,12 +15,12 @@ class Suite:
     """What is to be written.
 
     Attributes:
-        name: of the study, and, in lower case, of its group of tasks.
+        name: name of the study, and, in lower case, of its group of tasks.
         source: what the rows are from, for the card.
-        recipes: of the splits, the ID split first.
-        columns: of the rows; ``image`` is ``None`` where there are none.
-        seed: of all randomness.
-        options: of textual operators.
+        recipes: recipes of the splits, the ID split first.
+        columns: columns of the rows; ``image`` is ``None`` if there are none.
+        seed: seed of all randomness.
+        options: options of textual operators.
         roots: folders that paths of images are relative to, and that they must lie in.
         run_with: command that runs the tasks, for the card.
     """

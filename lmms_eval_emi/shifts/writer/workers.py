@@ -96,7 +96,7 @@ def shift_chunk(rows: datasets.Dataset, suite: Suite, destination: Path, start: 
 
 
 def _shift_row(row: dict[str, Any], suite: Suite, destination: Path) -> dict[str, Any]:
-    """Paths of a row's images by visual step, its texts by textual step, and why any step left it as it was."""
+    """Return paths of a row's images by visual step, its texts by textual step, and why any step left it as it was."""
     row_id = row[suite.columns.id]
     record: dict[str, Any] = {"images": {}, "texts": {}, "left": {}}
 

@@ -110,7 +110,7 @@ def write_page(results: Path, responses: Path, output: Path) -> list[str]:
     """Write the report of a run with its accuracy beside EMI, as ``report.html`` and ``agreement.json``.
 
     Args:
-        results: of the run.
+        results: results of the run.
         responses: the folder of its response files.
         output: folder to write to.
 
@@ -168,7 +168,7 @@ def _progress(log: Path) -> tuple[int, int] | None:
 
 
 def command_of(output: Path, processes: int) -> tuple[dict[str, str], list[str]]:
-    """The variables and the command that run the demo."""
+    """Return the variables and the command that run the demo."""
     variables = {
         "LMMS_EVAL_EMI_ESTIMATOR": STUDY,
         "LMMS_EVAL_EMI_VISION_ENCODER": str(ASSETS / "vision_encoder"),
@@ -182,7 +182,7 @@ def command_of(output: Path, processes: int) -> tuple[dict[str, str], list[str]]
 
 
 def shown(variables: dict[str, str], command: list[str]) -> str:
-    """A command as a shell would take it, in lines."""
+    """Return a command as a shell would take it, in lines."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
     options: list[str] = []
     for part in command:
@@ -196,7 +196,7 @@ def shown(variables: dict[str, str], command: list[str]) -> str:
 
 
 def side_by_side(responses: Path) -> str:
-    """What each estimator makes of the responses, beside the share of rows that name every object asked about.
+    """Return what each estimator makes of the responses, beside the fraction of rows that name every object asked about.
 
     Args:
         responses: the folder of the run's response files.
@@ -237,7 +237,7 @@ def side_by_side(responses: Path) -> str:
 
 
 def collect_with_controls(responses: Path) -> StudySamples:
-    """Samples of every split of the demo, with the shuffled responses beside the study's own control.
+    """Return samples of each split of the demo, with the shuffled responses beside the study's own control.
 
     Args:
         responses: the folder of the run's response files.
@@ -255,12 +255,12 @@ def collect_with_controls(responses: Path) -> StudySamples:
 
 
 def accuracy_of(entry: StudySamples) -> dict[str, float]:
-    """Share of rows that name every object asked about, by split of :func:`collect_with_controls`."""
+    """Return the fraction of rows that name every object asked about, by split of :func:`collect_with_controls`."""
     return {name: sum(own.values()) / max(1, len(own)) for name, own in right_rows(entry).items()}
 
 
 def right_rows(entry: StudySamples) -> dict[str, dict[tuple[str, str], bool]]:
-    """Whether each row names every object asked about, by split and the row's key."""
+    """Return whether each row names every object asked about, by split and the row's key."""
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.shifts.at_load import load_splits
 
@@ -277,7 +277,7 @@ def right_rows(entry: StudySamples) -> dict[str, dict[tuple[str, str], bool]]:
 
 
 def score_demo(entry: StudySamples, encoders: Path, estimators: Sequence[str]) -> list[StudyResult]:
-    """Results of the demo's samples, one for each estimator.
+    """Return results of the demo's samples, one for each estimator.
 
     Args:
         entry: as :func:`collect_with_controls` gives it.
@@ -296,7 +296,7 @@ def score_demo(entry: StudySamples, encoders: Path, estimators: Sequence[str]) -
 
 
 def shuffled(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with the response of the next image's row of the same kind of question: relevant to nothing."""
+    """Return the samples with the response of the next image's row of the same kind of question: relevant to nothing."""
     images = list(dict.fromkeys(sample.id.partition("-")[0] for sample in samples))
     following = dict(zip(images, images[1:] + images[:1], strict=True))
     response = {sample.id: sample.response for sample in samples}

@@ -26,10 +26,10 @@ FILTER = "none"  # of lm-evaluation-harness's names: "metric,filter"
 
 
 def read_entry(path: Path, model: str | None = None) -> StudyResult:
-    """The results of one model.
+    """Return the results of one model.
 
     Args:
-        path: of the results.
+        path: path of the results.
         model: whose; default: the only one of the file.
 
     Raises:
@@ -50,13 +50,13 @@ def read_entry(path: Path, model: str | None = None) -> StudyResult:
 def to_every_eval_ever(
     entry: StudyResult, retrieved: float, organization: str = "unknown", model_id: str | None = None
 ) -> dict[str, Any]:
-    """Results as an aggregate log of ``every-eval-ever``, an evaluation for every score of every split.
+    """Return results as an aggregate log of ``every-eval-ever``, an evaluation for every score of each split.
 
     Args:
-        entry: of one model.
+        entry: entry of one model.
         retrieved: seconds since 1970 that the record says it was made at.
-        organization: that ran the evaluation.
-        model_id: of the model, as the hub has it; default: its name.
+        organization: organization that ran the evaluation.
+        model_id: name of the model, as the hub has it; default: its name.
     """
     identity = model_id or entry.model
     results = [
@@ -153,7 +153,7 @@ def _uncertainty(split: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def _as_text(value: Any) -> str:
-    """A value as text that gives it back: every digit of a number, JSON of the rest."""
+    """Return a value as text that gives it back: every digit of a number, JSON of the rest."""
     import json
 
     if isinstance(value, str):
@@ -162,10 +162,10 @@ def _as_text(value: Any) -> str:
 
 
 def to_lm_eval(entry: StudyResult, date: float) -> dict[str, Any]:
-    """Results as lm-evaluation-harness writes them: every number of a split under ``name,none``.
+    """Return results as lm-evaluation-harness writes them: every number of a split under ``name,none``.
 
     Args:
-        entry: of one model.
+        entry: entry of one model.
         date: seconds since 1970 of the run.
     """
     results: dict[str, dict[str, Any]] = {}

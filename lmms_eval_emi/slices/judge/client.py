@@ -39,10 +39,10 @@ class Judge:
     """A judge model behind an endpoint.
 
     Attributes:
-        base_url: of an OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``.
+        base_url: URL of an OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``.
         model: its name there.
-        temperature: of sampling; repeats need one above 0.
-        max_tokens: of a reply.
+        temperature: temperature of sampling; repeats need one above 0.
+        max_tokens: largest number of tokens of a reply.
         timeout: seconds for one request.
     """
 
@@ -99,11 +99,11 @@ def plan(wanted: Sequence[Asked], judge: Judge, path: Path | None, *, retry_miss
     Args:
         wanted: all verdicts.
         judge: whose.
-        path: of the file, which need not be there; ``None``: everything is missing.
+        path: path of the file, which need not be there; ``None``: everything is missing.
         retry_missing: ask again for verdicts that are recorded as missing.
 
     Raises:
-        EndpointError: the file holds verdicts of other responses, questions or judges.
+        EndpointError: the file contains verdicts of other responses, questions or judges.
     """
     there = path is not None and path.exists() and path.stat().st_size
     known = {one.key: one for one in read_verdicts(path)} if path is not None and there else {}
@@ -142,8 +142,8 @@ def ask(
 
     Args:
         wanted: all verdicts.
-        judge: to be asked.
-        path: of the file of verdicts, which no other process may be writing to.
+        judge: judge to be asked.
+        path: path of the file of verdicts, which no other process may be writing to.
         retry_missing: as in :func:`plan`.
         fresh: replace what is there, once the first new verdict has scores.
         concurrency: requests under way at once.
@@ -265,7 +265,7 @@ def _why_unreadable(reply: Reply, tries: int) -> str:
 def _some_at_a_time(
     work: Callable[[Asked], Verdict | str], items: Sequence[Asked], concurrency: int
 ) -> Iterator[Verdict | str]:
-    """Results as they come. Whoever stops waits for the requests that were sent, whose replies are kept."""
+    """Yield results as they come. Whoever stops waits for the requests that were sent, whose replies are kept."""
     waiting = deque(items)
     stopped = threading.Event()
 

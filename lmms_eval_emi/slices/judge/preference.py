@@ -31,13 +31,13 @@ class Preference:
     """A judge's view of one model in one split.
 
     Attributes:
-        model: whose responses.
-        split: of the rows.
-        rows: with a verdict.
+        model: model whose responses.
+        split: split of the rows.
+        rows: rows with a verdict.
         missing: rows without one.
         relative: 100 x mean(model) / mean(reference).
-        win_rate: share of rows whose response scores above the reference, ties half, in percent.
-        scores: of reference and model by row number.
+        win_rate: fraction of rows whose response scores above the reference, ties half, in percent.
+        scores: scores of reference and model by row number.
         ids: question id by row number.
     """
 
@@ -79,10 +79,10 @@ class SelfAgreement(Plain):
     """How far a judge agrees with itself over all splits.
 
     Attributes:
-        repeats: share of pairs of repeats with the same winner; ``None`` without repeats.
-        orders: share of rows with the same winner in both orders; ``None`` where one order was asked.
+        repeats: fraction of pairs of repeats with the same winner; ``None`` without repeats.
+        orders: fraction of rows with the same winner in both orders; ``None`` where one order was asked.
         position_bias: what coming first adds to a score, in points.
-        reliability: share of the variance of a row's score difference, within a split of a model, that is not the
+        reliability: fraction of the variance of a row's score difference, within a split of a model, that is not the
             judge's chance, of the mean of its k verdicts (ICC(3, k), Shrout & Fleiss 1979: what coming first adds to
             every row is no chance); ``None`` for one verdict a row.
         ceiling: its root, which no correlation with the row's scores can be expected to exceed.
@@ -121,7 +121,7 @@ class PreferenceDocument(Document):
 
 
 def row_scores(verdicts: Sequence[Verdict]) -> dict[int, tuple[float, float]]:
-    """Scores of reference and model by row: means over repeats within an order, then over orders."""
+    """Return scores of reference and model by row: means over repeats within an order, then over orders."""
     by_row: dict[int, dict[str, list[tuple[float, float]]]] = {}
     for one in verdicts:
         if one.scores is not None:
@@ -135,11 +135,11 @@ def row_scores(verdicts: Sequence[Verdict]) -> dict[int, tuple[float, float]]:
 
 
 def prefer(verdicts: Sequence[Verdict], clusters: Mapping[int, Hashable] | None = None) -> Preference | None:
-    """The preference of one model in one split.
+    """Return the preference of one model in one split.
 
     Args:
-        verdicts: of that model and split.
-        clusters: image of every row; default: each row is one.
+        verdicts: verdicts of that model and split.
+        clusters: image of each row; default: each row is one.
 
     Returns:
         ``None`` where every verdict is missing.
@@ -168,7 +168,7 @@ def prefer(verdicts: Sequence[Verdict], clusters: Mapping[int, Hashable] | None 
 
 
 def self_agreement(verdicts: Sequence[Verdict]) -> SelfAgreement:
-    """How far the verdicts of one judge agree with each other."""
+    """Return how far the verdicts of one judge agree with each other."""
     groups: dict[tuple[str, str, int], dict[str, list[tuple[float, float]]]] = {}
     for one in verdicts:
         if one.scores is not None:
@@ -235,7 +235,7 @@ def _reliability(splits: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> f
 
 
 def scores_of_verdicts(verdicts: Iterable[Verdict], name: str = "relative preference") -> list[OutsideScores]:
-    """Relative preference of every model, from a judge's verdicts, under a name."""
+    """Relative preference of each model, from a judge's verdicts, under a name."""
     by_model: dict[str, dict[str, list[Verdict]]] = {}
     for one in verdicts:
         by_model.setdefault(one.key.model, {}).setdefault(one.key.split, []).append(one)

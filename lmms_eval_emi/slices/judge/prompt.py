@@ -62,11 +62,11 @@ class Case:
 
 
 def to_messages(case: Case, order: Order) -> list[dict[str, Any]]:
-    """The messages of one request.
+    """Return the messages of one request.
 
     Args:
-        case: to be judged.
-        order: whose response is Assistant 1's.
+        case: case to be judged.
+        order: which text is Assistant 1's.
 
     Raises:
         ImageError: the image cannot be read.
@@ -91,7 +91,7 @@ def to_messages(case: Case, order: Order) -> list[dict[str, Any]]:
 
 
 def read_scores(reply: str, order: Order) -> tuple[float, float] | None:
-    r"""Scores of the reference and of the model, or ``None`` if the reply does not begin with two of them.
+    r"""Return scores of the reference and of the model, or ``None`` if the reply does not begin with two of them.
 
     >>> read_scores("8 6\nBoth are right.", "reference_first")
     (8.0, 6.0)
@@ -117,7 +117,7 @@ def read_scores(reply: str, order: Order) -> tuple[float, float] | None:
 
 
 def _numbers(line: str) -> list[str] | None:
-    """The numbers of a line that holds nothing else; a comma without a space is part of a number."""
+    """Return the numbers of a line that contains nothing else; a comma without a space is part of a number."""
     if len(line) > LONGEST_LINE:
         return None
     plain = OUT_OF_TEN.sub("", " ".join(ORNAMENTS.sub("", line).split()))

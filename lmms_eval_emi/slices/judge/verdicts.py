@@ -51,13 +51,13 @@ class Verdict(Plain):
 
     Attributes:
         model, split, row, order, repeat: identify the verdict in its file.
-        question_id: of the row, as text.
-        scores: of the reference and of the model; ``None`` for a verdict that is missing.
-        reply: of the judge, the last one if it was asked again.
+        question_id: ID of the row, as text.
+        scores: scores of the reference and of the model; ``None`` for a verdict that is missing.
+        reply: reply of the judge, the last one if it was asked again.
         judge: name of the judge model.
         request: hash of all that the reply depends on beside chance.
         tries: how often the judge was asked.
-        tokens: of prompts and replies.
+        tokens: tokens of prompts and replies.
         missing: why there are no scores.
     """
 
@@ -102,7 +102,7 @@ class Verdict(Plain):
 
 
 def read_verdicts(path: Path) -> list[Verdict]:
-    """The verdicts of a file, the last of each key; lines that cannot be read are left out, and told.
+    """Return the verdicts of a file, the last of each key; lines that cannot be read are left out, and told.
 
     Raises:
         EndpointError: it is not there, or holds no verdicts.
@@ -136,7 +136,7 @@ class VerdictFile:
     """A file that verdicts are appended to, one at a time, by many threads.
 
     Args:
-        path: of the file.
+        path: path of the file.
         fresh: start over. Verdicts go beside the file, and take its place with the first that has scores, so that an
             endpoint that gives none costs no earlier verdicts.
     """
@@ -186,7 +186,7 @@ class VerdictFile:
 
 @contextmanager
 def opened(path: Path, fresh: bool = False) -> Iterator[VerdictFile]:
-    """A file of verdicts that this process alone appends to, or with ``fresh`` replaces.
+    """Open a file of verdicts that only this process appends to, or replaces if ``fresh``.
 
     Raises:
         EndpointError: another process does, or it cannot be written.
@@ -209,7 +209,7 @@ def opened(path: Path, fresh: bool = False) -> Iterator[VerdictFile]:
 
 
 def group_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]:
-    """Verdicts by model and split."""
+    """Return verdicts by model and split."""
     found: dict[tuple[str, str], list[Verdict]] = {}
     for one in verdicts:
         found.setdefault((one.key.model, one.key.split), []).append(one)

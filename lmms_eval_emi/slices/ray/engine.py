@@ -2,7 +2,7 @@
 
 - Responses are encoded in actors that hold the encoders, some rows at a time, read where they are encoded. Every
   part is written as parquet before it counts as done, under a name made of its content, so a run that is started
-  again, or whose worker is lost, goes on with the parts that are missing.
+  again, or whose worker is lost, continues with the parts that are missing.
 - Statistics of embeddings are accumulated block by block where the blocks are, and merged
   (:mod:`lmms_eval_emi.core.streaming`) by an aggregation of Ray Data.
 - Chunks of a suite of shifts are shifted in actors; each is a file when it is done.
@@ -52,10 +52,10 @@ PART_OF_ROWS = 256  # rows that are encoded at a time, and lost with a worker
 
 @contextmanager
 def cluster(address: str | None = None) -> Iterator[None]:
-    """A connection to a Ray cluster, or a local one for as long as the block lasts.
+    """Connect to a Ray cluster, or start a local one, until the block ends.
 
     Args:
-        address: such as ``auto`` or ``ray://host:10001``; default: that of RAY_ADDRESS, or a local cluster.
+        address: address such as ``auto`` or ``ray://host:10001``; default: that of RAY_ADDRESS, or a local cluster.
 
     Raises:
         UnavailableError: Ray is not installed, or no cluster answers.
@@ -92,7 +92,7 @@ def cluster(address: str | None = None) -> Iterator[None]:
 
 
 def _workers() -> dict[str, Any]:
-    """How many actors, and of what: a GPU each where there are any, or else a core each."""
+    """Return how many actors, and of what: a GPU each where there are any, or else a core each."""
     import ray
 
     resources = ray.cluster_resources()
@@ -108,9 +108,9 @@ def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missi
     """Encode the samples of a model into a store of parquet parts, those that are not there yet.
 
     Args:
-        entry: whose rows come from the study's datasets.
-        settings: of encoders and device.
-        folder: of the store, which all machines see.
+        entry: entry whose rows come from the study's datasets.
+        settings: settings of encoders and device.
+        folder: folder of the store, which all machines see.
         allow_missing: leave out rows whose image cannot be read; ``entry`` then says which.
 
     Returns:

@@ -61,7 +61,7 @@ class Deviation:
 
     Attributes:
         score: ``EMI``, ``EMID``, ``index`` or ``r`` of EMID and index.
-        count: of splits that have it.
+        count: number of splits that have it.
         worst, mean: absolute deviations.
         where: the split with the worst.
         published, ours: the values of ``r``; those of the worst split otherwise.
@@ -86,9 +86,9 @@ class Reproduction:
     """One family of one model, published and ours.
 
     Attributes:
-        model: whose responses.
+        model: model whose responses.
         study: name of the family.
-        deviations: of every score.
+        deviations: deviations of every score.
         missing: splits of which a published score was not computed.
         pinned: whether what the responses say is known to be what was published.
     """
@@ -152,15 +152,15 @@ class ReproductionDocument(Document):
 
 
 def settings_of_the_paper(settings: Settings) -> Settings:
-    """The settings that decide a score as the published results had them, and the others as they are."""
+    """Return the settings that decide a score as the published results had them, and the others unchanged."""
     return settings.model_copy(update={**PUBLISHED, "entropy": None})
 
 
 def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = False) -> Reproduction:
-    """How far a result is from a published one.
+    """Return how far a result is from a published one.
 
     Args:
-        result: of the published responses.
+        result: result of the published responses.
         published: as :func:`lmms_eval_emi.report.reading.published_results` or a JSON of the published script has it.
         pinned: whether the responses are known to be the published ones.
     """
@@ -199,7 +199,7 @@ def _deviation(score: str, pairs: Mapping[str, tuple[float, float]]) -> Deviatio
 
 
 def published_of(model: str, study: str, against: Sequence[Path] = ()) -> ReportedResult:
-    """What was published of a model in a family, or what JSON of the published script says.
+    """Return what was published of a model in a family, or what JSON of the published script says.
 
     Raises:
         UnavailableError: nothing was.
@@ -214,7 +214,7 @@ def published_of(model: str, study: str, against: Sequence[Path] = ()) -> Report
 
 
 def responses_digest(folder: Path, study: Study, model: str) -> str:
-    """SHA-256 of what the responses of a model in a family say: of every split, question id and text, in order."""
+    """SHA-256 of what the responses of a model in a family say: of each split, question id and text, in order."""
     digest = hashlib.sha256()
     for found in find_responses(folder, study):
         if model not in (found.model, *found.aliases):
@@ -226,7 +226,7 @@ def responses_digest(folder: Path, study: Study, model: str) -> str:
 
 
 def is_published(folder: Path, study: Study, model: str) -> bool:
-    """Whether responses are known to be the published ones.
+    """Return whether responses are known to be the published ones.
 
     Raises:
         UnavailableError: they are known to be others.
@@ -243,10 +243,10 @@ def is_published(folder: Path, study: Study, model: str) -> bool:
 
 
 def fetch_responses(cache: Path) -> Path:
-    """The folder of the published responses, fetched into the cache once.
+    """Return the folder of the published responses, fetched into the cache once.
 
     Raises:
-        UnavailableError: they are not here and cannot be fetched, or the archive is damaged; with what to do.
+        UnavailableError: they are not available locally and cannot be fetched, or the archive is damaged; with what to do.
     """
     target = cache / "published_responses" / COMMIT[:12]
     if target.is_dir():
@@ -319,5 +319,5 @@ def unpack(content: bytes, target: Path) -> Path:
 
 
 def families(names: Sequence[str]) -> list[Study]:
-    """The families by name."""
+    """Return the families by name."""
     return [load_study(name) for name in names]

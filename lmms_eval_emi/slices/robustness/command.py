@@ -197,7 +197,7 @@ def _print_task(
 def _consistencies(
     pairs: Mapping[str, Mapping[str, Sequence[ShiftedTask]]], settings: Settings, same_from: float
 ) -> dict[tuple[str, str, str], Consistency | None]:
-    """How many responses stay the same, by model, clean and shifted task; each distinct text is embedded once."""
+    """Return how many responses stay the same, by model, clean and shifted task; each distinct text is embedded once."""
     import numpy as np
     from tqdm import tqdm
 
@@ -230,7 +230,7 @@ def _consistencies(
 
 
 def _stays(found: Consistency | None) -> float | None:
-    """The share of rows whose response stays what it was: in meaning, or as an option."""
+    """Return the fraction of rows whose response stays what it was: in meaning, or as an option."""
     return None if found is None else (found.same or found.identical).value
 
 
@@ -242,7 +242,7 @@ def _plain(found: Consistency) -> ConsistencyResult:
 
 
 def _reported(pairs: Sequence[ShiftedTask]) -> list[ReportedMetric]:
-    """What the tasks report by their own aggregation, which has no error."""
+    """Return what the tasks report by their own aggregation, which has no error."""
     from lmms_eval_emi.slices.robustness.comparison import ReportedMetric
 
     rows = []

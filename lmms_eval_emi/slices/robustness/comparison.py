@@ -1,7 +1,7 @@
 """A task under its shifts: what each metric loses, whether that is more than chance, and which shift is worst.
 
 A loss is the clean score less the shifted one, or the other way round where less is better, so that a positive loss is
-worse. MMI, the multimodal impact score of Qiu et al. (2024), is the loss as a share of the clean score. Errors are for
+worse. MMI, the multimodal impact score of Qiu et al. (2024), is the loss as a fraction of the clean score. Errors are for
 new images, or for new rows where none share one; differences are paired in them.
 """
 
@@ -28,15 +28,15 @@ class ScoredTask:
     """A task as one model answered it.
 
     Attributes:
-        name: of the task.
-        model: that answered.
+        name: name of the task.
+        model: model that answered.
         targets: what is right, by row.
-        responses: by row.
-        prompts: by row.
-        clusters: of rows that share an image; a row that is not among them is one by itself.
-        metrics: of the rows.
+        responses: responses by row.
+        prompts: prompts by row.
+        clusters: clusters of rows that share an image; a row that is not among them is one by itself.
+        metrics: metrics of the rows.
         reported: what the harness reports, by metric, with whether higher is better.
-        settings: of the run, which should be those of the runs that it is compared with.
+        settings: settings of the run, which should be those of the runs that it is compared with.
         response_kind: what ``responses`` are: texts, or names of chosen options, which are compared and not embedded;
             ``none`` where the task has neither.
     """
@@ -53,7 +53,7 @@ class ScoredTask:
     response_kind: Literal["text", "option", "none"] = "text"
 
     def metric(self, name: str) -> RowMetric | None:
-        """A metric by name."""
+        """Return a metric by name."""
         return next((one for one in self.metrics if one.name == name), None)
 
 
@@ -64,8 +64,8 @@ class ShiftedTask:
     Attributes:
         clean, shifted: both tasks.
         shift: what was shifted, in words.
-        operators: of the shift, by modality, without their levels.
-        level: of the shift, where it has one.
+        operators: operators of the shift, by modality, without their levels.
+        level: level of the shift, where it has one.
         paired: whether the rows of both are the same questions.
     """
 
@@ -89,13 +89,13 @@ class Loss:
     Attributes:
         pair: the tasks.
         metric: name of the metric.
-        rows: that were compared; of the shifted task where they are not the same.
+        rows: rows that were compared; of the shifted task where they are not the same.
         clean, shifted: scores.
         loss: positive: worse.
         mmi: loss / clean score; ``None`` unless the clean score is above 0.
-        right_to_wrong, wrong_to_right: share of rows whose response was right and is wrong under the shift, and the
+        right_to_wrong, wrong_to_right: fraction of rows whose response was right and is wrong under the shift, and the
             reverse; ``None`` where rows are not scored right or wrong, or are not the same questions.
-        p_value: of a paired test, or for rows that are not the same, of an unpaired one.
+        p_value: p-value of a paired test, or for rows that are not the same, of an unpaired one.
         p_adjusted: over the shifts of the task.
         verdict: ``lost``, ``gained``, ``held`` or ``undecided``.
     """
@@ -158,7 +158,7 @@ class MetricRobustness:
     Attributes:
         metric: name of the metric.
         higher_is_better: whether more is better.
-        losses: by shift.
+        losses: losses by shift.
         by_group: mean loss and mean MMI over the levels of an operator.
         mean: mean over the operators.
         worst: the shift that costs most.
@@ -323,7 +323,7 @@ class RobustnessDocument(Document):
 
 
 def plain(name: str, one: Jackknife | None) -> dict[str, Any]:
-    """A score with its error as plain data."""
+    """Return a score with its error as plain data."""
     if one is None or not math.isfinite(one.value):
         return {name: None, f"{name}_stderr": None, f"{name}_ci95": None}
     interval = one.interval(corrected=False)
@@ -331,7 +331,7 @@ def plain(name: str, one: Jackknife | None) -> dict[str, Any]:
 
 
 def check_pair(pair: ShiftedTask) -> list[int]:
-    """The rows that both tasks have.
+    """Return the rows that both tasks have.
 
     Raises:
         ResultsError: there are none, or what is right differs, so that they are not the same questions.
@@ -348,7 +348,7 @@ def check_pair(pair: ShiftedTask) -> list[int]:
 
 
 def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
-    """What a shift costs by a metric; ``None`` where one of both lacks it.
+    """Return what a shift costs by a metric; ``None`` where one of the two lacks it.
 
     Raises:
         ResultsError: as :func:`check_pair`.
@@ -391,13 +391,13 @@ def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
 def measure_all(
     pairs: Sequence[ShiftedTask], *, method: Adjustment = "holm", margin: float | None = None, seed: int = 0
 ) -> list[MetricRobustness]:
-    """A task under all its shifts, by every metric of its rows.
+    """Return a task under all its shifts, by every metric of its rows.
 
     Args:
-        pairs: of one clean task.
-        method: of adjusting p-values over the shifts.
+        pairs: pairs of one clean task.
+        method: method of adjusting p-values over the shifts.
         margin: loss within which a shift counts as held.
-        seed: of the tests.
+        seed: seed of the tests.
     """
     found = []
     clean = pairs[0].clean
@@ -447,7 +447,7 @@ def _mean_mmi(losses: Sequence[Loss]) -> Jackknife | None:
 
 
 def _notes_of_losses(metric: RowMetric, losses: Sequence[Loss], undefined: Sequence[str]) -> list[str]:
-    """What differs between shifts: rows without a score are left out on both sides, so clean scores may differ, too."""
+    """Return what differs between shifts: rows without a score are left out on both sides, so clean scores may differ, too."""
     notes = [f"not defined, and left out: {', '.join(undefined)}"] if undefined else []
     for one in losses:
         shifted = one.pair.shifted.metric(metric.name)
@@ -492,7 +492,7 @@ class Relative:
 
 
 def relative_to(own: Sequence[MetricRobustness], baseline: Sequence[MetricRobustness]) -> list[Relative]:
-    """A model's losses beside those of a baseline, over the shifts that both have."""
+    """Return a model's losses beside those of a baseline, over the shifts that both have."""
     found = []
     for one in own:
         other = next((known for known in baseline if known.metric == one.metric), None)
@@ -530,8 +530,8 @@ class Consistency:
     """How many responses stay the same under a shift.
 
     Attributes:
-        same: share of rows whose response has the same meaning; ``None`` of options, which have no text.
-        identical: share of rows whose response is the same, letter by letter, or whose chosen option is.
+        same: fraction of rows whose response has the same meaning; ``None`` of options, which have no text.
+        identical: fraction of rows whose response is the same, letter by letter, or whose chosen option is.
         cosine: mean cosine of both responses' embeddings; ``None`` of options.
     """
 
@@ -543,7 +543,7 @@ class Consistency:
 def consistency(
     pair: ShiftedTask, embed: Callable[[Sequence[str]], Mapping[str, np.ndarray]], same_from: float
 ) -> Consistency | None:
-    """How many responses stay the same under a shift; ``None`` where the rows are not the same.
+    """Return how many responses stay the same under a shift; ``None`` where the rows are not the same.
 
     Args:
         pair: the tasks.

@@ -49,7 +49,7 @@ class LoggedTask:
     Attributes:
         task: as it was answered.
         twin: what its metadata say of its origin, if it is a twin.
-        path: of its samples.
+        path: path of its samples.
     """
 
     task: ScoredTask
@@ -58,7 +58,7 @@ class LoggedTask:
 
 
 def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str, LoggedTask]]:
-    """The latest run of every task below a folder, by model.
+    """Return the latest run of each task below a folder, by model.
 
     Args:
         folder: ``--output_path`` of the harness.
@@ -185,7 +185,7 @@ def _reported(
 def _responses(
     lines: Mapping[int, Mapping[str, Any]], output_type: str
 ) -> tuple[Literal["text", "option", "none"], dict[int, str]]:
-    """What the model answered, by row: its text, or the option that it found likeliest, and which of both.
+    """Return what the model answered, by row: its text, or the option that it found likeliest, and which of the two.
 
     Tasks that score a single continuation, and those of several rounds, have neither.
     """
@@ -208,7 +208,7 @@ def _responses(
 
 
 def _chosen(values: Sequence[float], output_type: str) -> int:
-    """Number of the option that the harness takes.
+    """Return the number of the option that the harness takes.
 
     Most of lmms-eval's models give losses instead of log-likelihoods, and its own ``multiple_choice`` takes the smallest
     value of either. Tasks with rules of their own get the smallest loss or the largest log-likelihood, by the sign.
@@ -218,7 +218,7 @@ def _chosen(values: Sequence[float], output_type: str) -> int:
 
 
 def _likelihoods(value: Any) -> list[float]:
-    """The log-likelihoods of a row's options; none where it has a text.
+    """Return the log-likelihoods of a row's options; none where it has a text.
 
     Each is a pair of the number and whether greedy decoding gives it, logged as JSON or as Python writes it; or, of several
     options, the number alone.
@@ -247,7 +247,7 @@ def _response(value: Any) -> str:
 
 
 def _clusters(lines: Mapping[int, Mapping[str, Any]], given: str | None) -> dict[int, Hashable]:
-    """The image of every row, as far as what was logged says it."""
+    """Return the image of each row, as far as what was logged says it."""
     if given is not None:
         rows = ROWS.fullmatch(given)
         if rows:
@@ -298,7 +298,7 @@ def _from_file(path: Path, lines: Mapping[int, Any]) -> dict[int, Hashable]:
 
 
 def _with_clusters(tasks: Mapping[str, LoggedTask]) -> dict[str, LoggedTask]:
-    """Tasks with what their twins know of their images: a twin logs it, and its rows are those of the clean task."""
+    """Return tasks with what their twins know of their images: a twin logs it, and its rows are those of the clean task."""
     known: dict[str, Mapping[int, Hashable]] = {}
     for one in tasks.values():
         origin = one.twin.get("of")
@@ -317,10 +317,10 @@ def find_pairs(
     pairs: Sequence[str] = (),
     other_rows: Sequence[str] = (),
 ) -> dict[str, list[ShiftedTask]]:
-    """The shifted tasks of every clean one.
+    """Return the shifted tasks of every clean one.
 
     Args:
-        tasks: of one model.
+        tasks: tasks of one model.
         only: clean tasks to take; default: all that have twins.
         pairs: ``CLEAN=SHIFTED`` of the same rows.
         other_rows: ``CLEAN=SHIFTED`` of different rows.
@@ -370,7 +370,7 @@ def find_pairs(
 def _origin(
     name: str, one: LoggedTask, tasks: Mapping[str, LoggedTask]
 ) -> tuple[str | None, tuple[str, dict[str, str], str]]:
-    """The clean task of a twin, and its shift: in words, by modality, and the level."""
+    """Return the clean task of a twin, and its shift: in words, by modality, and the level."""
     steps: dict[str, tuple[str, Any]] = {}
     origin = str(one.twin.get("of", ""))
     if origin:
@@ -393,7 +393,7 @@ def _origin(
 
 
 def _named(text: str) -> dict[str, tuple[str, Any]]:
-    """Steps from the end of a twin's name: ``defocus_blur_3_keyboard_1``."""
+    """Return steps from the end of a twin's name: ``defocus_blur_3_keyboard_1``."""
     recipe = recipe_of(text)
     named = {"visual": recipe.visual, "textual": recipe.textual} if recipe else {}
     return {modality: (step.operator.name, step.level) for modality, step in named.items() if step}

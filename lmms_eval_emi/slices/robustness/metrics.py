@@ -1,7 +1,7 @@
 """Metrics of rows, read from what a harness logged for each row.
 
 A metric is a function of sums over rows (:mod:`lmms_eval_emi.core.totals`). A logged value is a number, a truth value, or a
-dictionary that holds one; some tasks log what was predicted and what is right, and leave the comparing to their
+dictionary that contains one; some tasks log what was predicted and what is right, and leave the comparing to their
 aggregation, so that is done here. What no row has by itself, such as CIDEr, is no metric of rows.
 """
 
@@ -31,8 +31,8 @@ class RowMetric:
 
     Attributes:
         name: as the task calls it.
-        parts: of every row that has it, whose sums the metric is a function of.
-        function: of the sums.
+        parts: parts of each row that has it, whose sums the metric is a function of.
+        function: function of the sums.
         higher_is_better: whether more is better.
         binary: whether every row is right or wrong.
         note: what a reader should know.
@@ -46,15 +46,15 @@ class RowMetric:
     note: str = ""
 
     def noting(self, note: str) -> RowMetric:
-        """The same with one more note."""
+        """Return the same with one more note."""
         return replace(self, note="; ".join(filter(None, (self.note, note))))
 
     def sums(self, rows: Sequence[int], clusters: Mapping[int, Hashable]) -> ClusterTotals:
-        """The sums of some rows by cluster."""
+        """Return the sums of some rows by cluster."""
         return ClusterTotals.of(np.array([self.parts[row] for row in rows]), [clusters[row] for row in rows])
 
     def value(self) -> float:
-        """The metric over all its rows."""
+        """Return the metric over all its rows."""
         return float(self.function(np.array(list(self.parts.values())).sum(axis=0)[None])[0])
 
 
@@ -63,12 +63,12 @@ def read_row_metrics(
     higher_is_better: Mapping[str, bool] | None = None,
     score_key: str | None = None,
 ) -> list[RowMetric]:
-    """The metrics of some rows.
+    """Return the metrics of some rows.
 
     Args:
         rows: logged values by metric, by row.
-        higher_is_better: by metric, for those that the task names; default: all of the rows', higher is better.
-        score_key: of a dictionary, which holds its number.
+        higher_is_better: direction by metric, for those that the task names; default: all of the rows', higher is better.
+        score_key: key of a dictionary, which contains its number.
 
     Returns:
         Those that differ from each other, in the task's order. For yes-or-no questions, F1 and the rate of yes are among them.
@@ -136,7 +136,7 @@ def _number(value: Any, score_key: str | None) -> float | None:  # noqa: PLR0911
 
 
 def _judged(value: Any) -> tuple[float, float] | None:
-    """Scores that a judge gave reference and model; negative ones stand for a verdict that is missing."""
+    """Return scores that a judge gave reference and model; negative ones stand for a verdict that is missing."""
     scores = value.get("scores") if isinstance(value, Mapping) else None
     if isinstance(scores, list) and len(scores) == 2 and all(isinstance(one, int | float) for one in scores):
         return (float(scores[0]), float(scores[1])) if min(scores) >= 0 else None
@@ -144,7 +144,7 @@ def _judged(value: Any) -> tuple[float, float] | None:
 
 
 def _yes_or_no(values: Mapping[int, Any]) -> list[RowMetric]:
-    """Return F1 of the answer "yes" and the share of "yes" for questions with such references; nothing for other tasks.
+    """Return F1 of the answer "yes" and the fraction of "yes" for questions with such references; nothing for other tasks.
 
     lmms-eval's ``pope_yes_ratio`` is computed from the references, so no shift can change it; the share here is that of the answers.
     """

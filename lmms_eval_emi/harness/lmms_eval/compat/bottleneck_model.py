@@ -19,7 +19,7 @@ class SimpleLlavaHfBottleneck(SimpleLlavaHf):
         options: arguments of ``llava_hf``.
 
     Raises:
-        UnavailableError: the folder holds no bottleneck.
+        UnavailableError: the folder contains no bottleneck.
     """
 
     def __init__(self, pretrained: str, bottleneck: str | None = None, **options: Any) -> None:

@@ -19,7 +19,7 @@ class CallingTask:
 
 
 def calling_task() -> CallingTask | None:
-    """The task that calls the hook that calls this function, or ``None`` if lmms-eval calls hooks in another way.
+    """Return the task that calls the hook that calls this function, or ``None`` if lmms-eval calls hooks in another way.
 
     Relies on: hooks are called from methods of ``lmms_eval.api.task.Task``, whose ``self.config.task`` is
     the task's name; and tasks are loaded below a function called ``simple_evaluate``.
@@ -48,7 +48,7 @@ def _callers() -> Iterator[FrameType]:
 
 
 def arguments_of_evaluation() -> Any:
-    """The command line's namespace of the evaluation that calls this. Relies on: ``simple_evaluate`` has ``cli_args``."""
+    """Return the command line's namespace of the evaluation that calls this. Relies on: ``simple_evaluate`` has ``cli_args``."""
     for frame in _callers():
         if frame.f_code.co_name == "simple_evaluate":
             return frame.f_locals.get("cli_args")
@@ -56,7 +56,7 @@ def arguments_of_evaluation() -> Any:
 
 
 def is_call_of_one_round() -> bool:
-    """Whether a model is asked for one round of a document that takes several, which every rank does in its own number.
+    """Return whether a model is asked for one round of a document that takes several, which every rank does in its own number.
 
     Relies on: ``_run_generate_until_agentic`` calls the model itself, request by request.
     """
@@ -64,7 +64,7 @@ def is_call_of_one_round() -> bool:
 
 
 def run_stamp(args: Any) -> str:
-    """The time stamp that the harness gives this run's files.
+    """Return the time stamp that the harness gives this run's files.
 
     Relies on: ``simple_evaluate`` has it in its variable ``datetime_str``, and the files have ``-`` for its
     colons. Elsewhere a stamp of the same form is made.

@@ -35,7 +35,7 @@ SENDING = {"--wandb_args": True, "--swanlab_args": True, "--hf_hub_log_args": Tr
 
 
 def is_harness_command() -> bool:
-    """Whether this process is a command of lmms-eval, and not a program that calls it.
+    """Return whether this process is a command of lmms-eval, and not a program that calls it.
 
     Relies on: it is started as ``lmms-eval`` or ``python -m lmms_eval``.
     """
@@ -72,7 +72,7 @@ def tasks_without_scores() -> list[str]:
 
 
 def missing_scores_message(tasks: Sequence[str]) -> str:
-    """A sentence about tasks of which a score is missing."""
+    """Return a sentence about tasks of which a score is missing."""
     shown = ", ".join(tasks[:3]) + (f" and {len(tasks) - 3} more" if len(tasks) > 3 else "")
     return f"scores of {len(tasks)} task(s) are missing ({shown}); the reason is above."
 
@@ -111,7 +111,7 @@ def model_manifests() -> list[Any]:
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0 of the run, or its only process. Relies on: launchers set ``RANK``."""
+    """Return whether this is rank 0 of the run, or its only process. Relies on: launchers set ``RANK``."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -119,15 +119,15 @@ def run_command_line(arguments: Sequence[str], prepare: Callable[[Any], object])
     """Run lmms-eval's own evaluation command in this process.
 
     Relies on: ``lmms_eval.__main__.cli_evaluate`` parses ``sys.argv`` and calls the module's ``cli_evaluate_single``
-    for every configuration; it catches exceptions, prints them and goes on, and would end with 0.
+    for every configuration; it catches exceptions, prints them and continues, and would end with 0.
 
     Args:
-        arguments: of the command, as a shell would give them.
+        arguments: arguments of the command, as a shell would give them.
         prepare: called with the namespace of every configuration before it is run.
 
     Raises:
         RunError: the harness or its model raised an exception, whose traceback is printed.
-        EMIError: ours are raised as they are, and so are ``OSError`` and ``MemoryError``.
+        EMIError: ours are raised unchanged, and so are ``OSError`` and ``MemoryError``.
         SystemExit: wrong usage, or a run that was stopped before it began.
     """
     command: Any = importlib.import_module("lmms_eval.__main__")
@@ -182,7 +182,7 @@ class ConfigurationDone(BaseException):
 
 
 def _with_any_path(parse: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
-    """The harness's parser of ``a=b,c=d``, for an output path with any characters.
+    """Return the harness's parser of ``a=b,c=d``, for an output path with any characters.
 
     Relies on: the harness appends ``output_path=`` to the arguments of its tracker, and takes them apart at commas.
     """
@@ -203,7 +203,7 @@ class _Failed(BaseException):
 
 
 def without_options(arguments: Sequence[str], options: dict[str, bool]) -> list[str]:
-    """The arguments of a command without some options, of which it is known whether they take a value."""
+    """Return the arguments of a command without some options, of which it is known whether they take a value."""
     kept, skip = [], False
     for argument in arguments:
         if skip:
@@ -216,13 +216,13 @@ def without_options(arguments: Sequence[str], options: dict[str, bool]) -> list[
 
 
 def model_parts(args: Any) -> tuple[str, str, str, bool]:
-    """Model, its arguments, batch size and ``--force_simple`` of a command line. Relies on: the names of its options."""
+    """Return model, its arguments, batch size and ``--force_simple`` of a command line. Relies on: the names of its options."""
     values = (getattr(args, name, None) for name in ("model", "model_args", "batch_size"))
     return *(str(value or "") for value in values), bool(getattr(args, "force_simple", False))  # type: ignore[return-value]
 
 
 def decisive_arguments(args: Any) -> dict[str, str]:
-    """What decides the requests of a command. Relies on: the names of its options."""
+    """Return what decides the requests of a command. Relies on: the names of its options."""
     return {name: str(getattr(args, name, "")) for name in DECISIVE}
 
 
@@ -268,7 +268,7 @@ def models_through(make: Callable[[type, Callable[[], Any]], Any]) -> Iterator[N
 
 
 def stand_in(simple: bool, respond: Callable[[str, Sequence[Any]], list[Any]]) -> Any:
-    """A model of the harness that answers by a function of method and requests, and loads nothing.
+    """Return a model of the harness that answers by a function of method and requests, and loads nothing.
 
     Args:
         simple: whether it takes requests of simple models, or messages as chat models do.
@@ -302,7 +302,7 @@ def stand_in(simple: bool, respond: Callable[[str, Sequence[Any]], list[Any]]) -
 
 @contextmanager
 def requests_through(change: Callable[[list[Any]], list[Any]]) -> Iterator[None]:
-    """Let the requests of every task that is built meanwhile go through ``change``.
+    """Let the requests of each task that is built meanwhile go through ``change``.
 
     Relies on: ``Task.build_all_requests`` sets ``_instances``; documents without requests are skipped when scored.
     """
@@ -323,7 +323,7 @@ def requests_through(change: Callable[[list[Any]], list[Any]]) -> Iterator[None]
 
 
 def is_budget_exceeded() -> bool:
-    """Whether ``--max_tokens`` is used up, after which models return placeholders. Relies on: the harness's count of tokens."""
+    """Return whether ``--max_tokens`` is used up, after which models return placeholders. Relies on: the harness's count of tokens."""
     try:
         from lmms_eval.models.model_utils.usage_metrics import is_budget_exceeded as exceeded
     except ImportError:
@@ -332,22 +332,22 @@ def is_budget_exceeded() -> bool:
 
 
 def answers_by_place(lm: Any) -> bool:
-    """Whether a model's response depends on which document it is, as that of one that reads a log does."""
+    """Return whether a model's response depends on which document it is, as that of one that reads a log does."""
     return type(lm).__module__.rpartition(".")[2] == "from_log"
 
 
 def repeats(instance: Any) -> int:
-    """How often a request is asked. Relies on: evaluate() hands it on so many times in a row."""
+    """Return how often a request is asked. Relies on: evaluate() hands it on so many times in a row."""
     return max(1, int(instance.repeats or 1))
 
 
 def is_padding(instance: Any) -> bool:
-    """Whether a request only gives ranks the same number of them. Relies on: the mark in its metadata."""
+    """Return whether a request only gives ranks the same number of them. Relies on: the mark in its metadata."""
     return bool((getattr(instance, "metadata", None) or {}).get("__padding_only__"))
 
 
 def ranks_step_together(lm: Any) -> bool:
-    """Whether ranks share the parts of one model, so that each must make every forward pass.
+    """Return whether ranks share the parts of one model, so that each must make every forward pass.
 
     Relies on: accelerate's ``distributed_type`` of the model, and what models with ranks of their own call their number.
     """
@@ -361,17 +361,17 @@ def ranks_step_together(lm: Any) -> bool:
 
 
 def rank() -> int:
-    """Number of this process. Relies on: launchers set ``RANK``."""
+    """Return the number of this process. Relies on: launchers set ``RANK``."""
     return int(os.environ.get("RANK", "0"))
 
 
 def ranks() -> int:
-    """How many processes there are. Relies on: launchers set ``WORLD_SIZE``."""
+    """Return how many processes there are. Relies on: launchers set ``WORLD_SIZE``."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def gather(value: Any) -> list[Any]:
-    """A value of every rank, by rank. Every rank must call it."""
+    """Return a value of each rank, by rank. Every rank must call it."""
     import torch.distributed as dist
 
     if ranks() == 1 or not (dist.is_available() and dist.is_initialized()):
@@ -382,7 +382,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def any_rank(value: bool) -> bool:
-    """Whether it holds on any rank. Every rank must call it."""
+    """Return whether it holds on any rank. Every rank must call it."""
     return any(gather(value))
 
 
@@ -411,7 +411,7 @@ def quiet_bars(lm: Any) -> Iterator[None]:
 
 
 def response_to_plain(response: Any) -> dict[str, Any] | None:
-    """A response of one of the harness's own types as JSON, or ``None`` for other types.
+    """Return a response of one of the harness's own types as JSON, or ``None`` for other types.
 
     Relies on: ``GenerationResult`` has ``text`` and ``token_counts``, which has counts of input, output and reasoning.
     """
@@ -424,7 +424,7 @@ def response_to_plain(response: Any) -> dict[str, Any] | None:
 
 
 def response_from_plain(kind: str, content: Any) -> Any:
-    """The response that :func:`response_to_plain` made plain."""
+    """Return the response that :func:`response_to_plain` made plain."""
     from lmms_eval.api.instance import GenerationResult, TokenCounts
 
     if kind != "generation":
@@ -434,7 +434,7 @@ def response_from_plain(kind: str, content: Any) -> Any:
 
 
 def command_line(tasks: str, include_path: Path | str | None = None) -> str:
-    """The command that runs some tasks, for messages and cards."""
+    """Return the command that runs some tasks, for messages and cards."""
     include = f" --include_path {include_path}" if include_path else ""
     return f"lmms-eval{include} --tasks {tasks} --model ..."
 
@@ -454,6 +454,6 @@ def command_of(
 
 
 def as_module(command: list[str]) -> list[str]:
-    """A command of :func:`command_of` through this interpreter, for the commands' folder may not be on the path."""
+    """Return a command of :func:`command_of` through this interpreter, for the commands' folder may not be on the path."""
     modules = {"lmms-eval": ["-m", "lmms_eval"], "torchrun": ["-m", "torch.distributed.run"]}
     return [sys.executable, *modules[command[0]], *command[1:]]

@@ -12,35 +12,35 @@ log = logging.getLogger("lmms_eval_emi")
 
 
 def only_generates(task: Any) -> bool:
-    """Whether a task's metrics were replaced, as ``--predict_only`` does. Relies on: ``override_metric("bypass")``."""
+    """Return whether a task's metrics were replaced, as ``--predict_only`` does. Relies on: ``override_metric("bypass")``."""
     return "bypass" in (getattr(task, "_metric_fn_list", None) or {})
 
 
 def arguments_of(task: Any) -> Any:
-    """The command line's namespace, as far as a task has it. Relies on: ``evaluate`` sets ``task.args``."""
+    """Return the command line's namespace, as far as a task has it. Relies on: ``evaluate`` sets ``task.args``."""
     return getattr(task, "args", None)
 
 
 def harness_version() -> str:
-    """Version of the installed lmms-eval."""
+    """Return the version of the installed lmms-eval."""
     from importlib.metadata import version
 
     return version("lmms_eval")
 
 
 def is_file_of_a_run(name: str) -> bool:
-    """Whether a file is named as the harness names results and samples: with a time stamp first."""
+    """Return whether a file is named as the harness names results and samples: with a time stamp first."""
     return re.fullmatch(r"\d{8}_\d{6}_(results\.json|samples_.+\.jsonl)", name) is not None
 
 
 def output_path(args: Any) -> Path | None:
-    """The ``--output_path`` of a run. Relies on: aggregations are given the command line's namespace."""
+    """Return the ``--output_path`` of a run. Relies on: aggregations are given the command line's namespace."""
     path = getattr(args, "output_path", None)
     return Path(path) if isinstance(path, str | os.PathLike) and str(path) else None
 
 
 def model_name(args: Any) -> str:
-    """The model's name as the harness has it; never raises.
+    """Return the model's name as the harness has it; never raises.
 
     Relies on: ``GeneralConfigTracker._get_model_name`` takes it from the model arguments.
     """
@@ -57,7 +57,7 @@ def model_name(args: Any) -> str:
 
 
 def run_folder(args: Any) -> str:
-    """The folder that the harness makes for a model below ``--output_path``.
+    """Return the folder that the harness makes for a model below ``--output_path``.
 
     Relies on: ``lmms_eval.utils.sanitize_model_name`` of what ``GeneralConfigTracker`` takes for the name.
     """

@@ -29,12 +29,12 @@ _loading_time: list[float] = []
 
 
 def tasks_folder() -> Path:
-    """The folder of the installed task files, for ``--include_path``."""
+    """Return the folder of the installed task files, for ``--include_path``."""
     return Path(str(resources.files("lmms_eval_emi.tasks")))
 
 
 def remedy() -> str:
-    """What to type where lmms-eval does not find our tasks by itself."""
+    """Return what to type where lmms-eval does not find our tasks by itself."""
     return f"Pass the folder of the tasks yourself: lmms-eval --include_path {tasks_folder()} ..."
 
 
@@ -173,12 +173,12 @@ def take_loading_time() -> float:
 
 
 def _described(value: Any) -> str:
-    """An argument by its content, where its text names only its place in memory."""
+    """Return an argument by its content, where its text names only its place in memory."""
     return repr(vars(value)) if hasattr(value, "__dict__") else repr(value)
 
 
 def add_group_hook(postprocess: Callable[..., Any]) -> bool:
-    """Where lmms-eval has a group hook (upstream pull request 1528), let our groups use it.
+    """Let our groups use lmms-eval's group hook (upstream pull request 1528) if it has one.
 
     Relies on: ``GroupConfig`` is a dataclass whose ``__post_init__`` runs for every group. Groups of others
     are left as they are: ours are told by their metadata.
@@ -206,7 +206,7 @@ def add_group_hook(postprocess: Callable[..., Any]) -> bool:
 
 
 def task_names() -> frozenset[str]:
-    """Names of all tasks and groups that lmms-eval has, ours included.
+    """Return names of all tasks and groups that lmms-eval has, ours included.
 
     Relies on: ``TaskManager().all_tasks``; and that its log goes through loguru under its own name.
     """
@@ -222,7 +222,7 @@ def task_names() -> frozenset[str]:
 
 
 def task_index(include_path: Path | None = None) -> dict[str, dict[str, Any]]:
-    """What lmms-eval knows of every task, group and tag, ours included, by name.
+    """Return what lmms-eval knows of each task, group and tag, ours included, by name.
 
     Relies on: ``TaskManager.task_index`` has ``type``, ``yaml_path``, and for tags the members under ``task``.
     """
@@ -238,7 +238,7 @@ def task_index(include_path: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def task_config(path: Path, *, functions: bool) -> Mapping[str, Any]:
-    """The fields of a task file and of those that it includes, with their functions loaded or left out.
+    """Return the fields of a task file and of those that it includes, with their functions loaded or left out.
 
     Relies on: ``utils.load_yaml_config(path, mode)`` follows ``include``, and resolves functions beside each file.
     """
@@ -248,7 +248,7 @@ def task_config(path: Path, *, functions: bool) -> Mapping[str, Any]:
 
 
 def fill_template(template: str, row: Mapping[str, Any]) -> str:
-    """A prompt's template filled in. Relies on: ``utils.apply_template(template, row)``."""
+    """Return a prompt's template filled in. Relies on: ``utils.apply_template(template, row)``."""
     from lmms_eval.utils import apply_template
 
     return str(apply_template(template, dict(row)))

@@ -40,7 +40,7 @@ SECRET = re.compile(
 
 
 def identity(model: str, model_args: Any) -> str:
-    """What tells the journals of two models in one folder apart: the model and its arguments, in any order.
+    """Return what tells the journals of two models in one folder apart: the model and its arguments, in any order.
 
     Keys of endpoints are no part of it. The files of a local checkpoint are, so that one that was trained on is another.
     """
@@ -56,7 +56,7 @@ def identity(model: str, model_args: Any) -> str:
 
 
 def _checkpoint(place: Path) -> list[list[Any]]:
-    """Names and content hashes of the files of a local checkpoint, in its subfolders too; nothing for other values.
+    """Return names and content hashes of the files of a local checkpoint, in its subfolders too; nothing for other values.
 
     A folder is a checkpoint if it, or a folder in it, holds a configuration, a tokenizer or weights; one of caches or
     outputs is none. A file that cannot be read counts by its name.
@@ -79,7 +79,7 @@ def _checkpoint(place: Path) -> list[list[Any]]:
 
 
 def _visible_files_below(place: Path) -> list[Path]:
-    """All files below a folder but hidden ones, in linked folders too."""
+    """Return all files below a folder but hidden ones, in linked folders too."""
     found, seen = [], set()
     for folder, folders, names in os.walk(place, followlinks=True):
         real = os.path.realpath(folder)
@@ -110,11 +110,11 @@ class Blocks:
     """Answers the calls of a model from the journal, and by the model what is not there.
 
     Attributes:
-        journal: of this rank.
+        journal: journal of this rank.
         run: identity of the model with its arguments.
         size: requests of a block.
         share: whether requests of one content are asked once, where nothing is drawn.
-        seed: of what is drawn.
+        seed: seed of what is drawn.
         command: identity of the command, whose plan the requests are.
         retry_empty: whether requests are asked again whose response is empty.
         answers: what the journal knows of this run.
@@ -154,7 +154,7 @@ class Blocks:
         return lm
 
     def answer(self, lm: Any, method: str, original: Callable, requests: Sequence[Any]) -> list[Any]:
-        """The responses to the requests of one call, in their order."""
+        """Return the responses to the requests of one call, in their order."""
         if self._inside:  # a model that calls itself
             return list(original(requests))
         self._inside = True
@@ -224,7 +224,7 @@ class Blocks:
             return [contents.describe(one) for one in bar]
 
     def _padding(self, one: Described, method: str) -> Any:
-        """Whatever is known; nobody looks at it."""
+        """Return whatever is known; nobody looks at it."""
         known = self.answers.by_content.get(one.request.content)
         return ((0.0, False) if method == "loglikelihood" else "") if known is None else from_plain(known)
 
@@ -298,7 +298,7 @@ class Blocks:
             self._planned |= set(new.items())
 
     def _owners(self, plan: Mapping[Request, bool]) -> dict[str, int]:
-        """The rank that asks for each content that several may share: the first that has it."""
+        """Return the rank that asks for each content that several may share: the first that has it."""
         owners: dict[str, int] = {}
         mine = sorted({request.content for request, shared in plan.items() if shared})
         for rank, contents in enumerate(launch.gather(mine)):
@@ -320,7 +320,7 @@ class Blocks:
 
 
 def text_of(plain: Any) -> str:
-    """The text of a response as :func:`to_plain` gives it; empty where it is none."""
+    """Return the text of a response as :func:`to_plain` gives it; empty where it is none."""
     if isinstance(plain, dict):
         plain = next(iter(plain.values()))
         plain = plain[0] if isinstance(plain, list) and plain else plain
@@ -328,7 +328,7 @@ def text_of(plain: Any) -> str:
 
 
 def to_plain(response: Any) -> Any:  # noqa: PLR0911
-    """A response as JSON: text as it is, and whatever else under the name of its kind.
+    """Return a response as JSON: text unchanged, and anything else under the name of its kind.
 
     Raises:
         RunError: it is of a kind that cannot be kept.
@@ -354,7 +354,7 @@ def to_plain(response: Any) -> Any:  # noqa: PLR0911
 
 
 def from_plain(found: Any) -> Any:
-    """The response that :func:`to_plain` made plain."""
+    """Return the response that :func:`to_plain` made plain."""
     if not isinstance(found, dict):
         return found
     ((kind, content),) = found.items()

@@ -42,8 +42,8 @@ class Contents:
 
     Args:
         documents: gives the row of a task, split and document number, as the model will see it.
-        method: of the model, such as ``generate_until``.
-        seed: of what is drawn, which is part of the content of a request whose response is.
+        method: method of the model, such as ``generate_until``.
+        seed: seed of what is drawn, which is part of the content of a request whose response is.
         seen: how many requests of each document there were before; kept up to date.
     """
 
@@ -62,7 +62,7 @@ class Contents:
         self._given: tuple[Any, dict[str, str | None]] = (None, {})  # what the latest document's functions gave
 
     def describe(self, instance: Any) -> Described:
-        """Describe the next request; its arguments are left as they are."""
+        """Describe the next request; its arguments are left unchanged."""
         task, document = str(instance.task_name), int(instance.doc_id)
         number = self._seen.get((task, document), 0)
         self._seen[task, document] = number + 1
@@ -74,7 +74,7 @@ class Contents:
         return Described(Request(task, document, number, content), shared)
 
     def _content(self, instance: Any, task: str, document: int) -> tuple[str, bool]:
-        """The hash, and whether it covers all that the model is given."""
+        """Return the hash, and whether it covers all that the model is given."""
         arguments = instance.args
         split = arguments[-1] if len(arguments) > 3 and isinstance(arguments[-1], str) else ""
         # The last three are the document's number, the task and the split, which say where it is asked and not what.
@@ -108,7 +108,7 @@ class Contents:
 
 
 def is_greedy(arguments: Sequence[Any]) -> bool:
-    """Whether the generation arguments say that nothing is drawn. A model may draw where they say nothing."""
+    """Return whether the generation arguments say that nothing is drawn. A model may draw where they say nothing."""
     options = next((one for one in arguments if isinstance(one, Mapping)), {})
     temperature = options.get("temperature")
     return options.get("do_sample") is False or (
@@ -117,7 +117,7 @@ def is_greedy(arguments: Sequence[Any]) -> bool:
 
 
 def content_hash(value: Any) -> str | None:
-    """A hash of the content of a value, wherever it lies in memory; ``None`` for one that has none that is known."""
+    """Return a hash of the content of a value, wherever it lies in memory; ``None`` for one that has none that is known."""
     digest = xxhash.xxh3_128()
     return digest.hexdigest() if _feed(digest, value) else None
 

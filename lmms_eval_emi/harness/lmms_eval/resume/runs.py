@@ -54,8 +54,8 @@ class RunOptions:
     """What a run is asked for.
 
     Attributes:
-        folder: of the run, its ``--output_path``.
-        arguments: of lmms-eval's own command.
+        folder: folder of the run, its ``--output_path``.
+        arguments: arguments of lmms-eval's own command.
         save_every: requests of a block.
         share: whether requests of one content are asked once.
         retry_empty: whether requests are asked again whose response is empty.
@@ -77,7 +77,7 @@ class RunOptions:
 
     @property
     def command(self) -> str:
-        """The command that goes on with the run."""
+        """The command that continues with the run."""
         count, here = launch.ranks(), int(os.environ.get("LOCAL_WORLD_SIZE", launch.ranks()))
         launcher = PROGRAM if count == 1 else f"accelerate launch --num_processes {count} -m lmms_eval_emi"
         if here != count or (count > 1 and "SLURM_STEP_ID" in os.environ):  # several machines, or another launcher
@@ -108,7 +108,7 @@ class TaskState:
 
 
 def run(options: RunOptions) -> None:
-    """Run, or go on with, an evaluation.
+    """Run, or continue with, an evaluation.
 
     Raises:
         RunError: the folder is another run's, or cannot be written.
@@ -194,26 +194,26 @@ def _check_end(options: RunOptions, runs: Mapping[str, Blocks], before: set[Path
 
 
 def _a_failure(runs: Mapping[str, Blocks]) -> str:
-    """The beginning of an error message that was returned instead of a response."""
+    """Return the beginning of an error message that was returned instead of a response."""
     texts = (text_of(one) for blocks in runs.values() for one in blocks.failures.by_request.values())
     return redact(one_line(next(texts, ""), 160))
 
 
 def command_identity(args: Any) -> str:
-    """What tells the plans of two commands in one folder apart: the model, and whatever decides their requests."""
+    """Return what tells the plans of two commands in one folder apart: the model, and whatever decides their requests."""
     model, model_args, _, _ = launch.model_parts(args)
     content = [identity(model, model_args), launch.decisive_arguments(args)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def block_size(save_every: int, batch_size: str) -> int:
-    """Requests of a block: ``save_every``, or the next multiple of the batch size, so that batches stay whole."""
+    """Return requests of a block: ``save_every``, or the next multiple of the batch size, so that batches stay whole."""
     batch = int(batch_size) if batch_size.isdigit() and int(batch_size) > 0 else 1
     return -(-save_every // batch) * batch
 
 
 def stopped_message(options: RunOptions, runs: Mapping[str, Blocks], signal: str) -> str:
-    """What to say of a run that a signal ended, with the command to go on."""
+    """Return what to say of a run that a signal ended, with the command to go on."""
     planned, answered = (
         sum(getattr(blocks.progress, name) for blocks in runs.values()) for name in ("planned", "answered")
     )
@@ -228,7 +228,7 @@ def _go_on(options: RunOptions) -> str:
 
 
 def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any]:
-    """The run as the manifest has it."""
+    """Return the run as the manifest has it."""
     return {
         "model": model,
         "model_args": redact(model_args),
@@ -246,12 +246,12 @@ def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any
 
 
 def _harness_results(folder: Path) -> set[Path]:
-    """The files of results of lmms-eval that are whole."""
+    """Return the files of results of lmms-eval that are whole."""
     return {path for path in folder.rglob("*_results.json") if _is_whole(path)}
 
 
 def _samples_files(folder: Path) -> set[Path]:
-    """The samples files of lmms-eval that are whole."""
+    """Return the samples files of lmms-eval that are whole."""
     return {path for path in visible_files(folder, samples_name("*", "*")) if _is_whole(path)}
 
 
@@ -276,7 +276,7 @@ def set_torn_files_aside(folder: Path) -> list[Path]:
 
 
 def _is_whole(path: Path) -> bool | None:
-    """Whether a file was written to the end; ``None`` where it cannot be read."""
+    """Return whether a file was written to the end; ``None`` where it cannot be read."""
     try:
         if path.suffix == ".json":
             json.loads(path.read_bytes())
@@ -294,7 +294,7 @@ def _is_whole(path: Path) -> bool | None:
 
 
 def _runs_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """The runs of a folder, of which there is at least one.
+    """Return the runs of a folder, of which there is at least one.
 
     Raises:
         RunError: it has none, or a manifest that cannot be read.
@@ -308,7 +308,7 @@ def _runs_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def states(plan: Mapping[Request, bool], answers: Answers, share: bool = True) -> list[TaskState]:
-    """How far every task is, in the order of the plan."""
+    """Return how far every task is, in the order of the plan."""
     counts: dict[str, list[int]] = {}
     asked: set[str] = set()
     for request, shared in plan.items():
@@ -324,7 +324,7 @@ def states(plan: Mapping[Request, bool], answers: Answers, share: bool = True) -
 
 
 def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
-    """How many requests every task has, and how many are left; the model is not loaded.
+    """Return how many requests every task has, and how many are left; the model is not loaded.
 
     Returns:
         The tasks of every configuration of the command, by its model and arguments.
@@ -397,7 +397,7 @@ class RunState:
 
 
 def status(folder: Path) -> list[RunState]:
-    """How far the runs of a folder are, the latest last.
+    """Return how far the runs of a folder are, the latest last.
 
     Raises:
         RunError: it has no journal, or one that cannot be read.
@@ -428,12 +428,12 @@ def status(folder: Path) -> list[RunState]:
 
 
 def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskState]:
-    """Make results of what the journal of a folder holds, without the model.
+    """Make results of what the journal of a folder contains, without the model.
 
     The harness runs as it did, with a model that answers from the journal. Documents without a response are left out.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         output: where results are written.
         trust: whether the command in the folder may be run although somebody else wrote it.
 
@@ -529,7 +529,7 @@ def _check_trusted(folder: Path, described: Mapping[str, Any], trust: bool) -> N
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a journal holds of one configuration of a command.
+    """What a journal contains of one configuration of a command.
 
     Attributes:
         command: its identity.
@@ -545,7 +545,7 @@ class _Kept:
 
     @classmethod
     def of(cls, contents: JournalContents, command: str, described: Mapping[str, Any]) -> _Kept:
-        """What the journal holds of a command of the manifest."""
+        """Return what the journal contains of a command of the manifest."""
         answers, plan = contents.answers(str(described.get("run", command))), contents.plan(command)
         share = bool(described.get("share", True))
         known = {
@@ -556,7 +556,7 @@ class _Kept:
         return cls(command, described, known, states(plan, answers, share))
 
     def answered(self, instances: list[Any]) -> list[Any]:
-        """The requests of the documents of which every request is answered.
+        """Return the requests of the documents of which every request is answered.
 
         How many rounds a document takes is not known before its last one, so those of several rounds are left out.
         """
@@ -573,7 +573,7 @@ class _Kept:
         return [instance for instance in instances if instance.doc_id not in lacking]
 
     def respond(self, method: str, requests: Sequence[Any]) -> list[Any]:
-        """The responses to the requests of a call."""
+        """Return the responses to the requests of a call."""
         seen: dict[tuple[str, int], int] = {}
         responses = []
         for instance in requests:

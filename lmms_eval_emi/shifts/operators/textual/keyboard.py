@@ -26,7 +26,7 @@ REACH = 1.36  # keys; the neighbours of g are r t y, f h, v b n
 
 @textual_operator(group="character", levels=RATES)
 def keyboard(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Replaces characters by those of neighbouring keys, plain or shifted; the level is the share of words hit."""
+    """Replaces characters by those of neighbouring keys, plain or shifted; the level is the fraction of words hit."""
     table = neighbours()
     return change_characters(
         text, rate, random, options.keep, substitute(table, random), CharacterRule(table.__contains__)
@@ -35,7 +35,7 @@ def keyboard(text: str, rate: float, random: np.random.RandomState, options: Shi
 
 @lru_cache(maxsize=1)
 def neighbours() -> dict[str, str]:
-    """What the keys around a character's key type, by character: the next keys of its row and of the rows beside it."""
+    """Return what the keys around a character's key type, by character: the next keys of its row and of the rows beside it."""
     table: dict[str, str] = {}
     for rows in LAYOUTS.values():
         keys = [

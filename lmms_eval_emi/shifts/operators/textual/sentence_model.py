@@ -51,7 +51,7 @@ LONGEST_GROWTH = 6  # a reply that is so many times as long as the question is n
 
 
 def rewrite(text: str, instruction: str, options: ShiftOptions) -> str:
-    """A text as the model rewrites it at temperature 0, from disk where it has been asked before.
+    """Return a text as the model rewrites it at temperature 0, from disk where it has been asked before.
 
     Raises:
         EndpointError: no endpoint or model is given, or it cannot be reached or refuses the request.
@@ -77,7 +77,7 @@ def rewrite(text: str, instruction: str, options: ShiftOptions) -> str:
 
 
 def restyle(text: str, style: str, options: ShiftOptions) -> str:
-    """A text in another style, such as "the passive voice", and in its own language; raises as :func:`rewrite`."""
+    """Return a text in another style, such as "the passive voice", and in its own language; raises as :func:`rewrite`."""
     instruction = f"Rewrite the following question in {style}, with the same meaning, in its own language."
     reply = rewrite(text, instruction, options)
     if _is_answer(reply, text):
@@ -86,13 +86,13 @@ def restyle(text: str, style: str, options: ShiftOptions) -> str:
 
 
 def _kept(text: str, options: ShiftOptions) -> Counter[str]:
-    """What a text has that its rewriting must have; numbers in words have other words in other languages and styles."""
+    """Return what a text has that its rewriting must have; numbers in words have other words in other languages and styles."""
     pieces = [piece.text for piece in split(text, options.keep) if piece.kind == "kept"]
     return Counter(piece for piece in pieces if piece.lower() not in NUMBER_WORDS)
 
 
 def _question_of(reply: str, text: str) -> str:
-    """The rewritten question in a reply, without what a model says around it.
+    """Return the rewritten question in a reply, without what a model says around it.
 
     Raises:
         RefusedError: there is none: it is empty, far too long, a refusal, or an answer.
@@ -123,14 +123,14 @@ def _question_of(reply: str, text: str) -> str:
 
 
 def _is_answer(reply: str, text: str) -> bool:
-    """Whether a reply in the language of a question neither asks nor requests anything, as the question does."""
+    """Return whether a reply in the language of a question neither asks nor requests anything, as the question does."""
     if MARKS.search(reply) or REQUEST.match(reply):
         return False
     return bool(MARKS.search(text) or REQUEST.match(text))
 
 
 def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
-    """The reply to a prompt at temperature 0, kept on disk.
+    """Return the reply to a prompt at temperature 0, kept on disk.
 
     Raises:
         RefusedError: the endpoint refuses the text, or its reply was cut off.

@@ -17,7 +17,7 @@ def sr(text: str, rate: float, random: np.random.RandomState, options: ShiftOpti
 
 
 def plain(text: str, options: ShiftOptions) -> str:
-    """A text in lower case with single spaces for marks; apostrophes vanish, and what must be kept is."""
+    """Return a text in lower case with single spaces for marks; apostrophes vanish, and what must be kept is."""
     parts: list[str] = []
     for piece in split(text, options.keep):
         if piece.kind in ("kept", "word"):

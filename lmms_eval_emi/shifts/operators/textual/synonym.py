@@ -11,7 +11,7 @@ from lmms_eval_emi.shifts.operators.textual.words import split
 from lmms_eval_emi.shifts.options import ShiftOptions
 
 # The published texts were drawn again until a sentence encoder found them like the original, which
-# phrases rarely pass. Drawing these less often gives the share of characters that was published.
+# phrases rarely pass. Drawing these less often gives the fraction of characters that was published.
 PHRASE_WEIGHT = 0.25
 
 
@@ -38,7 +38,7 @@ def synonym(text: str, rate: float, random: np.random.RandomState, options: Shif
 
 
 def draw(choices: tuple[str, ...], random: np.random.RandomState) -> str:
-    """One of a word's synonyms, phrases at a part of the chance of single words."""
+    """Return one of a word's synonyms, phrases at a part of the chance of single words."""
     weights = np.cumsum([PHRASE_WEIGHT if " " in choice else 1.0 for choice in choices])
     return choices[int(np.searchsorted(weights, random.random_sample() * weights[-1], side="right"))]
 

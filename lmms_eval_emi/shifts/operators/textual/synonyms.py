@@ -36,14 +36,14 @@ FUNCTION_WORDS = frozenset(
 
 
 def synonym_source(file: Path | None, wordnet: Path | None = None) -> Callable[[str], tuple[str, ...]]:
-    """A function from a lower-case word to its synonyms, sorted, the word itself not among them.
+    """Return a function from a lower-case word to its synonyms, sorted, the word itself not among them.
 
     Args:
         file: a YAML or JSON mapping of words to synonyms, or ``None`` for WordNet.
         wordnet: WordNet's ``dict`` folder; default: NLTK's, or that of the system's package.
 
     Raises:
-        ShiftError: the file is no such mapping, or WordNet is not here.
+        ShiftError: the file is no such mapping, or WordNet is not available locally.
     """
     if file is None:
         _wordnet(wordnet)  # now, rather than at the first word
@@ -53,7 +53,7 @@ def synonym_source(file: Path | None, wordnet: Path | None = None) -> Callable[[
 
 
 def synonyms_fingerprint(options: Any) -> str:
-    """A hash of where synonyms come from: the file, or WordNet's database.
+    """Return a hash of where synonyms come from: the file, or WordNet's database.
 
     Raises:
         ShiftError: as :func:`synonym_source`.

@@ -53,10 +53,10 @@ class Piece:
 
 
 def split(text: str, keep: Sequence[str] = ()) -> list[Piece]:
-    """A text's pieces; joined, they are the text again.
+    """Return a text's pieces; joined, they are the text again.
 
     Args:
-        text: in any script.
+        text: text in any script.
         keep: words and phrases that are pieces of their own, whatever their case and the width of their spaces.
     """
     pieces: list[Piece] = []
@@ -96,7 +96,7 @@ def _pieces(text: str) -> list[Piece]:
 
 
 def _kept_spans(text: str, keep: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Where the tokens and the words to keep are, in order, what overlaps as one."""
+    """Return where the tokens and the words to keep are, in order, what overlaps as one."""
     spans = [match.span() for match in _TOKENS.finditer(text)]
     pattern = _keep_pattern(keep)
     if pattern is not None:
@@ -122,7 +122,7 @@ def _keep_pattern(keep: tuple[str, ...]) -> regex.Pattern | None:
 
 
 def _joined(text: str, place: int) -> bool:
-    """Whether the characters around a place belong to one word: letters or digits of one script that sets spaces."""
+    """Return whether the characters around a place belong to one word: letters or digits of one script that sets spaces."""
     if not 0 < place < len(text):
         return False
     scripts = [_script(text[place - 1]), _script(text[place])]
@@ -144,12 +144,12 @@ def _script(character: str) -> str | None:
 
 
 def join(pieces: Sequence[Piece | str]) -> str:
-    """The text of pieces."""
+    """Return the text of pieces."""
     return "".join(piece if isinstance(piece, str) else piece.text for piece in pieces)
 
 
 def graphemes(word: str) -> list[str]:
-    """What a reader calls the characters of a word: letters with their marks."""
+    """Return what a reader calls the characters of a word: letters with their marks."""
     return regex.findall(r"\X", word)
 
 
@@ -217,7 +217,7 @@ def _draw(items: list[int], count: int, random: np.random.RandomState) -> list[i
 
 
 def substitute(table: Mapping[str, str], random: np.random.RandomState) -> Callable[[list[str], list[int]], list[str]]:
-    """A change of characters, for :func:`change_characters`, by random ones of those that a table has for each."""
+    """Return a change of characters, for :func:`change_characters`, by random ones of those that a table has for each."""
 
     def change(characters: list[str], places: list[int]) -> list[str]:
         for place in places:

@@ -13,10 +13,10 @@ def defocus_blur(pixels: np.ndarray, lens: tuple[int, float], random: np.random.
 
 
 def disc(radius: int, edge_blur: float) -> np.ndarray:
-    """A disc of sum 1, its edge smoothed by a small Gaussian of the given standard deviation.
+    """Return a disc of sum 1, its edge smoothed by a small Gaussian of the given standard deviation.
 
     The reference code smooths the discs of radius 8 and 10 where they touch the border of their grid, which
-    adds a hundredth to their sum and brightens the picture by as much; here the grid has room.
+    adds a hundredth to their sum and brightens the image by as much; here the grid has room.
     """
     smoothing = (3, 3) if radius <= 8 else (5, 5)
     reach = np.arange(-radius - 2, radius + 3)

@@ -1,4 +1,4 @@
-"""Elastic transform: the picture on a sheet of rubber, tilted and pulled about."""
+"""Elastic transform: the image on a sheet of rubber, tilted and pulled about."""
 
 import cv2
 import numpy as np

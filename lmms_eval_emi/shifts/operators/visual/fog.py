@@ -17,11 +17,11 @@ def fog(pixels: np.ndarray, weather: tuple[float, float], random: np.random.Rand
 
 
 def plasma(size: int, decay: float, random: np.random.RandomState) -> np.ndarray:
-    """A (size, size) height map of 0 to 1 by the diamond-square method; edges wrap around.
+    """Return a (size, size) height map of 0 to 1 by the diamond-square method; edges wrap around.
 
     Args:
         size: a power of two.
-        decay: by how much the random part shrinks with every halving of the step.
+        decay: factor by how much the random part shrinks with every halving of the step.
         random: where the random part is from.
     """
     heights = np.zeros((size, size), dtype=np.float32)

@@ -12,7 +12,7 @@ from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts.operators import fingerprint_files, visual_operator
 from lmms_eval_emi.shifts.options import ShiftOptions
 
-# The sixth picture of the set is never drawn, in the reference code and so here.
+# The sixth image of the set is never drawn, in the reference code and so here.
 PICTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 
 
@@ -24,7 +24,7 @@ PICTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg"
 def frost(
     pixels: np.ndarray, weights: tuple[float, float], random: np.random.RandomState, options: ShiftOptions
 ) -> np.ndarray:
-    """Adds a random part of a picture of frost; the level is the weights of the scene and of the frost."""
+    """Adds a random part of an image of frost; the level is the weights of the scene and of the frost."""
     folder = pictures_folder(options.frost)
     crystals = _picture(folder / PICTURES[random.randint(len(PICTURES))])
     height, width = pixels.shape[:2]
@@ -36,7 +36,7 @@ def frost(
 
 
 def magnified_part(picture: np.ndarray, scale: float, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """A part of a picture's bicubic magnification, without making the whole."""
+    """Return a part of an image's bicubic magnification, without making the whole."""
     corner = 0.5 / scale - 0.5
     place = np.array([[1 / scale, 0, left / scale + corner], [0, 1 / scale, top / scale + corner]])
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
@@ -44,9 +44,9 @@ def magnified_part(picture: np.ndarray, scale: float, top: int, left: int, heigh
 
 
 def pictures_folder(given: Path | None) -> Path:
-    """Return the folder of the frost pictures: the given one, or that of the package imagecorruptions.
+    """Return the folder of the frost images: the given one, or that of the package imagecorruptions.
 
-    That package's code no longer runs beside current SciPy and setuptools; only its pictures are read.
+    That package's code no longer runs beside current SciPy and setuptools; only its images are read.
 
     Raises:
         ShiftError: they are in neither.

@@ -1,4 +1,4 @@
-"""JPEG compression: the blocks and rings of a picture saved too small."""
+"""JPEG compression: the blocks and rings of an image saved too small."""
 
 import io
 

@@ -13,7 +13,7 @@ def motion_blur(pixels: np.ndarray, motion: tuple[int, float], random: np.random
 
 
 def smear(values: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """Weighted mean of a picture and its copies shifted along a line, the weights half a Gaussian.
+    """Weighted mean of an image and its copies shifted along a line, the weights half a Gaussian.
 
     ImageMagick's motion blur, which the reference code calls: 2 radius + 1 steps of one pixel, borders
     repeated.
@@ -21,8 +21,8 @@ def smear(values: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
     Args:
         values: (H, W) or (H, W, C) float32.
         radius: half the number of steps.
-        sigma: of the Gaussian, in pixels.
-        angle: of the line, in degrees.
+        sigma: sigma of the Gaussian, in pixels.
+        angle: angle of the line, in degrees.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))

@@ -1,4 +1,4 @@
-"""Perspective: the picture seen from the side."""
+"""Perspective: the image seen from the side."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="geometry", levels=(0.2, 0.3, 0.4, 0.5, 0.6))
 def perspective(pixels: np.ndarray, distortion: float, random: np.random.RandomState) -> np.ndarray:
-    """Moves each corner inwards, by up to the level times half the side; what comes into view is the picture mirrored.
+    """Moves each corner inwards, by up to the level times half the side; what comes into view is the image mirrored.
 
     The distortion is that of torchvision's ``RandomPerspective``.
     """

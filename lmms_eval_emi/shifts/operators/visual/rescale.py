@@ -1,4 +1,4 @@
-"""Rescale: a small copy of the picture, enlarged again."""
+"""Rescale: a small copy of the image, enlarged again."""
 
 import numpy as np
 from PIL import Image
@@ -8,7 +8,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="geometry", levels=(0.15, 0.1, 0.08, 0.065, 0.05))
 def rescale(pixels: np.ndarray, share: float, random: np.random.RandomState) -> np.ndarray:
-    """Scales down and up again, both bicubic; the level is the share of the side that the small copy has.
+    """Scales down and up again, both bicubic; the level is the fraction of the side that the small copy has.
 
     ``pixelate`` shows the pixels of the small copy; this smooths them, as an upscaled thumbnail is smooth.
     """

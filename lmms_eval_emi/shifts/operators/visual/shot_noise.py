@@ -1,4 +1,4 @@
-"""Shot noise: light comes in photons, and few of them make a grainy picture."""
+"""Shot noise: light comes in photons, and few of them make a grainy image."""
 
 import numpy as np
 

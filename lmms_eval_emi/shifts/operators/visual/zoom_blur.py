@@ -23,7 +23,7 @@ def zoom_blur(pixels: np.ndarray, factors: tuple[float, ...], random: np.random.
 
 
 def zoom_in(values: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of an (H, W) or (H, W, C) float32 picture, magnified to its whole size by linear interpolation."""
+    """Return the middle of an (H, W) or (H, W, C) float32 image, magnified to its whole size by linear interpolation."""
     height, width = values.shape[:2]
     tall, wide = int(np.ceil(height / factor)), int(np.ceil(width / factor))
     top, left = (height - tall) // 2, (width - wide) // 2

@@ -9,5 +9,5 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="sentence")
 def casual(text: str, level: None, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Rewrites in the casual style of a message to a friend by a language model; it has one form."""
+    """Rewrite in the casual style of a message to a friend, by a language model. No levels."""
     return restyle(text, "the casual style of a message to a friend", options)

@@ -10,7 +10,7 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="character", levels=RATES)
 def char_delete(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Deletes characters of words; the level is the fraction of words hit."""
+    """Delete characters of words. Parameter: fraction of words changed."""
 
     def change(characters: list[str], places: list[int]) -> list[str]:
         gone = set(places)

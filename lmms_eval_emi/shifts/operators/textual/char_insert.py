@@ -10,7 +10,7 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="character", levels=RATES)
 def char_insert(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Inserts random characters into words; the level is the fraction of words hit."""
+    """Insert random characters into words. Parameter: fraction of words changed."""
 
     def change(characters: list[str], places: list[int]) -> list[str]:
         letter = random_letters(text, "".join(characters), random)

@@ -10,7 +10,7 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="character", levels=RATES)
 def char_replace(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Replaces characters of words by random ones; the level is the fraction of words hit."""
+    """Replace characters of words by random ones. Parameter: fraction of words changed."""
 
     def change(characters: list[str], places: list[int]) -> list[str]:
         letter = random_letters(text, "".join(characters), random)

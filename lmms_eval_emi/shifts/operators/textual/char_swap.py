@@ -10,7 +10,7 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="character", levels=RATES)
 def char_swap(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Swaps neighbouring characters of words, capitals staying in place; the level is the fraction of words hit."""
+    """Swap neighbouring characters of words; capitals stay in place. Parameter: fraction of words changed."""
 
     def change(characters: list[str], places: list[int]) -> list[str]:
         last = len(characters) - 1

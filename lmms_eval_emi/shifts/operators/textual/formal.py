@@ -9,5 +9,5 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="sentence")
 def formal(text: str, level: None, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Rewrites in the formal style of a letter to an authority by a language model; it has one form."""
+    """Rewrite in the formal style of a letter to an authority, by a language model. No levels."""
     return restyle(text, "the formal style of a letter to an authority", options)

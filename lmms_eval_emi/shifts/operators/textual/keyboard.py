@@ -26,7 +26,7 @@ REACH = 1.36  # keys; the neighbours of g are r t y, f h, v b n
 
 @textual_operator(group="character", levels=RATES)
 def keyboard(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Replaces characters by those of neighbouring keys, plain or shifted; the level is the fraction of words hit."""
+    """Replace characters by those of neighbouring keys, plain or shifted. Parameter: fraction of words changed."""
     table = neighbours()
     return change_characters(
         text, rate, random, options.keep, substitute(table, random), CharacterRule(table.__contains__)

@@ -16,7 +16,7 @@ LOOK_ALIKE = "0oOD8 1lI 2zZ 5sS8 6bG 8sSB& 9gq ou rk CG OD OU EB ce hb nm vu ij 
 
 @textual_operator(group="character", levels=RATES)
 def ocr(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Replaces characters by others that look like them; the level is the fraction of words hit."""
+    """Replace characters by others that look like them. Parameter: fraction of words changed."""
     table = look_alikes()
     rule = CharacterRule(table.__contains__, shortest_word=1, fewest=2)
     return change_characters(text, rate, random, options.keep, substitute(table, random), rule)

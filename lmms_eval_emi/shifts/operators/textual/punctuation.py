@@ -12,7 +12,7 @@ MARKS = ".,!?;:"
 
 @textual_operator(group="word", levels=RATES)
 def punctuation(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Inserts 1 to rate n + 1 marks before the n words of a text; the level is the rate."""
+    """Insert 1 to rate n + 1 punctuation marks before the n words of a text. Parameter: the rate."""
     pieces = split(text, options.keep)
     places = [place for place, piece in enumerate(pieces) if piece.kind in ("word", "kept")]
     if not places:

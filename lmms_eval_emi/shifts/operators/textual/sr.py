@@ -12,7 +12,7 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="word", levels=RATES, resources=synonyms_fingerprint)
 def sr(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Like synonym, and writes the text without capitals and marks, as the published splits are; the level is the rate."""
+    """Replace words as synonym does, and write the text without capitals and punctuation, as in the published splits. Parameter: the rate."""
     return plain(synonym(text, rate, random, options), options)
 
 

@@ -17,7 +17,7 @@ PHRASE_WEIGHT = 0.25
 
 @textual_operator(group="word", levels=RATES, resources=synonyms_fingerprint)
 def synonym(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Replaces max(1, rate n) of a text's n words by synonyms, wherever they stand; the level is the rate."""
+    """Replace max(1, rate n) of the n words of a text by synonyms. Parameter: the rate."""
     synonyms = synonym_source(options.synonyms, options.wordnet)
     pieces = split(text, options.keep)
     words = sorted({piece.text.lower() for piece in pieces if piece.kind == "word"} - FUNCTION_WORDS)

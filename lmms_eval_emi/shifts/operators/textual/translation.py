@@ -9,5 +9,5 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="sentence", level_name="language", prompt_suffix=" Please answer in English.")
 def translation(text: str, language: str, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Translates by a language model; the level is the language, as in translation:German."""
+    """Translate by a language model. The level is the language, as in translation:German."""
     return rewrite(text, f"Translate the following question into {language}.", options)

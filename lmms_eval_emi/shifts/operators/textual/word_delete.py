@@ -12,7 +12,7 @@ CLOSING = " \t\n.,;:!?)]"
 
 @textual_operator(group="word", levels=RATES)
 def word_delete(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Deletes every word with the same chance, all but one at most; the level is the chance."""
+    """Delete each word with the same probability, but keep at least one. Parameter: the probability."""
     pieces = split(text, options.keep)
     words = [place for place, piece in enumerate(pieces) if piece.kind == "word"]
     if len(words) < 2:

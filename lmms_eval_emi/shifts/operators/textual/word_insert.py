@@ -12,7 +12,7 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="word", levels=RATES, resources=synonyms_fingerprint)
 def word_insert(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Inserts synonyms of a text's words at random places, max(1, rate n) of n words; the level is the rate."""
+    """Insert synonyms of a text's words at random positions, max(1, rate n) for n words. Parameter: the rate."""
     synonyms = synonym_source(options.synonyms, options.wordnet)
     pieces = split(text, options.keep)
     words = [place for place, piece in enumerate(pieces) if piece.kind in ("word", "kept")]

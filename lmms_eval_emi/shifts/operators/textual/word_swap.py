@@ -10,7 +10,7 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @textual_operator(group="word", levels=RATES)
 def word_swap(text: str, rate: float, random: np.random.RandomState, options: ShiftOptions) -> str:
-    """Swaps two words, max(1, rate n) times of n words; the level is the rate."""
+    """Swap two words, max(1, rate n) times for n words. Parameter: the rate."""
     pieces = split(text, options.keep)
     words = [place for place, piece in enumerate(pieces) if piece.kind == "word"]
     if len({pieces[place].text for place in words}) < 2:

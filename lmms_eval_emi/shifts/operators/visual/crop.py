@@ -8,7 +8,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="geometry", levels=(0.86, 0.79, 0.73, 0.67, 0.61))
 def crop(pixels: np.ndarray, share: float, random: np.random.RandomState) -> np.ndarray:
-    """Enlarges a window at a random place to the whole; the level is the fraction of the side that the window has."""
+    """Enlarge a window at a random position to the size of the image. Parameter: side of the window as a fraction of the whole."""
     height, width = pixels.shape[:2]
     own_height, own_width = max(1, round(height * share)), max(1, round(width * share))
     top, left = (round(room * random.uniform()) for room in (height - own_height, width - own_width))

@@ -8,7 +8,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="blur", levels=((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)))
 def defocus_blur(pixels: np.ndarray, lens: tuple[int, float], random: np.random.RandomState) -> np.ndarray:
-    """Convolves with a disc; the level is the disc's radius in pixels and the blur of its edge."""
+    """Convolve with a disc. Parameters: radius of the disc in pixels, and blur of its edge."""
     return cv2.filter2D(pixels.astype(np.float32), -1, disc(*lens), borderType=cv2.BORDER_REFLECT_101)
 
 

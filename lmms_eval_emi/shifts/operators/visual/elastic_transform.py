@@ -16,7 +16,7 @@ UNIT = 244.0  # pixels; the published code's own, where 224 was meant
 def elastic_transform(
     pixels: np.ndarray, sheet: tuple[float, float, float], random: np.random.RandomState
 ) -> np.ndarray:
-    """Warps by a random affine map and a smooth random field.
+    """Warp by a random affine map and a smooth random field.
 
     The level is the field's strength, its smoothness (sigma), and how far the affine map moves each of three
     points, all in units of 244 pixels.

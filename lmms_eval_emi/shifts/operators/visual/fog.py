@@ -7,7 +7,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="weather", levels=((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)))
 def fog(pixels: np.ndarray, weather: tuple[float, float], random: np.random.RandomState) -> np.ndarray:
-    """Adds a plasma fractal and dims to the old maximum; the level is the fog's weight and its roughness' decay."""
+    """Add a plasma fractal and rescale to the original maximum. Parameters: weight of the fog, and decay of its roughness."""
     thickness, decay = weather
     height, width = pixels.shape[:2]
     size = 1 << (max(2, height, width) - 1).bit_length()

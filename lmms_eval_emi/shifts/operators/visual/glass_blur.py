@@ -10,7 +10,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="blur", levels=((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)))
 def glass_blur(pixels: np.ndarray, glass: tuple[float, int, int], random: np.random.RandomState) -> np.ndarray:
-    """Blurs, scatters pixels, blurs; the level is the blur's sigma, the scatter's reach, and its rounds.
+    """Blur, scatter pixels, and blur again. Parameters: sigma of the blur, distance of the scatter, and rounds.
 
     As in the reference code, where what is written as a swap of two pixels takes one from the other:
     every pixel, from the last to the first, becomes a random one of its neighbours.

@@ -7,7 +7,7 @@ from lmms_eval_emi.shifts.operators import by_bands, visual_operator
 
 @visual_operator(group="noise", levels=(0.03, 0.06, 0.09, 0.17, 0.27))
 def impulse_noise(pixels: np.ndarray, share: float, random: np.random.RandomState) -> np.ndarray:
-    """Sets a fraction of the values, each channel's by itself, to 0 or 255; the level is the share."""
+    """Set a fraction of the values, separately for each channel, to 0 or 255. Parameter: the fraction."""
 
     def hit(band: np.ndarray) -> np.ndarray:
         draw = random.random_sample(band.shape)

@@ -10,7 +10,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="digital", levels=(25, 18, 15, 10, 7))
 def jpeg_compression(pixels: np.ndarray, quality: int, random: np.random.RandomState) -> np.ndarray:
-    """Saves as JPEG and reads it back; the level is the quality."""
+    """Save as JPEG and read it back. Parameter: the quality."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     with Image.open(file) as image:

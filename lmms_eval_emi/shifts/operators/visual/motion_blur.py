@@ -8,7 +8,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="blur", levels=((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)))
 def motion_blur(pixels: np.ndarray, motion: tuple[int, float], random: np.random.RandomState) -> np.ndarray:
-    """Smears along a line of random direction, within 45 degrees of level; the level is its radius and sigma."""
+    """Smear along a line of random direction, within 45 degrees of horizontal. Parameters: radius and sigma."""
     return smear(pixels.astype(np.float32), *motion, angle=random.uniform(-45, 45))
 
 

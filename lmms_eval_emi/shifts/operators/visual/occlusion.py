@@ -9,7 +9,7 @@ CELLS = 8  # a side
 
 @visual_operator(group="geometry", levels=(0.17, 0.26, 0.34, 0.42, 0.5))
 def occlusion(pixels: np.ndarray, share: float, random: np.random.RandomState) -> np.ndarray:
-    """Paints random cells of an 8 x 8 grid grey; the level is the fraction of the cells.
+    """Paint random cells of an 8 x 8 grid grey. Parameter: fraction of the cells.
 
     A higher level hides the cells of a lower one, and more.
     """

@@ -8,7 +8,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="geometry", levels=(0.2, 0.3, 0.4, 0.5, 0.6))
 def perspective(pixels: np.ndarray, distortion: float, random: np.random.RandomState) -> np.ndarray:
-    """Moves each corner inwards, by up to the level times half the side; what comes into view is the image mirrored.
+    """Move each corner inwards, by up to the parameter times half the side; uncovered areas show the mirrored image.
 
     The distortion is that of torchvision's ``RandomPerspective``.
     """

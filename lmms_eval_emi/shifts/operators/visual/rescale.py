@@ -8,7 +8,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="geometry", levels=(0.15, 0.1, 0.08, 0.065, 0.05))
 def rescale(pixels: np.ndarray, share: float, random: np.random.RandomState) -> np.ndarray:
-    """Scales down and up again, both bicubic; the level is the fraction of the side that the small copy has.
+    """Scale down and up again, both bicubic. Parameter: side of the small copy as a fraction of the whole.
 
     ``pixelate`` shows the pixels of the small copy; this smooths them, as an upscaled thumbnail is smooth.
     """

@@ -8,7 +8,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 @visual_operator(group="geometry", levels=(5, 10, 15, 22, 30))
 def rotation(pixels: np.ndarray, degrees: float, random: np.random.RandomState) -> np.ndarray:
-    """Rotates about the centre, to a random side; the level is the angle in degrees. What comes into view is the image mirrored."""
+    """Rotate about the centre, in a random direction; uncovered areas show the mirrored image. Parameter: angle in degrees."""
     height, width = pixels.shape[:2]
     angle = degrees if random.uniform() < 0.5 else -degrees
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)

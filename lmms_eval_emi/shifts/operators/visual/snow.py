@@ -19,7 +19,7 @@ from lmms_eval_emi.shifts.operators.visual.zoom_blur import zoom_in
     ),
 )
 def snow(pixels: np.ndarray, weather: tuple[float, ...], random: np.random.RandomState) -> np.ndarray:
-    """Whitens the scene and adds two layers of smeared flakes.
+    """Whiten the scene and add two layers of smeared flakes.
 
     The level is the flakes' mean and standard deviation, their size, the threshold below which there is
     none, the radius and sigma of their fall, and the weight that the scene keeps.

@@ -7,5 +7,5 @@ from lmms_eval_emi.shifts.operators import by_bands, visual_operator
 
 @visual_operator(group="noise", levels=(0.15, 0.2, 0.35, 0.45, 0.6))
 def speckle_noise(pixels: np.ndarray, scale: float, random: np.random.RandomState) -> np.ndarray:
-    """Multiplies every value by one plus normal noise; the level is the noise's standard deviation."""
+    """Multiply every value by one plus normal noise. Parameter: standard deviation of the noise."""
     return by_bands(pixels, lambda band: band * (1 + scale * random.standard_normal(band.shape)))

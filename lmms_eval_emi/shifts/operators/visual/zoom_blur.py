@@ -15,7 +15,7 @@ def zooms(stop: float, step: float) -> tuple[float, ...]:
     group="blur", levels=(zooms(1.11, 0.01), zooms(1.16, 0.01), zooms(1.21, 0.02), zooms(1.26, 0.02), zooms(1.31, 0.03))
 )
 def zoom_blur(pixels: np.ndarray, factors: tuple[float, ...], random: np.random.RandomState) -> np.ndarray:
-    """Averages the picture with zooms of itself; the level is the zoom factors."""
+    """Average the image with zooms of itself. Parameter: zoom factors."""
     total = pixels.astype(np.float32)
     for factor in factors:
         total += zoom_in(pixels.astype(np.float32), factor)

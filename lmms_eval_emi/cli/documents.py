@@ -45,7 +45,7 @@ def check_file(path: Path) -> str:
         path: a JSON file, or JSON lines of ``judge ask``.
 
     Raises:
-        ResultsError: it is none of the files that the commands write, or departs from its schema.
+        ResultsError: the file is not one that the commands write, or does not match its schema.
     """
     lines = path.suffix == ".jsonl"
     try:

@@ -1,4 +1,4 @@
-"""Which machines do the work of a command: this one, or a Ray cluster."""
+"""Options for the machines that do the work of a command: this one, or a Ray cluster."""
 
 from __future__ import annotations
 

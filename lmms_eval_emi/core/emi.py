@@ -27,7 +27,7 @@ MOST_RECOMPUTED = 200  # the same for an estimator without a closed form
 
 @runtime_checkable
 class MutualInformationEstimator(Protocol):
-    """What :func:`emi` asks of an estimator.
+    """Protocol of the estimators that :func:`emi` accepts.
 
     It may also have:
 

@@ -44,7 +44,7 @@ class Jackknife:
 
     @property
     def is_sure(self) -> bool:
-        """Whether there are clusters enough for an interval."""
+        """Whether there are enough clusters for an interval."""
         return bool(self.strata) and self.clusters >= FEWEST_CLUSTERS
 
     @property
@@ -135,7 +135,7 @@ class Jackknife:
 
 
 class HasUncertainty:
-    """What a score with a jackknife over images has: a corrected value, an error and an interval."""
+    """Base of scores with a jackknife over images: corrected value, standard error and interval."""
 
     jackknife: Jackknife
 

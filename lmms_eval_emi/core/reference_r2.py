@@ -1,4 +1,4 @@
-"""How much of what the references say the responses predict, on images that the fit has not seen.
+"""R² of predicting the embeddings of references from those of responses, on held-out images.
 
 Responses and references, centred, are put on their first k = min(30, rank) principal components, A (N, k) and B (N, k').
 With K = A A^T, lambda = 0.1 tr K / N and H = 11^T / N + K (K + lambda I)^-1, ridge regression of B on A has the residuals

@@ -81,7 +81,7 @@ def _add_rows(total: ClusterSums, part: ClusterSums, places: np.ndarray) -> None
 
 
 class SplitStatistics:
-    """What the scores of a split follow from, of the rows that were added.
+    """Sums over the rows that were added, from which the scores of a split follow.
 
     Args:
         estimator: estimator whose EMI is wanted.
@@ -114,7 +114,7 @@ class SplitStatistics:
         """Add rows, as many as fit into memory with their float64 copies: 50 kB each.
 
         Raises:
-            ValueError: they have other matrices or dimensions than those before.
+            ValueError: the rows have other matrices or dimensions than earlier ones.
         """
         self.sample = self.sample or rows
         self.encoders = self.encoders or rows.encoders
@@ -302,7 +302,7 @@ def emid_of(id: SplitStatistics, ood: SplitStatistics, id_emi: EMI | None = None
     The shift has to have been accumulated with the ID split's partners for a paired difference.
 
     Raises:
-        ValueError: they were embedded by different encoders.
+        ValueError: the splits were embedded by different encoders.
     """
     encoders = shared_encoders(cast(Embeddings, id), cast(Embeddings, ood))
     first, second = id_emi or id.emi, ood.emi

@@ -47,7 +47,7 @@ def f1(sums: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class ClusterTotals:
-    """What rows add up to, by cluster.
+    """Sums over rows by cluster.
 
     Attributes:
         parts: (G, K) sums of the rows of each cluster.

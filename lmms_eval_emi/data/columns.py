@@ -1,4 +1,4 @@
-"""Which columns of a dataset hold the image, the question, the reference and the id of a row, where nobody says."""
+"""Finding the columns of image, question, reference and id of a dataset by their usual names."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def open_image(source: ImageSource | None, most_pixels: int = MOST_PIXELS, at_le
         at_least: sides that are enough, for a JPEG is decoded faster at a half, a quarter or an eighth of its size.
 
     Raises:
-        ImageError: there is none, it cannot be decoded, is cut off, has no pixels, or too many.
+        ImageError: the image is missing, cannot be decoded, is truncated, has no pixels, or too many.
     """
     if source is None:
         raise ImageError("it has no image")
@@ -173,7 +173,7 @@ def open_encoded(content: bytes) -> Image.Image:
     """Return an encoded image that is not decoded yet.
 
     Raises:
-        ImageError: it is of no raster format that is known here.
+        ImageError: the format is not one of the raster formats that are read.
     """
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]  # builds of Pillow differ
@@ -270,7 +270,7 @@ def content_key(source: ImageSource) -> str:
     :func:`pixel_key`.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the image cannot be read.
     """
     if isinstance(source, Image.Image):
         return pixel_key(source)
@@ -281,7 +281,7 @@ def pixel_key(source: ImageSource) -> str:
     """Return a key that is equal for images that look the same: of the RGB pixels, however they are stored.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the image cannot be read.
     """
     pixels = to_rgb(open_image(source))
     return f"{pixels.size}{xxhash.xxh3_128_hexdigest(pixels.tobytes())}"

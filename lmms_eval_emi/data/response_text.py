@@ -1,4 +1,4 @@
-"""What in a response is not the answer: error messages and refusals instead of it, and thoughts before it."""
+"""Detection of error messages stored as responses, and removal of thoughts before an answer."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def load_source(path: str, config: str | None = None) -> Mapping[str, datasets.D
     """Return the splits of any dataset: a hub name, a folder (``save_to_disk``'s too) or a file.
 
     Raises:
-        StudyError: it is not there or cannot be read.
+        StudyError: the dataset is missing or cannot be read.
     """
     folder = Path(path).expanduser()
     local = folder if folder.exists() else None

@@ -69,7 +69,7 @@ class ShiftsAtLoad(_Strict):
 
 
 class DatasetSpec(_Strict):
-    """Where rows are: a hub name, a folder (of ``save_to_disk`` too), or a file; see :mod:`lmms_eval_emi.data.rows`."""
+    """Location of rows: a hub name, a folder (of ``save_to_disk`` too), or a file; see :mod:`lmms_eval_emi.data.rows`."""
 
     path: str
     config: str | None = None  # name of the dataset's configuration
@@ -181,7 +181,7 @@ class Study(_Strict):
         """Return a split by name.
 
         Raises:
-            StudyError: there is none of that name.
+            StudyError: the study has no such split.
         """
         if name not in self.splits:
             close = difflib.get_close_matches(name, self.splits, n=1)
@@ -259,12 +259,12 @@ class Study(_Strict):
 
     @property
     def is_bundled(self) -> bool:
-        """Whether the study comes with the package, and not from a file of somebody."""
+        """Whether the study comes with the package, not from a file of the user."""
         return self.source in (*BUILT_IN, *BUNDLED, *suite_names())
 
     @property
     def folder(self) -> Path:
-        """What the study's relative paths are relative to."""
+        """Folder that relative paths of the study are relative to."""
         return Path() if self.is_bundled else Path(self.source).parent
 
     def local_path(self, spec: DatasetSpec) -> Path | None:
@@ -364,7 +364,7 @@ def parse_study(text: str, source: str) -> Study:
     """Read a study from YAML text; ``source`` names it in errors and resolves its relative paths.
 
     Raises:
-        StudyError: it is not a study.
+        StudyError: the text is not a study.
     """
     try:
         loader = _TextLoader(text)

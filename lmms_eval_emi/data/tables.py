@@ -28,7 +28,7 @@ def read_table(path: Path) -> datasets.Dataset:
     becomes texts as they are written.
 
     Raises:
-        StudyError: it cannot be read, or holds no rows; the message names the line.
+        StudyError: the file cannot be read, or has no rows; the message names the line.
     """
     import datasets
 

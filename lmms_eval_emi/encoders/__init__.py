@@ -76,7 +76,7 @@ def load_encoders(vision: str, text: str, device: str = "auto", cache: Path | No
         cache: folder that remembers the fingerprints of weights.
 
     Raises:
-        UnavailableError: one is not on this machine and cannot be fetched, or is of an unknown kind.
+        UnavailableError: an encoder is not on this machine and cannot be fetched, or its kind is unknown.
         InputError: the device is not there, or the two give embeddings of unequal width.
     """
     encoders = Encoders(load_vision_encoder(vision, device, cache), load_text_encoder(text, device, cache))

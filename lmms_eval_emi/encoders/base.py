@@ -1,4 +1,4 @@
-"""What every encoder has: a checkpoint, a fingerprint, full precision, and a fallback when a device runs out of memory."""
+"""Base of encoders: a checkpoint, a fingerprint, full precision, and a fallback when a device runs out of memory."""
 
 from __future__ import annotations
 

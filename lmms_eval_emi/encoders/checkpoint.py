@@ -28,7 +28,7 @@ class Checkpoint:
         name: hub name or folder.
 
     Raises:
-        OSError: it is not on this machine and cannot be fetched, or holds no weights.
+        OSError: the checkpoint is not on this machine and cannot be fetched, or has no weights.
     """
 
     def __init__(self, name: str) -> None:
@@ -59,7 +59,7 @@ class Checkpoint:
             names: names of the tensors, without a prefix.
 
         Raises:
-            UnavailableError: one is missing under each of the prefixes.
+            UnavailableError: a tensor is missing under each of the prefixes.
         """
         found = max(({n: p + n for n in names if p + n in self.tensors} for p in prefixes), key=len)
         check_loaded(self.name, sorted(set(names) - set(found)))
@@ -91,7 +91,7 @@ def checkpoint_file(name: str, file: str) -> Path:
     """Return a file of a checkpoint, from its folder or the hub's cache; it is fetched if it is not there yet.
 
     Raises:
-        OSError: it is not there and cannot be fetched.
+        OSError: the file is missing and cannot be fetched.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -112,8 +112,8 @@ def read_config(name: str) -> dict[str, Any]:
     """Return a checkpoint's ``config.json``.
 
     Raises:
-        OSError: it is not there.
-        InputError: it is not a JSON object.
+        OSError: the file is missing.
+        InputError: the file is not a JSON object.
     """
     found = read_json(checkpoint_file(name, "config.json"))
     if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""Which rows an estimator was trained on, and in which fold: known again by their ids and images."""
+"""The training rows of an estimator and their folds, recognised by ids and images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Assignment:
         """From the tensors of a file; ``None`` if it has none.
 
         Raises:
-            ValueError: one of them is missing, or they do not belong together.
+            ValueError: a tensor is missing, or their sizes differ.
         """
         if not state:
             return None

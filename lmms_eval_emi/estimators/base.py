@@ -1,4 +1,4 @@
-"""What all estimators have in common, and what those with networks have beside it: a card, encoders and a file."""
+"""Base classes of all estimators, and of those with networks, which have a card, encoders and a file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Estimator:
 
     @property
     def signature(self) -> str:
-        """What stands in signatures: the name, and whatever changes the values."""
+        """Name of the estimator with everything that changes its values, for signatures."""
         return self.name
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What is shown next to the weights in an estimator's file: checked before anything of it is used."""
+"""The card in an estimator's file: schema and validation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Sample(_Part):
 
 
 class _Domain(_Part):
-    """What new data are compared with; empty, or as earlier versions had it, where there are no samples."""
+    """Training data that new data are compared with; empty for estimators without samples."""
 
     bases: _Bases | None = None
     samples: list[_Sample] | None = None
@@ -68,7 +68,7 @@ def read_card(text: str, source: str) -> dict[str, Any]:
         source: source of the file, for messages.
 
     Raises:
-        ValueError: it is no card; with the places that are wrong.
+        ValueError: the data are not a card; the message lists the fields that are wrong.
     """
     try:
         card = parse_json(text)

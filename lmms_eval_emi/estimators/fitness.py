@@ -1,4 +1,4 @@
-"""Whether an estimator is fit for some data.
+"""Fitness of an estimator for some data.
 
 Two kinds of evidence. Without a card: does it tell references from those of other rows, on these very data, and is
 its variance saturated? With one: could these images come from where those of the training came from? The second
@@ -196,7 +196,7 @@ def _bandwidth(rows: torch.Tensor) -> float:
 
 
 class SplitFit(Plain):
-    """What was checked of an estimator on one split."""
+    """Checks of an estimator on one split."""
 
     references_over_shuffled: float | None = None
     references_over_shuffled_stderr: float | None = None
@@ -207,7 +207,7 @@ class SplitFit(Plain):
 
 
 class EstimatorFit(Plain):
-    """Whether an estimator is fit for some data.
+    """Fitness of an estimator for some data.
 
     Attributes:
         verdict: ``far`` if a split is too unlike the training data, or ``doubtful`` if the references of most splits

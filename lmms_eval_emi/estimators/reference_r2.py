@@ -1,4 +1,4 @@
-"""How much of what the references say the responses predict: needs no training, and no likeness word by word."""
+"""R² of references predicted from responses, an estimator that needs no training."""
 
 from __future__ import annotations
 

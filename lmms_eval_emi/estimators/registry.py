@@ -103,7 +103,7 @@ class EstimatorEntry(BaseModel):
 
     @property
     def is_trained(self) -> bool:
-        """Whether it has a file."""
+        """Whether the estimator has a file with trained weights."""
         return kinds()[self.kind].trained
 
     @property
@@ -146,7 +146,7 @@ def load_estimator(
     Raises:
         ValueError: neither a registered name nor a file, or the file contains no estimator, or other
             encoders made the embeddings that it was trained on.
-        UnavailableError: it is not on this machine and could not be fetched.
+        UnavailableError: the file is not on this machine and could not be fetched.
     """
     registry = registered_estimators()
     entry = registry.get(str(source))
@@ -201,7 +201,7 @@ def check_encoders(
         allow_other: warn instead of raising.
 
     Raises:
-        ValueError: it was trained with others, and ``allow_other`` is not set.
+        ValueError: the estimator was trained with other encoders, and ``allow_other`` is not set.
     """
     if text_only and estimator.vision_encoder not in (None, TEXT_ONLY):
         log.warning("The estimator %s was trained with images, and these inputs are text alone.", estimator.signature)
@@ -218,7 +218,7 @@ def check_signatures(estimator: Estimator, signature: str | None, *, allow_other
         allow_other: warn instead of raising.
 
     Raises:
-        ValueError: it was trained with others, and ``allow_other`` is not set.
+        ValueError: the estimator was trained with other encoders, and ``allow_other`` is not set.
     """
     if signature is None:
         if estimator.vision_encoder or estimator.text_encoder:

@@ -39,7 +39,7 @@ EARLY = (1, 2, 5, 10, 20, 50)  # iterations with a held-out score, beside every 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train.
+    """Options of training.
 
     Attributes:
         kind: ``club``, ``club-free``, ``infonce``, or one that another package registers.
@@ -469,7 +469,7 @@ class _Checkpoint:
         """Read the file.
 
         Raises:
-            InputError: it is missing, damaged, or of another training.
+            InputError: the checkpoint is missing, damaged, or of another training.
         """
         if self.path is None or not self.path.is_file():
             raise InputError(

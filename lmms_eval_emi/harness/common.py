@@ -1,4 +1,4 @@
-"""What the tasks of every harness share: groups and their means, how responses are generated, a row's image."""
+"""Functions shared by the tasks of all harnesses: groups and their means, how responses are generated, a row's image."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ RUNNING, DONE, FAILED = "running", "done", "failed"
 
 @dataclass
 class _Peer:
-    """What is known of another rank: its last sign, and when it changed by this process's own clock."""
+    """State of another rank: its last sign, and when it changed by this process's own clock."""
 
     sign: dict[str, Any] = field(default_factory=dict)
     changed: float | None = None  # None until it was seen alive by this process

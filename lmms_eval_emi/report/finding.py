@@ -1,4 +1,4 @@
-"""What was found, in sentences made from results, and which results may be compared."""
+"""Sentences on the findings in results, and the decision which results may be compared."""
 
 from __future__ import annotations
 

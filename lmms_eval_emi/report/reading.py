@@ -154,7 +154,7 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
         paths: our JSON, the published script's JSON, or folders, which are searched for our JSON.
 
     Raises:
-        ResultsError: one of them holds no results.
+        ResultsError: a file has no results.
     """
     results: list[ReportedResult] = []
     for path in map(Path, paths):
@@ -174,7 +174,7 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
 
 @dataclass(frozen=True)
 class Findings:
-    """What other commands found, which a report shows beside the scores."""
+    """Findings of other commands, which a report shows with the scores."""
 
     audits: tuple[AuditDocument, ...] = ()
     agreements: tuple[AgreementResult, ...] = ()
@@ -194,7 +194,7 @@ def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
     """Return the audits and agreements among some files, and the paths that are neither.
 
     Raises:
-        ResultsError: one is damaged.
+        ResultsError: a file is damaged.
     """
     audits: list[AuditDocument] = []
     agreements: list[AgreementResult] = []

@@ -77,7 +77,7 @@ def read_scores(path: Path, name: str) -> list[OutsideScores]:
         name: name of the score.
 
     Raises:
-        ResultsError: it cannot be read, or a line lacks a column or has a score that is no number.
+        ResultsError: the file cannot be read, or a line lacks a column or has a score that is not a number.
     """
     records = []
     for number, record in _records(path):
@@ -112,7 +112,7 @@ def number_of_score(score: Any) -> float | None:
     """Return a score of a file as a number, ``None`` where it is blank; true counts 1, and false 0.
 
     Raises:
-        ValueError: it is neither, or not finite.
+        ValueError: the score is not a finite number.
     """
     word = "" if score is None else str(score).strip()
     if not word:
@@ -249,7 +249,7 @@ class CorrelationResult(Plain):
 
 
 class RankingResult(Plain):
-    """How well rows are ranked: by EMI's values, by the cosine, or by how much the first leads."""
+    """AUC or Spearman's correlation of a ranking of rows, or the difference of two of them."""
 
     value: float
     stderr: float | None = None
@@ -290,7 +290,7 @@ def bounded_interval(jackknife: Jackknife, measure: str) -> tuple[float, float] 
 
 
 class WithinSplitResult(Plain):
-    """How the values of rows agree with their scores within one split, or over all of them."""
+    """Agreement of rows' values with their scores within one split, or over all splits, as it is written."""
 
     rows: int
     emi: RankingResult
@@ -302,7 +302,7 @@ ByMeasure = dict[str, CorrelationResult | None]
 
 
 class AgreementResult(Plain):
-    """What ``lmms-eval-emi judge agree`` found of one model and one score."""
+    """Findings of ``lmms-eval-emi judge agree`` on one model and one score."""
 
     model: str
     study: str
@@ -317,7 +317,7 @@ class AgreementResult(Plain):
 
 
 class AgreementDocument(Document):
-    """What ``lmms-eval-emi judge agree`` writes."""
+    """Document that ``lmms-eval-emi judge agree`` writes."""
 
     kind: Literal["agreement"] = "agreement"
     agreements: list[AgreementResult]
@@ -325,7 +325,7 @@ class AgreementDocument(Document):
 
 @dataclass(frozen=True)
 class WithinSplit:
-    """How the values of rows agree with their scores within one split, or over all of them.
+    """Agreement of rows' values with their scores within one split, or over all splits.
 
     Attributes:
         rows: rows that have both.

@@ -1,4 +1,4 @@
-"""What an estimator notices: responders made from the references, whose faults are known, and their EMI.
+"""Audit of estimators: EMI of responders with known faults, which are made from the references.
 
 EMI of the references themselves is 0. A responder that is plainly worse, such as one that shuffles words or answers
 another question, should be distinguished from them; an estimator, or an encoder, that does not tell it cannot tell a model
@@ -35,7 +35,7 @@ MODEL = "model "  # before the name of a model, among the responders
 
 @dataclass(frozen=True)
 class Rows:
-    """What responders are made from.
+    """Rows that responders are made from.
 
     Attributes:
         samples: samples of one split.
@@ -51,7 +51,7 @@ class Rows:
 
     @property
     def images(self) -> list[Any]:
-        """What image every row has; rows without one are images of their own."""
+        """Image of each row; a row without one counts as a separate image."""
         return [("row", row) if one.image is None else content_key(one.image) for row, one in enumerate(self.samples)]
 
 
@@ -160,7 +160,7 @@ RESPONDERS: dict[str, Responder] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What one estimator with one pair of encoders makes of the responders.
+    """Scores of the responders by one estimator with one pair of encoders.
 
     Attributes:
         encoders: encoders that made the embeddings.
@@ -226,7 +226,7 @@ class ResponderResult(Plain):
 
 
 class FindingResult(Plain):
-    """What an audit found of one estimator with one pair of encoders."""
+    """Findings of an audit on one estimator with one pair of encoders, as they are written."""
 
     encoders: str
     estimator: str
@@ -238,7 +238,7 @@ class FindingResult(Plain):
 
 
 class AuditDocument(Document):
-    """What ``lmms-eval-emi estimators audit`` writes."""
+    """Document that ``lmms-eval-emi estimators audit`` writes."""
 
     kind: Literal["audit"] = "audit"
     study: str

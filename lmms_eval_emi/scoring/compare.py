@@ -105,7 +105,7 @@ class JackknifeSummary(Plain):
 
 
 class DifferenceResult(Plain):
-    """How two models differ in one split."""
+    """Difference of two models in one split, as it is written."""
 
     split: str
     emi: JackknifeSummary | None
@@ -114,7 +114,7 @@ class DifferenceResult(Plain):
 
 
 class Comparison(Plain):
-    """How two models differ: the first less the second."""
+    """Differences of two models, the first minus the second."""
 
     first: str
     second: str
@@ -122,7 +122,7 @@ class Comparison(Plain):
 
 
 class ComparisonDocument(Document):
-    """What ``lmms-eval-emi compare`` writes."""
+    """Document that ``lmms-eval-emi compare`` writes."""
 
     kind: Literal["differences"] = "differences"
     adjust: str
@@ -131,7 +131,7 @@ class ComparisonDocument(Document):
 
 
 class RanksDocument(Document):
-    """What ``lmms-eval-emi compare --scores`` writes: models, best first, with the places between which each may stand."""
+    """Document that ``lmms-eval-emi compare --scores`` writes: models, best first, with intervals of their ranks."""
 
     kind: Literal["ranks"] = "ranks"
     adjust: str
@@ -140,7 +140,7 @@ class RanksDocument(Document):
 
 @dataclass(frozen=True)
 class Difference:
-    """How two models differ in one split: the first less the second.
+    """Difference of two models in one split, the first minus the second.
 
     Attributes:
         name: name of the split, or ``mean over N shifts``.
@@ -235,7 +235,7 @@ def indistinguishable(results: Sequence[ComparedResult]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Power:
-    """What the images of a shift can show.
+    """Number of images that a shift needs to show an effect.
 
     Attributes:
         name: name of the shift.

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 class _Group:
-    """Whether all ranks score together. In a harness run they do not: rank 0 scores alone."""
+    """State of the process group, if all ranks score together; in a harness run rank 0 scores alone."""
 
     open = False
 

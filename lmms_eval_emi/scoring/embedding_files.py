@@ -93,7 +93,7 @@ def open_embeddings(path: Path, study: Study) -> StoredEmbeddings:
     """Open the splits of a study that a file or folder has.
 
     Raises:
-        ResultsError: there is none, or a file cannot be read.
+        ResultsError: there are no embeddings, or a file cannot be read.
     """
     if not path.exists():
         raise ResultsError(f"{path}: expected a parquet file or a folder of them, which is not there.")

@@ -134,7 +134,7 @@ def chosen_splits(study: Study, chosen: Sequence[str] = ()) -> list[str]:
     """Return the splits to work on: all, or the chosen ones and the ID split.
 
     Raises:
-        StudyError: one is not a split of the study.
+        StudyError: a name is not a split of the study.
     """
     if not chosen:
         return list(study.splits)

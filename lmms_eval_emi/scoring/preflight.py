@@ -1,4 +1,4 @@
-"""What a run needs, checked before anything is generated or encoded: settings, cache, device, encoders, estimators."""
+"""Checks before anything is generated or encoded: settings, cache, device, encoders, estimators."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def load_estimators(settings: Settings, estimators: Sequence[str] = (), encoders
         encoders: signature of what made the embeddings; ``None`` where that is not known.
 
     Raises:
-        UnavailableError: one is missing, or was trained with other encoders.
+        UnavailableError: an estimator is missing, or was trained with other encoders.
     """
     from lmms_eval_emi.estimators import check_signatures, load_estimator
 
@@ -130,7 +130,7 @@ def load_encoders_only(settings: Settings, *, text_only: bool = False) -> Instru
     """Return the encoders of a run that has no estimator yet.
 
     Raises:
-        UnavailableError: one is missing, or their widths differ.
+        UnavailableError: an encoder is missing, or the widths of the two differ.
     """
     from lmms_eval_emi.encoders import Encoders, load_text_encoder, load_vision_encoder
 

@@ -1,4 +1,4 @@
-"""Whether an estimator's value of a split depends on the number of images, and vanishes for unrelated responses.
+"""Reliability checks of an estimator: stability over the number of images, and 0 for unrelated responses.
 
 An estimate of information from few rows in many dimensions can be a property of the sample size, or of the estimator,
 more than of the responses. Two checks, on the responses of a model:

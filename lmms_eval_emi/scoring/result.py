@@ -55,7 +55,7 @@ VERDICTS = ("lost", "gained", "held", "undecided")
 
 @dataclass(frozen=True)
 class Inference:
-    """How errors and tests are made.
+    """Options of errors and tests.
 
     Attributes:
         resamples: draws of a permutation test; 0 for none.
@@ -229,7 +229,7 @@ class SplitResult(Plain):
 
     @property
     def is_shift(self) -> bool:
-        """Whether it counts in means and correlations: it has EMID and index, and is no control and no variant."""
+        """Whether the split counts in means and correlations: it has EMID and index, and is not a control or variant."""
         known = self.emid is not None and self.emid_bound is not None
         return known and self.variant_of is None and self.modality != "control"
 
@@ -361,7 +361,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 class RowsReference(Plain):
-    """Where the rows of a result are: a file beside it, its SHA-256, and the position in it."""
+    """Location of the rows of a result: file, its SHA-256, and position in it."""
 
     file: str
     sha256: str
@@ -369,7 +369,7 @@ class RowsReference(Plain):
 
 
 class Scale(Plain):
-    """What responses to other images of the ID split cost: the most that a shift can cost by this estimator.
+    """Cost of exchanging the responses of the ID split between images: the maximum that a shift can cost by this estimator.
 
     Attributes:
         value: EMI of the ID split less that of the same rows with the responses to other images.
@@ -503,7 +503,7 @@ class StudyResult(Document):
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How a study is scored.
+    """Options of scoring a study.
 
     Attributes:
         convention: how the two marginals of a joint split are weighted in the index; see :func:`lmms_eval_emi.emid_bound`.
@@ -533,7 +533,7 @@ class ScoringOptions:
 
 @dataclass(frozen=True)
 class RowsKnown:
-    """What is known about the rows of a study before it is scored.
+    """Facts about the rows of a study that are known before it is scored.
 
     Attributes:
         left_out: reasons why rows or splits were left out, by split.

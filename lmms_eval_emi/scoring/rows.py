@@ -100,7 +100,7 @@ class StudyRows(Plain):
 
 
 class RowsDocument(Document):
-    """What a file of rows holds: those of every result of the file that it belongs to."""
+    """Document with the rows of each result of the file that it belongs to."""
 
     kind: Literal["rows"] = "rows"
     results: list[StudyRows]
@@ -183,7 +183,7 @@ def parse_result(entry: Any, path: Path) -> StudyResult:
     """Return a result of plain data.
 
     Raises:
-        ResultsError: they are something else, of a newer version, or damaged.
+        ResultsError: the data are not results, are of a newer version, or are damaged.
     """
     if not is_result(entry):
         raise ResultsError(f"{path}: expected {RESULTS}, got JSON of another form.")

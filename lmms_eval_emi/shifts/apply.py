@@ -1,4 +1,4 @@
-"""What is to be shifted and how far, and shifting it: ``defocus_blur:1,3,5`` as steps, steps as splits, one image, one text, whole rows."""
+"""Parsing and applying shifts: ``defocus_blur:1,3,5`` as steps, steps as splits, one image, one text, whole rows."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes a split: at most one step for images and one for texts; without any, the ID split."""
+    """Steps that make a split: at most one for images and one for texts; without any, the ID split."""
 
     visual: Step | None = None
     textual: Step | None = None
@@ -186,7 +186,7 @@ def shiftable(image: Image.Image) -> Image.Image:
     """Return an image as operators take it: upright, RGB, and of at most 8192 pixels a side.
 
     Raises:
-        RefusedError: it is too large, or cannot be read.
+        RefusedError: the image is too large, or cannot be read.
     """
     try:
         check_size(image, MOST_PIXELS, LONGEST_SIDE)

@@ -1,4 +1,4 @@
-"""What shift operators may be told, and the resources they read."""
+"""Options of shift operators, and the resources they read."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def _to_recipe(specifications: Sequence[str]) -> Recipe:
     """Return the recipe of at most one visual and one textual operator, each at one level.
 
     Raises:
-        ShiftError: there are none or more of them, or an operator or level is unknown.
+        ShiftError: there are no or too many operators, or an operator or level is unknown.
     """
     steps: dict[Family, list[Step]] = {"visual": [], "text": []}
     for specification in specifications:

@@ -32,7 +32,7 @@ class Plain(BaseModel):
 
 
 class Document(Plain):
-    """What one JSON file contains; a subclass gives ``kind`` the one value that it has."""
+    """Base of the documents in JSON files; each subclass has its own value of ``kind``."""
 
     format_version: int = FORMAT_VERSION
     kind: str

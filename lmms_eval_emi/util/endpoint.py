@@ -56,7 +56,7 @@ class _ReplyError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What an endpoint replied.
+    """Reply of an endpoint.
 
     Attributes:
         text: text of the message; empty where it has none.

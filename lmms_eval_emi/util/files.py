@@ -109,7 +109,7 @@ def parse_json(text: str) -> Any:
     """JSON as plain data, read strictly: no key twice in one object, and texts that any file can hold.
 
     Raises:
-        ValueError: it is not JSON, a key occurs twice in one object (of which readers keep the last in silence), or it is
+        ValueError: the text is not JSON, a key occurs twice in one object (of which readers keep the last in silence), or it is
             nested too deeply.
     """
     try:
@@ -150,8 +150,8 @@ def read_json(path: Path) -> Any:
     """Return the JSON of a regular file, as :func:`parse_json` reads it.
 
     Raises:
-        ValueError: it is no regular file, such as a pipe, which would wait forever; or no UTF-8; or as :func:`parse_json`.
-        OSError: it cannot be read.
+        ValueError: the path is not a regular file (a pipe would wait forever), the text is not UTF-8, or as :func:`parse_json`.
+        OSError: the file cannot be read.
     """
     if not path.is_file():
         raise InputError("it is not a regular file" if path.exists() else "it is not there")
@@ -179,7 +179,7 @@ def check_folder_writable(folder: Path) -> None:
     """Make a folder if it is not there, and find out whether files can be written there.
 
     Raises:
-        OSError: they cannot.
+        OSError: files cannot be written there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle, probe = tempfile.mkstemp(dir=folder, prefix=".probe-")
@@ -200,7 +200,7 @@ def check_output(
         example: file name for the message about a folder.
 
     Raises:
-        OutputError: it is a folder, one of the inputs, or exists already.
+        OutputError: the path is a folder, one of the inputs, or exists already.
         OSError: the file cannot be written.
     """
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached: asked once and briefly, before libraries retry for minutes."""
+"""One short check whether the Hugging Face hub can be reached, before libraries retry for minutes."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ DIGITS = 16  # of a checksum
 
 
 class Request(NamedTuple):
-    """What identifies a request in a run.
+    """Identity of a request in a run.
 
     Attributes:
         task: its name.
@@ -94,7 +94,7 @@ class Answers:
         """Return the response to a request.
 
         Raises:
-            KeyError: it has none.
+            KeyError: the request has no response.
         """
         if request in self.by_request or not shared:
             return self.by_request[request]
@@ -113,7 +113,7 @@ def is_empty(response: Any, strip: Callable[[str], str] = str.strip) -> bool:
 
 @dataclass(frozen=True)
 class JournalContents:
-    """What the files of a journal hold.
+    """Contents of the files of a journal.
 
     Attributes:
         records: records in the order of each rank's file, rank by rank.
@@ -147,7 +147,7 @@ class JournalContents:
 
     @property
     def starts(self) -> int:
-        """How often the runs of the folder were started, as far as they planned something."""
+        """Number of times that runs of the folder were started and planned requests."""
         return max((_start_of(one) for one in self.records if one["kind"] == "plan"), default=0)
 
 
@@ -222,7 +222,7 @@ class Journal:
         """Write a record; it is on the disk when this returns.
 
         Raises:
-            RunError: it could not be written, so it is not acknowledged. What was there before still is.
+            RunError: the record could not be written, so it is not acknowledged. Earlier records are unchanged.
         """
         line = to_line(record)
         try:

@@ -39,7 +39,7 @@ def read_rows(path: Path, split_by: str | None = None) -> datasets.Dataset:
             with a usual name, or else all rows are one split of the file's name.
 
     Raises:
-        ResponsesError: it is of no known format, or lacks a column; the message names those that it has.
+        ResponsesError: the format is unknown, or a column is missing; the message lists the columns.
     """
     import datasets
 

@@ -37,7 +37,7 @@ def read(path: Path, split_by: str | None = None) -> list[dict[str, Any]]:
         split_by: keys of a sample, with points between, that name its split, such as ``metadata.shift``.
 
     Raises:
-        ResponsesError: it is no log, has no samples, or a sample lacks the key.
+        ResponsesError: the file is not a log, has no samples, or a sample lacks the key.
     """
     try:
         header, samples = (_of_archive if path.suffix == ".eval" else _of_json)(path)

@@ -24,7 +24,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Return the rows of the first sheet, whose first line has the names; cells are what the sheet shows.
 
     Raises:
-        ResponsesError: it is no spreadsheet, or has no rows.
+        ResponsesError: the file is not a spreadsheet, or has no rows.
     """
     import openpyxl
 

@@ -1,4 +1,4 @@
-"""What every format of response files has in common."""
+"""Base of the formats of response files."""
 
 from __future__ import annotations
 

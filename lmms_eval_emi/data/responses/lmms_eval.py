@@ -1,4 +1,4 @@
-"""What ``lmms-eval --output_path DIR --log_samples`` wrote, as a format of responses.
+"""Responses in the samples files of ``lmms-eval --output_path DIR --log_samples``.
 
 A sample's ``doc_id`` is its row in the split. It is all that identifies the row after
 ``--predict_only``; the response is in ``filtered_resps``.

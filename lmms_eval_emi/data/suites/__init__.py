@@ -85,7 +85,7 @@ class Suite(_Strict):
 
     @property
     def kind(self) -> Kind:
-        """What it is made of."""
+        """Kind of the suite: ``study``, ``twins`` or ``domains``."""
         return "study" if self.study is not None else "twins" if self.tasks else "domains"
 
 
@@ -105,7 +105,7 @@ def load_suite(name: str, kind: Kind | None = None) -> Suite:
         kind: kind that it must be of.
 
     Raises:
-        StudyError: there is none of that name, or it is of another kind.
+        StudyError: there is no such suite, or its kind is another one.
     """
     if name not in suite_names():
         close = difflib.get_close_matches(name, suite_names(), n=1)

@@ -1,4 +1,4 @@
-"""What one evaluation of lm_eval in this process has loaded and answered, and its scores.
+"""State of one evaluation of lm_eval in this process: tasks, responses and scores.
 
 lm_eval builds the requests of all tasks before any is answered, and gathers the values of all ranks in one call before it
 aggregates the first metric. So the first aggregation on rank 0 knows the responses of all splits.

@@ -51,7 +51,7 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
         Results by study.
 
     Raises:
-        RuntimeError: they could not be scored; the message says where the responses are and how to go on.
+        RuntimeError: the studies could not be scored; the message says where the responses are and how to continue.
     """
     model = run_files.model_name(args)
     saved, entries = save_responses(run, args, model)

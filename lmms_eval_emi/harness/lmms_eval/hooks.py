@@ -34,7 +34,7 @@ SPLIT_COLUMN, ROW_COLUMN, TASK_COLUMN = "emi_split", "emi_row", "emi_task"
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a task file of one study names, by the harness's names."""
+    """Functions that the task files of one study name, under the harness's names."""
 
     process_docs: Callable
     process_docs_of: Callable

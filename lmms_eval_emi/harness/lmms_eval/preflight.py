@@ -1,4 +1,4 @@
-"""What a run needs, checked as early as it can be: before the model is loaded, and again when our tasks load."""
+"""Checks of everything a run needs, before the model is loaded and again when our tasks load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEEDED_BY_MODELS = {
 
 
 class RunStopped(SystemExit):
-    """What a run needs is missing. It ends the process: lmms-eval retries and swallows other errors."""
+    """A run cannot start. This ends the process, because lmms-eval retries and swallows other errors."""
 
 
 def check(files: Sequence[str], model: str) -> None:

@@ -1,4 +1,4 @@
-"""What the runs of lmms-eval in this process have loaded and answered.
+"""State of the runs of lmms-eval in this process: tasks, responses and scores.
 
 lmms-eval aggregates task after task, each with its own values only, and EMID needs two tasks. So a
 run remembers the dataset of each task that was loaded and every response that was processed or,
@@ -40,7 +40,7 @@ MOST_RUNS = 16  # that are remembered; a server may do any number
 
 
 class Item(dict):
-    """What a row gives one metric: JSON for the samples file, and a registration wherever it is unpickled.
+    """Item that a row contributes to one metric: JSON for the samples file, which registers itself where it is unpickled.
 
     The harness gathers the values of each task to rank 0 before the first aggregation, so rank 0
     knows all responses by then.
@@ -112,7 +112,7 @@ class TaskOfRun:
 
 
 class Run:
-    """What is known of one call of ``simple_evaluate`` in this process."""
+    """State of one call of ``simple_evaluate`` in this process."""
 
     def __init__(self, evaluation: int) -> None:
         self.evaluation = evaluation

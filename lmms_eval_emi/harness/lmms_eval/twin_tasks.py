@@ -78,7 +78,7 @@ def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str,
     """Return the tasks of some tasks, groups and tags, by the name that was asked for.
 
     Raises:
-        StudyError: one is unknown, names a task that is not there, or is made by Python alone.
+        StudyError: a task is unknown, includes a missing task, or is defined in Python only.
     """
     import difflib
 
@@ -171,7 +171,7 @@ def prompt_columns(task: TaskFile, rows: datasets.Dataset) -> list[str]:
     A column is one if its text stands in the prompt, in whatever case, and the prompt changes with it.
 
     Raises:
-        ShiftError: there is none, such as for captions, whose prompt is a constant.
+        ShiftError: no column changes the prompt, as in captioning tasks with a constant prompt.
     """
     candidates = [name for name in rows.column_names if holds_text(rows, name) and not LEFT_ALONE.fullmatch(name)]
     pictures = set(find_image_columns(rows, lists=True))
@@ -201,7 +201,7 @@ def prompt_of(task: TaskFile, row: Mapping[str, Any]) -> str:
     or the name of a column; or a template.
 
     Raises:
-        StudyError: it cannot be made without the row's images.
+        StudyError: the prompt cannot be made without the row's images.
     """
     ask = task.config.get("doc_to_text")
     kwargs = task.config.get("lmms_eval_specific_kwargs")
@@ -221,7 +221,7 @@ def load_rows(task: TaskFile) -> datasets.Dataset:
     """Return the rows that a task asks, after its own hook.
 
     Raises:
-        StudyError: they cannot be loaded.
+        StudyError: the rows cannot be loaded.
     """
     import datasets
 

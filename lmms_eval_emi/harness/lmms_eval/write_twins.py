@@ -24,7 +24,7 @@ LONGEST_SHOWN = 300
 
 @dataclass(frozen=True)
 class TwinOptions:
-    """How rows are shifted.
+    """Options of the shifts of rows.
 
     Attributes:
         seed: seed of all operators.

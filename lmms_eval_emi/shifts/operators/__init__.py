@@ -1,4 +1,4 @@
-"""What a shift operator is, and which there are.
+"""The class of shift operators, and their registry.
 
 A visual operator is a function of one file in ``visual/``, a textual one of one file in ``textual/``;
 the decorator says its family's group and what each level means, and the file's being there registers it.
@@ -64,7 +64,7 @@ class Operator:
 
     @property
     def summary(self) -> str:
-        """What it does, in a line."""
+        """First line of the operator's docstring."""
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
     def check_level(self, level: int | str | None) -> None:
@@ -149,7 +149,7 @@ def operator(family: Family, name: str) -> Operator:
     """Return an operator by name.
 
     Raises:
-        ShiftError: there is none of that name in the family.
+        ShiftError: the family has no operator of that name.
     """
     known = operators(family)
     if name not in known:

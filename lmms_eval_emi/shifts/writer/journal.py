@@ -1,4 +1,4 @@
-"""What a suite's folder knows of its own making, so that a run that was stopped continues where it was."""
+"""State of a suite's folder, from which an interrupted run continues."""
 
 from __future__ import annotations
 

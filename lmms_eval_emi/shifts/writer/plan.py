@@ -1,4 +1,4 @@
-"""What a suite is: the splits to make of some rows, and what came of it."""
+"""Description of a suite of shifted splits, and counts of what was written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmms_eval_emi.shifts.options import ShiftOptions
 
 @dataclass(frozen=True)
 class Suite:
-    """What is to be written.
+    """Description of a suite that is to be written.
 
     Attributes:
         name: name of the study, and, in lower case, of its group of tasks.
@@ -47,7 +47,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Written:
-    """What came of it."""
+    """Counts of a suite that was written."""
 
     rows: int
     left: Counter  # rows that a step left as they were, by its name

@@ -71,7 +71,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is wanted, and what of it is there.
+    """Verdicts that are wanted, and those that exist.
 
     Attributes:
         wanted: all verdicts.

@@ -1,4 +1,4 @@
-"""What verdicts add up to: relative preference, win rate, and how far a judge agrees with itself.
+"""Summary of verdicts: relative preference, win rate, and agreement of a judge with itself.
 
 The relative preference of a split is llava-bench's score, 100 x mean score of the model / mean score of the references.
 A row's scores are means over repeats within each order first, and then over both orders, so that a verdict that is
@@ -61,7 +61,7 @@ class Preference:
 
 
 class PreferenceResult(Plain):
-    """What a judge prefers in one split: 100 x mean score of the model / mean score of the references, and win rate."""
+    """Relative preference in one split, 100 x mean score of the model / mean score of the references, and win rate."""
 
     model: str
     split: str
@@ -76,7 +76,7 @@ class PreferenceResult(Plain):
 
 
 class SelfAgreement(Plain):
-    """How far a judge agrees with itself over all splits.
+    """Agreement of a judge with itself over all splits.
 
     Attributes:
         repeats: fraction of pairs of repeats with the same winner; ``None`` without repeats.
@@ -111,7 +111,7 @@ class SelfAgreement(Plain):
 
 
 class PreferenceDocument(Document):
-    """What the verdicts of ``lmms-eval-emi judge ask`` add up to."""
+    """Document with the summary of the verdicts of ``lmms-eval-emi judge ask``."""
 
     kind: Literal["preference"] = "preference"
     judge: str

@@ -1,4 +1,4 @@
-"""What a judge is asked, and how its reply is read.
+"""The prompt of a judge, and the parser of its replies.
 
 The form is llava-bench's (Liu et al., *Visual Instruction Tuning*, NeurIPS 2023): context, question, both responses and the
 kind of question; two scores of 1 to 10 in the first line of the reply. The words are our own.
@@ -42,7 +42,7 @@ NUMBER = re.compile(r"\d{1,4}(?:[.,]\d{1,4})?")
 
 @dataclass(frozen=True)
 class Case:
-    """What a judge is asked about one row.
+    """Texts and image that a judge is shown of one row.
 
     Attributes:
         question: as the model was asked.

@@ -23,7 +23,7 @@ log = logging.getLogger("lmms_eval_emi")
 
 
 class Key(NamedTuple):
-    """What tells a verdict from all others of a file."""
+    """Identity of a verdict in a file."""
 
     model: str
     split: str
@@ -47,7 +47,7 @@ class Tokens(NamedTuple):
 
 
 class Verdict(Plain):
-    """What a judge said of one response: a line of the verdicts file.
+    """Verdict of a judge on one response, a line of the verdicts file.
 
     Attributes:
         model, split, row, order, repeat: identify the verdict in its file.
@@ -83,7 +83,7 @@ class Verdict(Plain):
 
     @property
     def key(self) -> Key:
-        """What tells the verdict from all others of a file."""
+        """Identity of the verdict in its file."""
         return Key(self.model, self.split, self.row, self.order, self.repeat)
 
     @field_validator("scores", "tokens", mode="before")
@@ -105,7 +105,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
     """Return the verdicts of a file, the last of each key; lines that cannot be read are left out, and told.
 
     Raises:
-        EndpointError: it is not there, or holds no verdicts.
+        EndpointError: the file is missing, or has no verdicts.
     """
     try:
         content = path.read_bytes()
@@ -158,7 +158,7 @@ class VerdictFile:
         """Write one verdict to the disk.
 
         Raises:
-            EndpointError: it cannot be written.
+            EndpointError: the file cannot be written.
         """
         text = json.dumps({key: _clean(value) for key, value in verdict.to_data().items()}, ensure_ascii=False)
         line = text.encode("utf-8") + b"\n"

@@ -57,7 +57,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one score is from the published one.
+    """Deviation of one score from the published one.
 
     Attributes:
         score: ``EMI``, ``EMID``, ``index`` or ``r`` of EMID and index.
@@ -77,7 +77,7 @@ class Deviation:
 
     @property
     def passes(self) -> bool:
-        """Whether it is within its tolerance."""
+        """Whether the deviation is within its tolerance."""
         return self.worst <= TOLERANCES[self.score]
 
 
@@ -120,7 +120,7 @@ class Reproduction:
 
 
 class DeviationResult(Plain):
-    """How far the splits are from the published ones by one score."""
+    """Deviations of the splits from the published results in one score."""
 
     score: str
     count: int
@@ -134,7 +134,7 @@ class DeviationResult(Plain):
 
 
 class ReproductionResult(Plain):
-    """How far one family is from the published results."""
+    """Deviations of one family from the published results."""
 
     model: str
     study: str
@@ -145,7 +145,7 @@ class ReproductionResult(Plain):
 
 
 class ReproductionDocument(Document):
-    """What ``lmms-eval-emi reproduce`` writes."""
+    """Document that ``lmms-eval-emi reproduce`` writes."""
 
     kind: Literal["reproduction"] = "reproduction"
     reproductions: list[ReproductionResult]
@@ -229,7 +229,7 @@ def is_published(folder: Path, study: Study, model: str) -> bool:
     """Return whether responses are known to be the published ones.
 
     Raises:
-        UnavailableError: they are known to be others.
+        UnavailableError: the responses are known to differ from the published ones.
     """
     expected = DIGESTS.get((model, study.name))
     found = responses_digest(folder, study, model)
@@ -246,7 +246,7 @@ def fetch_responses(cache: Path) -> Path:
     """Return the folder of the published responses, fetched into the cache once.
 
     Raises:
-        UnavailableError: they are not available locally and cannot be fetched, or the archive is damaged; with what to do.
+        UnavailableError: the responses are not available locally and cannot be fetched, or the archive is damaged; the message says what to do.
     """
     target = cache / "published_responses" / COMMIT[:12]
     if target.is_dir():
@@ -288,7 +288,7 @@ def unpack(content: bytes, target: Path) -> Path:
     Names of folders in the archive are dropped, so nothing is written elsewhere.
 
     Raises:
-        UnavailableError: it is no archive, holds no response files, or larger ones than there can be.
+        UnavailableError: the file is not an archive, or has no response files, or too large ones.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -1,1 +1,1 @@
-"""How much a task's own metrics lose when its inputs shift: ``metrics`` are what rows have, ``comparison`` compares two scorings of them."""
+"""Loss of a task's own metrics when its inputs shift: ``metrics`` are what rows have, ``comparison`` compares two scorings of them."""

@@ -78,13 +78,13 @@ class ShiftedTask:
 
     @property
     def group(self) -> str:
-        """What its levels are averaged within."""
+        """Name of the operator, over whose levels losses are averaged."""
         return " + ".join(self.operators.values()) or self.shift
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What one shift costs by one metric.
+    """Loss of one metric under one shift.
 
     Attributes:
         pair: the tasks.
@@ -187,7 +187,7 @@ class MetricRobustness:
 
 
 class LossResult(Plain):
-    """What one shift costs by one metric; a positive loss is worse, ``mmi`` is the loss over the clean score."""
+    """Loss of one metric under one shift, as it is written; a positive loss is worse, ``mmi`` is the loss over the clean score."""
 
     task: str
     shift: str
@@ -251,7 +251,7 @@ class MetricResult(Plain):
 
 
 class ConsistencyResult(Plain):
-    """How many responses stay the same under a shift: in meaning, to the letter, and their mean cosine."""
+    """Fractions of responses that stay the same under a shift: in meaning, to the letter, and their mean cosine."""
 
     same: float | None
     same_stderr: float | None = None
@@ -313,7 +313,7 @@ class TaskResult(Plain):
 
 
 class RobustnessDocument(Document):
-    """What ``lmms-eval-emi robustness`` writes."""
+    """Document that ``lmms-eval-emi robustness`` writes."""
 
     kind: Literal["robustness"] = "robustness"
     adjust: str
@@ -334,7 +334,7 @@ def check_pair(pair: ShiftedTask) -> list[int]:
     """Return the rows that both tasks have.
 
     Raises:
-        ResultsError: there are none, or what is right differs, so that they are not the same questions.
+        ResultsError: the tasks share no rows, or their targets differ, so that the questions are not the same.
     """
     rows = sorted(set(pair.clean.targets) & set(pair.shifted.targets))
     if not rows:
@@ -470,7 +470,7 @@ def _notes(task: ScoredTask, metric: RowMetric) -> list[str]:
 
 @dataclass(frozen=True)
 class Relative:
-    """How a model's losses compare with those of a baseline model, as relative mCE compares errors of classifiers.
+    """Losses of a model relative to those of a baseline model, as relative mCE compares errors of classifiers.
 
     Attributes:
         metric: name of the metric.
@@ -527,7 +527,7 @@ def _total(parts: Sequence[Jackknife]) -> Jackknife:
 
 @dataclass(frozen=True)
 class Consistency:
-    """How many responses stay the same under a shift.
+    """Fractions of responses that stay the same under a shift.
 
     Attributes:
         same: fraction of rows whose response has the same meaning; ``None`` of options, which have no text.

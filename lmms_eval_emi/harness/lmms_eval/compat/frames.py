@@ -1,4 +1,4 @@
-"""Which task and which evaluation call us: found by walking the frames of the call, where lmms-eval passes nothing."""
+"""Finding the task and the evaluation that call a hook, by the frames of the call, because lmms-eval passes neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How lmms-eval runs: its command, its models and requests, and the ranks of a launcher."""
+"""Access to lmms-eval's command, models and requests, and to the ranks of a launcher."""
 
 from __future__ import annotations
 

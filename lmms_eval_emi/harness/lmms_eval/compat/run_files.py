@@ -1,4 +1,4 @@
-"""How lmms-eval names models, folders and files of a run, and what a task knows of its command line."""
+"""Names of models, folders and files of a run of lmms-eval, and the command line as its tasks know it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How lmms-eval finds tasks: its index, the datasets of our tasks, its plugins, and the fields of task files."""
+"""Access to lmms-eval's task index, datasets of tasks, plugins, and fields of task files."""
 
 from __future__ import annotations
 

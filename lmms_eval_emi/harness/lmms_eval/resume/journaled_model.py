@@ -92,7 +92,7 @@ def _visible_files_below(place: Path) -> list[Path]:
 
 @dataclass
 class Progress:
-    """How far a rank is: how many requests it has, how many are answered, and how many got an error message instead."""
+    """Progress of a rank: numbers of requests, of answered ones, and of those answered by an error message."""
 
     planned: int = 0
     answered: int = 0
@@ -331,7 +331,7 @@ def to_plain(response: Any) -> Any:  # noqa: PLR0911
     """Return a response as JSON: text unchanged, and anything else under the name of its kind.
 
     Raises:
-        RunError: it is of a kind that cannot be kept.
+        RunError: the type of the response cannot be stored.
     """
     found = launch.response_to_plain(response)
     if found is not None:

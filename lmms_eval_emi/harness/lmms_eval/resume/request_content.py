@@ -1,4 +1,4 @@
-"""What a request of lmms-eval asks, as a hash: two requests of one hash get one response from a model that draws nothing.
+"""Hash of the content of a request: a deterministic model gives requests with equal hashes the same response.
 
 The harness's own cache knows the text of a prompt and not its image. Here whatever the model is given counts: texts,
 generation arguments, and the pixels, samples or files that the task's functions give for the document.

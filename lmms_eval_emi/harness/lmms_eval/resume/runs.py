@@ -51,7 +51,7 @@ PROGRAM = "lmms-eval-emi"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is asked for.
+    """Options of a run.
 
     Attributes:
         folder: folder of the run, its ``--output_path``.
@@ -87,7 +87,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TaskState:
-    """How far a task is.
+    """Progress of a task.
 
     Attributes:
         task: its name.
@@ -103,7 +103,7 @@ class TaskState:
 
     @property
     def left(self) -> int:
-        """How many are to be generated."""
+        """Number of requests that are left to generate."""
         return self.requests - self.answered - self.shared
 
 
@@ -297,7 +297,7 @@ def _runs_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the runs of a folder, of which there is at least one.
 
     Raises:
-        RunError: it has none, or a manifest that cannot be read.
+        RunError: the folder has no runs, or its manifest cannot be read.
     """
     manifest = read_manifest(folder)
     if not manifest:
@@ -381,7 +381,7 @@ def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         described: the run as its manifest has it.
@@ -400,7 +400,7 @@ def status(folder: Path) -> list[RunState]:
     """Return how far the runs of a folder are, the latest last.
 
     Raises:
-        RunError: it has no journal, or one that cannot be read.
+        RunError: the folder has no journal, or one that cannot be read.
     """
     manifest = _runs_of(folder)
     contents = read_journal(folder)
@@ -529,7 +529,7 @@ def _check_trusted(folder: Path, described: Mapping[str, Any], trust: bool) -> N
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a journal contains of one configuration of a command.
+    """The part of a journal that belongs to one configuration of a command.
 
     Attributes:
         command: its identity.

@@ -95,7 +95,7 @@ def _question_of(reply: str, text: str) -> str:
     """Return the rewritten question in a reply, without what a model says around it.
 
     Raises:
-        RefusedError: there is none: it is empty, far too long, a refusal, or an answer.
+        RefusedError: the reply has no rewritten question: it is empty, far too long, a refusal, or an answer.
     """
     found, before = without_thoughts(reply).strip(), None
     while found != before:
@@ -134,7 +134,7 @@ def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
 
     Raises:
         RefusedError: the endpoint refuses the text, or its reply was cut off.
-        EndpointError: it does not answer.
+        EndpointError: the endpoint does not answer.
     """
     request: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
     key = hashlib.sha256(json.dumps([endpoint, request], sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""Where synonyms come from: WordNet, or a file of the user's. Not an operator itself."""
+"""Sources of synonyms: WordNet, or a file of the user. Not an operator itself."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def graphemes(word: str) -> list[str]:
 
 @dataclass(frozen=True)
 class CharacterRule:
-    """Which characters of which words may be drawn.
+    """Rule for the characters and words that may be changed.
 
     Attributes:
         can_change: whether a character may be drawn.

@@ -49,7 +49,7 @@ def pictures_folder(given: Path | None) -> Path:
     That package's code no longer runs beside current SciPy and setuptools; only its images are read.
 
     Raises:
-        ShiftError: they are in neither.
+        ShiftError: the images are in neither place.
     """
     if given is not None:
         folder = given.expanduser()

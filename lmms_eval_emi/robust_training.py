@@ -26,7 +26,7 @@ from torch import nn
 
 from lmms_eval_emi.errors import InputError, UnavailableError
 
-LIMIT = math.log(10.0)  # of log-variances on both sides, as published
+LIMIT = math.log(10.0)  # largest absolute log-variance, as published
 FINAL_ALPHA = 0.5
 WEIGHTS, CONFIG = "bottleneck.safetensors", "bottleneck.json"
 IGNORED = -100  # label of a token that the loss of the task leaves out

@@ -15,7 +15,7 @@ from lmms_eval_emi.settings import PREFIX, Settings, load_settings
 
 COMPLETED = ("estimator", "setting_estimator", "study", "visual", "textual", "name")
 METAVARS = {"vision_encoder": "NAME|PATH", "text_encoder": "NAME|PATH", "entropy": "NATS", "batch_size": "N"}
-WIDTH = 100  # of descriptions
+WIDTH = 100  # columns of descriptions
 STUDY_FILES = {".yaml", ".yml", ".json"}
 
 

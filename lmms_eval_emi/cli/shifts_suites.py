@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lmms_eval_emi")
 
-MARK = "Written by lmms-eval-emi shifts suites"  # in the first line of a study file
+MARK = "Written by lmms-eval-emi shifts suites"  # first line of the study files written here
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:

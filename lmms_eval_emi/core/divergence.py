@@ -45,7 +45,7 @@ from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.spectral import matrix_to_entropy, rows_to_matrix
 from lmms_eval_emi.errors import InputError
 
-BATCH_NUMBERS = 2**21  # of the matrices that are decomposed in one call: 16 MB
+BATCH_NUMBERS = 2**21  # numbers in the matrices decomposed in one call: 16 MB
 
 
 def check_convention(convention: str) -> None:

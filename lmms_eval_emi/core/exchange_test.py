@@ -32,7 +32,7 @@ from lmms_eval_emi.core.conventions import Convention
 from lmms_eval_emi.core.jackknife import Jackknife
 
 NOISE_FLOOR = 1e-12  # a smaller divergence is rounding of the eigenvalues in float64; its fourth root would not be
-MAX_ROWS = 768  # of a set; beyond, one entropy takes longer than a whole test of a small set
+MAX_ROWS = 768  # largest set that is tested; above, one entropy takes longer than a test of a small set
 EXACT_DRAWS = 15  # draws of a test whose divergence itself is computed, for its mean
 BATCH = 25  # kernels that are decomposed in one call, which lets other threads work
 TIE = 1e-9  # share of the observed value within which a draw counts as one that reaches it
@@ -102,7 +102,7 @@ class PairedKernels:
         convention: Convention | str = "published",
     ) -> None:
         both = [side.detach().cpu().contiguous() for side in (x, y)]
-        if both[0].dtype != both[1].dtype or both[0].dtype == torch.bfloat16:  # which numpy does not have
+        if both[0].dtype != both[1].dtype or both[0].dtype == torch.bfloat16:  # numpy has no bfloat16
             both = [side.double() for side in both]
         self._sides = [side.numpy() for side in both]
         # Sorted, so that the order of rows changes no draw.
@@ -112,10 +112,10 @@ class PairedKernels:
         content = [(row + 0).tobytes() for side in self._sides for row in side]  # negative zeros have other bytes
         position = {key: place for place, key in enumerate(sorted(set(content)))}
         own = np.array([position[key] for key in content])
-        self._places = np.empty(len(position), dtype=int)  # of every distinct row, one place where it is
+        self._places = np.empty(len(position), dtype=int)  # one position of each distinct row
         self._places[own] = np.arange(len(own))
         self.convention = str(convention)
-        self.counts = np.zeros((2, len(self.clusters), len(position)))  # of every distinct row, by set and cluster
+        self.counts = np.zeros((2, len(self.clusters), len(position)))  # counts of each distinct row by set and cluster
         np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, own), 1)
         self._expansions: dict[bytes, _Expansion] = {}
         self.identical = bool((self.counts.sum(axis=1)[0] == self.counts.sum(axis=1)[1]).all())
@@ -220,7 +220,7 @@ class PairedKernels:
         return Jackknife(value, tuple(side for side in sides if side))
 
     def _deleted(self) -> dict[Hashable, float]:
-        if self.identical:  # to first order nothing changes, and the index would take a root of what rounding leaves
+        if self.identical:  # nothing changes to first order, and the index would be the root of a rounding error
             return {cluster: 0.0 for cluster, _, _ in self._left_by_each()}
         interactions = self._interactions() ** 2  # first, for its decomposition serves the others
         deleted = self.without_each()
@@ -353,7 +353,9 @@ class PairedKernels:
         clusters = len(self.clusters)
         if paired:
             first = (random.random((resamples, clusters)) < 0.5).astype(float)
-            shares = np.concatenate([first, 1 - first], axis=1)  # of every cluster of x and of y, in the first side
+            shares = np.concatenate(
+                [first, 1 - first], axis=1
+            )  # whether each cluster of x and of y is in the first side
         else:
             of_x = int((self.counts[0].sum(axis=1) > 0).sum())
             order = np.argsort(random.random((resamples, clusters)), axis=1)

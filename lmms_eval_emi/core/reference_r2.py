@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 COMPONENTS = 30
-RIDGE = 0.1  # of the mean variance of A
+RIDGE = 0.1  # ridge as a fraction of the mean variance of A
 MOST_WHOLE = 150  # rows of a matrix below which all its eigenvectors take less time than the first 30
 NOTHING = 1e-12  # share of the variance below which a component is rounding
 
@@ -86,6 +86,6 @@ def _values(a: np.ndarray, b: np.ndarray, images: np.ndarray) -> np.ndarray:
         left_out[rows] = np.linalg.solve(np.eye(size) - own, residuals[rows])
     sums = np.zeros((len(sizes), b.shape[1]))
     np.add.at(sums, numbers, b)
-    means = -sums / (n - sizes[:, None])  # of B without each image, whose sum over all is 0
+    means = -sums / (n - sizes[:, None])  # means of B without each image; all rows sum to 0
     scale = ((b - means[numbers]) ** 2).sum(axis=1).mean()
     return 1 - (left_out**2).sum(axis=1) / scale

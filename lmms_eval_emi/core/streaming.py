@@ -105,7 +105,9 @@ class SplitStatistics:
         self.estimator, self.encoders, self.partners = estimator, encoders, partners
         self.n = self.matched = 0
         self.covariances: dict[str, torch.Tensor] = {}
-        self.tables: list[list[tuple[ClusterTable, ClusterTable]]] = []  # by seed and fold, of responses and references
+        self.tables: list[
+            list[tuple[ClusterTable, ClusterTable]]
+        ] = []  # tables of responses and references, by seed and fold
         self.own_partners: list[tuple[np.ndarray, np.ndarray]] | None = [] if keep_partners else None
         self.sample: Embeddings | None = None  # the first rows, for checks that need some
 

@@ -214,7 +214,7 @@ def _turned(image: Image.Image) -> Image.Image:
 def check_size(image: Image.Image, most_pixels: int, longest_side: int | None = None) -> None:
     """Raise ``ImageError`` unless an image has pixels, and not too many."""
     width, height = image.size
-    if image.format == "JPEG2000":  # whose decoder takes several times the memory of the others
+    if image.format == "JPEG2000":  # its decoder needs several times the memory of others
         most_pixels //= 2
     if min(width, height) < 1:
         raise ImageError(f"its image has no pixels: its size is {width} x {height}")
@@ -306,7 +306,7 @@ TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # by EXIF orientation
+}  # transposition by EXIF orientation
 _one_large_image = threading.Lock()
 _readers, _lock = 0, threading.Lock()
 _allowed_before = False

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import datasets
 
 HUB_NAME_PARTS = 2
-FILE_SPLIT = "train"  # as datasets calls the rows of a file
-SAVED = "dataset_dict.json"  # of a folder of save_to_disk with several splits
-SAVED_ALONE = "state.json"  # with one, which has no name for a harness
+FILE_SPLIT = "train"  # split name that datasets gives the rows of a file
+SAVED = "dataset_dict.json"  # file that marks a folder of save_to_disk with several splits
+SAVED_ALONE = "state.json"  # file that marks a folder with a single, unnamed split
 FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from lmms_eval_emi.util.files import encodable
 
 BYTE_ORDER_MARK = "\ufeff"
 WHOLE_NUMBER = re.compile(r"-?\d+\.0+")
-RowKey = tuple[str, str]  # of row_key
+RowKey = tuple[str, str]  # return type of row_key
 
 
 @dataclass(frozen=True)

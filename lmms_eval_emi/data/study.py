@@ -65,7 +65,9 @@ class ShiftsAtLoad(_Strict):
     seed: int = 0
     keep: tuple[str, ...] = ()  # words that textual operators leave alone
     synonyms: str | None = None  # a file of synonyms, relative to the study file; default: WordNet
-    only: Literal["visual", "text"] | None = None  # of which modality; what else is shifted, the rows hold already
+    only: Literal["visual", "text"] | None = (
+        None  # modality that operators shift; the rows have the other shift already
+    )
 
 
 class DatasetSpec(_Strict):

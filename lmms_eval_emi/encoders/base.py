@@ -73,7 +73,7 @@ class CheckpointEncoder:
     """
 
     pooling: ClassVar[str]
-    role: ClassVar[str]  # as error messages name it
+    role: ClassVar[str]  # name in error messages
     kinds: ClassVar[tuple[str, ...]] = ()  # model types, or prefixes of names, that the class reads
     variable: ClassVar[str]  # the environment variable that chooses it
     settings_files: ClassVar[tuple[str, ...]] = ("config.json", "preprocessor_config.json")

@@ -24,7 +24,7 @@ from lmms_eval_emi.util.files import write_atomically
 log = logging.getLogger("lmms_eval_emi")
 
 KEY_BYTES = 16
-MAX_FILES = 32  # of one encoder; beyond, they are merged
+MAX_FILES = 32  # files of one encoder, which are merged above this number
 SUFFIX = ".safetensors"
 
 

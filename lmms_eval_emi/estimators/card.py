@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.util.files import newer_version, parse_json
 
-FORMAT_VERSION = 1  # of an estimator's file; files without one are of the first
+FORMAT_VERSION = 1  # version of estimator files; files without a version have the first
 Positive = Annotated[float, Field(gt=0)]
 
 

@@ -18,7 +18,7 @@ from lmms_eval_emi.core.emi import Information
 from lmms_eval_emi.estimators.base import TrainedEstimator, by_network, undivided
 
 Gaussian = tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
-SATURATED = 0.99  # of a log-variance in (-1, 1)
+SATURATED = 0.99  # limit for log-variances, which lie in (-1, 1)
 Self = TypeVar("Self", bound="CLUB")
 
 

@@ -20,7 +20,7 @@ from lmms_eval_emi.estimators.club import CLUB
 
 COMPONENTS = 64
 SMALLEST = 1e-3  # variance of a component beside that of the first; smaller ones are noise
-FLOOR = -6.0  # of log sigma^2, of targets with variance 1
+FLOOR = -6.0  # lower limit of log sigma^2, for targets with variance 1
 
 
 class FreeCLUB(CLUB):

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmms_eval_emi")
 
 CHECKPOINT_FOLDER = "estimator_ckpt"
-TEXT_ONLY = "text-only"  # in the place of a vision encoder, where inputs have no images
+TEXT_ONLY = "text-only"  # stands for the vision encoder of inputs without images
 GROUP = "lmms_eval_emi.estimators"
 TIMEOUT = 30  # seconds without an answer of a download
 
@@ -79,7 +79,7 @@ class EstimatorEntry(BaseModel):
 
     name: str
     kind: str
-    file: str | None = None  # in the package's estimator_ckpt/
+    file: str | None = None  # name in the package's estimator_ckpt/
     url: str | None = None
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     dimension: int | None = None
@@ -270,7 +270,7 @@ def place_of_encoder(signature: str) -> str | None:
     own = Path(str(resources.files("lmms_eval_emi.slices.demo").joinpath("assets"))) / Path(name).name
     if Path(name).is_dir():
         return name
-    if own.is_dir():  # of the demo, whose estimator knows them by their last names
+    if own.is_dir():  # encoders of the demo, whose estimator records only folder names
         return str(own)
     return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
@@ -333,7 +333,7 @@ def _read_state(path: Path) -> tuple[dict, dict]:
         raise InputError(f"estimator {path}: expected a .safetensors or .pt file, got the suffix {path.suffix!r}.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of formats that are refused below
+            warnings.simplefilter("ignore")  # warnings about formats that are refused below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         raise InputError(

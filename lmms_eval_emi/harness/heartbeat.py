@@ -58,7 +58,7 @@ class Ranks:
         """Leave the last sign: that this rank is done, or why it failed."""
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(self.silence)  # so that no sign of life comes after the last one
+            self._thread.join(self.silence)  # no sign of life may follow the last one
         if self.ranks > 1:
             self._sign(FAILED if failure else DONE, failure)
 
@@ -111,7 +111,7 @@ class Ranks:
         if sign and sign != peer.sign:
             peer.sign, peer.changed = sign, now
         if peer.changed is None and peer.sign and peer.sign.get("launch") == _launch() != "":
-            peer.changed = now  # of this very launch, though it was there before we looked
+            peer.changed = now  # file of this launch that existed before the first check
         if peer.changed is None or peer.sign.get("state") == DONE:  # not seen yet, or what an earlier run left
             return None
         if peer.sign.get("state") == FAILED:

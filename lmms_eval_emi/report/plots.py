@@ -40,9 +40,9 @@ PARTS = {
 SOFT = "#888888"
 PAPER = "#fefdfc"  # inside a hollow marker; the page puts its own colour there
 
-MOST_SHIFTS = 100  # in a figure with a line for each: those that lost most
+MOST_SHIFTS = 100  # shifts in a figure with one line each; the others lost less
 MOST_SERIES = 12  # operators in the figures of severity
-MOST_CELLS = 600  # of a heat map
+MOST_CELLS = 600  # cells of the largest heat map
 FAR_SCALE = 1.6  # times the end of the intervals from which the scale is named and not drawn
 
 

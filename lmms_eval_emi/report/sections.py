@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEASURES = {"pearson_r": "Pearson", "spearman_r": "Spearman", "kendall_tau": "Kendall"}
-MOST_ROWS = 1000  # of a table in the page
+MOST_ROWS = 1000  # rows of the largest table in the page
 AUDIT = (
     "EMI of responses that are made from the references with one known fault each. The references themselves have 0. "
     "* differs from that: the interval of 95 % leaves 0 out. A fault that an estimator misses here, it misses in a model as well."

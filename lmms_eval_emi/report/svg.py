@@ -15,7 +15,7 @@ from lmms_eval_emi.util.extras import extra
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK = "#010203"  # of texts and axes, in whose place the page puts its own colour
+INK = "#010203"  # colour of text and axes, which the page replaces by its own
 PLAIN_ID = re.compile(r' id="(?!mark:)[A-Za-z][A-Za-z0-9]*(?:\.[a-z]+)?_\d+"')
 MARK = re.compile(r'<g id="mark:(\d+):([^"]*)">')
 

@@ -32,7 +32,7 @@ from lmms_eval_emi.util.files import parse_json
 
 log = logging.getLogger("lmms_eval_emi")
 
-FEWEST_ROWS = 8  # of a split, for a correlation within it
+FEWEST_ROWS = 8  # rows of a split, for a correlation within it
 FAILED = -1.0  # the score that judges' scripts write for a call that failed
 TIE = 9  # digits to which two mean scores of a judge are compared: thirds of a point are not exact
 RowScores = Mapping[str, Mapping[str, tuple[float, float]]]

@@ -28,8 +28,8 @@ from lmms_eval_emi.estimators.reference_r2 import ReferenceR2
 from lmms_eval_emi.util.documents import Interval, Plain
 
 BESIDE = {one.kind: one for one in (Cosine(), ReferenceR2())}
-MOST_ROWS = 500  # of a split for the R², which takes minutes for more
-MOST_BLOCKS = 50  # of images that are left out one by one; the R² is fitted again without each
+MOST_ROWS = 500  # rows of the largest split for R², which takes minutes for more
+MOST_BLOCKS = 50  # blocks of images; R² is fitted again without each of them
 
 
 class BesideResult(Plain):

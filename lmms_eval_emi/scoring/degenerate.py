@@ -26,19 +26,19 @@ KINDS = {
     "question": "copies of the question",
     "language": "in another language than the reference",
 }
-EXAMINED_CHARACTERS = 4000  # of a text, from each end
+EXAMINED_CHARACTERS = 4000  # characters examined at each end of a text
 MAX_COMPRESSION = 4.0  # a text that deflate shrinks more repeats itself; prose of that length reaches about 2.2
-MIN_COMPRESSED_CHARACTERS = 200  # of a text whose compression says something
-MIN_WORDS = 20  # of a text whose word pairs are counted
+MIN_COMPRESSED_CHARACTERS = 200  # shortest text with a meaningful compression
+MIN_WORDS = 20  # shortest text in which word pairs are counted
 MIN_DISTINCT_PAIRS = 0.5  # share of distinct neighbouring word pairs below which a text repeats itself
 LOOP_REPEATS = 4  # times that a unit is said in a row
 MAX_UNIT_CHARACTERS = 160
 MIN_LOOP_CHARACTERS = 16
 GRAM = 8  # characters by which a unit is recognised when it comes again
 REFUSAL_CHARACTERS = 200  # at the start of a text, where a refusal is looked for
-COPY_SIMILARITY = 0.9  # of two texts from which one is a copy of the other
-MIN_LETTERS = 40  # of a text whose language is classified
-LANGUAGE_CHARACTERS = 200  # by which it is classified
+COPY_SIMILARITY = 0.9  # similarity from which a text is a copy of another
+MIN_LETTERS = 40  # shortest text whose language is classified
+LANGUAGE_CHARACTERS = 200  # characters by which the language is classified
 LANGUAGE_PROBABILITY = 0.99
 
 

@@ -30,8 +30,8 @@ CacheFactory = Callable[[Encoder], EmbeddingCache]
 
 READERS = 2  # threads that decode images
 AHEAD = 64  # decoded images that wait for the encoder: 10 MB of CLIP's
-SHOWN_ROWS = 10  # in an error message
-COMPARED_COLUMNS = 16  # of two images' rows, to find those that may be one image
+SHOWN_ROWS = 10  # rows named in an error message
+COMPARED_COLUMNS = 16  # columns of embeddings that are compared to find equal images
 NEXT_TO_EQUAL = 1e-4  # distance of such rows; batches of another size change the seventh digit
 
 

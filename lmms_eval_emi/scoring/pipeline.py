@@ -43,7 +43,7 @@ from lmms_eval_emi.scoring.rows import Scored
 from lmms_eval_emi.settings import Settings, load_settings
 
 log = logging.getLogger("lmms_eval_emi")
-MAX_ROWS_IN_MEMORY = 20_000  # of a split; larger ones are read once, a part at a time
+MAX_ROWS_IN_MEMORY = 20_000  # rows of a split; larger splits are read once, in parts
 
 
 class Engine(Protocol):

@@ -44,12 +44,12 @@ from lmms_eval_emi.util.documents import Document, Interval, Plain
 # there, in that estimator's nats.
 PUBLISHED_MARGIN = 0.008
 PUBLISHED_ESTIMATOR = "club-global"
-WITHOUT_DEGENERATE = "not degenerate"  # in signatures
+WITHOUT_DEGENERATE = "not degenerate"  # text in signatures
 FEWEST_FOR_MAXT = 20  # images; at 12 and 13 its family-wise error is .14 and .09
 MANY_DEGENERATE = 0.1  # share of a split from which EMID is given without degenerate responses as well
 FEWEST_FOR_TREND = 3
-MARGINS_OF_SCALE = 3  # that a scale must have for a shift to be called held
-CHEAP_DRAWS = 1999  # of resampling that costs nothing beside one permutation test
+MARGINS_OF_SCALE = 3  # a shift is called held only if the scale is this many margins
+CHEAP_DRAWS = 1999  # resamples, which take a fraction of the time of one permutation test
 VERDICTS = ("lost", "gained", "held", "undecided")
 
 

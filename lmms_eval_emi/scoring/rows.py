@@ -38,7 +38,7 @@ from lmms_eval_emi.util.files import parse_json, to_json, write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
 RESULTS = "results of lmms-eval-emi score"
-SHOWN_ROWS = 5  # of a shift, those that lost most
+SHOWN_ROWS = 5  # rows shown of each shift: those that lost most
 THUMBNAIL_PIXELS = 150
 Strata = list[dict[str, float]]
 

@@ -13,7 +13,7 @@ from lmms_eval_emi.scoring.result import SplitResult, StudyResult
 
 DIGITS = ".4g"
 NOTHING = "-"
-FEW_ROWS = 30  # of a split; fewer say little
+FEW_ROWS = 30  # rows of a split; fewer say little
 MARK = "*"  # behind an EMID that differs from 0
 UNFIT = "?"  # behind an EMI that the estimator is not fit for
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ROW_COLUMN = "emi_shift_row"
 IMAGE_COLUMN = "emi_shift_image"  # tells the images of rows apart in what a harness logs of a row
-IMAGE_SUFFIX = ".emi.png"  # by which it is known there; harnesses log what looks like the name of an image
+IMAGE_SUFFIX = ".emi.png"  # harnesses log values that look like names of images
 MOST_HASHED = 16 * 2**30  # bytes of images; a dataset of more has no such column
 
 # Where a question ends and its options or its closing instruction begin; both stay unchanged.

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.util.files import read_json, to_json, write_atomically
 
-FORMAT_VERSION = 1  # of all documents; a reader refuses a greater one
+FORMAT_VERSION = 1  # version of all documents; readers refuse newer ones
 SHOWN_PROBLEMS = 3
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]

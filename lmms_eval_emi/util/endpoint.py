@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmms_eval_emi")
 
 LARGEST_REPLY = 1_000_000  # bytes
-RETRIES = 8  # of a request that the server is too busy for, about two minutes in all
-CONNECTION_RETRIES = 2  # of one that got no reply at all
+RETRIES = 8  # retries when the server is busy, about two minutes in all
+CONNECTION_RETRIES = 2  # retries when there was no reply at all
 LONGEST_TIMEOUT = 86_400  # seconds
 LONGEST_WAIT = 60.0  # seconds between two tries
 TELL_EVERY = 10.0  # seconds between two messages about waiting
 REASONING_FACTOR = 8  # tokens of a reply with its thoughts, where a model counts both
-RAW_CHARACTERS = 4000  # of a reply that has no text
+RAW_CHARACTERS = 4000  # characters kept of a reply without text
 SHORTEST_KEY = 8  # characters; a shorter key, such as "none", may be part of any text
 UNPAID = re.compile(r"(?i)insufficient_quota|billing|credit balance|payment required")
 TOO_LARGE = re.compile(r"too large|at most|exceed|maximum")  # a value is refused, and not its parameter
@@ -154,7 +154,7 @@ class ChatClient:
             except _ReplyError as error:
                 raise RequestFailedError(str(error)) from error
             except openai.APIConnectionError as error:
-                if isinstance(error.__cause__, _ReplyError):  # as some versions of openai hand it on
+                if isinstance(error.__cause__, _ReplyError):  # some versions of openai raise it this way
                     raise RequestFailedError(str(error.__cause__)) from error
                 cause = error.__cause__ or error
                 reason, most = f"no reply ({type(cause).__name__}: {one_line(str(cause), 120)})", CONNECTION_RETRIES

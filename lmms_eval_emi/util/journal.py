@@ -37,7 +37,7 @@ log = logging.getLogger("lmms_eval_emi")
 
 FORMAT_VERSION = 1
 FOLDER, MANIFEST = "journal", "run.json"
-DIGITS = 16  # of a checksum
+DIGITS = 16  # digits of a checksum
 
 
 class Request(NamedTuple):

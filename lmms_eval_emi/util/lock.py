@@ -55,7 +55,7 @@ class Lock:
         owned = self.path.with_name(f"{self.path.name}.owner")
         if owned.exists() and _is_touched(owned, LEFT_OVER):
             raise LockedError(f"{owned} is touched every second")
-        owned.unlink(missing_ok=True)  # of a process that is gone
+        owned.unlink(missing_ok=True)  # the file of a process that is gone
         try:
             os.close(os.open(owned, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         except FileExistsError as error:

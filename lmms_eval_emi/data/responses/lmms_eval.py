@@ -18,7 +18,7 @@ from lmms_eval_emi.util.files import visible_files
 
 log = logging.getLogger("lmms_eval_emi")
 
-PARTS = ".emi_parts"  # of folders with files of several ranks
+PARTS = ".emi_parts"  # suffix of folders with files of several ranks
 
 
 def samples_name(time: str, task: str) -> str:

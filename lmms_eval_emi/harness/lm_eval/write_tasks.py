@@ -13,7 +13,7 @@ from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__
 
 PACKAGE = "lmms_eval_emi.harness.lm_eval"
-LENGTH = {"max_new_tokens": "max_gen_toks"}  # as lm_eval calls it
+LENGTH = {"max_new_tokens": "max_gen_toks"}  # name in lm_eval by name in lmms-eval
 
 
 def write_task_folder(settings: Settings, sources: Sequence[str] = ()) -> Path:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from lmms_eval_emi.scoring.result import SplitResult, StudyResult
 
-MOST_RUNS = 16  # that are remembered; a server may do any number
+MOST_RUNS = 16  # runs kept in memory; a server may start any number
 
 
 class Item(dict):
@@ -119,12 +119,14 @@ class Run:
         self.tasks: dict[str, TaskOfRun] = {}
         self.items: dict[tuple[str, int, str], Item] = {}
         self.begun = False
-        self.results: dict[str, StudyResult] | None = None  # by study, once scored
+        self.results: dict[str, StudyResult] | None = None  # results by study, once scored
         self.influence: dict[tuple[str, str], dict[int, float]] = {}  # psi by row, of every study and split
         self.lock = threading.RLock()
         self.parts = Parts(frames.arguments_of_evaluation())
         self.unwritten: set[str] = set()  # studies whose results could not be written
-        self.seconds = dict.fromkeys(("loading", "responses", "scoring"), 0.0)  # that we took of the run, on this rank
+        self.seconds = dict.fromkeys(
+            ("loading", "responses", "scoring"), 0.0
+        )  # time spent by this package on this rank
         self.payload = 0  # most bytes that a row gives the harness beyond its response
 
     def open_task(self, name: str, study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:

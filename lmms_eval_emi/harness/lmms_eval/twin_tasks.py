@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmms_eval_emi")
 
 LOOKED_AT = 8  # rows by which a prompt's columns are found
-FEWEST_LETTERS = 4  # of a text that is taken for a part of the prompt
+FEWEST_LETTERS = 4  # letters of the shortest text that counts as part of the prompt
 # What holds options or what is right, which stay unchanged.
 LEFT_ALONE = re.compile(
     r"[a-j]|(?:option|choice|candidate|ending|answer|target|gold|label|reference|solution|ground_?truth|explanation|rationale|lecture)s?(?:[_ ].*)?|.*_(?:answer|label|id|idx)s?|(?:question_)?(?:id|qid|index|type|category|split|source|subject|subset|topic)|.*(?:path|url|file_?name)",

@@ -18,7 +18,7 @@ from lmms_eval_emi.util.files import write_atomically
 
 HEADER = f"{MARK} twins; write it again to change it.\n"
 TWIN = "emi_twin"  # what a twin's metadata say of its origin
-PICTURES = "pictures.parquet"  # of a suite of domains, beside its tasks
+PICTURES = "pictures.parquet"  # images of a suite of domains, next to its tasks
 LONGEST_SHOWN = 300
 
 

@@ -125,7 +125,7 @@ def write_page(results: Path, responses: Path, output: Path) -> list[str]:
     rows = {
         name: {str(key[0]): (float(right), 1.0) for key, right in own.items()}
         for name, own in right_rows(collect_with_controls(responses)).items()
-        if name != SHUFFLED  # which the results of the run do not have
+        if name != SHUFFLED  # the results of the run lack this split
     }
     named = [replace(one, model=NAME) for one in read_results_to_compare(results)]
     found = [agree(one, OutsideScores("accuracy", rows)) for one in named]

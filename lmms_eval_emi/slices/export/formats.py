@@ -16,13 +16,13 @@ from lmms_eval_emi.scoring.result import StudyResult
 from lmms_eval_emi.scoring.rows import is_result, parse_result, read_entries
 from lmms_eval_emi.version import __version__
 
-EEE_VERSION = "0.3.0"  # of every-eval-ever's schema
+EEE_VERSION = "0.3.0"  # version of every-eval-ever's schema
 METRICS = {
     "emi": ("Effective mutual information", False),
     "emid": ("Effective mutual information difference, in distribution less shift", True),
     "emid_bound": ("Shift index: sum of roots of the RJSD of images, questions and responses", True),
 }
-FILTER = "none"  # of lm-evaluation-harness's names: "metric,filter"
+FILTER = "none"  # filter in lm-evaluation-harness's names, "metric,filter"
 
 
 def read_entry(path: Path, model: str | None = None) -> StudyResult:

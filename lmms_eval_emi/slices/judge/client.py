@@ -27,11 +27,11 @@ from lmms_eval_emi.util.files import threads
 
 log = logging.getLogger("lmms_eval_emi")
 
-TRIES = 3  # of a reply that cannot be read
+TRIES = 3  # requests before an unreadable reply counts as missing
 GRACE = 60.0  # seconds for requests that were sent before asking ends with an error
-MOST_FAILURES = 10  # in a row, after which an endpoint counts as gone
-CHARACTERS = 4  # of a token, about
-REPLY_TOKENS = 150  # of a verdict with its explanation, about
+MOST_FAILURES = 10  # consecutive failures after which the command ends
+CHARACTERS = 4  # approximate characters per token
+REPLY_TOKENS = 150  # approximate tokens of a verdict with its explanation
 
 
 @dataclass(frozen=True)

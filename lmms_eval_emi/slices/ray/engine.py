@@ -188,7 +188,7 @@ class _Encoder:
         for split, path, pickled in zip(batch["split"], batch["path"], batch["responses"], strict=True):
             name, responses = str(split), pickle.loads(pickled)
             if name not in self.rows:
-                self.rows = load_splits(self.study, [name], self.settings)  # of one split at a time
+                self.rows = load_splits(self.study, [name], self.settings)  # rows of one split at a time
             spec = self.study.split(name).dataset
             samples = to_samples(
                 self.rows[name], spec.columns, responses, image_roots(self.study, spec, self.settings.images)

@@ -73,7 +73,9 @@ def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str,
             f"{folder}: expected a folder that lmms-eval --log_samples --output_path wrote; it is not there."
         )
     latest: dict[str, dict[str, Path]] = {}
-    for path in sorted(visible_files(folder, samples_name("*", "*")), key=lambda one: (one.name, one)):  # by stamp
+    for path in sorted(
+        visible_files(folder, samples_name("*", "*")), key=lambda one: (one.name, one)
+    ):  # sorted by time stamp
         task = parse_samples_name(path.name)
         if task is not None:
             latest.setdefault(path.parent.name, {})[task] = path

@@ -22,7 +22,7 @@ PREDICTION_KEYS = (("pred", "answer"), ("pred_answer", "gt_answer"), ("predictio
 # Whose "score" is something else: the answer as a number, in sets of four rows.
 NO_SCORES = re.compile(r"naturalbench")
 Parts = tuple[float, float]
-HIGHEST = 1e100  # whose square is a number
+HIGHEST = 1e100  # its square is still finite
 
 
 @dataclass(frozen=True, eq=False)

@@ -296,7 +296,7 @@ def stand_in(simple: bool, respond: Callable[[str, Sequence[Any]], list[Any]]) -
     if ranks() > 1:
         from accelerate import Accelerator
 
-        model.device = Accelerator().device  # whose tensors the ranks can gather
+        model.device = Accelerator().device  # device of the tensors that ranks gather
     return model
 
 

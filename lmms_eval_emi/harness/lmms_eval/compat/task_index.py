@@ -23,7 +23,7 @@ NO_SCORE = "N/A"
 SCORE_KEY, CLUSTER_KEY = "score", "row"
 # Relies on: GroupConfig of upstream pull request 1528 has this field, and calls it with keywords.
 GROUP_HOOK = "postprocess_results"
-OURS = "emi_studies"  # in the metadata of our group files
+OURS = "emi_studies"  # key in the metadata of our group files
 _loaded: dict[str, Any] = {}
 _loading_time: list[float] = []
 
@@ -152,7 +152,7 @@ def _loading_once(split: str) -> Iterator[None]:
         if key not in _loaded:
             given = kwargs.get("cache_dir")  # the harness names one
             if not (given and os.access(given, os.W_OK)) and (cache := other_cache()):
-                kwargs["cache_dir"] = str(cache)  # that of datasets is read-only
+                kwargs["cache_dir"] = str(cache)  # the cache of datasets is read-only
             _loaded[key] = load(*args, **kwargs)
         found = _loaded[key]
         whole = isinstance(found, datasets.DatasetDict) and split in found

@@ -138,7 +138,7 @@ class Blocks:
         self._planned = set(self.journal.contents.plan(self.command).items())
         self._start = self.journal.contents.starts + 1
         self._inside = False
-        self._rounds: dict[tuple[str, int], int] = {}  # of documents that take several calls
+        self._rounds: dict[tuple[str, int], int] = {}  # round by document, for documents with several calls
 
     @property
     def tasks(self) -> set[str]:
@@ -164,7 +164,7 @@ class Blocks:
             self._inside = False
 
     def _answer(self, lm: Any, method: str, original: Callable, requests: Sequence[Any]) -> list[Any]:
-        alone = frames.is_call_of_one_round()  # such calls are not made by every rank
+        alone = frames.is_call_of_one_round()  # not every rank makes such calls
         described = self._describe(lm, method, requests, self._rounds if alone else {})
         together = not alone and launch.ranks_step_together(lm)
         share = self.share and not together and not launch.answers_by_place(lm)

@@ -118,7 +118,7 @@ def _wordnet(given: Path | None) -> Any:
         if isinstance(folder, Path):
             nltk.data.path.append(str(folder))  # NLTK reads below its own folders only
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it speaks English only
+            warnings.simplefilter("ignore")  # WordNet's warning that it is English only
             return Database(str(folder) if isinstance(folder, Path) else folder, None)
 
     if given is not None:

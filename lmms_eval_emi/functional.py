@@ -24,7 +24,7 @@ __all__ = ["rjsd", "shift_index", "von_neumann_entropy"]
 
 
 def von_neumann_entropy(x: torch.Tensor) -> torch.Tensor:
-    """Von Neumann entropy in nats of the kernel X^T X of (N, D) rows; a float64 scalar.
+    """Return the von Neumann entropy in nats of the kernel X^T X of (N, D) rows; a float64 scalar.
 
     Raises:
         ValueError: the rows are not a matrix, or all zero.
@@ -34,7 +34,7 @@ def von_neumann_entropy(x: torch.Tensor) -> torch.Tensor:
 
 
 def rjsd(a: torch.Tensor, b: torch.Tensor, convention: str = "published") -> torch.Tensor:
-    """Representation Jensen-Shannon divergence of two sets of rows, in nats; see :func:`lmms_eval_emi.rjsd`.
+    """Return the representation Jensen-Shannon divergence of two sets of rows, in nats; see :func:`lmms_eval_emi.rjsd`.
 
     Args:
         a: (N, D) rows, L2-normalised for values that can be compared.

@@ -45,7 +45,7 @@ class _Posterior(nn.Module):
 
 
 def _limited(log_variance: torch.Tensor) -> torch.Tensor:
-    """Log-variances within the limits; gradients pass as if there were none, as published."""
+    """Return the log-variances within the limits; gradients pass as if there were none, as published."""
     return log_variance + (log_variance.clamp(-LIMIT, LIMIT) - log_variance).detach()
 
 
@@ -191,7 +191,7 @@ class Bottleneck(nn.Module):
         return counted[where]
 
     def _divergence(self, mean: torch.Tensor, log_variance: torch.Tensor, number: int) -> torch.Tensor:
-        """KL of the posterior and the prior in nats, the mean over (N, D); 0 without tokens."""
+        """Return KL of the posterior and the prior in nats, the mean over (N, D); 0 without tokens."""
         if not len(mean):
             return mean.sum().float()
         prior_mean, prior_log_variance = self.prior[number, 0].float(), _limited(self.prior[number, 1]).float()

@@ -37,7 +37,7 @@ class EMICallback(TrainerCallback):
 
     Args:
         study: a name, a study file, or a study.
-        respond: gives the model's response to an image (RGB, or ``None``) and a question; it is called in evaluation
+        respond: function that returns the model's response to an image (RGB, or ``None``) and a question; it is called in evaluation
             mode and without gradients.
         every: steps between two scores.
         splits: splits to score in addition to the ID split; default: all.

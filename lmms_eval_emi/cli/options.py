@@ -106,7 +106,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def add_study_arguments(parser: argparse.ArgumentParser, *, several: str = "") -> None:
-    """Add the arguments that say which responses of which study; of which studies, if ``several`` says what for."""
+    """Add the arguments for the study, its responses and models; for several studies if ``several`` explains why."""
     parser.add_argument(
         "sources",
         nargs="*",
@@ -175,7 +175,7 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 
 def renamed_models(pairs: Sequence[str]) -> dict[str, str]:
-    """New names of models by their old ones, from ``OLD=NEW``.
+    """Return the new names of models by their old ones, from ``OLD=NEW``.
 
     Raises:
         ValueError: a pair has no ``=``, or one side is empty.

@@ -248,7 +248,7 @@ def _failures(result: StudyResult, asked: float | str | None) -> list[str]:
 
 
 def _complete_demo(args: argparse.Namespace) -> None:
-    """For the demo's study alone: its own estimator and encoders, and the responses that the demo left here."""
+    """Fill in the estimator and encoders of the demo's study, and the responses of a demo in the current folder."""
     if args.study != ["demo"] or args.embeddings:
         return
     assets = resources.files("lmms_eval_emi.slices.demo").joinpath("assets")

@@ -40,7 +40,7 @@ class Moments:
     variance: torch.Tensor
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets of rows together (Chan, Golub & LeVeque 1983)."""
+        """Return the moments of both sets of rows together (Chan, Golub & LeVeque 1983)."""
         n = self.n + other.n
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.n / n)
@@ -49,7 +49,7 @@ class Moments:
 
 
 def embeddings_to_moments(y: torch.Tensor, into: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Moments:
-    """Moments of the rows of ``y`` (N, D) in float64, a chunk at a time. The variance divides by N.
+    """Return the moments of the rows of ``y`` (N, D) in float64, a chunk at a time. The variance divides by N.
 
     Args:
         y: (N, D) rows.
@@ -66,7 +66,7 @@ def embeddings_to_moments(y: torch.Tensor, into: Callable[[torch.Tensor], torch.
 
 
 def moments_to_contributions(mu: torch.Tensor, logvar: torch.Tensor, y: torch.Tensor, moments: Moments) -> torch.Tensor:
-    """Contribution of every sample to CLUB; their mean over all samples is I(x; y).
+    """Return the contribution of every sample to CLUB; their mean over all samples is I(x; y).
 
     Args:
         mu: (B, D) predicted means.
@@ -122,7 +122,7 @@ class ClusterSums:
         return matched
 
     def without_each(self) -> torch.Tensor:
-        """(G,) CLUB without each cluster; NaN where nothing is left."""
+        """Return (G,) CLUB without each cluster; NaN where nothing is left."""
         n = self.n.sum() - self.n
         matched = (self.matched.sum() - self.matched) / n
         a, precision, y, square = (total.sum(dim=0) - total for total in (self.a, self.precision, self.y, self.square))

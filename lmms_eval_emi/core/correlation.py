@@ -109,7 +109,7 @@ def correlations(
 def lead(
     measure: str, a: Sequence[Jackknife], other: Sequence[Jackknife], b: Sequence[Jackknife], draws: int, seed: int
 ) -> Correlation | None:
-    """By how much the correlation of ``a`` with ``b`` exceeds that of ``other`` with ``b``, on the same shifts and images.
+    """Return by how much the correlation of ``a`` with ``b`` exceeds that of ``other`` with ``b``, on the same shifts and images.
 
     Args:
         measure: one of :data:`MEASURES`.
@@ -138,7 +138,7 @@ def lead(
 
 
 def _drawn(statistics: Sequence[Jackknife], draws: int, seed: int, df: float) -> np.ndarray:
-    """(draws, number of statistics) values of all statistics under the same random weights of the images."""
+    """Return (draws, number of statistics) values of all statistics under the same random weights of the images."""
     own = [one.deviations() for one in statistics]
     clusters = sorted({cluster for one in own for cluster in one}, key=str)
     position = {cluster: number for number, cluster in enumerate(clusters)}

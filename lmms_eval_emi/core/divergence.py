@@ -74,7 +74,7 @@ class Kernel:
         return Kernel(self.n, None, self.covariance * weight)
 
     def to_covariance(self) -> torch.Tensor:
-        """(D, D) X^T X."""
+        """Return (D, D) X^T X."""
         if self.covariance is not None:
             return self.covariance
         assert self.rows is not None
@@ -89,7 +89,7 @@ class Kernel:
 
 
 def embeddings_to_kernel(x: torch.Tensor) -> Kernel:
-    """:class:`Kernel` of the rows of ``x`` (N, D), accumulated in float64 a chunk at a time."""
+    """Return the :class:`Kernel` of the rows of ``x`` (N, D), accumulated in float64 a chunk at a time."""
     n, dimension = x.shape
     if n <= dimension:
         return Kernel(n, x.double(), None)
@@ -109,14 +109,14 @@ def kernel_to_matrix(kernel: Kernel) -> torch.Tensor:
 
 
 def kernel_to_entropy(kernel: Kernel) -> float:
-    """Von Neumann entropy of a kernel, in nats."""
+    """Return the von Neumann entropy of a kernel, in nats."""
     return float(matrix_to_entropy(kernel_to_matrix(kernel)))
 
 
 def kernels_to_jsd(
     a: Kernel, b: Kernel, convention: str = "published", entropies: tuple[float, float] | None = None
 ) -> float:
-    """RJSD of two kernels in nats; ``entropies`` may give S(K_a) and S(K_b) where they are known."""
+    """Return the RJSD of two kernels in nats; ``entropies`` may give S(K_a) and S(K_b) where they are known."""
     check_convention(convention)
     if _same_rows(a, b):
         return 0.0
@@ -148,7 +148,7 @@ def _same_rows(a: Kernel, b: Kernel) -> bool:
 
 
 def rjsd(a: ArrayLike, b: ArrayLike, convention: str = "published") -> float:
-    """Representation Jensen-Shannon divergence of two sets of embeddings, in nats.
+    """Return the representation Jensen-Shannon divergence of two sets of embeddings, in nats.
 
     Args:
         a: (N, D) array or tensor, one L2-normalised row a sample.
@@ -243,7 +243,7 @@ class EMIDBound:
         return self.jackknife.interval(corrected=False) if self.jackknife else None
 
     def test(self, name: str, resamples: int = 1999, seed: int = 0) -> DivergenceTest | None:
-        """Permutation test of one of the four divergences.
+        """Return the permutation test of one of the four divergences.
 
         Args:
             name: name such as ``jsd_v``.
@@ -350,7 +350,7 @@ def bound_from_jsds(
 def emid_bound(
     id: Embeddings, ood: Embeddings, convention: str = "published", entropy: float | None = None
 ) -> EMIDBound:
-    """RJSD shift index of a shift; what the paper calls a bound on EMID.
+    """Return the RJSD shift index of a shift, which the paper calls a bound on EMID.
 
     Args:
         id: the in-distribution split.
@@ -448,7 +448,7 @@ def batch_entropies(id: Embeddings, others: Sequence[Embeddings], convention: st
 def _jsd(
     left: Embeddings, left_name: str, right: Embeddings, right_name: str, convention: str, known: dict[Any, float]
 ) -> float:
-    """RJSD of two of the matrices; entropies are computed once and kept by content."""
+    """Return the RJSD of two of the matrices; entropies are computed once and kept by content."""
     first, second = _key(left, left_name), _key(right, right_name)
     if first == second:
         return 0.0

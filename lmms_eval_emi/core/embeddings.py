@@ -62,7 +62,7 @@ def as_matrix(values: ArrayLike, name: str) -> torch.Tensor:
 
 
 def _rows_not_finite(matrix: torch.Tensor) -> list[int]:
-    """Numbers of the rows with NaN or infinity."""
+    """Return the numbers of the rows with NaN or infinity."""
     # Neither gets lost in a sum, which takes a tenth of the time. A sum of large values may become infinite by itself.
     if all(bool(torch.isfinite(chunk.sum())) for chunk in matrix.split(CHUNK_ROWS)):
         return []

@@ -46,7 +46,7 @@ class MutualInformationEstimator(Protocol):
         ...
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(N,) float64 contributions in nats, whose mean is I(x; y), of inputs (N, D) and targets (N, D')."""
+        """Return (N,) float64 contributions in nats, whose mean is I(x; y), of inputs (N, D) and targets (N, D')."""
         ...
 
 
@@ -218,7 +218,7 @@ def _error(jackknife: Jackknife) -> str:
 def emi(
     embeddings: Embeddings, estimator: MutualInformationEstimator, *, groups: Sequence[Hashable] | None = None
 ) -> EMI:
-    """Effective mutual information EMI = I(x; response) - I(x; reference) of one split.
+    """Return the effective mutual information EMI = I(x; response) - I(x; reference) of one split.
 
     Args:
         embeddings: the split, N samples.
@@ -270,7 +270,7 @@ def _analyse(
     y: torch.Tensor,
     keys: Sequence[Hashable],
 ) -> tuple[Information, Information, Jackknife, Jackknife]:
-    """Both informations of some rows, and the jackknives of their difference and of the references' over the keys' clusters."""
+    """Return both informations of some rows, and the jackknives of their difference and of the references' over the keys' clusters."""
     if getattr(estimator, "against", "input") == "reference":
         x = y
     keys = merged_clusters(estimator, keys)
@@ -296,7 +296,7 @@ def _analyse(
 
 
 def merged_clusters(estimator: MutualInformationEstimator, keys: Sequence[Hashable]) -> Sequence[Hashable]:
-    """Clusters of rows, merged into blocks where there are more than an estimator leaves out one by one."""
+    """Return the clusters of rows, merged into blocks where there are more than an estimator leaves out one by one."""
     return into_blocks(keys, MOST_CLUSTERS if hasattr(estimator, "analyse") else MOST_RECOMPUTED)
 
 
@@ -306,7 +306,7 @@ def into_blocks(keys: Sequence[Hashable], most: int) -> Sequence[Hashable]:
 
 
 def cluster_hash(key: Hashable) -> int:
-    """64 bits of a cluster's key, the same in every process."""
+    """Return 64 bits of a cluster's key, the same in every process."""
     return int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "big")
 
 
@@ -317,7 +317,7 @@ def clusters_of(embeddings: Embeddings, groups: Sequence[Hashable] | None = None
 
 
 def shared_clusters(id: Embeddings, ood: Embeddings) -> list[Hashable] | None:
-    """Clusters of the rows of a shift such that partners have those of the ID split, or ``None`` without any partner.
+    """Return the clusters of the rows of a shift such that partners have those of the ID split, or ``None`` without any partner.
 
     The image of a shifted row is another file than that of its partner, so it is the partner's that counts.
     """
@@ -331,7 +331,7 @@ def shared_clusters(id: Embeddings, ood: Embeddings) -> list[Hashable] | None:
 
 
 def emid(id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator) -> EMID:
-    """Effective mutual information difference EMID = EMI(id) - EMI(ood) of a shift.
+    """Return the effective mutual information difference EMID = EMI(id) - EMI(ood) of a shift.
 
     Args:
         id: the in-distribution split.
@@ -356,7 +356,7 @@ def emid_from_emi(
     estimator: MutualInformationEstimator,
     ood_emi: EMI | None = None,
 ) -> EMID:
-    """EMID where EMI of the ID split is known already, and perhaps that of the other; see :func:`emid`.
+    """Return EMID where EMI of the ID split is known already, and perhaps that of the other; see :func:`emid`.
 
     EMI of the other has to be clustered by :func:`shared_clusters`.
     """
@@ -379,7 +379,7 @@ def emid_from_emi(
 
 
 def emi_difference(first: EMI, second: EMI, *, paired: bool) -> Jackknife:
-    """EMI of a split less that of another, with its leave-one-image-out values.
+    """Return EMI of a split less that of another, with its leave-one-image-out values.
 
     Args:
         first: EMI of one split.

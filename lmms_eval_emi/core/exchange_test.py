@@ -140,7 +140,7 @@ class PairedKernels:
         self._expansions.clear()
 
     def _distinct(self) -> np.ndarray:
-        """(U, D) float64 distinct rows in the order of their bytes; a copy for each set would take more room than all else."""
+        """Return (U, D) float64 distinct rows in the order of their bytes; a copy for each set would take more room than all else."""
         return (np.concatenate(self._sides) + 0)[self._places].astype(np.float64)
 
     def divergences(
@@ -162,7 +162,7 @@ class PairedKernels:
     def _to_divergences(
         mixed: np.ndarray | float, x: np.ndarray, y: np.ndarray, same: np.ndarray, convention: str
     ) -> np.ndarray:
-        """(B,) divergences from the entropies of mixtures and of (B,) sets, some of which are the same."""
+        """Return (B,) divergences from the entropies of mixtures and of (B,) sets, some of which are the same."""
         values = mixed - (x + y) / 2
         values[(values < NOISE_FLOOR) | same] = 0.0
         return np.minimum(values, math.log(2)) if convention == "equal_weight" else values
@@ -176,13 +176,13 @@ class PairedKernels:
 
     @staticmethod
     def _mixed(x: np.ndarray, y: np.ndarray, convention: str) -> np.ndarray:
-        """(..., U) weights of the distinct rows in the mixture of sets with these (..., U) counts."""
+        """Return (..., U) weights of the distinct rows in the mixture of sets with these (..., U) counts."""
         if convention != "equal_weight":
             return x + y
         return x / x.sum(axis=-1, keepdims=True) + y / y.sum(axis=-1, keepdims=True)
 
     def entropies(self, counts: np.ndarray) -> np.ndarray:
-        """(B,) von Neumann entropies of the kernels of the rows with these (B, U) counts or weights."""
+        """Return (B,) von Neumann entropies of the kernels of the rows with these (B, U) counts or weights."""
         # The rows of each set in as many columns as the largest set has; what is left over has weight 0.
         used = counts > 0
         width = int(used.sum(axis=1).max())
@@ -257,7 +257,7 @@ class PairedKernels:
                 yield cluster, dx, dy
 
     def _interactions(self) -> np.ndarray:
-        """(G, G) what each pair of clusters adds to the divergence beyond what either does.
+        """Return (G, G) what each pair of clusters adds to the divergence beyond what either does.
 
         With P and Q mixed with weights a and b to M, the divergence is to second order
 
@@ -279,7 +279,7 @@ class PairedKernels:
         return (a**2 + (1 - a) ** 2) / 2 * changes @ products @ changes.T
 
     def _products(self, weights: np.ndarray) -> np.ndarray:
-        """(2 G, 2 G) inner products around the kernel of the distinct rows with (U,) weights."""
+        """Return (2 G, 2 G) inner products around the kernel of the distinct rows with (U,) weights."""
         found = self._expand(weights, with_products=True).products
         assert found is not None
         return found
@@ -340,7 +340,7 @@ class PairedKernels:
         return whole
 
     def test(self, resamples: int, seed: int, paired: bool) -> DivergenceTest:
-        """Permutation test of no shift; see the module's text.
+        """Return the permutation test of no shift; see the module's text.
 
         Args:
             resamples: number of draws.
@@ -393,7 +393,7 @@ class PairedKernels:
 
 
 def _slope_ratios(p: np.ndarray) -> np.ndarray:
-    """(r, r) divided differences of the logarithm: (log p_i - log p_j) / (p_i - p_j), and 1 / p_i where they are equal."""
+    """Return (r, r) divided differences of the logarithm: (log p_i - log p_j) / (p_i - p_j), and 1 / p_i where they are equal."""
     logs = np.log(p)
     gaps, sums = p[:, None] - p, p[:, None] + p
     close = np.abs(gaps) < 1e-9 * sums

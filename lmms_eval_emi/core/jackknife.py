@@ -188,5 +188,5 @@ def combine(function: Callable[[Sequence[float]], float], parts: Sequence[Jackkn
 
 
 def difference(first: Jackknife, second: Jackknife) -> Jackknife:
-    """``first - second``: paired in the clusters that both have, independent where they share none."""
+    """Return ``first - second``, paired in the clusters that both have, independent where they share none."""
     return combine(lambda values: values[0] - values[1], (first, second))

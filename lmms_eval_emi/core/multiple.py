@@ -22,7 +22,7 @@ def adjust(
     seed: int = 0,
     p_values: Sequence[float | None] | None = None,
 ) -> list[float | None]:
-    """p-values of differing from 0, adjusted over a family.
+    """Return adjusted p-values of statistics differing from 0, over a family.
 
     Args:
         family: the statistics; those with fewer than 8 clusters have no p-value and do not count.
@@ -54,7 +54,7 @@ def adjust(
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down adjustment.
+    """Return Holm's step-down adjustment.
 
     >>> [round(float(value), 3) for value in holm(np.array([0.01, 0.04, 0.03]))]
     [0.03, 0.06, 0.06]

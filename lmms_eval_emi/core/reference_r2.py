@@ -35,7 +35,7 @@ def reference_r2(responses: np.ndarray, references: np.ndarray, images: np.ndarr
 
 
 def reference_r2_without(responses: np.ndarray, references: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """(G,) R^2 on the rows without each of ``count`` images, with components and fit recomputed; NaN if only one image is left."""
+    """Return (G,) R^2 on the rows without each of ``count`` images, with components and fit recomputed; NaN if only one image is left."""
     found = np.full(count, np.nan)
     pair = [_reduced(rows) for rows in (responses, references)]
     for image in range(count):
@@ -47,7 +47,7 @@ def reference_r2_without(responses: np.ndarray, references: np.ndarray, images: 
 
 
 def _reduced(rows: np.ndarray) -> np.ndarray:
-    """Centred rows of at most N columns with the same inner products, which makes later decompositions small."""
+    """Return the centred rows of at most N columns with the same inner products, which makes later decompositions small."""
     centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
     if centred.shape[1] <= centred.shape[0]:
         return centred
@@ -56,7 +56,7 @@ def _reduced(rows: np.ndarray) -> np.ndarray:
 
 
 def _components(rows: np.ndarray) -> np.ndarray:
-    """(N, k) scores of (N, D) rows on their first principal components."""
+    """Return (N, k) scores of (N, D) rows on their first principal components."""
     centred = rows - rows.mean(axis=0)
     wide = centred.shape[1] > centred.shape[0]
     products = centred @ centred.T if wide else centred.T @ centred

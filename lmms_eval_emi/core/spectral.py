@@ -13,13 +13,13 @@ from lmms_eval_emi.errors import InputError
 
 
 def rows_to_matrix(x: torch.Tensor) -> torch.Tensor:
-    """X X^T or X^T X of (N, D) or (B, N, D) rows, whichever is smaller, in float64."""
+    """Return X X^T or X^T X of (N, D) or (B, N, D) rows, whichever is smaller, in float64."""
     rows = x.double()
     return rows @ rows.mT if x.shape[-2] <= x.shape[-1] else rows.mT @ rows
 
 
 def matrix_to_entropy(matrix: torch.Tensor) -> torch.Tensor:
-    """Von Neumann entropy in nats of (..., N, N) positive semidefinite matrices, divided by their positive parts.
+    """Return the von Neumann entropy in nats of (..., N, N) positive semidefinite matrices, divided by their positive parts.
 
     Returns:
         (...) float64.

@@ -33,7 +33,7 @@ class OnePassEstimator(MutualInformationEstimator, Protocol):
     """An estimator of a diagonal Gaussian q(y|x), whose sums over parts of a split add."""
 
     def gaussians(self, embeddings: Embeddings) -> list[list[tuple[torch.Tensor, torch.Tensor, Any]]]:
-        """By seed, and of each seed by fold: (N, D') float64 means and log variances, and the map of targets."""
+        """Return, by seed and fold, (N, D') float64 means and log variances, and the map of targets."""
         ...
 
 
@@ -64,7 +64,7 @@ class ClusterTable:
         return ClusterTable(blocks, sums, True)
 
     def value(self) -> float:
-        """CLUB of all rows."""
+        """Return CLUB of all rows."""
         sums, n = self.sums, float(self.sums.n.sum())
         a, precision, y, square = (one.sum(dim=0) for one in (sums.a, sums.precision, sums.y, sums.square))
         return float(sums.matched.sum() / n - ((a * y).sum() - (precision * square).sum() / 2) / n**2)
@@ -183,7 +183,7 @@ class SplitStatistics:
         return other
 
     def _clusters(self, rows: Embeddings) -> np.ndarray:
-        """(N,) hashes of the clusters of rows: those of their partners in the ID split, or else their own."""
+        """Return (N,) hashes of the clusters of rows: those of their partners in the ID split, or else their own."""
         known: dict[Hashable, int] = {}
 
         def hashed(keys: Sequence[Any]) -> np.ndarray:
@@ -206,7 +206,7 @@ class SplitStatistics:
         return np.where(found, clusters, own)
 
     def as_partners(self) -> Partners | None:
-        """Clusters of the rows by their ids, for the shifts of this split; ``None`` where the rows have no ids."""
+        """Return the clusters of the rows by their ids, for the shifts of this split; ``None`` where the rows have no ids."""
         return Partners.of(self.own_partners) if self.own_partners else None
 
     @property
@@ -283,13 +283,13 @@ class Partners:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Partners:
-        """Of parts in any order."""
+        """Make the table from parts in any order."""
         ids, clusters = (np.concatenate(one) for one in zip(*parts, strict=True))
         order = np.argsort(ids, kind="stable")
         return cls(ids[order], clusters[order])
 
     def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(M,) whether each id is known, and (M,) the clusters of those that are."""
+        """Return (M,) whether each id is known, and (M,) clusters of the known ones."""
         places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
         return self.ids[places] == ids, self.clusters[places]
 
@@ -299,7 +299,7 @@ def _id_hash(key: Hashable) -> int:
 
 
 def emid_of(id: SplitStatistics, ood: SplitStatistics, id_emi: EMI | None = None) -> EMID:
-    """EMID of two splits that were read once each; see :func:`lmms_eval_emi.emid`.
+    """Return EMID of two splits that were read once each; see :func:`lmms_eval_emi.emid`.
 
     The shift has to have been accumulated with the ID split's partners for a paired difference.
 

@@ -40,7 +40,7 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def f1(sums: np.ndarray) -> np.ndarray:
-    """F1 of sums of (true positives, false positives + false negatives); 0 if there is none of either."""
+    """Return F1 of sums of (true positives, false positives + false negatives); 0 if there is none of either."""
     below = 2 * sums[..., 0] + sums[..., 1]
     return np.where(below > 0, 2 * sums[..., 0] / np.where(below > 0, below, 1), 0.0)
 
@@ -120,7 +120,7 @@ class ClusterTotals:
 def exchange_test(
     first: ClusterTotals, second: ClusterTotals, function: Function = mean, *, draws: int = DRAWS, seed: int = 0
 ) -> float:
-    """Two-sided p of two scorings of the same rows being exchangeable, cluster by cluster.
+    """Return the two-sided p of two scorings of the same rows being exchangeable, cluster by cluster.
 
     Means of whole numbers are tested exactly (of 0 and 1 in clusters of one row: McNemar 1947), everything else by
     random exchanges (Edgington), the observed one among them.
@@ -154,7 +154,7 @@ def exchange_test(
 def relabel_test(
     first: ClusterTotals, second: ClusterTotals, function: Function = mean, *, draws: int = DRAWS, seed: int = 0
 ) -> float:
-    """Two-sided p of two sets of unrelated rows being one sample: clusters are dealt out again at random.
+    """Return the two-sided p of two sets of unrelated rows being one sample: clusters are dealt out again at random.
 
     Args:
         first: sums over different rows; a cluster of both counts as two.
@@ -198,7 +198,7 @@ def _share_that_reaches(
 
 
 def _exact_sign_test(changes: np.ndarray) -> float | None:
-    """Two-sided mid-p of a sum of whole numbers whose signs are random.
+    """Return the two-sided mid-p of a sum of whole numbers whose signs are random.
 
     Half of the chance of the observed sum counts, since the exact p of whole numbers is conservative (Lancaster 1961;
     for McNemar's test Fagerland, Lydersen & Laake 2013). Of fewer than 10 changes it is the exact p, for there the

@@ -53,7 +53,7 @@ class Encoder(Protocol):
         ...
 
     def encode(self, prepared: Sequence[Any]) -> torch.Tensor:
-        """(M, D) float32 L2-normalised rows of M prepared items, on the CPU. A row depends on its item alone."""
+        """Return (M, D) float32 L2-normalised rows of M prepared items, on the CPU. A row depends on its item alone."""
         ...
 
 
@@ -104,7 +104,7 @@ class CheckpointEncoder:
         return f"{type(self).__name__}#{'/'.join(map(str, parts))}"
 
     def _hash_of_files(self) -> str:
-        """Hash of the files beside the weights that rows depend on, such as the configuration."""
+        """Return the hash of the files beside the weights that rows depend on, such as the configuration."""
         found = []
         for file in self.settings_files:
             with suppress(OSError):
@@ -322,7 +322,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def mean_over_positions(states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """(M, D) means over the positions of (M, L, D) states, where a mask (M, L) is 1.
+    """Return (M, D) means over the positions of (M, L, D) states, where a mask (M, L) is 1.
 
     Summed in float64 where the device has it.
     """
@@ -333,5 +333,5 @@ def mean_over_positions(states: torch.Tensor, mask: torch.Tensor | None = None) 
 
 
 def normalised(pooled: torch.Tensor) -> torch.Tensor:
-    """(M, D) float32 L2-normalised rows on the CPU."""
+    """Return (M, D) float32 L2-normalised rows on the CPU."""
     return torch.nn.functional.normalize(pooled, dim=1).float().cpu()

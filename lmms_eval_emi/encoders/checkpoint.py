@@ -146,7 +146,7 @@ def check_loaded(name: str, missing: Sequence[str], optional: Sequence[str] = ()
 
 
 def _load_bin(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a ``.bin`` file; nothing that is pickled in it is run."""
+    """Return the tensors of a ``.bin`` file; nothing that is pickled in it is run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, ValueError):  # files before PyTorch 1.6 cannot be mapped

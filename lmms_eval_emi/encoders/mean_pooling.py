@@ -18,5 +18,5 @@ class MeanPoolingEncoder(TextEncoder):
     optional_weights = ("pooler",)
 
     def states(self, tokens: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(M, L, D) last hidden states and their mask."""
+        """Return (M, L, D) last hidden states and their mask."""
         return self.model(**tokens).last_hidden_state, tokens["attention_mask"]

@@ -91,17 +91,17 @@ class Preprocessing:
         raise self._refused(f"crop_size {crop}")
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """(3, H, W) float32 pixels of one image of any mode and size."""
+        """Return (3, H, W) float32 pixels of one image of any mode and size."""
         return self.to_float(self.resize_and_crop(to_rgb(image)))
 
     def to_float(self, pixels: np.ndarray) -> np.ndarray:
-        """(3, H, W) float32 pixels as the tower takes them of the (H, W, 3) 8-bit ones, scaled and normalised."""
+        """Return (3, H, W) float32 pixels as the tower takes them of the (H, W, 3) 8-bit ones, scaled and normalised."""
         pixels = pixels.astype(np.float32)
         pixels = pixels / 255 if abs(self.scale - 1 / 255) < 1e-12 else pixels * np.float32(self.scale)
         return ((pixels - self.mean) / self.std).transpose(2, 0, 1)
 
     def resize_and_crop(self, image: Image.Image) -> np.ndarray:
-        """(H, W, 3) 8-bit pixels of an RGB image as the tower sees it, before normalisation."""
+        """Return (H, W, 3) 8-bit pixels of an RGB image as the tower sees it, before normalisation."""
         if isinstance(self.resized, int) and self.resized * max(image.size) / min(image.size) > LONGEST_RESIZED_EDGE:
             image = middle_of_strip(image)
         width, height = image.size

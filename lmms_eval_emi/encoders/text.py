@@ -91,12 +91,12 @@ class TextEncoder(CheckpointEncoder):
         return fingerprint(self.model.state_dict())
 
     def states(self, tokens: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(M, L, D) states and (M, L) mask of the tokens to average over."""
+        """Return (M, L, D) states and (M, L) mask of the tokens to average over."""
         raise NotImplementedError
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[str]) -> torch.Tensor:
-        """(M, D) float32 L2-normalised rows of M texts, which may be empty, on the CPU."""
+        """Return (M, D) float32 L2-normalised rows of M texts, which may be empty, on the CPU."""
         device = self.place_model()
         tokens = self.tokenize(prepared, padding=True, return_tensors="pt").to(device)
         return normalised(mean_over_positions(*self.states(tokens)))

@@ -44,7 +44,7 @@ class VisionEncoder(CheckpointEncoder):
         super().__init__(name, device, cache)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """(H, W, 3) 8-bit pixels as the tower sees them, before normalisation."""
+        """Return (H, W, 3) 8-bit pixels as the tower sees them, before normalisation."""
         return self.preprocessing.resize_and_crop(to_rgb(image))
 
     @property
@@ -76,7 +76,7 @@ class VisionEncoder(CheckpointEncoder):
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
-        """(M, D) float32 L2-normalised rows of M images or prepared images, on the CPU."""
+        """Return (M, D) float32 L2-normalised rows of M images or prepared images, on the CPU."""
         ready = [self.prepare(item) if isinstance(item, Image.Image) else item for item in prepared]
         device = self.place_model()
         pixels = torch.from_numpy(np.stack([self.preprocessing.to_float(item) for item in ready]))

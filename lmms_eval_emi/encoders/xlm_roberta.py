@@ -53,7 +53,7 @@ class XLMRobertaEmbeddingEncoder(TextEncoder):
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[str]) -> torch.Tensor:
-        """(M, D) float32 L2-normalised rows of M texts, which may be empty, on the CPU."""
+        """Return (M, D) float32 L2-normalised rows of M texts, which may be empty, on the CPU."""
         words, positions, types, scale, shift = self._weights
         padding = int(self.checkpoint.config.get("pad_token_id", 1))
         epsilon = float(self.checkpoint.config.get("layer_norm_eps", 1e-5))

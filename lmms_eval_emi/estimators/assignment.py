@@ -38,7 +38,7 @@ class Assignment:
         return isinstance(other, Assignment) and self.folds == other.folds
 
     def of(self, embeddings: Embeddings) -> torch.Tensor:
-        """(N,) fold of each row, on the device of the rows; -1 for rows that were not among the training data."""
+        """Return (N,) fold of each row, on the device of the rows; -1 for rows that were not among the training data."""
         ids = embeddings.ids if embeddings.ids is not None else [None] * embeddings.n
         groups = embeddings.groups if embeddings.groups is not None else [None] * embeddings.n
         found = [self._fold(row_to_keys(id, group)) for id, group in zip(ids, groups, strict=True)]
@@ -48,7 +48,7 @@ class Assignment:
         return next((self.folds[key] for key in keys if key in self.folds), UNSEEN)
 
     def to_state(self) -> dict[str, torch.Tensor]:
-        """As tensors of a file."""
+        """Return the assignment as tensors for a file."""
         keys = sorted(self.folds)
         return {
             f"{SEEN}keys": torch.tensor(keys, dtype=torch.int64),
@@ -57,7 +57,7 @@ class Assignment:
 
     @classmethod
     def from_state(cls, state: Mapping[str, torch.Tensor]) -> Assignment | None:
-        """From the tensors of a file; ``None`` if it has none.
+        """Make the assignment from the tensors of a file; return ``None`` if it has none.
 
         Raises:
             ValueError: a tensor is missing, or their sizes differ.

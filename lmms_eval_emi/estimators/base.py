@@ -61,7 +61,7 @@ class Estimator:
         return self.name
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(N,) float64 contributions whose mean is the value for inputs (N, D) and targets (N, D')."""
+        """Return (N,) float64 contributions whose mean is the value for inputs (N, D) and targets (N, D')."""
         raise NotImplementedError
 
     def trained_on(self, embeddings: Embeddings) -> int:
@@ -73,7 +73,7 @@ class Estimator:
         return self.trained_on(embeddings)
 
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(N,) scores of the references, and what they are above those of other rows' references, in nats.
+        """Return (N,) scores of the references, and what they are above those of other rows' references, in nats.
 
         Each row is scored by networks that did not see it, where there are such. ``None`` without a density.
         """
@@ -153,7 +153,7 @@ class TrainedEstimator(nn.Module, Estimator):
 
     @staticmethod
     def shapes(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
-        """Input dimension, output dimension and hidden width that a state dict describes."""
+        """Return the input dimension, output dimension and hidden width that a state dict describes."""
         raise NotImplementedError
 
     @classmethod
@@ -213,7 +213,7 @@ class TrainedEstimator(nn.Module, Estimator):
         raise NotImplementedError
 
     def score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(B,) what is shown of held-out pairs, in nats; higher is better."""
+        """Return (B,) scores of held-out pairs that training reports, in nats; higher is better."""
         raise NotImplementedError
 
     @classmethod
@@ -257,7 +257,7 @@ class TrainedEstimator(nn.Module, Estimator):
     def analyse_all(
         self, x: torch.Tensor, targets: Sequence[torch.Tensor], clusters: torch.Tensor, count: int
     ) -> list[Information]:
-        """As :meth:`analyse`, of several targets of the same inputs."""
+        """Return what :meth:`analyse` returns, for several targets of the same inputs."""
         for y in targets:
             self.check_shapes(x, y)
         which = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -269,7 +269,7 @@ class TrainedEstimator(nn.Module, Estimator):
 
     @torch.no_grad()
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(N,) scores of the references, and what they are above those of other rows' references, in nats."""
+        """Return (N,) scores of the references, and what they are above those of other rows' references, in nats."""
         if not self.has_density:
             return None
         x, y = embeddings.x, embeddings.y
@@ -333,7 +333,7 @@ def in_fixed_order(content: bytes) -> bytes:
 
 
 def by_network(networks: Sequence[Self], which: torch.Tensor, run: Any, *rows: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs of some rows, each row by its own network, in the order of the rows.
+    """Return the outputs of some rows, each row by its own network, in the order of the rows.
 
     Args:
         networks: networks of one kind.

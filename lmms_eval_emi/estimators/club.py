@@ -39,7 +39,7 @@ class CLUB(TrainedEstimator):
 
     @staticmethod
     def shapes(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
-        """Input dimension, output dimension and hidden width that a state dict describes."""
+        """Return the input dimension, output dimension and hidden width that a state dict describes."""
         weight_in, weight_out = state["p_mu.0.weight"], state["p_mu.2.weight"]
         return weight_in.shape[1], weight_out.shape[0], weight_in.shape[0]
 
@@ -53,17 +53,17 @@ class CLUB(TrainedEstimator):
         return ((y - mu) ** 2 * torch.exp(-logvar) + logvar).sum(dim=1).mean()
 
     def score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(B,) log-likelihood log q(y|x), in nats."""
+        """Return (B,) log-likelihood log q(y|x), in nats."""
         mu, logvar = self(x)
         return -((y - mu) ** 2 * torch.exp(-logvar) + logvar + math.log(2 * math.pi)).sum(dim=1) / 2
 
     def targets(self, y: torch.Tensor) -> torch.Tensor:
-        """Targets in the space that q is a density of; the same here."""
+        """Return the targets in the space that q is a density of; for this estimator, unchanged."""
         return y
 
     @torch.no_grad()
     def gaussians(self, embeddings: Embeddings) -> list[list[Gaussian]]:
-        """(N, D') float64 means and log variances of the targets of some rows, and the map of targets."""
+        """Return (N, D') float64 means and log variances of the targets of some rows, and the map of targets."""
         self.check_shapes(embeddings.x, embeddings.y)
         network = self.in_float64(embeddings.t.device)
         return [[(*network(embeddings.x), network.targets)]]
@@ -77,7 +77,7 @@ class CLUB(TrainedEstimator):
 
     @torch.no_grad()
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Contribution of every sample to the CLUB estimate of I(x; y).
+        """Return the contribution of every sample to the CLUB estimate of I(x; y).
 
         O(N D) time and memory; everything is computed in float64, a chunk of rows at a time.
 

@@ -42,7 +42,7 @@ class FreeCLUB(CLUB):
 
     @staticmethod
     def shapes(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
-        """Input dimension, output dimension and hidden width that a state dict describes."""
+        """Return the input dimension, output dimension and hidden width that a state dict describes."""
         return state["x_map.weight"].shape[1], state["y_map.weight"].shape[1], state["p_mu.0.weight"].shape[0]
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class FreeCLUB(CLUB):
             layer.bias.copy_(-(weight @ centre))
 
     def targets(self, y: torch.Tensor) -> torch.Tensor:
-        """(N, D') targets whitened."""
+        """Return (N, D') targets whitened."""
         return self.y_map(y)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +73,7 @@ class FreeCLUB(CLUB):
         return super().loss(x, self.targets(y))
 
     def score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(B,) log-likelihood of whitened targets, in nats."""
+        """Return (B,) log-likelihood of whitened targets, in nats."""
         return super().score(x, self.targets(y))
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ class Cosine(Estimator):
     range = "0 at best, for EMI"
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(N,) float64 cosines of rows (N, D) and (N, D).
+        """Return (N,) float64 cosines of rows (N, D) and (N, D).
 
         Raises:
             ValueError: the numbers of rows or the dimensions differ.

@@ -65,7 +65,7 @@ class CrossFitted(Estimator):
         return f"{self.name}{file}(folds={self.folds},seeds={len(self.networks)})"
 
     def ceiling(self, n: int) -> float | None:
-        """As of one network."""
+        """Return the greatest value that ``n`` rows can give, which is that of a single network."""
         return self.first.ceiling(n)
 
     def saturation(self, x: torch.Tensor) -> float | None:
@@ -93,11 +93,11 @@ class CrossFitted(Estimator):
         return int((self.bind(embeddings).which >= 0).sum())
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(N,) float64 contributions of rows that no network saw; :meth:`bind` knows others."""
+        """Return (N,) float64 contributions of rows that no network saw; :meth:`bind` knows others."""
         return BoundEstimator(self, torch.full((len(x),), -1, device=x.device)).contributions(x, y)
 
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(N,) scores of the references, and what they are above those of other rows' references, in nats."""
+        """Return (N,) scores of the references, and what they are above those of other rows' references, in nats."""
         if not self.first.has_density:
             return None
         bound, x, y = self.bind(embeddings), embeddings.x, embeddings.y
@@ -185,7 +185,7 @@ class BoundEstimator:
         return self.estimator.signature
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(N,) float64 contributions in nats, whose mean is the estimate of I(x; y)."""
+        """Return (N,) float64 contributions in nats, whose mean is the estimate of I(x; y)."""
         return undivided(self, x, y).contributions
 
     @torch.no_grad()
@@ -197,7 +197,7 @@ class BoundEstimator:
     def analyse_all(
         self, x: torch.Tensor, targets: Sequence[torch.Tensor], clusters: torch.Tensor, count: int
     ) -> list[Information]:
-        """As :meth:`analyse`, of several targets of the same inputs."""
+        """Return what :meth:`analyse` returns, for several targets of the same inputs."""
         first = self.estimator.first
         for y in targets:
             first.check_shapes(x, y)
@@ -214,7 +214,7 @@ class BoundEstimator:
 
     @torch.no_grad()
     def scores(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(N,) float64 scores of pairs, the mean over the networks that score each."""
+        """Return (N,) float64 scores of pairs, the mean over the networks that score each."""
         found = self._over_networks(
             lambda networks, which: by_network(networks, which, lambda network, *rows: (network.score(*rows),), x, y)[
                 0
@@ -225,7 +225,7 @@ class BoundEstimator:
 
     @torch.no_grad()
     def gaussians(self, embeddings: Embeddings) -> list[list[Any]]:
-        """By seed and fold: means and log variances of the targets of some rows, and the map of targets."""
+        """Return, by seed and fold, means and log variances of the targets of some rows, and the map of targets."""
         x = embeddings.x
         self.estimator.first.check_shapes(x, embeddings.y)
 

@@ -19,11 +19,11 @@ class _Dependence(Estimator):
 
     @staticmethod
     def matrix(rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """(B, N) kernels or distances of (B, D) rows to (N, D) points."""
+        """Return (B, N) kernels or distances of (B, D) rows to (N, D) points."""
         raise NotImplementedError
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(N,) float64: the value, and what each row adds to it; their mean is the value.
+        """Return (N,) float64 contributions: the value plus the influence of each row, whose mean is the value.
 
         Raises:
             ValueError: the numbers of rows differ, or there are fewer than four.
@@ -54,7 +54,7 @@ class HSIC(_Dependence):
 
     @staticmethod
     def matrix(rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """(B, N) inner products."""
+        """Return (B, N) inner products."""
         return rows @ points.T
 
 
@@ -65,7 +65,7 @@ class DistanceCorrelation(_Dependence):
 
     @staticmethod
     def matrix(rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """(B, N) Euclidean distances."""
+        """Return (B, N) Euclidean distances."""
         return torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 

@@ -43,7 +43,7 @@ SATURATED = 0.5  # share of saturated outputs from which nats are nominal
 
 
 def _features(rows: torch.Tensor, basis: Mapping[str, Any]) -> np.ndarray:
-    """(N, 128) random Fourier features of (N, D) rows; their inner products are those of a Gaussian kernel."""
+    """Return (N, 128) random Fourier features of (N, D) rows; their inner products are those of a Gaussian kernel."""
     dimension = rows.shape[1]
     # The legacy generator, whose stream is the same in every version of numpy.
     random = np.random.RandomState(basis["seed"])
@@ -53,7 +53,7 @@ def _features(rows: torch.Tensor, basis: Mapping[str, Any]) -> np.ndarray:
 
 
 def _by_image(values: np.ndarray, clusters: np.ndarray, count: int) -> np.ndarray:
-    """(G, ...) means over the rows of each image."""
+    """Return (G, ...) means over the rows of each image."""
     sums = np.zeros((count, *values.shape[1:]))
     np.add.at(sums, clusters, values)
     sizes = np.bincount(clusters, minlength=count)
@@ -79,7 +79,7 @@ def _profile(estimator: Estimator, embeddings: Embeddings, bases: Mapping[str, A
 
 
 def _row_scores(estimator: Estimator, embeddings: Embeddings, images: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """As the estimator's, where other rows' references are those of other images: pairs of one image shrink them by 1/G."""
+    """Return the estimator's row scores against references of other images only: pairs of one image shrink them by 1/G."""
     found = estimator.row_scores(embeddings)
     if found is None or images < 2:
         return found
@@ -190,7 +190,7 @@ def _pooled(splits: Mapping[str, Embeddings]) -> Embeddings:
 
 
 def _bandwidth(rows: torch.Tensor) -> float:
-    """Median distance of two rows, of the first thousand."""
+    """Return the median distance of two rows, of the first thousand."""
     distances = torch.pdist(rows[:1000].double())
     return max(float(distances.median()), 1e-6) if len(distances) else 1.0
 

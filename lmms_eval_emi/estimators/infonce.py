@@ -40,21 +40,21 @@ class InfoNCE(TrainedEstimator):
 
     @staticmethod
     def shapes(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
-        """Input dimension, output dimension and hidden width that a state dict describes."""
+        """Return the input dimension, output dimension and hidden width that a state dict describes."""
         g, h = state["g.0.weight"], state["h.0.weight"]
         return g.shape[1], h.shape[1], g.shape[0]
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of telling each target among those of the batch."""
+        """Return the cross-entropy of telling each target among those of the batch."""
         return -self.score(x, y).mean()
 
     def score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(B,) contributions to the bound among the B pairs, in nats."""
+        """Return (B,) contributions to the bound among the B pairs, in nats."""
         return self._against_all(self.g(x), self.h(y), 0)
 
     @torch.no_grad()
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Contribution of every sample to the InfoNCE bound, in nats: O(N^2) time, O(N) memory, float64.
+        """Return the contribution of every sample to the InfoNCE bound, in nats: O(N^2) time, O(N) memory, float64.
 
         Args:
             x: (N, D) inputs.

@@ -53,7 +53,7 @@ class KSG(Estimator):
 
     @torch.no_grad()
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Contribution of every sample to the estimate, in nats: O(N^2 D) time, O(N) memory, float64.
+        """Return the contribution of every sample to the estimate, in nats: O(N^2 D) time, O(N) memory, float64.
 
         Args:
             x: (N, D) inputs.
@@ -101,7 +101,7 @@ class KSG(Estimator):
         return int((counts[inverse] > self.k).sum())
 
     def _distances(self, points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """(B, N) distances of some rows to all, and infinity to themselves."""
+        """Return (B, N) distances of some rows to all, and infinity from each row to itself."""
         distances = torch.cdist(points[rows], points, p=NORMS[self.norm], compute_mode="donot_use_mm_for_euclid_dist")
         distances[torch.arange(len(rows)), rows] = float("inf")
         return distances

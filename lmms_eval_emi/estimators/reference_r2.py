@@ -25,7 +25,7 @@ class ReferenceR2(Estimator):
     range = "0 at best, about -1 if unrelated, for EMI"
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(N,) float64 values of references (N, D) and responses (N, D'), each row an image of its own.
+        """Return (N,) float64 values of references (N, D) and responses (N, D'), each row an image of its own.
 
         Raises:
             ValueError: the numbers of rows differ.
@@ -37,7 +37,7 @@ class ReferenceR2(Estimator):
     def analyse_all(
         self, x: torch.Tensor, targets: Sequence[torch.Tensor], clusters: torch.Tensor, count: int
     ) -> list[Information]:
-        """R² of the references given each of the targets, with its leave-one-image-out values.
+        """Return R² of the references given each of the targets, with its leave-one-image-out values.
 
         Args:
             x: (N, D) references.

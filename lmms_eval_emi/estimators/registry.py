@@ -210,7 +210,7 @@ def check_encoders(
 
 
 def check_signatures(estimator: Estimator, signature: str | None, *, allow_other: bool = False) -> None:
-    """As :func:`check_encoders`, of embeddings that exist already.
+    """Check, like :func:`check_encoders`, the encoders of existing embeddings.
 
     Args:
         estimator: estimator to be used.
@@ -319,7 +319,7 @@ def _fetch(entry: EstimatorEntry, target: Path) -> Path:
 
 
 def _read_state(path: Path) -> tuple[dict, dict]:
-    """Tensors and metadata of a file."""
+    """Return the tensors and metadata of a file."""
     import torch
     from safetensors import SafetensorError, safe_open
 

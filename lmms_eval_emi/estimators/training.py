@@ -339,7 +339,7 @@ class _Training:
         self.train, self.held = torch.nonzero(own & ~held).flatten(), torch.nonzero(held).flatten()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Continue from what :meth:`state` returned."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
@@ -447,7 +447,7 @@ class _Training:
 
     @torch.no_grad()
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
-        """(M,) scores of the pairs at some positions."""
+        """Return (M,) scores of the pairs at some positions."""
         parts = rows.to(self.pairs.x.device).split(1024)
         return torch.cat([self.network.score(self.pairs.x[part], self.pairs.y[part]) for part in parts])
 

@@ -138,7 +138,7 @@ HOST = _host()
 
 
 def _launch() -> str:
-    """Tells one launch of the ranks from another where a scheduler does; empty where nobody does."""
+    """Return an identity of this launch of the ranks from the scheduler's variables; empty without a scheduler."""
     job, step = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_STEP_ID", "")
     return f"{job}.{step}" if job and step else ""
 

@@ -41,7 +41,7 @@ def short_splits(names: Sequence[str]) -> dict[str, str]:
 
 
 def decimals_of(results: Sequence[ReportedResult]) -> int:
-    """Decimals that show the scores of some results: four for published scores, two for large ones."""
+    """Return the decimals that show the scores of some results: four for published scores, two for large ones."""
     largest = [
         max((abs(split.emid) for split in result.shifts().values() if split.emid is not None), default=1.0)
         for result in results
@@ -120,7 +120,7 @@ def findings_of(result: ReportedResult) -> list[str]:
 
 
 def _cost(split: SplitResult, decimals: int) -> str:
-    """EMID with the interval that is around it."""
+    """Return EMID with the interval that is around it."""
     interval = split.emid_ci95
     within = f" [{numeral(interval[0], decimals)}, {numeral(interval[1], decimals)}]" if interval else ""
     return f"EMID {numeral(split.estimate, decimals)}{within}"
@@ -271,7 +271,7 @@ def _differing_encoders(own: str, other: str) -> list[str]:
 
 
 def comparable_groups(results: Sequence[ReportedResult]) -> list[list[int]]:
-    """Numbers of the results that may be compared with each other, group by group."""
+    """Return the numbers of the results that may be compared with each other, group by group."""
     groups: list[list[int]] = []
     for place, result in enumerate(results):
         for group in groups:

@@ -191,7 +191,7 @@ def _own(name: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """JSON that no browser takes for markup."""
+    """Return JSON that no browser takes for markup."""
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text

@@ -84,7 +84,7 @@ def _draw_mark(ax: Axes, x: float, y: float, number: int, split: SplitResult, co
 
 
 def plot_emid_against_bound(result: ReportedResult, ax: Axes | None = None) -> Axes:
-    """EMID of each shift against its index, with the least-squares line and Pearson's r."""
+    """Draw EMID of each shift against its index, with the least-squares line and Pearson's r."""
     ax, shifts = _axes(ax, 5.6, 4.0), list(result.shifts().values())
     for split in shifts:
         colour = MODALITY.get(split.modality, MODALITY["control"])[0]
@@ -109,7 +109,7 @@ def plot_emid_against_bound(result: ReportedResult, ax: Axes | None = None) -> A
 def plot_emid_ranked(
     results: ReportedResult | Sequence[ReportedResult], ax: Axes | None = None, *, narrow: bool = False
 ) -> Axes:
-    """Shifts ranked by EMID with their intervals of 95 %, several results side by side.
+    """Draw shifts ranked by EMID with their intervals of 95 %, several results side by side.
 
     Args:
         results: one or several of one study; the first one gives the order.
@@ -216,7 +216,7 @@ def _draw_scale(ax: Axes, result: ReportedResult, splits: Sequence[SplitResult])
 
 
 def plot_emi_heat_map(result: ReportedResult, ax: Axes | None = None) -> Axes:
-    """EMI of each split by its visual (rows) and textual (columns) shift."""
+    """Draw EMI of each split by its visual (rows) and textual (columns) shift."""
     splits = [one for one in result.splits.values() if one.variant_of is None and one.modality != "control"]
     rows = list(dict.fromkeys(split.label("visual") for split in splits))
     columns = list(dict.fromkeys(split.label("text") for split in splits))
@@ -254,7 +254,7 @@ def severity_series(result: ReportedResult) -> dict[str, list[tuple[int, SplitRe
 
 
 def plot_severity(result: ReportedResult, operator: str, ax: Axes | None = None) -> Axes:
-    """EMID of one operator over its severity, with intervals of 95 %."""
+    """Draw EMID of one operator over its severity, with intervals of 95 %."""
     ax = _axes(ax, 3.0, 2.0)
     points = severity_series(result)[operator]
     colour = MODALITY.get(points[0][1].modality, MODALITY["control"])[0]
@@ -271,7 +271,7 @@ def plot_severity(result: ReportedResult, operator: str, ax: Axes | None = None)
 
 
 def plot_series(result: ReportedResult, ax: Axes | None = None) -> Axes:
-    """EMI over the splits that have an order, with intervals of 95 %."""
+    """Draw EMI over the splits that have an order, with intervals of 95 %."""
     ax = _axes(ax, 5.6, 3.0)
     names = result.trend.splits if result.trend else []
     splits = [result.splits[name] for name in names]
@@ -288,7 +288,7 @@ def plot_series(result: ReportedResult, ax: Axes | None = None) -> Axes:
 
 
 def plot_severities(result: ReportedResult) -> Axes:
-    """EMID over severity, a panel for each operator with one scale; the first of the panels is returned."""
+    """Draw EMID over severity, a panel for each operator with one scale; the first of the panels is returned."""
     with extra("report"):
         from matplotlib.figure import Figure
 

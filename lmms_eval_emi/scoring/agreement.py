@@ -578,7 +578,7 @@ def _loss(id: Jackknife, own: Jackknife, emid: Jackknife) -> Jackknife:
 def _correlations(
     sides: Mapping[str, Sequence[Jackknife | None]], scores: Sequence[Jackknife], first: str, draws: int, seed: int
 ) -> dict[str, dict[str, Correlation | None]]:
-    """By what is correlated and by measure, and under ``lead`` how far the first is ahead of the cosine."""
+    """Return correlations by side and measure; under ``lead``, how far the first side is ahead of the cosine."""
     found: dict[str, dict[str, Correlation | None]] = {}
     for name, own in sides.items():
         known = [one for one in own if one is not None]
@@ -593,7 +593,7 @@ def _correlations(
 def _within(
     result: ResultToCompare, outside: OutsideScores, joined: Mapping[str, tuple[list[int], np.ndarray]]
 ) -> dict[str, dict[str, WithinSplit]]:
-    """Agreement of rows within each split, and pooled by the number of rows; AUC where rows are right or wrong."""
+    """Return the agreement of rows within each split, and pooled by the number of rows; AUC where rows are right or wrong."""
     found: dict[str, dict[str, WithinSplit]] = {}
     for name, (places, parts) in joined.items():
         rows = result.rows[name]
@@ -626,7 +626,7 @@ def _weighted(parts: Sequence[Jackknife], weights: np.ndarray) -> Jackknife:
 
 
 def _rank_jackknife(measure: str, x: np.ndarray, y: np.ndarray, clusters: Sequence[Hashable]) -> Jackknife | None:
-    """AUC or Spearman's correlation with its leave-one-image-out values; ``None`` if it is not defined."""
+    """Return AUC or Spearman's correlation with its leave-one-image-out values; ``None`` if it is not defined."""
     function = _auc if measure == "auc" else _spearman
     value = function(x, y)
     if math.isnan(value):

@@ -89,7 +89,7 @@ def _score(
     pair: tuple[Embeddings, Embeddings] | None,
     id_scores: dict[int, EMI],
 ) -> tuple[EMI, dict[str, Any]]:
-    """EMI of a split by a measure, and the fields of its EMID; EMI of an ID split is computed once and kept."""
+    """Return EMI of a split by a measure, and the fields of its EMID; EMI of an ID split is computed once and kept."""
     if pair is None:
         score = id_scores[id(own)] = emi(own, measure, groups=into_blocks(clusters_of(own), MOST_BLOCKS))
         return score, {}

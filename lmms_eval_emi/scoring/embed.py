@@ -182,7 +182,7 @@ def _to_embeddings(
 
 
 def _repeated(samples: Sequence[Sample]) -> list[Hashable] | None:
-    """Clusters of rows of text alone: those of one question and reference, such as epochs, are one; ``None`` for none."""
+    """Return the clusters of rows of text alone: those of one question and reference, such as epochs, are one; ``None`` for none."""
     first: dict[tuple[str, str], Hashable] = {}
     keys = [first.setdefault((sample.question, sample.reference), sample.key) for sample in samples]
     return keys if len(first) < len(samples) else None

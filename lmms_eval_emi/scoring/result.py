@@ -356,7 +356,7 @@ class StudySummary(ModalitySummary):
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Arithmetic mean, or ``None`` of nothing."""
+    """Return the arithmetic mean, or ``None`` for no values."""
     return math.fsum(values) / len(values) if values else None
 
 
@@ -702,7 +702,7 @@ def _without_degenerate(
     kinds: Mapping[str, Sequence[str | None]],
     estimator: MutualInformationEstimator,
 ) -> float | None:
-    """EMID without the rows whose response is degenerate in either split; ``None`` where fewer than a tenth are."""
+    """Return EMID without the rows whose response is degenerate in either split; ``None`` where fewer than a tenth are."""
     if name not in pairs:
         return None
     bad = []

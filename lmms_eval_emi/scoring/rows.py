@@ -256,7 +256,7 @@ def result_to_rows(
 
 
 def row_values(scores: SplitScores) -> list[float]:
-    """EMI plus psi of each row; their mean is EMI."""
+    """Return EMI plus psi of each row; their mean is EMI."""
     return [scores.emi.value + float(psi) for psi in scores.emi.influence]
 
 
@@ -274,7 +274,7 @@ def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embedd
 
 
 def _cosines(own: Embeddings) -> list[float]:
-    """Cosine of response and reference of each row."""
+    """Return the cosine of response and reference of each row."""
     return torch.nn.functional.cosine_similarity(own.y_hat.double(), own.y.double()).tolist()
 
 
@@ -361,7 +361,7 @@ def find_lost_rows(
 
 
 def _thumbnails(rows: Sequence[Sample]) -> dict[int, str]:
-    """Small copies of the images of some rows by the ``id`` of the row, each image's made once."""
+    """Return thumbnails of the images of some rows by the ``id`` of the row; each distinct image is scaled once."""
     made: dict[str, str] = {"": ""}
     found = {}
     for row in rows:

@@ -76,7 +76,7 @@ def _cell(value: object) -> str:
 
 
 def _order(result: StudyResult) -> list[tuple[str, str]]:
-    """Modality and name of each split: the ID split, the shifts by modality, the controls, the variants."""
+    """Return the modality and name of each split: the ID split, the shifts by modality, the controls, the variants."""
     splits = result.splits
     names = [("id", result.id_split)] if result.id_split in splits else []
     plain = {name: split for name, split in splits.items() if split.variant_of is None and name != result.id_split}

@@ -73,7 +73,7 @@ class Step:
     def apply_or_keep(
         self, value: Any, report: Callable[[str], object], *, seed: int, row_id: object, options: ShiftOptions
     ) -> Any:
-        """As :meth:`apply`; where that is refused, ``report`` is given the reason and the value stays unchanged."""
+        """Return the shifted value; if the operator refuses it, pass the reason to ``report`` and return the value unchanged."""
         try:
             return self.apply(value, seed=seed, row_id=row_id, options=options)
         except RefusedError as reason:

@@ -277,7 +277,7 @@ def _refused_parameter(error: Any, request: Mapping[str, Any]) -> str | None:
 
 
 def _retry_after(error: Any) -> float | None:
-    """Seconds that the server asks to wait; ``None`` where it says none that are above 0."""
+    """Return the seconds that the server asks to wait; ``None`` where it says none that are above 0."""
     try:
         seconds = float(error.response.headers["retry-after"])
     except (KeyError, ValueError):

@@ -106,7 +106,7 @@ def threads(count: int, begin: Callable[[], object] | None = None) -> Iterator[T
 
 
 def parse_json(text: str) -> Any:
-    """JSON as plain data, read strictly: no key twice in one object, and texts that any file can hold.
+    """Return Parse JSON as plain data, strictly: no key twice in one object, and texts that any file can hold.
 
     Raises:
         ValueError: the text is not JSON, a key occurs twice in one object (of which readers keep the last in silence), or it is
@@ -141,7 +141,7 @@ def newer_version(file: object, version: object, newest: int) -> str:
 
 
 def blocks_of(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Consecutive items, ``size`` at a time, as slices of what they are in."""
+    """Return the consecutive items, ``size`` at a time, as slices of what they are in."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

@@ -36,7 +36,7 @@ _footers: list[str] = []
 
 @atexit.register
 def _print_footers() -> None:
-    """lm_eval prints its table last of all; this is printed under it."""
+    """Print our summary under lm_eval's table, which is printed last."""
     for footer in _footers:
         print(printable(footer), flush=True)
 

@@ -195,7 +195,7 @@ def read_choice(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def _drawn(items: Sequence[Any], most: int, seed: int, *of: str) -> list[Any]:
-    """As many of some items as wanted, always the same."""
+    """Return a sample of items that depends on the seed alone."""
     if len(items) <= most:
         return list(items)
     digest = [seed, *(ord(letter) for letter in "/".join(of))]

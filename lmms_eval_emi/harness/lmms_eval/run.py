@@ -212,13 +212,13 @@ class Run:
             self.payload = len(pickle.dumps(dict(values))) - len(pickle.dumps(response))
 
     def share_line(self) -> str:
-        """Our share of the run, as one line."""
+        """Return a line on the time and disk space that this package took of the run."""
         parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.seconds.items())
         payload = f"; {self.payload} bytes a row beyond its response" if self.payload else ""
         return f"time       {sum(self.seconds.values()):.1f} s of this run are lmms_eval_emi's: {parts}{payload}"
 
     def row_key(self, task: str, row: int) -> str:
-        """Identifies a row in a samples file. A text, because the harness averages numbers."""
+        """Return the identity of a row in a samples file: a text, because the harness averages numbers."""
         own = self.tasks[task]
         return f"{own.study.name}:{own.row_name}:{row}"
 

@@ -152,7 +152,7 @@ def _rows_digest(study: Study, split: SplitSpec, local: Path) -> str:
 
 
 def _named_images(study: Study, split: SplitSpec) -> Iterator[str]:
-    """Hashes of the images that lie in files of their own; those inside the tables are part of the tables' hash."""
+    """Return the hashes of the images that lie in files of their own; those inside the tables are part of the tables' hash."""
     column, settings = split.dataset.columns.image, load_settings()
     if column is None:
         return

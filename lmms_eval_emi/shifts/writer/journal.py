@@ -24,7 +24,7 @@ OWN = {"README.md", "study.yaml", "tasks", "splits", "images", "preview.png", "u
 
 
 def state_of(rows: datasets.Dataset, suite: Suite) -> dict[str, Any]:
-    """Return all that decides what is written; two runs that agree in it may continue with each other's work."""
+    """Return everything that the written suite depends on; a run with the same state continues the work of another."""
     given = suite.options
     synonyms = hashlib.sha256(given.synonyms.read_bytes()).hexdigest() if given.synonyms else ""
     return {

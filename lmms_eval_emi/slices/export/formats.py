@@ -211,7 +211,7 @@ def to_lm_eval(entry: StudyResult, date: float) -> dict[str, Any]:
 
 
 def _named_numbers(split: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers under ``name,none``; standard errors as the form writes them, ``name_stderr,none``."""
+    """Return the numbers under ``name,none``; standard errors as the form writes them, ``name_stderr,none``."""
     return {f"{key},{FILTER}": value for key, value in split.items() if _is_number(value)}
 
 

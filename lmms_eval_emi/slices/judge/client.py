@@ -62,7 +62,7 @@ class Asked:
     case: Case = field(repr=False)
 
     def digest(self, judge: Judge) -> str:
-        """Of all that the reply depends on beside chance; the image counts by its content."""
+        """Return a hash of everything but chance that the reply depends on; the image counts by its content."""
         image = content_key(self.case.image) if self.case.image is not None else ""
         fields = {**vars(self.case), "image": image}
         content = [judge.model, judge.temperature, judge.max_tokens, self.key.order, fields]
@@ -84,7 +84,7 @@ class Plan:
     kept: Sequence[Verdict]
 
     def tokens(self) -> int:
-        """About how many tokens the missing ones will take, images left out."""
+        """Return the approximate number of tokens of the missing verdicts, without images."""
         total = 0
         for one in self.missing:
             case = one.case

@@ -95,7 +95,7 @@ class SelfAgreement(Plain):
     ceiling: float | None
 
     def to_lines(self) -> list[str]:
-        """In words."""
+        """Return the agreement as sentences."""
         lines = []
         if self.orders is not None:
             lines.append(
@@ -207,7 +207,7 @@ def _winner(scores: tuple[float, ...]) -> int:
 
 
 def _reliability(splits: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> float | None:
-    """ICC(3, k) of values by row and order, pooled over splits, k being the harmonic mean of values a row; 0 at least.
+    """Return ICC(3, k) of values by row and order, pooled over splits, k being the harmonic mean of values a row; 0 at least.
 
     The mean of each order within a split is removed first, and costs its degrees of freedom.
     """
@@ -235,7 +235,7 @@ def _reliability(splits: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> f
 
 
 def scores_of_verdicts(verdicts: Iterable[Verdict], name: str = "relative preference") -> list[OutsideScores]:
-    """Relative preference of each model, from a judge's verdicts, under a name."""
+    """Return the relative preference of each model, from a judge's verdicts, under a name."""
     by_model: dict[str, dict[str, list[Verdict]]] = {}
     for one in verdicts:
         by_model.setdefault(one.key.model, {}).setdefault(one.key.split, []).append(one)

@@ -209,7 +209,7 @@ class _Encoder:
 
 
 def accumulate(study: Study, splits: Mapping[str, SplitFiles], estimator: Estimator) -> dict[str, SplitStatistics]:
-    """Statistics of splits in parquet files, each read once, the ID split first, whose clusters its shifts share.
+    """Return the statistics of splits in parquet files, each read once, the ID split first, whose clusters its shifts share.
 
     Raises:
         UnavailableError: a split is not in parquet files.

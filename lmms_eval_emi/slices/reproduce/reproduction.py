@@ -214,7 +214,7 @@ def published_of(model: str, study: str, against: Sequence[Path] = ()) -> Report
 
 
 def responses_digest(folder: Path, study: Study, model: str) -> str:
-    """SHA-256 of what the responses of a model in a family say: of each split, question id and text, in order."""
+    """Return SHA-256 of what the responses of a model in a family say: of each split, question id and text, in order."""
     digest = hashlib.sha256()
     for found in find_responses(folder, study):
         if model not in (found.model, *found.aliases):

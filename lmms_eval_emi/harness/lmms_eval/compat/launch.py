@@ -78,7 +78,7 @@ def missing_scores_message(tasks: Sequence[str]) -> str:
 
 
 def exit_status_of_missing_scores() -> None:
-    """At the end of a command of lmms-eval, make its exit status 1 where a score of ours is missing.
+    """Make the exit status of a command of lmms-eval 1 if a score of ours is missing.
 
     Relies on: the command catches whatever its run raises, and would end with 0. Functions that are registered
     with atexit before this one do not run then; what matters of them is done here.
@@ -424,7 +424,7 @@ def response_to_plain(response: Any) -> dict[str, Any] | None:
 
 
 def response_from_plain(kind: str, content: Any) -> Any:
-    """Return the response that :func:`response_to_plain` made plain."""
+    """Return the response from its JSON form; the inverse of :func:`response_to_plain`."""
     from lmms_eval.api.instance import GenerationResult, TokenCounts
 
     if kind != "generation":
@@ -442,7 +442,7 @@ def command_line(tasks: str, include_path: Path | str | None = None) -> str:
 def command_of(
     model: str, model_args: str, tasks: str, output: Path, processes: int
 ) -> tuple[dict[str, str], list[str]]:
-    """Variables and command of a run on the CPU. Relies on: the harness's options, and torchrun for several ranks."""
+    """Return the variables and command of a run on the CPU. Relies on: the harness's options, and torchrun for several ranks."""
     arguments = [
         *("--model", model, "--model_args", model_args),
         *("--device", "cpu", "--tasks", tasks, "--output_path", str(output), "--log_samples"),

@@ -54,7 +54,7 @@ def add_tasks_to_index() -> None:
 
 
 def with_our_tasks(build_index: Callable) -> Callable:
-    """``TaskManager.initialize_tasks`` with our folder among its include paths."""
+    """Wrap ``TaskManager.initialize_tasks`` so that our folder is among its include paths."""
 
     @functools.wraps(build_index)
     def initialize_tasks(*args: Any, **kwargs: Any) -> Any:
@@ -140,7 +140,7 @@ def share_datasets() -> None:
 
 @contextmanager
 def _loading_once(split: str) -> Iterator[None]:
-    """Inside the block ``datasets.load_dataset`` gives one split of what it loaded for the same arguments before."""
+    """Let ``datasets.load_dataset`` reuse, inside the block, what it loaded for the same arguments."""
     import datasets
 
     from lmms_eval_emi.data.rows import other_cache
@@ -166,7 +166,7 @@ def _loading_once(split: str) -> Iterator[None]:
 
 
 def take_loading_time() -> float:
-    """Seconds that datasets of our tasks took to load since this was asked last."""
+    """Return the seconds that datasets of our tasks took to load since this was asked last."""
     seconds = sum(_loading_time)
     _loading_time.clear()
     return seconds
@@ -255,7 +255,7 @@ def fill_template(template: str, row: Mapping[str, Any]) -> str:
 
 
 def broken_entry_points() -> dict[str, str]:
-    """Plugins of lmms-eval that cannot be loaded, with the reason.
+    """Return the plugins of lmms-eval that cannot be loaded, with the reason.
 
     Relies on: lmms-eval 0.7.3 loads the entry-point group ``lmms_eval.models`` in one ``try``, so that one
     broken plugin before ours keeps ours from being loaded.

@@ -354,7 +354,7 @@ def to_plain(response: Any) -> Any:  # noqa: PLR0911
 
 
 def from_plain(found: Any) -> Any:
-    """Return the response that :func:`to_plain` made plain."""
+    """Return the response from its JSON form; the inverse of :func:`to_plain`."""
     if not isinstance(found, dict):
         return found
     ((kind, content),) = found.items()

@@ -93,7 +93,7 @@ class Contents:
         return digest.hexdigest(), whole
 
     def _given_by(self, function: Callable, place: int, task: str, split: str, document: int) -> str | None:
-        """Hash of what a task's function gives for the document."""
+        """Return the hash of what a task's function gives for the document."""
         at = (task, split, document)
         if self._given[0] != at:
             self._given = (at, {})
@@ -158,7 +158,7 @@ def _feed(digest: Any, value: Any) -> bool:
 
 
 def _state_of_file(text: str) -> bytes:
-    """State of the file or folder that a text names, such as a video or its frames; nothing for other texts."""
+    """Return the state of the file or folder that a text names, such as a video or its frames; nothing for other texts."""
     text = text.removeprefix("file://")
     if not 0 < len(text) < LONGEST_PATH or "\n" in text or "\0" in text:
         return b""
@@ -173,7 +173,7 @@ def _state_of_file(text: str) -> bytes:
 
 
 def file_hash(path: Path) -> str:
-    """Hash of all bytes of a file. A file is read once as long as its size and time stay."""
+    """Return the hash of all bytes of a file. A file is read once as long as its size and time stay."""
     state = path.stat()
     return _hash_of_state(str(path.resolve()), state.st_size, state.st_mtime_ns)
 

@@ -256,9 +256,9 @@ def _samples_files(folder: Path) -> set[Path]:
 
 
 def set_torn_files_aside(folder: Path) -> list[Path]:
-    """Rename what lmms-eval was writing when an earlier run was killed, and what is made again; returns the new names.
+    """Rename files that lmms-eval left incomplete or will write again; return the new names.
 
-    Only files that are named as the harness names its own, in the folder of a model, and nothing that cannot be read.
+    Only files with the harness's own names in the folder of a model are renamed, and none that cannot be read.
     """
     renamed = []
     for path in sorted(folder.glob("*.json*")) + sorted(folder.glob("*/*.json*")):

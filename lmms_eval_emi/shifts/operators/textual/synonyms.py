@@ -98,7 +98,7 @@ def _wordnet_synonyms(word: str, wordnet: Path | None) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _wordnet(given: Path | None) -> Any:
-    """NLTK's reader of WordNet, with the database from wherever it is."""
+    """Return NLTK's reader of WordNet, with its database from the settings, the usual folders or the cache."""
     with extra("shifts"):
         import nltk
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
@@ -112,7 +112,7 @@ def _wordnet(given: Path | None) -> Any:
             return super().open(file)
 
         def map_wn(self, version: str = "wordnet") -> None:
-            """Other versions' senses, which need a second copy, are not mapped to this one's."""
+            """Do nothing: senses of other WordNet versions would need a second database."""
 
     def database(folder: Any) -> Database:
         if isinstance(folder, Path):

@@ -212,7 +212,7 @@ def change_characters(
 
 
 def _draw(items: list[int], count: int, random: np.random.RandomState) -> list[int]:
-    """``count`` of the items, or all; a larger count draws the same ones and more."""
+    """Return ``count`` random items, or all; a larger count returns the same ones and more."""
     return [items[i] for i in random.permutation(len(items))[:count]]
 
 
@@ -229,7 +229,7 @@ def substitute(table: Mapping[str, str], random: np.random.RandomState) -> Calla
 
 
 def random_letters(text: str, like: str, random: np.random.RandomState) -> Callable[[], str]:
-    """Draws characters for a word: nlpaug's letters, digits and signs for Latin script, else letters of the text."""
+    """Return random characters for a word: nlpaug's letters, digits and signs for Latin script, else letters of the text."""
     pool = LATIN_POOL if regex.search(r"\p{Latin}", like) else _other_letters(text) or LATIN_POOL
     return lambda: pool[random.randint(len(pool))]
 

@@ -13,7 +13,7 @@ def motion_blur(pixels: np.ndarray, motion: tuple[int, float], random: np.random
 
 
 def smear(values: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """Weighted mean of an image and its copies shifted along a line, the weights half a Gaussian.
+    """Return the weighted mean of an image and its copies shifted along a line, the weights half a Gaussian.
 
     ImageMagick's motion blur, which the reference code calls: 2 radius + 1 steps of one pixel, borders
     repeated.

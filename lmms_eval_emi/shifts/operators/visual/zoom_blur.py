@@ -7,7 +7,7 @@ from lmms_eval_emi.shifts.operators import visual_operator
 
 
 def zooms(stop: float, step: float) -> tuple[float, ...]:
-    """Zoom factors from 1 to below ``stop``."""
+    """Return the zoom factors from 1 to below ``stop``."""
     return tuple(map(float, np.arange(1, stop, step)))
 
 

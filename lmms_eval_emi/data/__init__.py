@@ -1,1 +1,1 @@
-"""."""
+"""Rows, studies, images, tables and files of responses."""

@@ -157,7 +157,7 @@ def _run(words: Sequence[str]) -> int:
             print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError as error:
-        if not _stdout_is_closed():  # the pipe of something else
+        if not stdout_is_closed():  # the pipe of something else
             print(f"error: {redact(str(error))}", file=sys.stderr)
             return 1
         # What is left to be written goes nowhere, so that the interpreter says nothing of it when it exits.
@@ -291,7 +291,7 @@ def command() -> int:
     return status
 
 
-def _stdout_is_closed() -> bool:
+def stdout_is_closed() -> bool:
     """Return whether nobody reads stdout any more, as behind ``| head``."""
     try:
         poll = select.poll()

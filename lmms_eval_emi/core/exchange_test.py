@@ -210,7 +210,7 @@ class PairedKernels:
         cluster are drawn towards their mean until it is counted once.
         """
         members = self.counts.sum(axis=2) > 0
-        deleted, value = self._deleted(), self.value
+        deleted, value = self.deleted_divergences(), self.value
         values = {cluster: deleted[cluster] for cluster in self.clusters if cluster in deleted}
         if (members[0] & members[1]).any():
             return Jackknife(value, (values,))
@@ -219,7 +219,8 @@ class PairedKernels:
         sides = [{key: value for key, value in values.items() if own[key] == side} for side in (True, False)]
         return Jackknife(value, tuple(side for side in sides if side))
 
-    def _deleted(self) -> dict[Hashable, float]:
+    def deleted_divergences(self) -> dict[Hashable, float]:
+        """Return the divergence without each cluster, by cluster; computed on every call."""
         if self.identical:  # nothing changes to first order, and the index would be the root of a rounding error
             return {cluster: 0.0 for cluster, _, _ in self._left_by_each()}
         interactions = self._interactions() ** 2  # first, for its decomposition serves the others

@@ -511,7 +511,11 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
     scores, cosines, names = joined.scores, joined.cosines, list(joined.scores)
     shifts = [name for name in names if name in result.emid and result.id_split in scores]
     losses, cosine_losses = (
-        {name: _loss(known[result.id_split], known[name], result.emid[name]) for name in shifts if name in known}
+        {
+            name: loss_of_score(known[result.id_split], known[name], result.emid[name])
+            for name in shifts
+            if name in known
+        }
         for known in (scores, cosines)
     )
     over_splits = _correlations(
@@ -568,7 +572,7 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
             log.warning("%s and %s: %s: %d%s.", outside.name, result.model, what, count, more)
 
 
-def _loss(id: Jackknife, own: Jackknife, emid: Jackknife) -> Jackknife:
+def loss_of_score(id: Jackknife, own: Jackknife, emid: Jackknife) -> Jackknife:
     """Return what a score loses, on the images that EMID is of: where rows have no partners, those of both splits are different ones."""
     if len(emid.strata) > 1:
         own = Jackknife(own.value, tuple({str(("ood", key)): one for key, one in each.items()} for each in own.strata))

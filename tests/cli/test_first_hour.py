@@ -24,7 +24,7 @@ from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.estimators import load_estimator
 from lmms_eval_emi.harness.common import SUITE
-from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, _missing_package, _studies_of, check
+from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, check, missing_package, studies_of
 from lmms_eval_emi.scoring.preflight import load_instruments
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.apply import parse_steps
@@ -225,18 +225,18 @@ def test_a_run_is_checked_before_its_model_is_loaded(tinyhub: Path, tmp_path: Pa
 
 def test_a_models_missing_package_is_named(monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install decord" in _missing_package("llava_hf")[0]
-    assert "haotian-liu/LLaVA" in _missing_package("llava")[0]
-    assert _missing_package("qwen2_vl") == []
+    assert "pip install decord" in missing_package("llava_hf")[0]
+    assert "haotian-liu/LLaVA" in missing_package("llava")[0]
+    assert missing_package("qwen2_vl") == []
 
 
 def test_groups_and_tasks_are_known_by_their_files(in_tinyhub: Path) -> None:
     from lmms_eval_emi.harness.lmms_eval.compat.task_index import tasks_folder
 
     folder = tasks_folder() / SUITE
-    assert _studies_of(folder / "groups" / "llavabench_shift.yaml") == ["natural", "synthetic"]
-    assert _studies_of(folder / "groups" / "llavabench_shift_natural_text.yaml") == ["natural"]
-    assert _studies_of(folder / "synthetic" / "clean.yaml") == ["synthetic"]
+    assert studies_of(folder / "groups" / "llavabench_shift.yaml") == ["natural", "synthetic"]
+    assert studies_of(folder / "groups" / "llavabench_shift_natural_text.yaml") == ["natural"]
+    assert studies_of(folder / "synthetic" / "clean.yaml") == ["synthetic"]
     check([str(folder / "groups" / "llavabench_shift.yaml")], "some_model")  # all is there
     with pytest.raises(RunStopped, match="decord"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)

@@ -447,7 +447,7 @@ def test_ids_of_any_type_and_texts_of_any_character(in_tinyhub, answers, tmp_pat
 
 def test_results_are_written_before_they_are_printed(in_tinyhub, answers, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(BrokenPipeError))
-    monkeypatch.setattr("lmms_eval_emi.cli.commands._stdout_is_closed", lambda: True)
+    monkeypatch.setattr("lmms_eval_emi.cli.commands.stdout_is_closed", lambda: True)
     monkeypatch.setattr("os.dup2", lambda *_: None)  # the stdout of the tests stays
     output = tmp_path / "results.json"
     monkeypatch.setattr("sys.stderr.close", lambda: None, raising=False)

@@ -426,8 +426,10 @@ def test_what_shifts_share_is_computed_once_and_is_what_each_has_by_itself(split
         expected.append((bound.jackknife, {name: bound.test(name, 50) for name in EXPONENTS}))
     for one in (first, *others):
         one.cache.clear()
-    computed, deleted = [], PairedKernels._deleted
-    monkeypatch.setattr(PairedKernels, "_deleted", lambda self: computed.append(self.digest) or deleted(self))
+    computed, deleted = [], PairedKernels.deleted_divergences
+    monkeypatch.setattr(
+        PairedKernels, "deleted_divergences", lambda self: computed.append(self.digest) or deleted(self)
+    )
     bounds = [emid_bound(first, other) for other in others]
     assert [(bound.jackknife, {name: bound.test(name, 50) for name in EXPONENTS}) for bound in bounds] == expected
     assert len(computed) == len(set(computed)) == 1 + 1 + 2 * 3

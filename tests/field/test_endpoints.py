@@ -330,7 +330,7 @@ def test_a_rewritten_question_is_the_question_alone(serve, monkeypatch, reply, q
     from lmms_eval_emi.shifts.options import ShiftOptions
 
     client, _ = serve(lambda request, count: (200, {}, [completion(reply)]))
-    monkeypatch.setattr(sentence_model, "_client", lambda endpoint, model: client)
+    monkeypatch.setattr(sentence_model, "client_of", lambda endpoint, model: client)
     options = ShiftOptions(endpoint=client.url, model="m")
     if question is None:
         with pytest.raises(RefusedError):

@@ -269,7 +269,7 @@ def test_images_of_a_benchmark_are_joined_by_index(tmp_path, in_tinyhub):
 
 
 def test_a_prediction_file_is_of_the_model_that_its_folder_names(tmp_path):
-    from lmms_eval_emi.data.flat.spreadsheet import _model_of
+    from lmms_eval_emi.data.flat.spreadsheet import model_of
 
-    assert _model_of(tmp_path / "my_model" / "T1" / "my_model_My_Bench.xlsx") == "my_model"
-    assert _model_of(tmp_path / "elsewhere" / "gpt_Bench.xlsx") == "gpt"
+    assert model_of(tmp_path / "my_model" / "T1" / "my_model_My_Bench.xlsx") == "my_model"
+    assert model_of(tmp_path / "elsewhere" / "gpt_Bench.xlsx") == "gpt"

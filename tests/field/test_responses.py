@@ -186,11 +186,11 @@ def test_choices_are_compared_and_not_their_likelihoods(choices, tmp_path, capsy
 
 
 def test_losses_and_log_likelihoods_are_chosen_from_as_the_harness_does():
-    from lmms_eval_emi.slices.robustness.logged import _responses
+    from lmms_eval_emi.slices.robustness.logged import responses_of
 
     def chosen(values, output_type):
         line = {"filtered_resps": [f"({value}, False)" for value in values]}
-        return _responses({0: line}, output_type)[1][0]
+        return responses_of({0: line}, output_type)[1][0]
 
     assert chosen([3.0, 0.5, 3.0], "multiple_choice") == chosen([3.0, 0.5, 3.0], "loglikelihood") == "option 2"
     assert chosen([-3.0, -0.5, -7.0], "loglikelihood") == "option 2"

@@ -270,10 +270,10 @@ def test_what_cannot_be_compared_is_told(in_tinyhub: Path, tmp_path: Path, capsy
 
 
 def test_a_loss_of_unrelated_rows_is_of_both_samples() -> None:
-    from lmms_eval_emi.scoring.agreement import _loss
+    from lmms_eval_emi.scoring.agreement import loss_of_score
 
     id = ClusterTotals.of_values(np.arange(10.0), range(10)).jackknife()
     own = ClusterTotals.of_values(np.arange(10.0) ** 2, range(10)).jackknife()
     unpaired = Jackknife(0.0, (id.strata[0], {str(("ood", key)): one for key, one in own.strata[0].items()}))
-    assert _loss(id, own, unpaired).stderr == pytest.approx(math.hypot(id.stderr, own.stderr))
-    assert _loss(id, own, id).stderr != pytest.approx(math.hypot(id.stderr, own.stderr))
+    assert loss_of_score(id, own, unpaired).stderr == pytest.approx(math.hypot(id.stderr, own.stderr))
+    assert loss_of_score(id, own, id).stderr != pytest.approx(math.hypot(id.stderr, own.stderr))

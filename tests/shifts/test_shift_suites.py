@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_goes_on(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     dest = tmp_path / "suite"
-    whole, shifted = workers._shift_row, []
+    whole, shifted = workers.shift_row, []
 
     def stopped(row: dict, *more: object) -> dict:
         if row["number"] == CHUNK + 2:
@@ -139,9 +139,9 @@ def test_a_run_that_was_stopped_goes_on(
         shifted.append(row["number"])
         return whole(row, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(workers, "_shift_row", stopped)
+    monkeypatch.setattr(workers, "shift_row", stopped)
     assert shift(source, dest, *ARGUMENTS, *COLUMNS, "--processes", "1") == 130
-    monkeypatch.setattr(workers, "_shift_row", lambda row, *more: shifted.append(row["number"]) or whole(row, *more))
+    monkeypatch.setattr(workers, "shift_row", lambda row, *more: shifted.append(row["number"]) or whole(row, *more))
     assert shift(source, dest, *ARGUMENTS, *COLUMNS, "--processes", "1") == 0
     assert f"{CHUNK} of them from an earlier run" in capsys.readouterr().out
     assert sorted(set(shifted)) == list(range(39)) and shifted.count(0) == 1

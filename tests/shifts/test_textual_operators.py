@@ -290,7 +290,7 @@ def test_an_operator_that_fails_costs_a_row_and_not_the_run(monkeypatch: pytest.
     import importlib
 
     module = importlib.import_module("lmms_eval_emi.shifts.operators.textual.char_swap")
-    monkeypatch.setattr(module, "_cased", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(module, "with_case_of", lambda *arguments: 1 / 0)
     with pytest.raises(RefusedError, match="char_swap failed: ZeroDivisionError"):
         shift_text("What is this animal?", "char_swap", 1)
 

@@ -13,7 +13,7 @@ SUFFIXES = (".xlsx",)
 LARGEST = 500_000_000  # bytes of a sheet when unpacked
 
 
-def _model_of(path: Path) -> str:
+def model_of(path: Path) -> str:
     """Return the model of ``{model}_{dataset}``: VLMEvalKit has it in a folder above as well, which datasets with _ need."""
     folders = [folder.name for folder in list(path.resolve().parents)[:3]]
     named = [name for name in folders if name and path.stem.startswith(f"{name}_")]
@@ -43,7 +43,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ResponsesError(f"{path}: expected rows below a line of names, found none.")
     texts = [name for name in names if any(isinstance(row.get(name), str) for row in rows)]
-    model = _model_of(path)
+    model = model_of(path)
     for row in rows:
         row |= {name: "" if row.get(name) is None else str(row[name]) for name in texts}
         row.setdefault("model", model)

@@ -38,7 +38,7 @@ def emi_metric() -> Metric:
         if len(kept) < FEWEST:
             return dict(NOTHING)
         try:
-            return _values(kept)
+            return values_of_splits(kept)
         except Exception as error:
             log.warning("EMI: %s: %s", type(error).__name__, error)
             return dict(NOTHING)
@@ -112,7 +112,7 @@ def _instruments(estimator: str, text_only: bool) -> Any:
     return load_instruments(load_settings(), [estimator], text_only=text_only)
 
 
-def _values(kept: Sequence[dict[str, Any]]) -> dict[str, float]:
+def values_of_splits(kept: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return scores by name, and by split where there are several."""
     import datasets
 

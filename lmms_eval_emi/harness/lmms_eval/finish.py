@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from lmms_eval_emi.scoring.result import StudyResult
     from lmms_eval_emi.scoring.rows import Scored
 
-_footers: list[str] = []
+footers: list[str] = []
 
 
 @atexit.register
 def _print_footers() -> None:
     """Print our summary under the harness's table, which is printed last, with four decimals."""
-    for footer in _footers:
+    for footer in footers:
         print(printable(footer), flush=True)
 
 
@@ -57,7 +57,7 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
     saved, entries = save_responses(run, args, model)
     folder, stamp = saved.parent, saved.name.removesuffix(f"_{SAVED}")
     try:
-        named, stamp_of_run = _folder_of_run(args), frames.run_stamp(args)
+        named, stamp_of_run = folder_of_run(args), frames.run_stamp(args)
         target = _unused(named / f"{stamp_of_run}_{SAVED}")
         saved.rename(target)
         flush_folder(target.parent)
@@ -68,11 +68,11 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
     logger.info(f"Responses saved in {saved}")
     try:
         with run.timed("scoring"):
-            results = _score(run, entries, folder, stamp, saved)
-        _footers.append(run.share_line())
+            results = score_studies(run, entries, folder, stamp, saved)
+        footers.append(run.share_line())
         return results
     except Exception as error:
-        commands = "\n".join(f"  {_score_command(entry.study, saved)}" for entry in entries)
+        commands = "\n".join(f"  {score_command(entry.study, saved)}" for entry in entries)
         raise RunError(
             f"{error}\nNo response is lost: they are in {saved}. Once this is fixed, score them with\n{commands}"
         ) from error
@@ -142,7 +142,7 @@ def _study_with_variants(run: Run, study: Study) -> Study:
     return study
 
 
-def _folder_of_run(args: object) -> Path:
+def folder_of_run(args: object) -> Path:
     """Return the folder in which the harness has its files of this run, or one in the cache."""
     output, below = run_files.output_path(args), run_files.run_folder(args)
     for folder in (*([output / below] if output else []), load_settings().cache / "runs" / (below or "model")):
@@ -154,7 +154,10 @@ def _folder_of_run(args: object) -> Path:
     raise OSError("no folder for the files of this run can be written")
 
 
-def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, saved: Path) -> dict[str, StudyResult]:
+def score_studies(
+    run: Run, entries: list[StudySamples], folder: Path, stamp: str, saved: Path
+) -> dict[str, StudyResult]:
+    """Score the studies of a run, write results and page, and return the results by study."""
     from lmms_eval_emi.scoring.pipeline import score_samples
     from lmms_eval_emi.scoring.table import fit_to_warnings, notes_to_lines
 
@@ -178,7 +181,7 @@ def _score(run: Run, entries: list[StudySamples], folder: Path, stamp: str, save
             logger.warning("{}", printable(f"{name}, {line}"))
         for line in fit_to_warnings(result):
             logger.warning("{}", printable(f"{name}: {line}"))
-        _footers.append(_show(run, scored, folder, stamp, saved / name, report=settings.report))
+        footers.append(_show(run, scored, folder, stamp, saved / name, report=settings.report))
     return results
 
 
@@ -210,12 +213,13 @@ def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *
         logger.opt(exception=error).debug("the results could not be written")
         run.unwritten.add(name)
         logger.error(
-            f"The results of {name} could not be written: {error}. Score the responses again: {_score_command(scored.samples.study, responses.parent)}"
+            f"The results of {name} could not be written: {error}. Score the responses again: {score_command(scored.samples.study, responses.parent)}"
         )
     return "\n".join((*lines, f"responses  {responses}"))
 
 
-def _score_command(study: Study, saved: Path) -> str:
+def score_command(study: Study, saved: Path) -> str:
+    """Return the command that scores the saved responses of a study, for messages."""
     folder = saved / study.name
     source = folder / "study.yaml" if study.variants() else study.source
     command = f"lmms-eval-emi score {source} {folder} --allow-missing --output {study.name}.json"

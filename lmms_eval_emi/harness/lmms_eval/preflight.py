@@ -40,7 +40,7 @@ def check(files: Sequence[str], model: str) -> None:
     """
     if not launch.is_main_process():
         return
-    check_environment([*_missing_package(model), *_missing_datasets(files)])
+    check_environment([*missing_package(model), *_missing_datasets(files)])
 
 
 def check_environment(problems: Sequence[str] = ()) -> None:
@@ -72,7 +72,8 @@ def check_environment(problems: Sequence[str] = ()) -> None:
         )
 
 
-def _missing_package(model: str) -> list[str]:
+def missing_package(model: str) -> list[str]:
+    """Return the problem, as a list of at most one, that a package which a model class imports is not installed."""
     needed = NEEDED_BY_MODELS.get(model)
     if needed is None or importlib.util.find_spec(needed[0]) is not None:
         return []
@@ -86,7 +87,7 @@ def _missing_datasets(files: Sequence[str]) -> list[str]:
     if not is_offline():
         return []
     problems = []
-    for name in dict.fromkeys(name for file in files for name in _studies_of(Path(file))):
+    for name in dict.fromkeys(name for file in files for name in studies_of(Path(file))):
         try:
             load_splits(load_study(name), settings=load_settings())
         except StudyError as error:
@@ -94,7 +95,7 @@ def _missing_datasets(files: Sequence[str]) -> list[str]:
     return problems
 
 
-def _studies_of(file: Path) -> list[str]:
+def studies_of(file: Path) -> list[str]:
     """Return the studies of one of our task or group files."""
     if file.parent.name in (*BUILT_IN, *BUNDLED):
         return [file.parent.name]

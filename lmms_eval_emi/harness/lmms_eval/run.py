@@ -288,7 +288,7 @@ def find_run(task: str | None = None) -> Run | None:
     return None
 
 
-def _without_scores() -> list[str]:
+def tasks_without_scores() -> list[str]:
     """Return tasks of this process of which a score is missing, now that everything is over."""
     if not launch.is_main_process():
         return []
@@ -332,4 +332,4 @@ def _check_rows(study: Study, split: str, dataset: datasets.Dataset) -> None:
                 raise RunStopped(f"lmms_eval_emi: {spec.path}, split {split}, row {row}: {error}") from error
 
 
-launch.add_score_check(_without_scores)
+launch.add_score_check(tasks_without_scores)

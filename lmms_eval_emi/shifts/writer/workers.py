@@ -90,12 +90,12 @@ def _shift_chunk_of_worker(start: int) -> int:
 def shift_chunk(rows: datasets.Dataset, suite: Suite, destination: Path, start: int) -> int:
     """Shift the chunk that begins at a row, and write it; returns its number of rows."""
     chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
-    records = [_shift_row(row, suite, destination) for row in chunk]
+    records = [shift_row(row, suite, destination) for row in chunk]
     write_atomically(part_of(destination, start), json.dumps(records), durable=False)
     return len(records)
 
 
-def _shift_row(row: dict[str, Any], suite: Suite, destination: Path) -> dict[str, Any]:
+def shift_row(row: dict[str, Any], suite: Suite, destination: Path) -> dict[str, Any]:
     """Return paths of a row's images by visual step, its texts by textual step, and why any step left it as it was."""
     row_id = row[suite.columns.id]
     record: dict[str, Any] = {"images": {}, "texts": {}, "left": {}}

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     import datasets
 
     print(f"\nThis takes 2 to 6 minutes on 2 cores. What lmms-eval prints is in {args.output / LOG}.", flush=True)
-    status = _run(launch.as_module(command), {**os.environ, **variables}, written)
+    status = run_command(launch.as_module(command), {**os.environ, **variables}, written)
     if status:
         end = written.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         print("\n".join(end), file=sys.stderr)
@@ -136,7 +136,7 @@ def write_page(results: Path, responses: Path, output: Path) -> list[str]:
     return findings_of_all(shown)
 
 
-def _run(command: list[str], variables: dict[str, str], log: Path) -> int:
+def run_command(command: list[str], variables: dict[str, str], log: Path) -> int:
     """Run a command with its output in a file; returns its exit status. An interruption ends it without its traceback."""
     with log.open("wb") as file:
         running = subprocess.Popen(

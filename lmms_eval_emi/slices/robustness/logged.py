@@ -138,7 +138,7 @@ def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Pa
         ]
         metrics += [replace(one, name=f"{one.name},{label}") for one in found] if count > 1 else found
     first = {row: lines[0] for row, lines in by_row.items()}
-    kind, responses = _responses(first, str(config.get("output_type", "")))
+    kind, responses = responses_of(first, str(config.get("output_type", "")))
     task = ScoredTask(
         name,
         path.parent.name,
@@ -184,7 +184,7 @@ def _reported(
     return found
 
 
-def _responses(
+def responses_of(
     lines: Mapping[int, Mapping[str, Any]], output_type: str
 ) -> tuple[Literal["text", "option", "none"], dict[int, str]]:
     """Return what the model answered, by row: its text, or the option that it found likeliest, and which of the two.

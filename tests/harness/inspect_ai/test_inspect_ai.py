@@ -84,12 +84,12 @@ def test_the_evaluation_shows_what_score_gives_for_its_log(evaluate, tmp_path, i
 
 def test_epochs_are_repeats_and_no_new_observations(evaluate):
     """Every response twice: the error must stay as it is, and not shrink by the root of two."""
-    from lmms_eval_emi.harness.inspect_ai import KEPT, _values
+    from lmms_eval_emi.harness.inspect_ai import KEPT, values_of_splits
 
     _, log = evaluate(images=False, id_split="clean")
     kept = [sample.scores["emi"].metadata[KEPT] for sample in log.samples]
     twice = [*kept, *({**one, "id": f"{one['id']}#2"} for one in kept)]
-    once, repeated = _values(kept), _values(twice)
+    once, repeated = values_of_splits(kept), values_of_splits(twice)
     assert once.keys() == repeated.keys()
     for name, value in once.items():
         assert repeated[name] == pytest.approx(value, rel=1e-6), name

@@ -325,7 +325,7 @@ def test_our_tasks_load_their_dataset_once_and_others_as_ever(monkeypatch):
     rows = datasets.DatasetDict({name: datasets.Dataset.from_dict({"a": [name]}) for name in ("one", "two")})
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: (calls.append(kwargs), rows)[1])
     task_index.share_datasets()
-    monkeypatch.setattr(task_index, "_loaded", {})
+    monkeypatch.setattr(task_index, "loaded_splits", {})
 
     def load(split, **metadata):
         config = SimpleNamespace(

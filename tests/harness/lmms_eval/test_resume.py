@@ -528,7 +528,7 @@ def test_secrets_are_in_no_file_of_a_run(tmp_path, monkeypatch):
         "hf_abcdefghijklmnopqrstuvwxyz",
     )
     options = resumable.RunOptions(tmp_path, arguments)
-    described = resumable._describe(options, "openai", "api_key=verysecret,model=x")
+    described = resumable.describe_run(options, "openai", "api_key=verysecret,model=x")
     text = json.dumps(described)
     assert "verysecret" not in text and "hf_abc" not in text and "api_key=***" in text and "model=x" in text
 

@@ -224,7 +224,7 @@ def test_the_responses_of_a_variant_can_be_scored_again(fresh_run, load_split, i
         assert json.loads((folder / f"{name}.jsonl").read_text().splitlines()[3])["text"] == text
     output = tmp_path / "again.json"
     study = load_study(str(folder / "study.yaml"))
-    arguments = shlex.split(finish._score_command(study, folder.parent))[1:]
+    arguments = shlex.split(finish.score_command(study, folder.parent))[1:]
     assert main([*arguments[:-3], str(output), *arguments[-2:]]) == 0, arguments
     assert strict_json(output)["splits"]["german_terse"]["emid"] == pytest.approx(emid, abs=1e-9)
 
@@ -236,7 +236,7 @@ def test_the_responses_of_a_variant_can_be_scored_again(fresh_run, load_split, i
 def fresh_run(monkeypatch):
     forget_runs()
     monkeypatch.setattr(run_module_, "check_environment", lambda: None)
-    monkeypatch.setattr(finish, "_footers", [])
+    monkeypatch.setattr(finish, "footers", [])
     yield
     forget_runs()
 
@@ -428,8 +428,8 @@ def test_responses_are_on_the_disk_before_anything_is_named_or_scored(
     fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path
 ):
     seen = []
-    monkeypatch.setattr(finish, "_folder_of_run", lambda args: seen.append(only(tmp_path, f"{ID}.jsonl")) or 1 / 0)
-    monkeypatch.setattr(finish, "_score", lambda *_: seen.append(only(tmp_path, f"{ID}.jsonl")) or {})
+    monkeypatch.setattr(finish, "folder_of_run", lambda args: seen.append(only(tmp_path, f"{ID}.jsonl")) or 1 / 0)
+    monkeypatch.setattr(finish, "score_studies", lambda *_: seen.append(only(tmp_path, f"{ID}.jsonl")) or {})
     hooks, (docs,) = load_split(ID)
     hooks.emi([value["emi"] for value in answer_all(hooks, docs)], run_arguments(tmp_path))
     assert len(seen) == 2
@@ -491,20 +491,20 @@ def test_parts_that_cannot_be_written_cost_no_run(fresh_run, load_split, in_tiny
 
 def test_a_run_knows_which_scores_it_lacks(fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path):
     hooks, (id_docs, german_docs) = load_split(ID, GERMAN)
-    assert run_module_._without_scores() == [], "tasks that were loaded to be looked at"
+    assert run_module_.tasks_without_scores() == [], "tasks that were loaded to be looked at"
     find_run(ID_TASK).evaluation = 1
-    assert run_module_._without_scores() == [ID_TASK, GERMAN_TASK]
+    assert run_module_.tasks_without_scores() == [ID_TASK, GERMAN_TASK]
     values = answer_all(hooks, id_docs), answer_all(hooks, german_docs)
     monkeypatch.setenv("RANK", "1")
-    assert run_module_._without_scores() == [], "rank 0 has the scores"
+    assert run_module_.tasks_without_scores() == [], "rank 0 has the scores"
     monkeypatch.delenv("RANK")
     hooks.emi([value["emi"] for value in values[0]], run_arguments(tmp_path))
-    assert run_module_._without_scores() == []
+    assert run_module_.tasks_without_scores() == []
     find_run(ID_TASK).unwritten.add("natural")
-    assert run_module_._without_scores() == [ID_TASK, GERMAN_TASK]
+    assert run_module_.tasks_without_scores() == [ID_TASK, GERMAN_TASK]
     for task in find_run(ID_TASK).tasks.values():
         task.task = SimpleNamespace(_metric_fn_list={"bypass": None})
-    assert run_module_._without_scores() == [], "only responses were asked for"
+    assert run_module_.tasks_without_scores() == [], "only responses were asked for"
 
 
 def test_a_rank_that_dies_without_a_launcher_that_notices_is_an_exit_status(tinyhub, tmp_path):

@@ -126,7 +126,7 @@ def test_a_failed_run_keeps_the_earlier_results_and_a_good_one_replaces_them(
     (folder / "mine.txt").write_text("a user's own")
     (earlier,) = folder.glob("*/*_emi_demo.json")
 
-    monkeypatch.setattr(demo, "_run", lambda command, variables, log: log.write_text("why") and 3)
+    monkeypatch.setattr(demo, "run_command", lambda command, variables, log: log.write_text("why") and 3)
     assert main(["demo", "--output", str(folder), "--overwrite"]) == 1
     assert "exit status 3" in capsys.readouterr().err and earlier.exists()
 
@@ -138,7 +138,7 @@ def test_a_failed_run_keeps_the_earlier_results_and_a_good_one_replaces_them(
                 later.write_text(path.read_text().replace(path.name[:15], "20990101_000000"))
         return 0
 
-    monkeypatch.setattr(demo, "_run", another_run)
+    monkeypatch.setattr(demo, "run_command", another_run)
     assert main(["demo", "--output", str(folder), "--overwrite"]) == 0
     assert not earlier.exists() and len(list(folder.glob("*/*_emi_demo.json"))) == 1
     assert (folder / "mine.txt").exists() and (folder / "report.html").exists()

@@ -24,7 +24,7 @@ SCORE_KEY, CLUSTER_KEY = "score", "row"
 # Relies on: GroupConfig of upstream pull request 1528 has this field, and calls it with keywords.
 GROUP_HOOK = "postprocess_results"
 OURS = "emi_studies"  # key in the metadata of our group files
-_loaded: dict[str, Any] = {}
+loaded_splits: dict[str, Any] = {}
 _loading_time: list[float] = []
 
 
@@ -149,12 +149,12 @@ def _loading_once(split: str) -> Iterator[None]:
 
     def load_once(*args: Any, **kwargs: Any) -> Any:
         key = repr((args, sorted((name, _described(value)) for name, value in kwargs.items())))
-        if key not in _loaded:
+        if key not in loaded_splits:
             given = kwargs.get("cache_dir")  # the harness names one
             if not (given and os.access(given, os.W_OK)) and (cache := other_cache()):
                 kwargs["cache_dir"] = str(cache)  # the cache of datasets is read-only
-            _loaded[key] = load(*args, **kwargs)
-        found = _loaded[key]
+            loaded_splits[key] = load(*args, **kwargs)
+        found = loaded_splits[key]
         whole = isinstance(found, datasets.DatasetDict) and split in found
         return datasets.DatasetDict({split: found[split]}) if whole else found
 

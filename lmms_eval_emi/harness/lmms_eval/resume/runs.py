@@ -140,7 +140,7 @@ def run(options: RunOptions) -> None:
             seed = launch.decisive_arguments(args)["seed"]
             runs[command] = Blocks(journal, name, size, options.share, seed, command, options.retry_empty)
         described.clear()
-        described.update(_describe(options, model, model_args), run=name, identity=command)
+        described.update(describe_run(options, model, model_args), run=name, identity=command)
 
     def make(kind: type, load: Callable[[], Any]) -> Any:
         lm = load()
@@ -227,7 +227,7 @@ def _go_on(options: RunOptions) -> str:
     return f"To go on:\n  {options.command}{hidden}"
 
 
-def _describe(options: RunOptions, model: str, model_args: str) -> dict[str, Any]:
+def describe_run(options: RunOptions, model: str, model_args: str) -> dict[str, Any]:
     """Return the run as the manifest has it."""
     return {
         "model": model,

@@ -19,11 +19,12 @@ def char_swap(text: str, rate: float, random: np.random.RandomState, options: Sh
         for place in places:
             step = 1 if place == 0 else -1 if place == last else (-1, 1)[random.randint(2)]
             left, right = characters[place], characters[place + step]
-            characters[place], characters[place + step] = _cased(right, left), _cased(left, right)
+            characters[place], characters[place + step] = with_case_of(right, left), with_case_of(left, right)
         return characters
 
     return change_characters(text, rate, random, options.keep, change)
 
 
-def _cased(character: str, like: str) -> str:
+def with_case_of(character: str, like: str) -> str:
+    """Return a character in upper or lower case, as another one is."""
     return character.upper() if like.isupper() else character.lower()

@@ -145,7 +145,7 @@ def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not asked yet, or a damaged file
     try:
-        reply = _client(endpoint, model).ask(request["messages"], temperature=0)
+        reply = client_of(endpoint, model).ask(request["messages"], temperature=0)
     except RequestRefusedError as error:
         raise RefusedError(str(error)) from error
     except EndpointError as error:
@@ -162,5 +162,6 @@ def _ask(endpoint: str, model: str, prompt: str, cache: Path | None) -> str:
 
 
 @lru_cache(maxsize=4)
-def _client(endpoint: str, model: str) -> ChatClient:
+def client_of(endpoint: str, model: str) -> ChatClient:
+    """Return the client of an endpoint, which is shared by all operators."""
     return ChatClient(endpoint, model, package_extra="shifts")

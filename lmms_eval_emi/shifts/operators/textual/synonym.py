@@ -30,7 +30,7 @@ def synonym(text: str, rate: float, random: np.random.RandomState, options: Shif
     if not replacements:
         raise RefusedError("no word of the text has a synonym")
     return "".join(
-        _cased(replacements[piece.text.lower()], piece.text)
+        with_case_of(replacements[piece.text.lower()], piece.text)
         if piece.kind == "word" and piece.text.lower() in replacements
         else piece.text
         for piece in pieces
@@ -43,7 +43,8 @@ def draw(choices: tuple[str, ...], random: np.random.RandomState) -> str:
     return choices[int(np.searchsorted(weights, random.random_sample() * weights[-1], side="right"))]
 
 
-def _cased(synonym: str, like: str) -> str:
+def with_case_of(synonym: str, like: str) -> str:
+    """Return a synonym in capitals, capitalised or unchanged, as another word is."""
     if like.isupper() and len(like) > 1:
         return synonym.upper()
     return synonym[:1].upper() + synonym[1:] if like[:1].isupper() else synonym

@@ -9,9 +9,9 @@ import argparse
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -30,9 +30,12 @@ from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, SplitSpec, Study, load_s
 from lmms_eval_emi.errors import ImageError, StudyError
 from lmms_eval_emi.harness.common import GENERATION, SUITE, group_owners, groups
 from lmms_eval_emi.harness.lmms_eval.compat.task_index import CLUSTER_KEY, OURS, SCORE_KEY, tasks_folder
-from lmms_eval_emi.settings import load_settings
+from lmms_eval_emi.settings import Settings, load_settings
 from lmms_eval_emi.util.digest import content_hexdigest, file_hexdigest
 from lmms_eval_emi.util.files import write_atomically
+
+if TYPE_CHECKING:
+    import datasets
 
 VERSION = 1.0
 MARK = "# Written by python -m lmms_eval_emi"  # how every file of ours begins
@@ -59,9 +62,10 @@ def task_files(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str,
         files[f"{study.name}/utils.py"] = _utils_file(study)
         if study.source not in BUILT_IN and not _is_bundled(study):
             files[f"{study.name}/study.yaml"] = HEADER + dump(portable_study(study))
+        digests = _rows_digests(study)
         for name in (study.id_split, *study.shifts(), *study.controls()):
             split = study.split(name)
-            files[f"{study.name}/{split.task}.yaml"] = _task_file(study, split)
+            files[f"{study.name}/{split.task}.yaml"] = _task_file(study, split, digests)
     return files
 
 
@@ -107,7 +111,7 @@ def _base_file() -> str:
     return HEADER + dump(fields)
 
 
-def _task_file(study: Study, split: SplitSpec) -> str:
+def _task_file(study: Study, split: SplitSpec, digests: Mapping[str, str]) -> str:
     arguments = load_dataset_arguments(study, split.dataset)
     if _is_bundled(study):  # the harness takes these relative to the task file
         arguments["data_files"] = {name: Path(path).name for name, path in arguments["data_files"].items()}
@@ -139,26 +143,43 @@ def _task_file(study: Study, split: SplitSpec) -> str:
         "emi_study": study.name,
         "emi_split": split.name,
         "emi_dataset": split.dataset.path,
-        **({"emi_rows": _rows_digest(study, split, local)} if local is not None and not _is_bundled(study) else {}),
+        **({"emi_rows": digests[split.name]} if split.name in digests else {}),
     }
     return HEADER + dump(fields)
 
 
-def _rows_digest(study: Study, split: SplitSpec, local: Path) -> str:
-    """Return a hash of a local dataset's tables and of the images that they name, so that the harness's response cache forgets changed rows."""
+def _rows_digests(study: Study) -> dict[str, str]:
+    """Return a hash of the rows of each local split, so that the harness's response cache forgets changed rows.
+
+    It covers the tables of the split's dataset, and the images that the split names outside of them.
+    """
+    if _is_bundled(study):
+        return {}
+    settings = load_settings()
+    local = {
+        name: path for name, split in study.splits.items() if (path := study.local_path(split.dataset)) is not None
+    }
+    with_images = [name for name in local if study.split(name).dataset.columns.image]
+    rows = load_stored_splits(study, with_images, settings.images) if with_images else {}
+    tables = {path: _hash_of_tables(path) for path in set(local.values())}
+    return {
+        name: content_hexdigest(" ".join([tables[path], *_named_images(study, name, rows.get(name), settings)]))[:16]
+        for name, path in local.items()
+    }
+
+
+def _hash_of_tables(local: Path) -> str:
     files = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.suffix in FILE_FORMATS)
-    tables = [file_hexdigest(path) for path in files]
-    return content_hexdigest(" ".join([*tables, *_named_images(study, split)]))[:16]
+    return " ".join(file_hexdigest(path) for path in files)
 
 
-def _named_images(study: Study, split: SplitSpec) -> Iterator[str]:
-    """Return the hashes of the images that lie in files of their own; those inside the tables are part of the tables' hash."""
-    column, settings = split.dataset.columns.image, load_settings()
-    if column is None:
+def _named_images(study: Study, name: str, rows: datasets.Dataset | None, settings: Settings) -> Iterator[str]:
+    """Yield the hashes of a split's images in files of their own; those inside the tables are part of the tables' hash."""
+    dataset = study.split(name).dataset
+    if rows is None or dataset.columns.image is None:
         return
-    rows = with_encoded_images(load_stored_splits(study, [split.name], settings.images)[split.name], column)
-    roots = image_roots(study, split.dataset, settings.images)
-    for cell in rows[column]:
+    roots = image_roots(study, dataset, settings.images)
+    for cell in with_encoded_images(rows, dataset.columns.image)[dataset.columns.image]:
         path = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
         if isinstance(path, str):
             with contextlib.suppress(ImageError):  # whoever scores the row says what is wrong with it

@@ -85,12 +85,13 @@ def load_encoders(vision: str, text: str, device: str = "auto", cache: Path | No
 
 
 @lru_cache
-def _registry(base: type[CheckpointEncoder]) -> dict[str, type[CheckpointEncoder]]:
+def encoder_kinds(base: type[CheckpointEncoder]) -> dict[str, type[CheckpointEncoder]]:
+    """Return the encoders of images or of texts, by the kinds of checkpoints that they read."""
     return {kind: encoder for encoder in subclasses_in(sys.modules[__name__], base) for kind in encoder.kinds}
 
 
 def _load(base: type[CheckpointEncoder], name: str, device: str, cache: Path | None) -> Any:
-    registry = _registry(base)  # type: ignore[arg-type] # mypy takes a class with __hash__ for no hashable
+    registry = encoder_kinds(base)  # type: ignore[arg-type] # mypy takes a class with __hash__ for no hashable
     kind, colon, rest = name.partition(":")
     if colon and kind in registry:
         name = rest

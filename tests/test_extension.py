@@ -1,0 +1,101 @@
+"""What ``docs/architecture.md`` says of typical changes: an encoder, an estimator and a command are one new file each.
+
+An operator is tried in ``tests/shifts``, a field of a result in ``tests/scoring/test_beside.py``, a harness in
+``tests/harness/lm_eval``, a format of responses in ``tests/data``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lmms_eval_emi.cli
+import lmms_eval_emi.encoders
+import lmms_eval_emi.estimators
+from lmms_eval_emi import load_estimator
+from lmms_eval_emi.cli import main
+from lmms_eval_emi.cli.commands import COMMANDS, Command
+from lmms_eval_emi.encoders import encoder_kinds, load_text_encoder
+
+ENCODER = '''
+"""First-token encoder."""
+from lmms_eval_emi.encoders.text import TextEncoder
+
+
+class FirstTokenEncoder(TextEncoder):
+    """Embeds texts by the state of their first token."""
+
+    kinds = ("first",)
+    model_class = "AutoModel"
+    pooling = "first"
+    optional_weights = ("pooler",)
+
+    def states(self, tokens):
+        """Return the states of the first tokens and their mask."""
+        return self.model(**tokens).last_hidden_state[:, :1], tokens["attention_mask"][:, :1]
+'''
+ESTIMATOR = '''
+"""An inner product."""
+from lmms_eval_emi.estimators.cosine import Cosine
+
+
+class InnerProduct(Cosine):
+    """Inner product of response and reference."""
+
+    kind = "inner-product"
+
+    def contributions(self, x, y):
+        """Return the inner products of rows."""
+        return (x.double() * y.double()).sum(dim=1)
+'''
+COMMAND = '''
+"""``lmms-eval-emi greet``."""
+from lmms_eval_emi.cli.options import new_parser
+
+
+def build_parser(prog):
+    """Return the parser."""
+    return new_parser(prog, description="Greet.", examples=("lmms-eval-emi greet",))
+
+
+def run(args):
+    """Greet."""
+    print("hello")
+    return 0
+'''
+
+
+def add_file(monkeypatch: pytest.MonkeyPatch, package, folder: Path, name: str, text: str) -> None:
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+
+
+def test_an_encoder_is_one_file(in_tinyhub, tmp_path, monkeypatch):
+    add_file(monkeypatch, lmms_eval_emi.encoders, tmp_path, "first_token_added", ENCODER)
+    encoder_kinds.cache_clear()
+    encoder = load_text_encoder("first:xlm-roberta-base", "cpu")
+    rows = encoder.encode(["a boat", "a tree"])
+    assert rows.shape == (2, encoder.dimension) and "/first" in encoder.signature
+    assert not torch.allclose(rows, load_text_encoder("mean:xlm-roberta-base", "cpu").encode(["a boat", "a tree"]))
+    encoder_kinds.cache_clear()
+
+
+def test_an_estimator_is_one_file(tmp_path, monkeypatch):
+    add_file(monkeypatch, lmms_eval_emi.estimators, tmp_path, "inner_product_added", ESTIMATOR)
+    x = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    estimator = load_estimator("inner-product")
+    assert estimator.contributions(x, x) == pytest.approx(1.0)
+    assert estimator.signature == "inner-product"
+
+
+def test_a_command_is_one_file_and_its_line(tmp_path, monkeypatch, capsys):
+    add_file(monkeypatch, lmms_eval_emi.cli, tmp_path, "greet_added", COMMAND)
+    monkeypatch.setitem(COMMANDS, "greet", Command("lmms_eval_emi.cli.greet_added", "greet", "greet"))
+    assert main(["greet"]) == 0
+    assert "hello" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "greet" in capsys.readouterr().out
+    assert main(["gret"]) != 0
+    assert "greet" in capsys.readouterr().err

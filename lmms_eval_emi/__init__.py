@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lmms_eval_emi.scoring.embed import embed_splits
     from lmms_eval_emi.scoring.pipeline import score
     from lmms_eval_emi.scoring.preflight import preflight
-    from lmms_eval_emi.scoring.result import StudyResult, score_study
+    from lmms_eval_emi.scoring.result import ScoringOptions, StudyResult, score_study
     from lmms_eval_emi.settings import load_settings
 
 # Loaded when first used, so that the command line answers --help without importing torch.
@@ -58,6 +58,7 @@ _HOME = {
     "preflight": "scoring.preflight",
     "score": "scoring.pipeline",
     "score_study": "scoring.result",
+    "ScoringOptions": "scoring.result",
     "StudyResult": "scoring.result",
     "load_settings": "settings",
     "EMIError": "errors",
@@ -89,6 +90,7 @@ __all__ = [
     "RunError",
     "Sample",
     "SampleError",
+    "ScoringOptions",
     "ShiftError",
     "StudyError",
     "StudyResult",

@@ -31,7 +31,7 @@ class _Peer:
     changed: float | None = None  # None until it was seen alive by this process
 
 
-class Ranks:
+class Heartbeat:
     """Signs of life of all ranks of a run.
 
     Args:

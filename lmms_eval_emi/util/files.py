@@ -140,7 +140,7 @@ def newer_version(file: object, version: object, newest: int) -> str:
     return f"{file}: its format_version is {version!r}, and this version of lmms_eval_emi reads up to {newest}. Update it: pip install --upgrade lmms_eval_emi"
 
 
-def blocks_of(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """Return the consecutive items, ``size`` at a time, as slices of what they are in."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

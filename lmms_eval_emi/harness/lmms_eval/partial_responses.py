@@ -39,7 +39,7 @@ def not_needed() -> Iterator[None]:
         _needed = True
 
 
-class Parts:
+class PartialResponses:
     """The files of one run in this process.
 
     Args:

@@ -26,7 +26,7 @@ from lmms_eval_emi.data.rows import check_columns, image_roots, stale_cache
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import ImageError, StudyError
 from lmms_eval_emi.harness.lmms_eval.compat import frames, launch, run_files
-from lmms_eval_emi.harness.lmms_eval.partial_responses import Parts
+from lmms_eval_emi.harness.lmms_eval.partial_responses import PartialResponses
 from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, check_environment
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.files import encodable
@@ -122,7 +122,7 @@ class Run:
         self.results: dict[str, StudyResult] | None = None  # results by study, once scored
         self.influence: dict[tuple[str, str], dict[int, float]] = {}  # psi by row, of every study and split
         self.lock = threading.RLock()
-        self.parts = Parts(frames.arguments_of_evaluation())
+        self.parts = PartialResponses(frames.arguments_of_evaluation())
         self.unwritten: set[str] = set()  # studies whose results could not be written
         self.seconds = dict.fromkeys(
             ("loading", "responses", "scoring"), 0.0

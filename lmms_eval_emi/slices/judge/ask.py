@@ -25,7 +25,7 @@ from lmms_eval_emi.settings import Settings
 if TYPE_CHECKING:
     from lmms_eval_emi.data.sample import Sample
     from lmms_eval_emi.scoring.join import StudySamples
-    from lmms_eval_emi.slices.judge.client import Asked
+    from lmms_eval_emi.slices.judge.client import VerdictRequest
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -180,11 +180,11 @@ def _is_summary(path: Path) -> bool:
     return isinstance(found, dict) and found.get("kind") == "preference"
 
 
-def _wanted(entry: StudySamples, args: argparse.Namespace, settings: Settings) -> list[Asked]:
+def _wanted(entry: StudySamples, args: argparse.Namespace, settings: Settings) -> list[VerdictRequest]:
     from lmms_eval_emi.data.rows import column_values
     from lmms_eval_emi.data.sample import id_text
     from lmms_eval_emi.shifts.at_load import load_splits
-    from lmms_eval_emi.slices.judge.client import Asked
+    from lmms_eval_emi.slices.judge.client import VerdictRequest
     from lmms_eval_emi.slices.judge.prompt import ORDERS, Case
     from lmms_eval_emi.slices.judge.verdicts import Key
 
@@ -213,7 +213,7 @@ def _wanted(entry: StudySamples, args: argparse.Namespace, settings: Settings) -
                 sample.image if args.with_image else None,
             )
             wanted += [
-                Asked(Key(entry.model, name, row, order, repeat), id_text(sample.id), case)
+                VerdictRequest(Key(entry.model, name, row, order, repeat), id_text(sample.id), case)
                 for order in orders
                 for repeat in range(args.repeats)
             ]

@@ -54,7 +54,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Asked:
+class VerdictRequest:
     """One verdict that is wanted."""
 
     key: Key
@@ -70,7 +70,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Plan:
+class VerdictPlan:
     """Verdicts that are wanted, and those that exist.
 
     Attributes:
@@ -79,8 +79,8 @@ class Plan:
         kept: those that are there.
     """
 
-    wanted: Sequence[Asked]
-    missing: Sequence[Asked]
+    wanted: Sequence[VerdictRequest]
+    missing: Sequence[VerdictRequest]
     kept: Sequence[Verdict]
 
     def tokens(self) -> int:
@@ -93,7 +93,9 @@ class Plan:
         return total
 
 
-def plan(wanted: Sequence[Asked], judge: Judge, path: Path | None, *, retry_missing: bool = False) -> Plan:
+def plan(
+    wanted: Sequence[VerdictRequest], judge: Judge, path: Path | None, *, retry_missing: bool = False
+) -> VerdictPlan:
     """Find out what is missing in a file.
 
     Args:
@@ -126,11 +128,11 @@ def plan(wanted: Sequence[Asked], judge: Judge, path: Path | None, *, retry_miss
         raise EndpointError(
             f"{path}: {len(others)} of its verdicts are of another judge, prompt, response or context than asked for now, such as split {first.split}, row {others[0].question_id} of {first.model}. Name another file, or pass --overwrite to start over."
         )
-    return Plan(wanted, missing, kept)
+    return VerdictPlan(wanted, missing, kept)
 
 
 def ask(
-    wanted: Sequence[Asked],
+    wanted: Sequence[VerdictRequest],
     judge: Judge,
     path: Path,
     *,
@@ -159,7 +161,7 @@ def ask(
     with opened(path, fresh) as file:
         found = plan(wanted, judge, None if fresh else path, retry_missing=retry_missing)
 
-        def work(one: Asked) -> Verdict | str:
+        def work(one: VerdictRequest) -> Verdict | str:
             try:
                 return _verdict(client, judge, one, file)
             except RequestFailedError as error:
@@ -223,7 +225,7 @@ class _Outcomes:
         return self._failures_in_a_row >= MOST_FAILURES
 
 
-def _verdict(client: ChatClient, judge: Judge, one: Asked, file: VerdictFile) -> Verdict:
+def _verdict(client: ChatClient, judge: Judge, one: VerdictRequest, file: VerdictFile) -> Verdict:
     """Ask until a reply can be read, and keep the verdict."""
     messages = to_messages(one.case, one.key.order)
     reply, scores, missing, tokens = Reply(""), None, "", [0, 0]
@@ -263,13 +265,13 @@ def _why_unreadable(reply: Reply, tries: int) -> str:
 
 
 def _some_at_a_time(
-    work: Callable[[Asked], Verdict | str], items: Sequence[Asked], concurrency: int
+    work: Callable[[VerdictRequest], Verdict | str], items: Sequence[VerdictRequest], concurrency: int
 ) -> Iterator[Verdict | str]:
     """Yield results as they come. Whoever stops waits for the requests that were sent, whose replies are kept."""
     waiting = deque(items)
     stopped = threading.Event()
 
-    def unless_stopped(one: Asked) -> Verdict | str:
+    def unless_stopped(one: VerdictRequest) -> Verdict | str:
         return "stopped" if stopped.is_set() else work(one)
 
     with threads(concurrency) as pool:
@@ -295,7 +297,7 @@ def _some_at_a_time(
 class _Bar:
     """A progress bar of verdicts, with the tokens so far."""
 
-    def __init__(self, found: Plan) -> None:
+    def __init__(self, found: VerdictPlan) -> None:
         self.bar = tqdm(total=len(found.wanted), initial=len(found.kept), desc="Judging", unit="", dynamic_ncols=True)
         self.tokens = sum(sum(one.tokens) for one in found.kept)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.errors import RunError
-from lmms_eval_emi.harness.heartbeat import Ranks
+from lmms_eval_emi.harness.heartbeat import Heartbeat
 from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
 from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity, to_plain
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, content_hash, is_greedy
@@ -359,8 +359,8 @@ def test_a_rank_that_fails_is_told_to_the_others(tmp_path):
         lost.append(reason)
         told.set()
 
-    watching = Ranks(tmp_path, 0, 2, tell)
-    other = Ranks(tmp_path, 1, 2, lambda _: None)
+    watching = Heartbeat(tmp_path, 0, 2, tell)
+    other = Heartbeat(tmp_path, 1, 2, lambda _: None)
     assert not told.wait(2.5)
     other.finish("out of memory")
     assert told.wait(10) and lost == ["rank 1 of 2 failed: out of memory"]
@@ -376,7 +376,7 @@ def test_a_silent_rank_of_another_machine_counts_as_dead_and_a_finished_one_does
         lost.append(reason)
         told.set()
 
-    watching = Ranks(tmp_path, 0, 3, tell, silence=2)
+    watching = Heartbeat(tmp_path, 0, 3, tell, silence=2)
     sign = {"host": "elsewhere", "pid": 1, "beat": 1, "state": "running", "message": ""}
     (tmp_path / "rank-00002.alive").write_text(json.dumps({**sign, "state": "done"}))
     (tmp_path / "rank-00001.alive").write_text(json.dumps(sign))
@@ -427,7 +427,7 @@ print("went on")
 def test_the_last_sign_of_a_rank_is_its_last(tmp_path):
     """A rank that is done and gone must not look as one that died."""
     for _ in range(20):
-        ranks = Ranks(tmp_path, 0, 2, lambda _: None)
+        ranks = Heartbeat(tmp_path, 0, 2, lambda _: None)
         ranks.finish()
         assert json.loads((tmp_path / "rank-00000.alive").read_text())["state"] == "done"
 

@@ -24,7 +24,7 @@ from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, file_hash
-from lmms_eval_emi.util.files import blocks_of
+from lmms_eval_emi.util.files import batched
 from lmms_eval_emi.util.journal import Answers, Journal, JournalContents, Request
 
 log = logging.getLogger("lmms_eval_emi")
@@ -198,7 +198,7 @@ class Blocks:
                 disable=alone or not launch.is_main_process(),
             ) as bar,
         ):
-            for block in blocks_of(owned, self.size):
+            for block in batched(owned, self.size):
                 missing = [position for position in block if not self._known(described[position], share)]
                 wanted = launch.any_rank(bool(missing)) if together else bool(missing)
                 if not wanted:

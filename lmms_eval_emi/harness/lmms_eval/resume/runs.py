@@ -20,7 +20,7 @@ from typing import Any
 
 from lmms_eval_emi.data.responses.lmms_eval import parse_samples_name, samples_name
 from lmms_eval_emi.errors import RunError
-from lmms_eval_emi.harness.heartbeat import Ranks
+from lmms_eval_emi.harness.heartbeat import Heartbeat
 from lmms_eval_emi.harness.lmms_eval import partial_responses as parts
 from lmms_eval_emi.harness.lmms_eval.compat import launch, run_files
 from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, answers_of, from_plain, identity, text_of
@@ -150,7 +150,7 @@ def run(options: RunOptions) -> None:
         return runs[described["identity"]].wrap(lm)
 
     before = _harness_results(options.folder) | _samples_files(options.folder)
-    ranks = Ranks(journal.folder, launch.rank(), launch.ranks(), lost)
+    ranks = Heartbeat(journal.folder, launch.rank(), launch.ranks(), lost)
     failure = "it was stopped"
     try:
         with stop_signals(last_words), launch.models_through(make), parts.not_needed():

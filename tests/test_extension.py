@@ -1,20 +1,24 @@
-"""What ``docs/architecture.md`` says of typical changes: an encoder, an estimator and a command are one new file each.
+"""What ``docs/architecture.md`` says of typical changes: encoder, estimator, format and command are one new file each.
 
 An operator is tried in ``tests/shifts``, a field of a result in ``tests/scoring/test_beside.py``, a harness in
-``tests/harness/lm_eval``, a format of responses in ``tests/data``.
+``tests/harness/lm_eval``.
 """
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import tinyhub
 import torch
 
 import lmms_eval_emi.cli
+import lmms_eval_emi.data.responses
 import lmms_eval_emi.encoders
 import lmms_eval_emi.estimators
-from lmms_eval_emi import load_estimator
+from lmms_eval_emi import load_estimator, load_study, score
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.cli.commands import COMMANDS, Command
 from lmms_eval_emi.encoders import encoder_kinds, load_text_encoder
@@ -65,6 +69,32 @@ def run(args):
     print("hello")
     return 0
 '''
+FORMAT = '''
+"""Lines ``{"row": ..., "answer": ...}`` in ``{split}.answers``."""
+from lmms_eval_emi.data.responses.base import SplitResponses, by_model, collect
+
+
+def reads(record):
+    """Return whether a record is one of this format."""
+    return "answer" in record
+
+
+def expected_file(study, split):
+    """Return the name of a split's file."""
+    return f"{split}.answers"
+
+
+def read_file(path):
+    """Return the responses of a file by model."""
+    texts, problems = collect(path, "row", "answer")
+    return {model: SplitResponses(path, own, "id", problems) for model, own in texts.items()}
+
+
+def find_models(folder, study):
+    """Return the responses of the folder."""
+    files = {name: folder / f"{name}.answers" for name in study.splits if (folder / f"{name}.answers").is_file()}
+    return by_model(files, read_file, "answers") if files else []
+'''
 
 
 def add_file(monkeypatch: pytest.MonkeyPatch, package, folder: Path, name: str, text: str) -> None:
@@ -88,6 +118,26 @@ def test_an_estimator_is_one_file(tmp_path, monkeypatch):
     estimator = load_estimator("inner-product")
     assert estimator.contributions(x, x) == pytest.approx(1.0)
     assert estimator.signature == "inner-product"
+
+
+def test_a_format_of_responses_is_one_file_and_its_entry_point(in_tinyhub, tmp_path, monkeypatch):
+    add_file(monkeypatch, lmms_eval_emi.data.responses, tmp_path, "answers_added", FORMAT)
+    entries = [
+        EntryPoint(name, f"lmms_eval_emi.data.responses.{module}", "lmms_eval_emi.responses")
+        for name, module in (("llava", "llava"), ("lmms_eval", "lmms_eval"), ("answers", "answers_added"))
+    ]
+    monkeypatch.setattr(lmms_eval_emi.data.responses, "entry_points", lambda group: entries)
+    lmms_eval_emi.data.responses.formats.cache_clear()
+    study, folder = load_study("natural"), tmp_path / "out"
+    folder.mkdir()
+    for split in (study.id_split, "llava_bench_coco_German"):
+        lines = [json.dumps({"row": row, "answer": f"boat {row}"}) + "\n" for row in range(tinyhub.ROWS)]
+        (folder / f"{split}.answers").write_text("".join(lines))
+    (result,) = score(
+        study, folder, splits=["llava_bench_coco_German"], estimators=["cosine"], cache=tmp_path / "cache"
+    )
+    assert result.model == "answers" and result.splits["llava_bench_coco_German"].n == tinyhub.ROWS
+    lmms_eval_emi.data.responses.formats.cache_clear()
 
 
 def test_a_command_is_one_file_and_its_line(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """Existing responses: which files hold them, and what is in them. One module for each file format.
 
 A format is a module with the functions of :class:`lmms_eval_emi.data.responses.base.Format`, registered
-under the entry-point group ``lmms_eval_emi.data.responses``.
+under the entry-point group ``lmms_eval_emi.responses``.
 """
 
 from __future__ import annotations

@@ -364,15 +364,14 @@ def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
         clusters = {row: pair.clean.clusters.get(row, pair.shifted.clusters.get(row, ("row", row))) for row in rows}
         a, b = first.sums(rows, clusters), second.sums(rows, clusters)
         p_value = exchange_test(a, b, first.function, seed=seed)
-        own, other = a.jackknife(first.function), b.jackknife(first.function)
     else:
         a, b = (
             one.sums(list(one.parts), {row: (label, task.clusters.get(row, row)) for row in one.parts})
             for label, one, task in (("clean", first, pair.clean), ("shifted", second, pair.shifted))
         )
         p_value = relabel_test(a, b, first.function, seed=seed)
-        own, other = a.jackknife(first.function), b.jackknife(first.function)
         rows = []
+    own, other = a.jackknife(first.function), b.jackknife(first.function)
     loss = combine(lambda e: sign * (e[0] - e[1]), (own, other))
     mmi = combine(lambda e: sign * (e[0] - e[1]) / e[0] if e[0] else math.nan, (own, other)) if own.value > 0 else None
     right_to_wrong = wrong_to_right = None

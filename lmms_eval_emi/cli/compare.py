@@ -92,9 +92,7 @@ def run(args: argparse.Namespace) -> int:
         differences = compare(first, second, settings.adjust, settings.seed)
         print(f"{first.label} - {second.label}")
         _print_differences(differences, settings.adjust)
-        written.append(
-            Comparison(first=first.label, second=second.label, differences=[one.to_result() for one in differences])
-        )
+        written.append(Comparison(first=first.label, second=second.label, differences=differences))
     groups = indistinguishable(results)
     for group in groups:
         kind = "cannot be told apart by mean EMID" if len(group) > 1 else "differs from all others by mean EMID"
@@ -112,7 +110,7 @@ def _print_differences(differences: Sequence[Difference], adjust: str) -> None:
 
     rows = [
         [
-            one.name,
+            one.split,
             with_error(one.emi) if one.emi else NOTHING,
             with_error(one.emid, MARK if one.separates else "") if one.emid else NOTHING,
             f"[{one.emid.ci95[0]:.4g}, {one.emid.ci95[1]:.4g}]" if one.emid and one.emid.ci95 else NOTHING,
@@ -122,7 +120,7 @@ def _print_differences(differences: Sequence[Difference], adjust: str) -> None:
     ]
     print(tabulate(rows, headers=["split", "EMI ± SE", "EMID ± SE", "95 %", "p"], disable_numparse=True))
     shifts = [one for one in differences if one.emid and one.emi]
-    apart = [one.name for one in shifts if one.separates]
+    apart = [one.split for one in shifts if one.separates]
     print(f"{len(apart)} of {len(shifts)} shifts separate them ({adjust}, 5 %): {', '.join(apart) or 'none'}")
     print("EMID above 0: the first model lost more.\n")
 

@@ -98,8 +98,7 @@ def run(args: argparse.Namespace) -> int:
     )
     split = args.split or study.id_split
     if args.output:
-        results = [one.to_result() for one in findings]
-        AuditDocument(study=study.name, split=split, findings=results, left_out=left_out).write(args.output)
+        AuditDocument(study=study.name, split=split, findings=findings, left_out=left_out).write(args.output)
         log.info("findings written to %s", args.output)
     print(f"{study.title}, split {split}\n")
     _print(findings)
@@ -132,9 +131,11 @@ def _print(findings: Sequence[Finding]) -> None:
         f"EMI ± SE\n{one.estimator}" + (f"\nencoders {numbers[one.encoders]}" if several else "") for one in findings
     ]
     rows = []
-    for name in findings[0].scores:
-        marked = [(one.scores[name], MARK if one.tells(name) else "") for one in findings]
-        rows.append([name, *(value_with_error(score.emi, score.emi_stderr, mark) for score, mark in marked)])
+    for name in findings[0].responders:
+        own = [one.responders[name] for one in findings]
+        marks = [MARK if one.told_from_references else "" for one in own]
+        cells = (value_with_error(one.emi, one.emi_stderr, mark) for one, mark in zip(own, marks, strict=True))
+        rows.append([name, *cells])
     alignment = ("left", *["right"] * len(findings))
     print(tabulate(rows, headers=["responder", *headers], disable_numparse=True, colalign=alignment))
     print(f"\n{MARK} differs from the references: the interval of 95 % excludes 0")
@@ -147,7 +148,7 @@ def _print(findings: Sequence[Finding]) -> None:
 
 def _noticed(finding: Finding) -> list[str]:
     """Return which responders an estimator does not notice or prefers to the references, and what makes it unreliable."""
-    if all(finding.tells(name) is None for name in finding.scores):
+    if all(one.told_from_references is None for one in finding.responders.values()):
         noticed = ["has too few images to tell"]
     else:
         missed = ", ".join(finding.not_noticed)

@@ -10,7 +10,7 @@ from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.report.finding import numeral, short_name, short_splits
 from lmms_eval_emi.report.plots import plot_points
 from lmms_eval_emi.scoring.agreement import AgreementResult, CorrelationResult
-from lmms_eval_emi.scoring.audit import AuditDocument, FindingResult
+from lmms_eval_emi.scoring.audit import AuditDocument, Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,7 +158,7 @@ def _correlation_cell(one: CorrelationResult | None) -> str:
     return f"{one.value:+.3f}" + (f" [{one.ci95[0]:+.2f}, {one.ci95[1]:+.2f}]" if one.ci95 else "")
 
 
-def _audit_cell(finding: FindingResult, name: str) -> str:
+def _audit_cell(finding: Finding, name: str) -> str:
     one = finding.responders.get(name)
     if one is None:
         return "–"

@@ -158,66 +158,8 @@ RESPONDERS: dict[str, Responder] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Scores of the responders by one estimator with one pair of encoders.
-
-    Attributes:
-        encoders: encoders that made the embeddings.
-        estimator: its signature.
-        unit: unit of the scores.
-        scores: scores by responder, and by model for real responses.
-        reliability: reliability of the estimator, on the responses of the first model; ``None`` for too few images.
-    """
-
-    encoders: str
-    estimator: str
-    unit: str
-    scores: Mapping[str, SplitResult]
-    reliability: ReliabilityResult | None = None
-
-    @property
-    def not_noticed(self) -> list[str]:
-        """Responders that are not distinguished from the references: their interval of 95 % has 0 in it."""
-        return [name for name in self._made if self.tells(name) is False]
-
-    @property
-    def preferred(self) -> list[str]:
-        """Responders that score above the references, although they are worse."""
-        return [name for name in self._made if self.tells(name) and (self.scores[name].emi_corrected or 0.0) > 0]
-
-    @property
-    def _made(self) -> list[str]:
-        return [name for name in self.scores if name in RESPONDERS and name != REFERENCES]
-
-    def tells(self, name: str) -> bool | None:
-        """Return whether a responder is distinguished from the references; ``None`` for too few images."""
-        interval = self.scores[name].emi_ci95
-        return None if interval is None else not interval[0] <= 0 <= interval[1]
-
-    def to_result(self) -> FindingResult:
-        """Return the finding as it is written."""
-        return FindingResult(
-            encoders=self.encoders,
-            estimator=self.estimator,
-            unit=self.unit,
-            responders={
-                name: ResponderResult(
-                    emi=one.emi,
-                    emi_stderr=one.emi_stderr,
-                    emi_ci95=one.emi_ci95,
-                    told_from_references=self.tells(name),
-                )
-                for name, one in self.scores.items()
-            },
-            not_noticed=self.not_noticed,
-            preferred=self.preferred,
-            reliability=self.reliability,
-        )
-
-
 class ResponderResult(Plain):
-    """EMI of one responder whose faults are known."""
+    """EMI of one responder whose faults are known, or of a model."""
 
     emi: float
     emi_stderr: float | None = None
@@ -225,8 +167,18 @@ class ResponderResult(Plain):
     told_from_references: bool | None = None
 
 
-class FindingResult(Plain):
-    """Findings of an audit on one estimator with one pair of encoders, as they are written."""
+class Finding(Plain):
+    """Scores of the responders by one estimator with one pair of encoders.
+
+    Attributes:
+        encoders: encoders that made the embeddings.
+        estimator: signature of the estimator.
+        unit: unit of the scores.
+        responders: scores by responder, and by model for real responses.
+        not_noticed: responders that are not distinguished from the references: their interval of 95 % contains 0.
+        preferred: responders that score above the references, although they are worse.
+        reliability: reliability of the estimator, on the responses of the first model; ``None`` for too few images.
+    """
 
     encoders: str
     estimator: str
@@ -236,6 +188,28 @@ class FindingResult(Plain):
     preferred: list[str] = []
     reliability: ReliabilityResult | None = None
 
+    @classmethod
+    def of(cls, scores: Mapping[str, SplitResult], **fields: Any) -> Finding:
+        """Return the finding on the scores of responders and models, by name, with its other fields."""
+        responders = {}
+        for name, one in scores.items():
+            interval = one.emi_ci95
+            tells = None if interval is None else not interval[0] <= 0 <= interval[1]
+            responders[name] = ResponderResult(
+                emi=one.emi, emi_stderr=one.emi_stderr, emi_ci95=interval, told_from_references=tells
+            )
+        made = {name: one for name, one in responders.items() if name in RESPONDERS and name != REFERENCES}
+        return cls(
+            responders=responders,
+            not_noticed=[name for name, one in made.items() if one.told_from_references is False],
+            preferred=[
+                name
+                for name, one in made.items()
+                if one.told_from_references and (scores[name].emi_corrected or 0.0) > 0
+            ],
+            **fields,
+        )
+
 
 class AuditDocument(Document):
     """Document that ``lmms-eval-emi estimators audit`` writes."""
@@ -243,7 +217,7 @@ class AuditDocument(Document):
     kind: Literal["audit"] = "audit"
     study: str
     split: str
-    findings: list[FindingResult]
+    findings: list[Finding]
     left_out: list[str] = []
 
 
@@ -367,20 +341,14 @@ def _findings(scored: Sequence[Scored], split: str, instruments: Instruments, se
         if missing:
             reasons = "; ".join(reason for one in missing for own in one.left_out.values() for reason in own)
             raise SampleError(f"audit: {missing[0].model} cannot be scored: {reasons}")
+        real = next((one for one in own if one.result.model.startswith(MODEL)), None)
         found.append(
-            Finding(
-                str(results[0].settings["encoders"]),
-                results[0].estimator,
-                results[0].unit,
+            Finding.of(
                 {one.model: one.splits[split] for one in results},
-                next(
-                    (
-                        reliability(one.embeddings[split], estimator, seed)
-                        for one in own
-                        if one.result.model.startswith(MODEL)
-                    ),
-                    None,
-                ),
+                encoders=str(results[0].settings["encoders"]),
+                estimator=results[0].estimator,
+                unit=results[0].unit,
+                reliability=reliability(real.embeddings[split], estimator, seed) if real else None,
             )
         )
     return found

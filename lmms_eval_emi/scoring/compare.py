@@ -87,8 +87,8 @@ def _compared(path: Path, result: StudyResult) -> ComparedResult:
     return ComparedResult(result.model, result.shift, settings, emi, emid)
 
 
-class JackknifeSummary(Plain):
-    """A difference with its error."""
+class Estimate(Plain):
+    """A value with its standard error, its interval of 95 % and the p-value of 0."""
 
     value: float
     stderr: float | None
@@ -96,21 +96,33 @@ class JackknifeSummary(Plain):
     p: float | None
 
     @classmethod
-    def of(cls, jackknife: Jackknife | None) -> JackknifeSummary | None:
-        """Return the summary of a jackknife, or ``None`` of none."""
+    def of(cls, jackknife: Jackknife | None) -> Estimate | None:
+        """Return the estimate of a jackknife, or ``None`` without one."""
         if jackknife is None:
             return None
         ci95 = list(jackknife.ci95) if jackknife.ci95 else None
         return cls(value=jackknife.value, stderr=jackknife.stderr, ci95=ci95, p=jackknife.p_value)
 
 
-class DifferenceResult(Plain):
-    """Difference of two models in one split, as it is written."""
+class Difference(Plain):
+    """Difference of two models in one split, the first minus the second.
+
+    Attributes:
+        split: name of the split, or ``mean over N shifts``.
+        emi: difference of EMI; ``None`` for a mean over shifts.
+        emid: difference of EMID; ``None`` for the ID split. Positive: the first lost more.
+        p_adjusted: p of the difference of EMID, adjusted over the shifts.
+    """
 
     split: str
-    emi: JackknifeSummary | None
-    emid: JackknifeSummary | None
+    emi: Estimate | None
+    emid: Estimate | None
     p_adjusted: float | None
+
+    @property
+    def separates(self) -> bool:
+        """Whether the difference of EMID is not 0."""
+        return self.p_adjusted is not None and self.p_adjusted < ALPHA
 
 
 class Comparison(Plain):
@@ -118,7 +130,7 @@ class Comparison(Plain):
 
     first: str
     second: str
-    differences: list[DifferenceResult]
+    differences: list[Difference]
 
 
 class ComparisonDocument(Document):
@@ -136,37 +148,6 @@ class RanksDocument(Document):
     kind: Literal["ranks"] = "ranks"
     adjust: str
     models: list[RankedModel]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Difference of two models in one split, the first minus the second.
-
-    Attributes:
-        name: name of the split, or ``mean over N shifts``.
-        emi: difference of EMI; ``None`` for a mean over shifts.
-        emid: difference of EMID; ``None`` for the ID split. Positive: the first lost more.
-        p_adjusted: p of the difference of EMID, adjusted over the shifts.
-    """
-
-    name: str
-    emi: Jackknife | None
-    emid: Jackknife | None
-    p_adjusted: float | None
-
-    def to_result(self) -> DifferenceResult:
-        """Return the difference as it is written."""
-        return DifferenceResult(
-            split=self.name,
-            emi=JackknifeSummary.of(self.emi),
-            emid=JackknifeSummary.of(self.emid),
-            p_adjusted=self.p_adjusted,
-        )
-
-    @property
-    def separates(self) -> bool:
-        """Whether the difference of EMID is not 0."""
-        return self.p_adjusted is not None and self.p_adjusted < ALPHA
 
 
 def check_comparable(results: Sequence[ComparedResult]) -> list[str]:
@@ -199,12 +180,18 @@ def compare(
     emids = {name: difference(first.emid[name], second.emid[name]) for name in shifts}
     adjusted = dict(zip(shifts, adjust(list(emids.values()), method, CHEAP_DRAWS, seed), strict=True))
     found = [
-        Difference(name, difference(first.emi[name], second.emi[name]), emids.get(name), adjusted.get(name))
+        Difference(
+            split=name,
+            emi=Estimate.of(difference(first.emi[name], second.emi[name])),
+            emid=Estimate.of(emids.get(name)),
+            p_adjusted=adjusted.get(name),
+        )
         for name in names
     ]
     if shifts:
         overall = difference(first.mean_emid(shifts), second.mean_emid(shifts))
-        found.append(Difference(f"mean over {len(shifts)} shifts", None, overall, overall.p_value))
+        label = f"mean over {len(shifts)} shifts"
+        found.append(Difference(split=label, emi=None, emid=Estimate.of(overall), p_adjusted=overall.p_value))
     return found
 
 

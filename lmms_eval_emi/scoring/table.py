@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from tabulate import tabulate
 
-from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.data.study import SHIFT_MODALITIES
 from lmms_eval_emi.scoring.beside import BesideResult, disagreements
 from lmms_eval_emi.scoring.result import SplitResult, StudyResult
@@ -86,13 +86,27 @@ def _order(result: StudyResult) -> list[tuple[str, str]]:
     return names
 
 
-def with_error(jackknife: Jackknife, mark: str = "") -> str:
+class HasError(Protocol):
+    """A value with its standard error."""
+
+    @property
+    def value(self) -> float:
+        """The value."""
+        ...
+
+    @property
+    def stderr(self) -> float | None:
+        """Its standard error, if it is known."""
+        ...
+
+
+def with_error(score: HasError, mark: str = "") -> str:
     """Return a score and its standard error, to the error's second digit: ``0.0123 ± 0.0018``.
 
     >>> with_error(Jackknife(1.5, ()))
     '1.5'
     """
-    return value_with_error(jackknife.value, jackknife.stderr, mark)
+    return value_with_error(score.value, score.stderr, mark)
 
 
 def value_with_error(value: float, error: float | None, mark: str = "") -> str:

@@ -39,7 +39,7 @@ MEANS = {"clean": 0.0, "fog": 0.1, "blur": 0.02}
 
 def test_what_both_models_find_hard_cancels():
     first, second = stored("a", MEANS, seed=1), stored("b", {**MEANS, "fog": 0.13}, seed=2)
-    found = {one.name: one for one in compare(first, second)}
+    found = {one.split: one for one in compare(first, second)}
     assert found["fog"].emid.stderr < 0.5 * first.emid["fog"].stderr
     assert found["fog"].separates and not found["blur"].separates and found["fog"].emid.value < 0
     assert found["clean"].emid is None and "mean over 2 shifts" in found

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         for one, known, sure in zip(scored, published, pinned, strict=True)
     ]
     if args.output:
-        reproduction.ReproductionDocument(reproductions=[one.to_result() for one in found]).write(args.output)
+        reproduction.ReproductionDocument(reproductions=found).write(args.output)
     rows = [
         [
             family.study,
@@ -75,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
             one.count,
             f"{one.worst:.2g}",
             f"{one.mean:.2g}",
-            f"{reproduction.TOLERANCES[one.score]:g}",
+            f"{one.tolerance:g}",
             "pass" if one.passes else "FAIL",
             f"{one.published:.4g} and {one.ours:.4g}" + (f" ({one.where})" if one.where else ""),
         ]
         for family in found
-        for one in family.deviations
+        for one in family.deviations.values()
     ]
     headers = ["family", "score", "n", "worst", "mean", "tolerance", "", "published and ours, where it is worst"]
     print(

@@ -15,7 +15,6 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -55,72 +54,18 @@ PUBLISHED = {
 }
 
 
-@dataclass(frozen=True)
-class Deviation:
+class Deviation(Plain):
     """Deviation of one score from the published one.
 
     Attributes:
         score: ``EMI``, ``EMID``, ``index`` or ``r`` of EMID and index.
         count: number of splits that have it.
         worst, mean: absolute deviations.
-        where: the split with the worst.
-        published, ours: the values of ``r``; those of the worst split otherwise.
+        where: split with the worst deviation.
+        published, ours: values of ``r``; those of the worst split otherwise.
+        tolerance: largest deviation that passes.
+        passes: whether the deviation is within its tolerance.
     """
-
-    score: str
-    count: int
-    worst: float
-    mean: float
-    where: str
-    published: float
-    ours: float
-
-    @property
-    def passes(self) -> bool:
-        """Whether the deviation is within its tolerance."""
-        return self.worst <= TOLERANCES[self.score]
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """One family of one model, published and ours.
-
-    Attributes:
-        model: model whose responses.
-        study: name of the family.
-        deviations: deviations of every score.
-        missing: splits of which a published score was not computed.
-        pinned: whether what the responses say is known to be what was published.
-    """
-
-    model: str
-    study: str
-    deviations: tuple[Deviation, ...]
-    missing: tuple[str, ...]
-    pinned: bool
-
-    @property
-    def passes(self) -> bool:
-        """Whether every score is there and within its tolerance, and something was compared."""
-        return bool(self.deviations) and not self.missing and all(one.passes for one in self.deviations)
-
-    def to_result(self) -> ReproductionResult:
-        """Return the comparison as it is written."""
-        return ReproductionResult(
-            model=self.model,
-            study=self.study,
-            passes=self.passes,
-            missing=list(self.missing),
-            responses_pinned=self.pinned,
-            deviations={
-                own.score: DeviationResult(**vars(own), tolerance=TOLERANCES[own.score], passes=own.passes)
-                for own in self.deviations
-            },
-        )
-
-
-class DeviationResult(Plain):
-    """Deviations of the splits from the published results in one score."""
 
     score: str
     count: int
@@ -132,23 +77,55 @@ class DeviationResult(Plain):
     tolerance: float
     passes: bool
 
+    @classmethod
+    def of(cls, score: str, pairs: Mapping[str, tuple[float, float]], count: int | None = None) -> Deviation:
+        """Return the deviation of pairs of a published value and ours.
 
-class ReproductionResult(Plain):
-    """Deviations of one family from the published results."""
+        Args:
+            score: name of the score.
+            pairs: pairs by split, at least one.
+            count: number of splits; default: that of the pairs.
+        """
+        gaps = {name: abs(first - second) for name, (first, second) in pairs.items()}
+        where = max(gaps, key=lambda name: gaps[name])
+        return cls(
+            score=score,
+            count=len(gaps) if count is None else count,
+            worst=gaps[where],
+            mean=sum(gaps.values()) / len(gaps),
+            where=where,
+            published=pairs[where][0],
+            ours=pairs[where][1],
+            tolerance=TOLERANCES[score],
+            passes=gaps[where] <= TOLERANCES[score],
+        )
+
+
+class Reproduction(Plain):
+    """One family of one model, published and ours.
+
+    Attributes:
+        model: model whose responses were scored.
+        study: name of the family.
+        passes: whether every score is there and within its tolerance, and something was compared.
+        missing: splits of which a published score was not computed.
+        responses_pinned: whether the responses are known to be the published ones.
+        deviations: deviations by score.
+    """
 
     model: str
     study: str
     passes: bool
     missing: list[str]
     responses_pinned: bool
-    deviations: dict[str, DeviationResult]
+    deviations: dict[str, Deviation]
 
 
 class ReproductionDocument(Document):
     """Document that ``lmms-eval-emi reproduce`` writes."""
 
     kind: Literal["reproduction"] = "reproduction"
-    reproductions: list[ReproductionResult]
+    reproductions: list[Reproduction]
 
 
 def settings_of_the_paper(settings: Settings) -> Settings:
@@ -174,28 +151,28 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
             pairs["EMID"][name] = (one.emid, ours.emid)
         if one.emid_bound is not None and ours.emid_bound is not None:
             pairs["index"][name] = (one.emid_bound, ours.emid_bound)
-    deviations = [_deviation(score, own) for score, own in pairs.items() if own]
+    deviations = {score: Deviation.of(score, own) for score, own in pairs.items() if own}
     both = sorted(pairs["EMID"].keys() & pairs["index"].keys())
     values = [
         pearson([pairs["EMID"][name][side] for name in both], [pairs["index"][name][side] for name in both])
         for side in (0, 1)
     ]
     if values[0] is not None and values[1] is not None:
-        gap = abs(values[0] - values[1])
-        deviations.append(Deviation("r", len(both), gap, gap, "", values[0], values[1]))
+        deviations["r"] = Deviation.of("r", {"": (values[0], values[1])}, len(both))
     wanted = {
         "EMI": set(published.splits),
         "EMID": {name for name, one in published.splits.items() if one.emid is not None},
         "index": {name for name, one in published.splits.items() if one.emid_bound is not None},
     }
-    missing = tuple(sorted(set().union(*(names - pairs[score].keys() for score, names in wanted.items()))))
-    return Reproduction(published.model, published.shift, tuple(deviations), missing, pinned)
-
-
-def _deviation(score: str, pairs: Mapping[str, tuple[float, float]]) -> Deviation:
-    gaps = {name: abs(first - second) for name, (first, second) in pairs.items()}
-    where = max(gaps, key=lambda name: gaps[name])
-    return Deviation(score, len(gaps), gaps[where], sum(gaps.values()) / len(gaps), where, *pairs[where])
+    missing = sorted(set().union(*(names - pairs[score].keys() for score, names in wanted.items())))
+    return Reproduction(
+        model=published.model,
+        study=published.shift,
+        passes=bool(deviations) and not missing and all(one.passes for one in deviations.values()),
+        missing=missing,
+        responses_pinned=pinned,
+        deviations=deviations,
+    )
 
 
 def published_of(model: str, study: str, against: Sequence[Path] = ()) -> ReportedResult:

@@ -196,7 +196,7 @@ def test_null_images_doubled_ids_and_missing_columns(rows, tmp_path, in_tinyhub,
     assert main(write_rows(tmp_path, [{**row, "image": None} if row["id"] == 1 else row for row in rows])) == 1
     assert "row 1: it has no image" in capsys.readouterr().err
     assert main(write_rows(tmp_path, [{**row, "id": row["id"] // 2} for row in rows])) == 1
-    assert "question_id 0 stands in line 1 already" in capsys.readouterr().err
+    assert "question_id 0 is in line 1 already" in capsys.readouterr().err
     assert main(write_rows(tmp_path, [{key: value for key, value in row.items() if key != "a"} for row in rows])) == 1
     assert "expected the columns a, which are missing" in capsys.readouterr().err
 

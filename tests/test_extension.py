@@ -22,6 +22,7 @@ from lmms_eval_emi import load_estimator, load_study, score
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.cli.commands import COMMANDS, Command
 from lmms_eval_emi.encoders import encoder_kinds, load_text_encoder
+from lmms_eval_emi.estimators.registry import kinds
 
 ENCODER = '''
 """First-token encoder."""
@@ -114,10 +115,12 @@ def test_an_encoder_is_one_file(in_tinyhub, tmp_path, monkeypatch):
 
 def test_an_estimator_is_one_file(tmp_path, monkeypatch):
     add_file(monkeypatch, lmms_eval_emi.estimators, tmp_path, "inner_product_added", ESTIMATOR)
+    kinds.cache_clear()
     x = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     estimator = load_estimator("inner-product")
     assert estimator.contributions(x, x) == pytest.approx(1.0)
     assert estimator.signature == "inner-product"
+    kinds.cache_clear()
 
 
 def test_a_format_of_responses_is_one_file_and_its_entry_point(in_tinyhub, tmp_path, monkeypatch):

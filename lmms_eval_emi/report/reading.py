@@ -18,7 +18,7 @@ import yaml
 from lmms_eval_emi.core.jackknife import Jackknife, combine
 from lmms_eval_emi.data.study import BUILT_IN, load_study
 from lmms_eval_emi.errors import ResultsError
-from lmms_eval_emi.scoring.agreement import AgreementDocument, AgreementResult
+from lmms_eval_emi.scoring.agreement import Agreement, AgreementDocument
 from lmms_eval_emi.scoring.audit import AuditDocument
 from lmms_eval_emi.scoring.result import ModalitySummary, SplitResult, StudyResult
 from lmms_eval_emi.scoring.rows import (
@@ -177,7 +177,7 @@ class Findings:
     """Findings of other commands, which a report shows with the scores."""
 
     audits: tuple[AuditDocument, ...] = ()
-    agreements: tuple[AgreementResult, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
     sections: tuple[Section, ...] = ()
 
 
@@ -197,7 +197,7 @@ def read_findings(paths: Iterable[str | Path]) -> tuple[Findings, list[Path]]:
         ResultsError: a file is damaged.
     """
     audits: list[AuditDocument] = []
-    agreements: list[AgreementResult] = []
+    agreements: list[Agreement] = []
     others = []
     for path in map(Path, paths):
         content = single_object(path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.report.finding import numeral, short_name, short_splits
 from lmms_eval_emi.report.plots import plot_points
-from lmms_eval_emi.scoring.agreement import AgreementResult, CorrelationResult
+from lmms_eval_emi.scoring.agreement import Agreement, CorrelationResult
 from lmms_eval_emi.scoring.audit import AuditDocument, Finding
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def number_cell(value: float | None, decimals: int) -> tuple[str, float | None] 
     return value if isinstance(value, int) else (numeral(value, decimals), value)
 
 
-def agreement_context(found: AgreementResult, place: int) -> tuple[dict[str, Any], Axes]:
+def agreement_context(found: Agreement, place: int) -> tuple[dict[str, Any], Axes]:
     """Return what the page shows of an agreement, and the figure of its splits.
 
     Args:

@@ -247,8 +247,15 @@ class CorrelationResult(Plain):
     value: float
     ci95: Interval | None = None
 
+    @classmethod
+    def of(cls, correlation: Correlation | None) -> CorrelationResult | None:
+        """Return a correlation as plain data; ``None`` if it is not defined."""
+        if correlation is None:
+            return None
+        return cls(value=correlation.value, ci95=list(correlation.ci95) if correlation.ci95 else None)
 
-class RankingResult(Plain):
+
+class Ranking(Plain):
     """AUC or Spearman's correlation of a ranking of rows, or the difference of two of them."""
 
     value: float
@@ -256,7 +263,7 @@ class RankingResult(Plain):
     ci95: Interval | None = None
 
     @classmethod
-    def of(cls, jackknife: Jackknife, measure: str = "") -> RankingResult:
+    def of(cls, jackknife: Jackknife, measure: str = "") -> Ranking:
         """Return the value and error of a jackknife.
 
         Args:
@@ -289,42 +296,7 @@ def bounded_interval(jackknife: Jackknife, measure: str) -> tuple[float, float] 
     return first, second
 
 
-class WithinSplitResult(Plain):
-    """Agreement of rows' values with their scores within one split, or over all splits, as it is written."""
-
-    rows: int
-    emi: RankingResult
-    cosine: RankingResult
-    lead: RankingResult
-
-
-ByMeasure = dict[str, CorrelationResult | None]
-
-
-class AgreementResult(Plain):
-    """Findings of ``lmms-eval-emi judge agree`` on one model and one score."""
-
-    model: str
-    study: str
-    signature: str = ""
-    score: str
-    of: Literal["rows", "splits"] = "splits"
-    points: list[Point]
-    over_splits: dict[str, ByMeasure] = {}
-    over_shifts: dict[str, ByMeasure] = {}
-    within_splits: dict[str, dict[str, WithinSplitResult]] = {}
-    findings: list[str] = []
-
-
-class AgreementDocument(Document):
-    """Document that ``lmms-eval-emi judge agree`` writes."""
-
-    kind: Literal["agreement"] = "agreement"
-    agreements: list[AgreementResult]
-
-
-@dataclass(frozen=True)
-class WithinSplit:
+class WithinSplit(Plain):
     """Agreement of rows' values with their scores within one split, or over all splits.
 
     Attributes:
@@ -334,104 +306,88 @@ class WithinSplit:
     """
 
     rows: int
-    emi: Jackknife
-    cosine: Jackknife
-    lead: Jackknife
+    emi: Ranking
+    cosine: Ranking
+    lead: Ranking
+
+    @classmethod
+    def of(cls, rows: int, emi: Jackknife, cosine: Jackknife, measure: str) -> WithinSplit:
+        """Return the agreement of so many rows; ``measure`` is ``auc`` or ``spearman_r``."""
+        lead = Ranking.of(difference(emi, cosine))
+        return cls(rows=rows, emi=Ranking.of(emi, measure), cosine=Ranking.of(cosine, measure), lead=lead)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """A model's results beside one score.
+ByMeasure = dict[str, CorrelationResult | None]
+ALL = "all"  # key of the agreement over all splits
+
+
+class Agreement(Plain):
+    """Agreement of a model's results with one score.
 
     Attributes:
-        result: the results.
+        model, study, signature, estimator: what the results are of.
         score: name of the score.
-        of_rows: whether it has rows.
-        points: every split that has both.
+        of: what the score is of.
+        points: splits that have both.
         over_splits: correlations with the score: of ``emi``, ``cosine``, and how far the first leads, by measure.
         over_shifts: correlations with the loss of the score: of ``emid``, ``index``, ``cosine`` (its loss), and how far
             EMID leads the last.
-        within: agreement by ``auc`` or ``spearman_r``, pooled over the splits under the key ``""``.
+        within_splits: agreement of rows by ``auc`` or ``spearman_r`` and split; pooled under the key ``all``.
+        findings: sentences on whether EMI beats the cosine, which needs no estimator.
     """
 
-    result: ResultToCompare
+    model: str
+    study: str
+    signature: str = ""
+    estimator: str = ""
     score: str
-    of_rows: bool
-    points: Sequence[Point]
-    over_splits: Mapping[str, Mapping[str, Correlation | None]]
-    over_shifts: Mapping[str, Mapping[str, Correlation | None]]
-    within: Mapping[str, Mapping[str, WithinSplit]]
+    of: Literal["rows", "splits"] = "splits"
+    points: list[Point]
+    over_splits: dict[str, ByMeasure] = {}
+    over_shifts: dict[str, ByMeasure] = {}
+    within_splits: dict[str, dict[str, WithinSplit]] = {}
+    findings: list[str] = []
 
-    def to_result(self) -> AgreementResult:
-        """Return the agreement as it is written."""
-
-        def plain(correlation: Correlation | None) -> CorrelationResult | None:
-            if correlation is None:
-                return None
-            ci95 = list(correlation.ci95) if correlation.ci95 else None
-            return CorrelationResult(value=correlation.value, ci95=ci95)
-
-        def measured(sides: Mapping[str, Mapping[str, Correlation | None]]) -> dict[str, ByMeasure]:
-            return {side: {name: plain(one) for name, one in own.items()} for side, own in sides.items()}
-
-        return AgreementResult(
-            model=self.result.model,
-            study=self.result.study,
-            signature=self.result.signature,
-            score=self.score,
-            of="rows" if self.of_rows else "splits",
-            points=list(self.points),
-            over_splits=measured(self.over_splits),
-            over_shifts=measured(self.over_shifts),
-            within_splits={
-                measure: {
-                    name or "all": WithinSplitResult(
-                        rows=one.rows,
-                        emi=RankingResult.of(one.emi, measure),
-                        cosine=RankingResult.of(one.cosine, measure),
-                        lead=RankingResult.of(one.lead),
-                    )
-                    for name, one in own.items()
-                }
-                for measure, own in self.within.items()
-            },
-            findings=self.findings(),
-        )
-
-    def findings(self) -> list[str]:
-        """Return what a reader should know, in sentences: whether EMI beats the cosine, which needs no estimator."""
+    def to_findings(self) -> list[str]:
+        """Return what a reader should know, in sentences."""
         lines = []
         for what, key, where in (("EMI", "emi", self.over_splits), ("EMID", "emid", self.over_shifts)):
             own, base, ahead = (where.get(one, {}).get("pearson_r") for one in (key, "cosine", "lead"))
             if own is not None and base is not None and ahead is not None:
                 with_what = self.score if what == "EMI" else f"the loss of {self.score}"
-                said = _verdict(what, own.value, ahead.value, ahead.ci95)
+                said = _verdict(what, own.value, ahead)
                 lines.append(
                     f"{what} correlates {own.value:+.2f} with {with_what}, the cosine {base.value:+.2f}: {said}."
                 )
-        for measure, by_split in self.within.items():
-            pooled = by_split.get("")
-            if pooled is not None:
-                label = "AUC" if measure == "auc" else "Spearman's correlation"
-                chance = 0.5 if measure == "auc" else 0.0
-                reach = pooled.lead.interval(corrected=False)
-                said = _verdict("EMI", pooled.emi.value - chance, pooled.lead.value, reach)
-                lines.append(
-                    f"Within splits, values of rows tell {self.score} with {label} {pooled.emi.value:.2f}, cosines with {pooled.cosine.value:.2f}: {said}."
-                )
+        for measure, by_split in self.within_splits.items():
+            pooled = by_split[ALL]
+            label = "AUC" if measure == "auc" else "Spearman's correlation"
+            chance = 0.5 if measure == "auc" else 0.0
+            said = _verdict("EMI", pooled.emi.value - chance, pooled.lead)
+            lines.append(
+                f"Within splits, values of rows tell {self.score} with {label} {pooled.emi.value:.2f}, cosines with {pooled.cosine.value:.2f}: {said}."
+            )
         return lines
 
 
-def _verdict(what: str, own: float, value: float, interval: tuple[float, float] | None) -> str:
+class AgreementDocument(Document):
+    """Document that ``lmms-eval-emi judge agree`` writes."""
+
+    kind: Literal["agreement"] = "agreement"
+    agreements: list[Agreement]
+
+
+def _verdict(what: str, own: float, lead: CorrelationResult | Ranking) -> str:
+    """Return whether a measure beats the cosine, given its own value above chance and its lead."""
     if own <= 0:  # no lead makes up for that
         return f"{what} does not go with it at all here"
-    if interval is not None and interval[1] < 0:
-        return f"{what} is worse than the cosine by {-value:.2f} [{-interval[1]:.2f}, {-interval[0]:.2f}]"
-    if value <= 0:
+    if lead.ci95 is not None and lead.ci95[1] < 0:
+        return f"{what} is worse than the cosine by {-lead.value:.2f} [{-lead.ci95[1]:.2f}, {-lead.ci95[0]:.2f}]"
+    if lead.value <= 0:
         return f"{what} does not beat the cosine here"
-    if interval is None:
+    if lead.ci95 is None:
         return f"{what} is ahead, and whether by more than chance is not known"
-    return f"{what} beats the cosine" if interval[0] > 0 else f"{what} is ahead by no more than chance may give"
+    return f"{what} beats the cosine" if lead.ci95[0] > 0 else f"{what} is ahead by no more than chance may give"
 
 
 @dataclass
@@ -548,8 +504,19 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
         )
         for name in names
     ]
-    within = _within(result, outside, joined.parts)
-    return Agreement(result, outside.name, bool(outside.rows), points, over_splits, over_shifts, within)
+    agreement = Agreement(
+        model=result.model,
+        study=result.study,
+        signature=result.signature,
+        estimator=result.estimator,
+        score=outside.name,
+        of="rows" if outside.rows else "splits",
+        points=points,
+        over_splits=over_splits,
+        over_shifts=over_shifts,
+        within_splits=_within(result, outside, joined.parts),
+    )
+    return agreement.model_copy(update={"findings": agreement.to_findings()})
 
 
 def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: int, lone: Sequence[str]) -> None:
@@ -581,16 +548,20 @@ def loss_of_score(id: Jackknife, own: Jackknife, emid: Jackknife) -> Jackknife:
 
 def _correlations(
     sides: Mapping[str, Sequence[Jackknife | None]], scores: Sequence[Jackknife], first: str, draws: int, seed: int
-) -> dict[str, dict[str, Correlation | None]]:
+) -> dict[str, ByMeasure]:
     """Return correlations by side and measure; under ``lead``, how far the first side is ahead of the cosine."""
-    found: dict[str, dict[str, Correlation | None]] = {}
+    found: dict[str, ByMeasure] = {}
     for name, own in sides.items():
         known = [one for one in own if one is not None]
         if len(known) == len(scores):
-            found[name] = {measure: correlate(measure, known, scores, draws, seed) for measure in MEASURES}
+            found[name] = {
+                measure: CorrelationResult.of(correlate(measure, known, scores, draws, seed)) for measure in MEASURES
+            }
     if first in found and "cosine" in found:
         pair = [[one for one in sides[name] if one is not None] for name in (first, "cosine")]
-        found["lead"] = {measure: lead(measure, pair[0], pair[1], scores, draws, seed) for measure in MEASURES}
+        found["lead"] = {
+            measure: CorrelationResult.of(lead(measure, pair[0], pair[1], scores, draws, seed)) for measure in MEASURES
+        }
     return found
 
 
@@ -598,7 +569,7 @@ def _within(
     result: ResultToCompare, outside: OutsideScores, joined: Mapping[str, tuple[list[int], np.ndarray]]
 ) -> dict[str, dict[str, WithinSplit]]:
     """Return the agreement of rows within each split, and pooled by the number of rows; AUC where rows are right or wrong."""
-    found: dict[str, dict[str, WithinSplit]] = {}
+    known: dict[str, dict[str, tuple[int, Jackknife, Jackknife]]] = {}
     for name, (places, parts) in joined.items():
         rows = result.rows[name]
         if len(places) < FEWEST_ROWS:
@@ -615,13 +586,13 @@ def _within(
         for measure, target in targets.items():
             emi, cosine = (_rank_jackknife(measure, own[places], target, images) for own in (rows.values, rows.cosines))
             if emi is not None and cosine is not None:
-                found.setdefault(measure, {})[name] = WithinSplit(len(places), emi, cosine, difference(emi, cosine))
-    for own in found.values():
-        weights = np.array([one.rows for one in own.values()], dtype=float)
-        weights /= weights.sum()
-        emi, cosine = (_weighted([getattr(one, side) for one in own.values()], weights) for side in ("emi", "cosine"))
-        total = sum(one.rows for one in own.values())
-        own[""] = WithinSplit(total, emi, cosine, difference(emi, cosine))
+                known.setdefault(measure, {})[name] = (len(places), emi, cosine)
+    found: dict[str, dict[str, WithinSplit]] = {}
+    for measure, by_split in known.items():
+        counts, emis, cosines = zip(*by_split.values(), strict=True)
+        weights = np.array(counts, dtype=float) / sum(counts)
+        by_split[ALL] = (sum(counts), _weighted(emis, weights), _weighted(cosines, weights))
+        found[measure] = {name: WithinSplit.of(*own, measure) for name, own in by_split.items()}
     return found
 
 

@@ -134,7 +134,7 @@ def test_a_missing_file_and_what_to_do(in_tinyhub, answers, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message", "rows"),
     [
-        ('{"question_id": 2, "text": "again"}', ":6: question_id 2 stands in line 3 already", 4),
+        ('{"question_id": 2, "text": "again"}', ":6: question_id 2 is in line 3 already", 4),
         ("{not json", ":6: not a line of JSON", 5),
         ('{"question_id": 9}', ":6: expected an object with question_id and text", 5),
         ('{"question_id": 9, "text": null}', ":6: expected an object with question_id and text", 5),

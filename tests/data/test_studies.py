@@ -211,7 +211,7 @@ def test_a_folder_that_datasets_saved_has_the_rows_that_were_saved(study, tmp_pa
         ("severity: 2", "severty: 2", None, "unknown key. Did you mean severity"),
         ("severity: 2", "severity: two", None, "severity: Input should be a valid integer"),
         ("split: test", "spilt: test", None, "unknown key. Did you mean split"),
-        ("name: My-Study", "name: My-Study\nname: Other", 2, "name: stands in line 1 already"),
+        ("name: My-Study", "name: My-Study\nname: Other", 2, "name: is in line 1 already"),
         ("modality: text", "modality: audio", None, "Input should be 'visual' or 'text'"),
     ],
 )
@@ -438,5 +438,5 @@ def test_a_damaged_log(logged, in_tinyhub, tmp_path, capsys):
     arguments = ["--study", "synthetic", "--responses", str(tmp_path), "--split", "llava_bench_coco_frost_1"]
     assert main(["score", *arguments]) == 1
     message = capsys.readouterr().err
-    assert ":3: doc_id 1 stands in line 2 already" in message and ":5: not a line of JSON" in message
+    assert ":3: doc_id 1 is in line 2 already" in message and ":5: not a line of JSON" in message
     assert main(["score", *arguments, "--allow-missing"]) == 0

@@ -76,14 +76,13 @@ def test_correlations_over_splits_and_shifts_are_numpys() -> None:
 
 def test_the_output_says_plainly_who_is_ahead() -> None:
     ahead = agree(*make(1, emi_noise=0.1, cosine_noise=8.0))
-    assert "EMI beats the cosine" in ahead.findings()[-1]
+    assert "EMI beats the cosine" in ahead.findings[-1]
     behind = agree(*make(1, emi_noise=8.0, cosine_noise=0.1))
-    assert "EMI is worse than the cosine by" in behind.findings()[-1]
-    assert behind.to_result().findings == behind.findings()
+    assert "EMI is worse than the cosine by" in behind.findings[-1]
     result, outside = make(1, emi_noise=0.1, cosine_noise=0.1)
     backwards = {name: {row: (-one, 1.0) for row, (one, _) in own.items()} for name, own in outside.rows.items()}
-    assert all("does not go with it" in one for one in agree(result, OutsideScores("quality", backwards)).findings())
-    pooled = behind.within["spearman_r"][""]
+    assert all("does not go with it" in one for one in agree(result, OutsideScores("quality", backwards)).findings)
+    pooled = behind.within_splits["spearman_r"]["all"]
     assert pooled.lead.value == pytest.approx(pooled.emi.value - pooled.cosine.value) and pooled.lead.ci95[1] < 0
 
 
@@ -103,11 +102,11 @@ def test_rows_that_are_right_or_wrong_have_an_auc() -> None:
         name: {key: (float(value > 0), 1.0) for key, (value, _) in own.items()} for name, own in outside.rows.items()
     }
     found = agree(result, OutsideScores("accuracy", rows))
-    assert set(found.within) == {"auc"}
-    own = found.within["auc"]["shift_4"]
+    assert set(found.within_splits) == {"auc"}
+    own = found.within_splits["auc"]["shift_4"]
     right = np.array([one for one, _ in rows["shift_4"].values()])
     assert own.emi.value == pytest.approx(_auc(result.rows["shift_4"].values, right))
-    assert found.within["auc"][""].rows == len(SPLITS) * IMAGES * PER_IMAGE
+    assert found.within_splits["auc"]["all"].rows == len(SPLITS) * IMAGES * PER_IMAGE
 
 
 @pytest.mark.parametrize("measure", ["spearman_r", "auc"])
@@ -118,9 +117,9 @@ def test_intervals_within_splits_cover(measure: str) -> None:
         if measure == "auc":
             rows = {n: {k: (float(v > -0.5), 1.0) for k, (v, _) in o.items()} for n, o in outside.rows.items()}
             outside = OutsideScores("accuracy", rows)
-        one = agree(result, outside, draws=0).within[measure][""].emi
+        one = agree(result, outside, draws=0).within_splits[measure]["all"].emi
         values.append(one.value)
-        intervals.append(one.interval(corrected=False))
+        intervals.append(one.ci95)
     truth = np.mean(values)
     covered = sum(low < truth < high for low, high in intervals)
     assert covered > 0.88 * 120  # 95 % within three standard errors of 120 repetitions
@@ -130,7 +129,7 @@ def test_scores_of_splits_alone_count_as_fixed() -> None:
     result, outside = make(4)
     splits = {name: float(np.mean([one for one, _ in own.values()])) for name, own in outside.rows.items()}
     found = agree(result, OutsideScores("quality", splits=splits))
-    assert not found.of_rows and not found.within
+    assert found.of == "splits" and not found.within_splits
     with_rows = agree(result, outside)
     for what in ("emi", "cosine"):
         one, other = (each.over_splits[what]["pearson_r"] for each in (found, with_rows))
@@ -142,7 +141,7 @@ def test_fewer_than_eight_splits_have_no_correlation() -> None:
     few = {name: outside.rows[name] for name in SPLITS[:5]}
     found = agree(result, OutsideScores("quality", few))
     assert len(found.points) == 5 and not any(found.over_splits["emi"].values())
-    assert found.within["spearman_r"][""].rows == 5 * IMAGES * PER_IMAGE
+    assert found.within_splits["spearman_r"]["all"].rows == 5 * IMAGES * PER_IMAGE
     with pytest.raises(ResultsError, match="none of its 1 splits"):
         agree(result, OutsideScores("quality", {"other": few["clean"]}))
 

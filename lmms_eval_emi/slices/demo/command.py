@@ -129,7 +129,7 @@ def write_page(results: Path, responses: Path, output: Path) -> list[str]:
     }
     named = [replace(one, model=NAME) for one in read_results_to_compare(results)]
     found = [agree(one, OutsideScores("accuracy", rows)) for one in named]
-    AgreementDocument(kind="agreement", agreements=[one.to_result() for one in found]).write(output / "agreement.json")
+    AgreementDocument(kind="agreement", agreements=found).write(output / "agreement.json")
     findings, others = read_findings([results, output / "agreement.json"])
     shown = [one.model_copy(update={"model": NAME, "label": NAME}) for one in read_results(others)]
     write_report(shown, output / "report.html", findings=findings)

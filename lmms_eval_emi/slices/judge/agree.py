@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,7 @@ from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, s
 from lmms_eval_emi.errors import ResultsError
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.core.correlation import Correlation
-    from lmms_eval_emi.scoring.agreement import Agreement, OutsideScores, ResultToCompare
+    from lmms_eval_emi.scoring.agreement import Agreement, CorrelationResult, OutsideScores, ResultToCompare
     from lmms_eval_emi.settings import Settings
 
 log = logging.getLogger("lmms_eval_emi")
@@ -106,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     for one in found:
         _print(one)
     if args.output:
-        AgreementDocument(kind="agreement", agreements=[one.to_result() for one in found]).write(args.output)
+        AgreementDocument(kind="agreement", agreements=found).write(args.output)
         log.info("findings written to %s", args.output)
     return 0
 
@@ -173,18 +172,12 @@ def _pairs_of_set(
 def _print(found: Agreement) -> None:
     from tabulate import tabulate
 
+    from lmms_eval_emi.scoring.agreement import ALL
     from lmms_eval_emi.scoring.table import NOTHING, with_error
 
     count = f"{len(found.points)} split{'s' * (len(found.points) != 1)}"
-    print(
-        ", ".join(
-            filter(None, [found.result.model, f"{found.result.study}: {found.score}", count, found.result.estimator])
-        )
-    )
-    parts: tuple[tuple[str, Mapping[str, Mapping[str, Correlation | None]]], ...] = (
-        (found.score, found.over_splits),
-        (f"loss of {found.score}", found.over_shifts),
-    )
+    print(", ".join(filter(None, [found.model, f"{found.study}: {found.score}", count, found.estimator])))
+    parts = ((found.score, found.over_splits), (f"loss of {found.score}", found.over_shifts))
     rows = [
         [LABELS[what], with_what, *(_shown(by_measure.get(one)) for one in ("pearson_r", "spearman_r", "kendall_tau"))]
         for with_what, own in parts
@@ -203,27 +196,27 @@ def _print(found: Agreement) -> None:
     within = [
         [
             measure.replace("spearman_r", "Spearman").replace("auc", "AUC"),
-            name or "all",
+            name,
             one.rows,
             with_error(one.emi),
             with_error(one.cosine),
             with_error(one.lead),
         ]
-        for measure, by_split in found.within.items()
+        for measure, by_split in found.within_splits.items()
         for name, one in by_split.items()
-        if not name or len(by_split) <= 12
+        if name == ALL or len(by_split) <= 12
     ]
     if within:
         headers = ["within splits", "split", "rows", "EMI ± SE", "cosine ± SE", "lead ± SE"]
         print(tabulate(within, headers=headers, disable_numparse=True))
-    for line in found.findings():
+    for line in found.findings:
         print(line)
     print(
-        f"Intervals of 95 % and SE: for new images{'' if found.of_rows else '; the scores count as fixed'}. {NOTHING}: not defined.\n"
+        f"Intervals of 95 % and SE: for new images{'' if found.of == 'rows' else '; the scores count as fixed'}. {NOTHING}: not defined.\n"
     )
 
 
-def _shown(one: Correlation | None) -> str:
+def _shown(one: CorrelationResult | None) -> str:
     if one is None:
         return "-"
     return f"{one.value:+.3f}" + (f" [{one.ci95[0]:+.2f}, {one.ci95[1]:+.2f}]" if one.ci95 else "")

@@ -243,23 +243,19 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     """Add up, write beside the verdicts, print."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.scoring.table import NOTHING, with_error
-    from lmms_eval_emi.slices.judge.preference import PreferenceDocument, PreferenceResult, prefer, self_agreement
+    from lmms_eval_emi.scoring.table import NOTHING, value_with_error
+    from lmms_eval_emi.slices.judge.preference import PreferenceDocument, prefer, self_agreement
     from lmms_eval_emi.slices.judge.verdicts import group_verdicts
 
     by_split = group_verdicts(verdicts)
     rows, written = [], []
     for entry in entries:
         for name, samples in entry.samples.items():
-            own = by_split.get((entry.model, name), [])
-            found = prefer(own, _clusters(samples))
-            missing = found.missing if found else len({one.key.row for one in own})
-            values = [with_error(found.relative), with_error(found.win_rate)] if found else [NOTHING, NOTHING]
-            rows.append([entry.model, name, found.rows if found else 0, *values, missing])
-            nothing = PreferenceResult(
-                model=entry.model, split=name, rows=0, missing=missing, relative=None, win_rate=None
-            )
-            written.append(found.to_result() if found else nothing)
+            own = prefer(entry.model, name, by_split.get((entry.model, name), []), _clusters(samples))
+            pairs = ((own.relative, own.relative_stderr), (own.win_rate, own.win_rate_stderr))
+            values = [NOTHING if value is None else value_with_error(value, error) for value, error in pairs]
+            rows.append([own.model, own.split, own.rows, *values, own.missing])
+            written.append(own)
     agreement = self_agreement(verdicts)
     summary = _summary_of(path)
     PreferenceDocument(

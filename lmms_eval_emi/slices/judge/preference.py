@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 
-from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.core.totals import ClusterTotals, mean, ratio
 from lmms_eval_emi.scoring.agreement import OutsideScores
 from lmms_eval_emi.slices.judge.prompt import ORDERS
@@ -26,8 +24,7 @@ from lmms_eval_emi.util.documents import Document, Interval, Plain
 TIE = 1e-9
 
 
-@dataclass(frozen=True)
-class Preference:
+class Preference(Plain):
     """A judge's view of one model in one split.
 
     Attributes:
@@ -35,33 +32,11 @@ class Preference:
         split: split of the rows.
         rows: rows with a verdict.
         missing: rows without one.
-        relative: 100 x mean(model) / mean(reference).
-        win_rate: fraction of rows whose response scores above the reference, ties half, in percent.
-        scores: scores of reference and model by row number.
-        ids: question id by row number.
+        relative: 100 x mean score of the model / mean score of the references; ``None`` without verdicts.
+        relative_stderr, relative_ci95: error and interval of 95 % over images.
+        win_rate: rows whose response scores above the reference, ties half, in percent; ``None`` without verdicts.
+        win_rate_stderr, win_rate_ci95: error and interval of 95 % over images.
     """
-
-    model: str
-    split: str
-    rows: int
-    missing: int
-    relative: Jackknife
-    win_rate: Jackknife
-    scores: Mapping[int, tuple[float, float]]
-    ids: Mapping[int, str]
-
-    def to_result(self) -> PreferenceResult:
-        """Return the preference as it is written."""
-        found: dict[str, Any] = {}
-        for name in ("relative", "win_rate"):
-            own: Jackknife = getattr(self, name)
-            ci95 = list(own.ci95) if own.ci95 else None
-            found |= {name: own.value, f"{name}_stderr": own.stderr, f"{name}_ci95": ci95}
-        return PreferenceResult(model=self.model, split=self.split, rows=self.rows, missing=self.missing, **found)
-
-
-class PreferenceResult(Plain):
-    """Relative preference in one split, 100 x mean score of the model / mean score of the references, and win rate."""
 
     model: str
     split: str
@@ -116,7 +91,7 @@ class PreferenceDocument(Document):
     kind: Literal["preference"] = "preference"
     judge: str
     study: str
-    splits: list[PreferenceResult]
+    splits: list[Preference]
     self_agreement: SelfAgreement
 
 
@@ -134,37 +109,36 @@ def row_scores(verdicts: Sequence[Verdict]) -> dict[int, tuple[float, float]]:
     return found
 
 
-def prefer(verdicts: Sequence[Verdict], clusters: Mapping[int, Hashable] | None = None) -> Preference | None:
+def prefer(
+    model: str, split: str, verdicts: Sequence[Verdict], clusters: Mapping[int, Hashable] | None = None
+) -> Preference:
     """Return the preference of one model in one split.
 
     Args:
+        model: name of the model.
+        split: name of the split.
         verdicts: verdicts of that model and split.
         clusters: image of each row; default: each row is one.
-
-    Returns:
-        ``None`` where every verdict is missing.
     """
     scores = row_scores(verdicts)
-    if not scores:
-        return None
     rows = sorted(scores)
+    missing = len({one.key.row for one in verdicts} - set(rows))
+    if not rows:
+        return Preference(model=model, split=split, rows=0, missing=missing, relative=None, win_rate=None)
     images = [clusters.get(row, row) if clusters else row for row in rows]
     pairs = np.array([scores[row] for row in rows])
     wins = np.where(
         pairs[:, 1] > pairs[:, 0] + TIE, 100.0, np.where(np.abs(pairs[:, 1] - pairs[:, 0]) <= TIE, 50.0, 0.0)
     )
-    first = verdicts[0].key
-    ids = {one.key.row: one.question_id for one in verdicts}
-    return Preference(
-        first.model,
-        first.split,
-        len(rows),
-        len(set(ids) - set(rows)),
-        ClusterTotals.of(pairs[:, ::-1] * [100.0, 1.0], images).jackknife(ratio),
-        ClusterTotals.of_values(wins, images).jackknife(mean),
-        scores,
-        ids,
-    )
+    known = {
+        "relative": ClusterTotals.of(pairs[:, ::-1] * [100.0, 1.0], images).jackknife(ratio),
+        "win_rate": ClusterTotals.of_values(wins, images).jackknife(mean),
+    }
+    fields: dict[str, Any] = {}
+    for name, one in known.items():
+        ci95 = list(one.ci95) if one.ci95 else None
+        fields |= {name: one.value, f"{name}_stderr": one.stderr, f"{name}_ci95": ci95}
+    return Preference(model=model, split=split, rows=len(rows), missing=missing, **fields)
 
 
 def self_agreement(verdicts: Sequence[Verdict]) -> SelfAgreement:

@@ -383,9 +383,10 @@ def test_a_missing_verdict_moves_no_weight_between_the_orders() -> None:
     verdicts = [verdict(0, "reference_first", repeat, (4, 8)) for repeat in range(3)]
     verdicts += [verdict(0, "model_first", 0, (6, 2)), verdict(0, "model_first", 1, None)]
     assert row_scores(verdicts) == {0: (5.0, 5.0)}
-    found = prefer([*verdicts, verdict(1, "model_first", 0, None)])
-    assert (found.rows, found.missing, found.win_rate.value, found.relative.value) == (1, 1, 50, 100)
-    assert prefer([verdict(1, "model_first", 0, None)]) is None
+    found = prefer("m", "s", [*verdicts, verdict(1, "model_first", 0, None)])
+    assert (found.rows, found.missing, found.win_rate, found.relative) == (1, 1, 50, 100)
+    nothing = prefer("m", "s", [verdict(1, "model_first", 0, None)])
+    assert (nothing.rows, nothing.missing, nothing.relative) == (0, 1, None)
 
 
 def test_position_bias_and_reliability_of_a_judge_that_has_them() -> None:

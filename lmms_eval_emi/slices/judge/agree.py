@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
-from lmms_eval_emi.errors import ResultsError
+from lmms_eval_emi.errors import InputError, ResultsError
 
 if TYPE_CHECKING:
     from lmms_eval_emi.scoring.agreement import Agreement, CorrelationResult, OutsideScores, ResultToCompare
@@ -82,8 +82,11 @@ def run(args: argparse.Namespace) -> int:
     """Read, correlate, print, write."""
     settings = settings_of(args)
     from lmms_eval_emi.scoring.agreement import AgreementDocument, agree
+    from lmms_eval_emi.slices.judge.human import human_set_names
     from lmms_eval_emi.util.files import check_output
 
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit: expected 1 or more rows, got {args.limit}.")
     files = [Path(one.partition("=")[2] or one) for one in args.scores]
     if args.output:
         inputs = [*args.results, *args.judged, *files]
@@ -92,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     plain = [path for path in args.results if path not in sets]
     if plain and not (args.judged or args.scores):
         raise ResultsError(
-            "agreement: expected --judged FILE or --scores FILE to compare the results with, got neither."
+            f"agreement: expected --judged FILE or --scores FILE to compare the results with, got neither. Sets with human scores need neither: {', '.join(human_set_names())}."
         )
     pairs = _pairs_of_files(plain, args) if plain else []
     for path in sets:

@@ -18,6 +18,7 @@ from lmms_eval_emi.errors import InputError, StudyError
 from lmms_eval_emi.scoring.agreement import OutsideScores, number_of_score
 from lmms_eval_emi.scoring.flat import join_tables
 from lmms_eval_emi.settings import Settings
+from lmms_eval_emi.util.documents import problems_of
 
 if TYPE_CHECKING:
     import datasets
@@ -93,8 +94,9 @@ def load_human_set(source: str) -> HumanSet:
     try:
         return HumanSet.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeError, yaml.YAMLError, ValidationError) as error:
+        reason = "; ".join(problems_of(error)) if isinstance(error, ValidationError) else error
         raise InputError(
-            f"{source}: expected a set with human scores ({', '.join(human_set_names())}), or a YAML file that describes one: {error}"
+            f"{source}: expected a set with human scores ({', '.join(human_set_names())}), or a YAML file that describes one: {reason}"
         ) from error
 
 

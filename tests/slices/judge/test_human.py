@@ -88,3 +88,13 @@ def test_a_set_of_ones_own_is_a_yaml_file(in_tinyhub, tmp_path, monkeypatch):
 def test_an_unknown_set_names_those_that_exist():
     with pytest.raises(InputError, match="longcap-arena, polaris"):
         load_human_set("flickr.yaml")
+
+
+def test_wrong_arguments_say_what_is_expected(tmp_path, capsys):
+    assert main(["judge", "agree", "polaris", "--limit", "0"]) == 1
+    assert "expected 1 or more rows" in capsys.readouterr().err
+    assert main(["judge", "agree", str(tmp_path / "results.json")]) == 1
+    assert "longcap-arena, polaris" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text("name: mine\ntitle: mine\n")
+    assert main(["judge", "agree", str(tmp_path / "mine.yaml")]) == 1
+    assert "columns: Field required" in capsys.readouterr().err

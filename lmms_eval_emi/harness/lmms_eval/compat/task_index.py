@@ -127,12 +127,8 @@ def share_datasets() -> None:
         others = (config.training_split, config.validation_split, config.fewshot_split)
         if not (ours and config.test_split and not any(others)):
             return download(task, *args, **kwargs)
-        start = time.perf_counter()
-        try:
-            with _loading_once(config.test_split):
-                return download(task, *args, **kwargs)
-        finally:
-            _loading_time.append(time.perf_counter() - start)
+        with _loading_once(config.test_split):
+            return download(task, *args, **kwargs)
 
     shared.adds_lmms_eval_emi = True  # type: ignore[attr-defined]
     ConfigurableTask.download = shared
@@ -153,7 +149,11 @@ def _loading_once(split: str) -> Iterator[None]:
             given = kwargs.get("cache_dir")  # the harness names one
             if not (given and os.access(given, os.W_OK)) and (cache := other_cache()):
                 kwargs["cache_dir"] = str(cache)  # the cache of datasets is read-only
-            loaded_splits[key] = load(*args, **kwargs)
+            start = time.perf_counter()
+            try:
+                loaded_splits[key] = load(*args, **kwargs)
+            finally:
+                _loading_time.append(time.perf_counter() - start)
         found = loaded_splits[key]
         whole = isinstance(found, datasets.DatasetDict) and split in found
         return datasets.DatasetDict({split: found[split]}) if whole else found

@@ -325,7 +325,7 @@ def score_samples(
     translations = iter(embedded[len(entries) :])
     return [
         scored
-        for (entry, embeddings), own, partner in zip(embedded, kinds, translated, strict=False)
+        for (entry, embeddings), own, partner in zip(embedded[: len(entries)], kinds, translated, strict=True)
         for scored in _score_entry(
             entry, embeddings, own, next(translations)[1] if partner.samples else {}, loaded, settings
         )

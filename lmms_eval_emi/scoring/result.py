@@ -514,7 +514,7 @@ class ScoringOptions:
 
     convention: str = "published"
     entropy: float | None = None
-    inference: Inference = field(default_factory=lambda: Inference())
+    inference: Inference = field(default_factory=Inference)
     responses: str = ""
 
     @classmethod

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +42,9 @@ class Hooks:
     doc_to_text: Callable
     doc_to_target: Callable
     process_results: Callable
-    emi: Callable = field(default_factory=lambda: emi)
-    emid: Callable = field(default_factory=lambda: emid)
-    emid_bound: Callable = field(default_factory=lambda: emid_bound)
+    emi: Callable
+    emid: Callable
+    emid_bound: Callable
 
 
 @lru_cache(maxsize=32)
@@ -82,7 +82,17 @@ def study_hooks(study_source: str) -> Hooks:
         """Return the response and its row as ``emi``; as ``emid`` and ``emid_bound`` too where the ID split runs."""
         return _take_response(study, doc, results)
 
-    return Hooks(process_docs_of(), process_docs_of, doc_to_visual, doc_to_text, doc_to_target, process_results)
+    return Hooks(
+        process_docs_of(),
+        process_docs_of,
+        doc_to_visual,
+        doc_to_text,
+        doc_to_target,
+        process_results,
+        emi,
+        emid,
+        emid_bound,
+    )
 
 
 def _announce(study: Study, split: str, dataset: datasets.Dataset) -> datasets.Dataset:

@@ -87,11 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit: expected 1 or more rows, got {args.limit}.")
-    files = [Path(one.partition("=")[2] or one) for one in args.scores]
-    if args.output:
-        inputs = [*args.results, *args.judged, *files]
-        check_output(args.output, inputs, overwrite=args.overwrite, example="agreement.json")
     sets = [path for path in args.results if _is_human_set(path)]
+    if args.output:
+        inputs = [*args.results, *args.judged, *(path for _, path in map(_named_file, args.scores))]
+        check_output(args.output, inputs, overwrite=args.overwrite, example="agreement.json")
     plain = [path for path in args.results if path not in sets]
     if plain and not (args.judged or args.scores):
         raise ResultsError(
@@ -120,6 +119,12 @@ def _is_human_set(path: Path) -> bool:
     return path.suffix in (".yaml", ".yml") or (str(path) in human_set_names() and not path.exists())
 
 
+def _named_file(text: str) -> tuple[str, Path]:
+    """Return name and path of ``NAME=FILE``, or of ``FILE``, whose name is that of the file."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals else (Path(text).stem, Path(text))
+
+
 def _pairs_of_files(paths: Sequence[Path], args: argparse.Namespace) -> list[tuple[ResultToCompare, OutsideScores]]:
     """Return every result of the files with every score that may be of its model."""
     from lmms_eval_emi.scoring.agreement import read_results_to_compare, read_scores
@@ -135,8 +140,8 @@ def _pairs_of_files(paths: Sequence[Path], args: argparse.Namespace) -> list[tup
         label = f"relative preference ({judges}, {path.name})" if several else "relative preference"
         outside += scores_of_verdicts(verdicts, label)
     for one in args.scores:
-        name, _, path = one.partition("=") if "=" in one else (Path(one).stem, "=", one)
-        outside += read_scores(Path(path), name)
+        name, path = _named_file(one)
+        outside += read_scores(path, name)
     pairs = [(result, score) for score in outside for result in results if score.model in ("", result.model)]
     strangers = sorted({score.model for score in outside} - {"", *(result.model for result in results)})
     if strangers:
@@ -157,17 +162,19 @@ def _pairs_of_set(
     from lmms_eval_emi.scoring.pipeline import score_samples
     from lmms_eval_emi.scoring.rows import write_results
     from lmms_eval_emi.slices.judge.human import load_human_set, read_human_set
+    from lmms_eval_emi.util.files import check_output
 
     described = load_human_set(source)
+    path = args.output.with_name(f"{args.output.stem}.{described.name}.json") if args.output else None
+    if path:
+        check_output(path, [], overwrite=args.overwrite, example="agreement.json")
     log.info("%s. Licence: %s", described.title, described.licence or "unknown")
     entries, scores = read_human_set(described, settings, args.limit)
     scored = score_samples(entries, settings, estimators=args.estimator, allow_missing=True)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "results.json"
-        if args.output:
-            path = args.output.with_name(f"{args.output.stem}.{described.name}.json")
-        write_results(path, scored)
-        results = read_results_to_compare(path)
+        written = path or Path(folder) / "results.json"
+        write_results(written, scored)
+        results = read_results_to_compare(written)
     criterion = {next(iter(score.rows)): score for score in scores}
     return [(result, criterion[result.id_split]) for result in results]
 

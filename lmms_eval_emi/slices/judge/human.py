@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmms_eval_emi.data.rows import column_values, load_source, undecoded
 from lmms_eval_emi.errors import InputError, StudyError
@@ -62,7 +62,7 @@ class HumanSet(_Strict):
         criteria: split of the dataset by what people judged.
     """
 
-    name: str
+    name: str = Field(pattern=r"^[\w-]+$")  # part of a file's name
     title: str
     licence: str = ""
     path: str
@@ -111,8 +111,7 @@ def read_human_set(
         limit: number of rows of each criterion; default: all.
 
     Raises:
-        StudyError: the dataset cannot be read, or lacks a split or a column.
-        ResultsError: a score is not a number.
+        StudyError: the dataset cannot be read, lacks a split or a column, or has a score that is not a number.
     """
     splits = load_source(source.path, source.config)
     entries, scores = [], []
@@ -128,7 +127,7 @@ def read_human_set(
         entry = join_tables(source.name, place, {criterion: (place, table)}, settings)
         entries.append(entry)
         by_row = {str(number): (score, 1.0) for number, score in enumerate(own) if score is not None}
-        scores.append(OutsideScores(f"human {criterion}", {criterion: by_row}, model=source.name))
+        scores.append(OutsideScores(f"human {criterion}", {entry.study.id_split: by_row}, model=source.name))
     return entries, scores
 
 

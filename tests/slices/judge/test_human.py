@@ -73,7 +73,9 @@ def test_a_set_of_ones_own_is_a_yaml_file(in_tinyhub, tmp_path, monkeypatch):
     use_tiny_encoders(monkeypatch, in_tinyhub)
     write_stand_in("polaris", tmp_path)
     monkeypatch.chdir(tmp_path)
-    text = load_human_set("polaris").model_copy(update={"name": "mine"}).model_dump_json()
+    described = load_human_set("polaris")
+    criteria = {"over all": described.criteria["quality"]}
+    text = described.model_copy(update={"name": "mine", "criteria": criteria}).model_dump_json()
     (tmp_path / "mine.yaml").write_text(text)  # JSON is YAML
     command = ["judge", "agree", "mine.yaml", "--estimator", "cosine", "--limit", "10"]
     assert main([*command, "--output", "mine.json"]) == 0
@@ -83,6 +85,9 @@ def test_a_set_of_ones_own_is_a_yaml_file(in_tinyhub, tmp_path, monkeypatch):
     )
     (tmp_path / "mine.yaml").write_text(text.replace('"cand"', '"caption"'))
     assert main([*command, "--output", "again.json"]) == 1
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "mine.json").unlink()  # the results beside it are not replaced unasked
+    assert main([*command, "--output", "mine.json"]) == 1 and (tmp_path / "mine.mine.json").is_file()
 
 
 def test_an_unknown_set_names_those_that_exist():

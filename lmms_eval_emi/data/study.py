@@ -478,7 +478,7 @@ def _doubled_keys(node: yaml.Node) -> Any:
         lines: dict[str, int] = {}
         for key, value in node.value:
             if key.value in lines:
-                yield key.start_mark.line + 1, f"{key.value}: stands in line {lines[key.value]} already"
+                yield key.start_mark.line + 1, f"{key.value}: is in line {lines[key.value]} already"
             lines[key.value] = key.start_mark.line + 1
             yield from _doubled_keys(value)
     elif isinstance(node, yaml.SequenceNode):

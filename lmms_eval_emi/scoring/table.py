@@ -101,16 +101,18 @@ class HasError(Protocol):
 
 
 def with_error(score: HasError, mark: str = "") -> str:
-    """Return a score and its standard error, to the error's second digit: ``0.0123 ± 0.0018``.
-
-    >>> with_error(Jackknife(1.5, ()))
-    '1.5'
-    """
+    """Return a score and its standard error, to the error's second digit: ``0.0123 ± 0.0018``."""
     return value_with_error(score.value, score.stderr, mark)
 
 
 def value_with_error(value: float, error: float | None, mark: str = "") -> str:
-    """Return a value and its standard error, to the error's second digit; the value alone if there is no error."""
+    """Return a value and its standard error, to the error's second digit; the value alone if there is no error.
+
+    >>> value_with_error(0.01234, 0.00182)
+    '0.0123 ± 0.0018'
+    >>> value_with_error(1.5, None)
+    '1.5'
+    """
     if error is None:
         return f"{value:{DIGITS}}{mark}"
     shown = f"{error:#.2g}".rstrip(".")

@@ -37,7 +37,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="RESULTS",
-        help="JSON files of score, with their rows; or public sets with human scores (longcap-arena, polaris, or a YAML file that describes one), which are scored first",
+        help="JSON files of score, with their rows; or public sets with human scores, which are scored first (composite, flickr8k-crowdflower, flickr8k-expert, longcap-arena, mmhe, polaris, or a YAML file that describes one)",
     )
     parser.add_argument(
         "--judged",

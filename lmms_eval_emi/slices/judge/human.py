@@ -5,13 +5,13 @@ A set is a YAML file in ``slices/judge/human/``, or a file of the user's with th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lmms_eval_emi.data.rows import column_values, load_source, undecoded
 from lmms_eval_emi.errors import InputError, StudyError
@@ -37,15 +37,27 @@ class SetColumns(_Strict):
         image: image of the row; ``None`` for sets without images.
         response: text that people scored.
         reference: reference text, or a list of them, of which the first is used.
-        score: mean human score; higher is better.
+        score: human score of criteria that name no column; higher is better.
         question: question of the row; ``None`` where all rows share the question of the set.
     """
 
     image: str | None = "image"
     response: str
     reference: str
-    score: str
+    score: str | None = None
     question: str | None = None
+
+
+class Criterion(_Strict):
+    """What people judged.
+
+    Attributes:
+        split: split of the dataset.
+        score: column of the human score; ``None`` for the column that all criteria share.
+    """
+
+    split: str
+    score: str | None = None
 
 
 class HumanSet(_Strict):
@@ -59,7 +71,7 @@ class HumanSet(_Strict):
         config: configuration of the dataset.
         question: what every text answers, unless a column says it.
         columns: names of the columns.
-        criteria: split of the dataset by what people judged.
+        criteria: split by name of the criterion, or split and column of the score.
     """
 
     name: str = Field(pattern=r"^[\w-]+$")  # part of a file's name
@@ -69,7 +81,31 @@ class HumanSet(_Strict):
     config: str | None = None
     question: str = "Describe the image."
     columns: SetColumns
-    criteria: dict[str, str]
+    criteria: dict[str, Criterion] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_criteria(cls, fields: Any) -> Any:
+        """Write a criterion that is the name of a split as a mapping."""
+        if isinstance(fields, dict) and isinstance(fields.get("criteria"), dict):
+            criteria = {
+                name: {"split": one} if isinstance(one, str) else one for name, one in fields["criteria"].items()
+            }
+            return {**fields, "criteria": criteria}
+        return fields
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> HumanSet:
+        without = [name for name in self.criteria if self.score_column(name) is None]
+        if without:
+            raise ValueError(
+                f"no column of scores for {', '.join(without)}: set columns.score, or score of a criterion"
+            )
+        return self
+
+    def score_column(self, criterion: str) -> str | None:
+        """Return the column that holds the human scores of a criterion."""
+        return self.criteria[criterion].score or self.columns.score
 
 
 def human_set_names() -> list[str]:
@@ -115,47 +151,67 @@ def read_human_set(
     """
     splits = load_source(source.path, source.config)
     entries, scores = [], []
-    for criterion, split in source.criteria.items():
+    for criterion, described in source.criteria.items():
+        split = described.split
         if split not in splits:
             raise StudyError(
                 f"{source.path}: expected the split {split}, which is missing; it has {', '.join(splits)}."
             )
         rows = splits[split]
         rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
-        table, own = _to_table(rows, source, f"{source.path}, split {split}")
+        label = f"{source.path}, split {split}"
+        table = _to_table(rows, source, label)
+        human_scores = _scores(rows, str(source.score_column(criterion)), label)
         place = Path(f"{source.name}_{criterion}")
         entry = join_tables(source.name, place, {criterion: (place, table)}, settings)
         entries.append(entry)
-        by_row = {str(number): (score, 1.0) for number, score in enumerate(own) if score is not None}
+        by_row = {str(number): (score, 1.0) for number, score in enumerate(human_scores) if score is not None}
         scores.append(OutsideScores(f"human {criterion}", {entry.study.id_split: by_row}, model=source.name))
     return entries, scores
 
 
-def _to_table(rows: datasets.Dataset, source: HumanSet, label: str) -> tuple[datasets.Dataset, list[float | None]]:
-    """Return rows with the columns ``id, question, response, reference, image``, and their human scores."""
+def _to_table(rows: datasets.Dataset, source: HumanSet, label: str) -> datasets.Dataset:
+    """Return rows with the columns ``id, question, response, reference, image``."""
     import datasets
 
     columns = source.columns
-    wanted = [name for name in columns.model_dump().values() if name]
-    missing = [name for name in wanted if name not in rows.column_names]
-    if missing:
-        raise StudyError(f"{label}: missing columns {', '.join(missing)}; it has {', '.join(rows.column_names)}.")
-    references: Sequence = column_values(rows, columns.reference)
+    _check_columns(rows, [name for key, name in columns if name and key != "score"], label)
     questions = column_values(rows, columns.question) if columns.question else [source.question] * len(rows)
-    try:
-        scores = [number_of_score(value) for value in column_values(rows, columns.score)]
-    except ValueError as error:
-        raise StudyError(f"{label}: {columns.score}: {error}") from error
     table = datasets.Dataset.from_dict(
         {
             "id": [str(number) for number in range(len(rows))],
             "question": questions,
             "response": column_values(rows, columns.response),
-            "reference": [one if isinstance(one, str) else next(iter(one or ()), None) for one in references],
+            "reference": [_first_reference(value) for value in column_values(rows, columns.reference)],
         }
     )
     if columns.image:
         images = undecoded(rows, columns.image).select_columns([columns.image])
         images = images if columns.image == "image" else images.rename_column(columns.image, "image")
         table = datasets.concatenate_datasets([table, images], axis=1)
-    return table, scores
+    return table
+
+
+def _scores(rows: datasets.Dataset, column: str, label: str) -> list[float | None]:
+    """Return the human score of each row, ``None`` for a row without one."""
+    _check_columns(rows, [column], label)
+    try:
+        return [number_of_score(value) for value in column_values(rows, column)]
+    except ValueError as error:
+        raise StudyError(f"{label}: {column}: {error}") from error
+
+
+def _check_columns(rows: datasets.Dataset, wanted: list[str], label: str) -> None:
+    missing = [name for name in wanted if name not in rows.column_names]
+    if missing:
+        raise StudyError(f"{label}: missing columns {', '.join(missing)}; it has {', '.join(rows.column_names)}.")
+
+
+def _first_reference(value: Any) -> str | None:
+    """Return a reference, or the first of a list, which a CSV file holds as text such as ``"['a', 'b']"``."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # a text that begins with a bracket
+            return value
+    return value if isinstance(value, str) else next(iter(value or ()), None)

@@ -20,7 +20,7 @@ MODELS = {
     "audit": "lmms_eval_emi.scoring.audit:AuditDocument",
     "verdict": "lmms_eval_emi.slices.judge.verdicts:Verdict",
     "preference": "lmms_eval_emi.slices.judge.preference:PreferenceDocument",
-    "robustness": "lmms_eval_emi.slices.robustness.comparison:RobustnessDocument",
+    "robustness": "lmms_eval_emi.slices.robustness.results:RobustnessDocument",
     "reproduction": "lmms_eval_emi.slices.reproduce.reproduction:ReproductionDocument",
 }
 

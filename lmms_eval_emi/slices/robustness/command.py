@@ -6,20 +6,22 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import ResultsError, UnavailableError
 
 if TYPE_CHECKING:
     from lmms_eval_emi.settings import Settings
-    from lmms_eval_emi.slices.robustness.comparison import (
+    from lmms_eval_emi.slices.robustness.comparison import ShiftedTask
+    from lmms_eval_emi.slices.robustness.results import (
         Consistency,
-        ConsistencyResult,
+        MeanLoss,
         MetricRobustness,
+        RelativeMetric,
         ReportedMetric,
-        ShiftedTask,
-        TaskResult,
+        RobustnessDocument,
+        TaskRobustness,
     )
 
 log = logging.getLogger("lmms_eval_emi")
@@ -96,31 +98,16 @@ def _add_choice_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, compare, print, write."""
     settings = settings_of(args)
-    from lmms_eval_emi.slices.robustness.comparison import RobustnessDocument, measure_all
     from lmms_eval_emi.util.files import check_output
 
     if args.output:
         check_output(args.output, [args.out], overwrite=args.overwrite, example="robustness.json")
     if not -1 <= args.same_from <= 1:
         raise ResultsError(f"--same-from: expected a cosine from -1 to 1, got {args.same_from}.")
-    pairs = _pairs(args)
-    same = {} if args.without_consistency else _consistencies(pairs, settings, args.same_from)
-    measured = {
-        model: {
-            task: measure_all(own, method=settings.adjust, margin=settings.margin, seed=settings.seed)
-            for task, own in by_task.items()
-        }
-        for model, by_task in pairs.items()
-    }
-    written: list[TaskResult] = []
-    for model, by_task in measured.items():
-        for task, metrics in by_task.items():
-            base = measured[args.baseline].get(task) if args.baseline and model != args.baseline else None
-            own_same = {pair.shifted.name: same.get((model, task, pair.shifted.name)) for pair in pairs[model][task]}
-            print(f"{task}, {model}")
-            written.append(_print_task(pairs[model][task], metrics, own_same, base, args))
-            print()
-    if any(one is not None and one.same is not None for one in same.values()):
+    document = _compare(args, settings)
+    for task in document.tasks:
+        _print_task(task, "clusters" if args.cluster else "images")
+    if any(one.same is not None for task in document.tasks for one in task.consistency.values()):
         print(
             f"same meaning: cosine of both responses' embeddings at least {args.same_from} (text encoder {settings.text_encoder})"
         )
@@ -128,15 +115,51 @@ def run(args: argparse.Namespace) -> int:
         "loss > 0: worse. SE: for new images. MMI: loss / clean score. right→wrong, wrong→right: share of rows that flipped under the shift. p: paired test, adjusted over the shifts of a task."
     )
     if args.output:
-        RobustnessDocument(
-            kind="robustness",
-            adjust=settings.adjust,
-            text_encoder=None if args.without_consistency else settings.text_encoder,
-            same_from=None if args.without_consistency else args.same_from,
-            tasks=written,
-        ).write(args.output)
+        document.write(args.output)
         log.info("results written to %s", args.output)
     return 0
+
+
+def _compare(args: argparse.Namespace, settings: Settings) -> RobustnessDocument:
+    """Return what each task of each model loses under its shifts."""
+    from lmms_eval_emi.slices.robustness.comparison import measure_all, relative_to, reported_metrics
+    from lmms_eval_emi.slices.robustness.results import Relative, RobustnessDocument, TaskRobustness
+
+    pairs = _pairs(args)
+    same = {} if args.without_consistency else _consistencies(pairs, settings, args.same_from)
+    measured = {
+        (model, task): measure_all(own, method=settings.adjust, margin=settings.margin, seed=settings.seed)
+        for model, by_task in pairs.items()
+        for task, own in by_task.items()
+    }
+    tasks = []
+    for (model, task), metrics in measured.items():
+        relative = None
+        if args.baseline and model != args.baseline:
+            compared = relative_to(metrics, measured.get((args.baseline, task), []))
+            relative = Relative(baseline=args.baseline, metrics=compared) if compared else None
+        own = pairs[model][task]
+        tasks.append(
+            TaskRobustness(
+                model=own[0].clean.model,
+                task=own[0].clean.name,
+                metrics=metrics,
+                consistency={
+                    name: found
+                    for pair in own
+                    if (found := same.get((model, task, name := pair.shifted.name))) is not None
+                },
+                reported=reported_metrics(own),
+                **({"relative": relative} if relative else {}),
+            )
+        )
+    return RobustnessDocument(
+        kind="robustness",
+        adjust=settings.adjust,
+        text_encoder=None if args.without_consistency else settings.text_encoder,
+        same_from=None if args.without_consistency else args.same_from,
+        tasks=tasks,
+    )
 
 
 def _pairs(args: argparse.Namespace) -> dict[str, dict[str, list[ShiftedTask]]]:
@@ -156,42 +179,6 @@ def _pairs(args: argparse.Namespace) -> dict[str, dict[str, list[ShiftedTask]]]:
         model: find_pairs(by_model[model], only=args.task, pairs=args.pair, other_rows=args.other_rows)
         for model in chosen
     }
-
-
-def _print_task(
-    pairs: Sequence[ShiftedTask],
-    metrics: Sequence[MetricRobustness],
-    same: Mapping[str, Consistency | None],
-    base: Sequence[MetricRobustness] | None,
-    args: argparse.Namespace,
-) -> TaskResult:
-    """Print what was measured of one task of a model, and return it for the document."""
-    from lmms_eval_emi.slices.robustness.comparison import RelativeResult, TaskResult, relative_to
-
-    clean = pairs[0].clean
-    reported = _reported(pairs)
-    for metric in metrics:
-        _print_metric(metric, same, "clusters" if args.cluster else "images")
-    names = {metric.metric for metric in metrics}
-    others = [row for row in reported if row.metric not in names or any(metric.notes for metric in metrics)]
-    if others:
-        _print_reported(others)
-    elif not metrics:
-        log.warning("%s: it logged no metric of rows and reports none.", clean.name)
-    relative = relative_to(metrics, base) if base else []
-    for compared in relative:
-        _print_relative(compared, args.baseline)
-    found: dict[str, Any] = {}
-    if relative:
-        found["relative"] = RelativeResult(baseline=args.baseline, metrics=[one.to_result() for one in relative])
-    return TaskResult(
-        model=clean.model,
-        task=clean.name,
-        metrics=[one.to_result() for one in metrics],
-        consistency={name: _plain(one) for name, one in same.items() if one is not None},
-        reported=reported,
-        **found,
-    )
 
 
 def _consistencies(
@@ -229,69 +216,48 @@ def _consistencies(
     }
 
 
-def _stays(found: Consistency | None) -> float | None:
-    """Return the fraction of rows whose response stays what it was: in meaning, or as an option."""
-    return None if found is None else (found.same or found.identical).value
+def _print_task(task: TaskRobustness, unit: str) -> None:
+    """Print what was measured of one task of a model."""
+    print(f"{task.task}, {task.model}")
+    for metric in task.metrics:
+        _print_metric(metric, task.consistency, unit)
+    names = {metric.metric for metric in task.metrics}
+    others = [one for one in task.reported if one.metric not in names or any(metric.notes for metric in task.metrics)]
+    if others:
+        _print_reported(others)
+    elif not task.metrics:
+        log.warning("%s: it logged no metric of rows and reports none.", task.task)
+    if task.relative:
+        for compared in task.relative.metrics:
+            _print_relative(compared, task.relative.baseline)
+    print()
 
 
-def _plain(found: Consistency) -> ConsistencyResult:
-    from lmms_eval_emi.slices.robustness.comparison import ConsistencyResult, plain
-
-    sides = {name: plain(name, getattr(found, name)) for name in ("same", "identical", "cosine")}
-    return ConsistencyResult(**{key: value for own in sides.values() for key, value in own.items()})
-
-
-def _reported(pairs: Sequence[ShiftedTask]) -> list[ReportedMetric]:
-    """Return what the tasks report by their own aggregation, which has no error."""
-    from lmms_eval_emi.slices.robustness.comparison import ReportedMetric
-
-    rows = []
-    for pair in pairs:
-        for metric, (clean, better) in pair.clean.reported.items():
-            if metric in pair.shifted.reported:
-                shifted = pair.shifted.reported[metric][0]
-                loss = clean - shifted if better else shifted - clean
-                rows.append(
-                    ReportedMetric(
-                        task=pair.shifted.name,
-                        metric=metric,
-                        clean=clean,
-                        shifted=shifted,
-                        loss=loss,
-                        mmi=loss / clean if clean > 0 else None,
-                    )
-                )
-    return rows
-
-
-def _print_metric(metric: MetricRobustness, same: Mapping[str, Consistency | None], unit: str) -> None:
+def _print_metric(metric: MetricRobustness, same: Mapping[str, Consistency], unit: str) -> None:
     """Print the losses of one metric under every shift, their means, and what to know of it."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.scoring.table import MARK, NOTHING, with_error
+    from lmms_eval_emi.scoring.table import MARK, NOTHING
 
     rows = []
-    for one in metric.losses:
-        row = [one.pair.shift, one.rows, one.loss.clusters or NOTHING, with_error(one.shifted)]
-        row += [with_error(one.loss, MARK if one.verdict in ("lost", "gained") else "")]
-        row += [_share(one.mmi.value if one.mmi else None), _share(one.right_to_wrong), _share(one.wrong_to_right)]
+    for one in metric.shifts:
+        row = [one.shift, one.rows, one.images or NOTHING, _with_error(one.shifted, one.shifted_stderr)]
+        row += [_with_error(one.loss, one.loss_stderr, MARK if one.verdict in ("lost", "gained") else "")]
+        row += [_share(one.mmi), _share(one.right_to_wrong), _share(one.wrong_to_right)]
         row += [NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}", one.verdict or NOTHING]
-        rows.append([*row, *([_share(_stays(same.get(one.pair.shifted.name)))] if any(same.values()) else [])])
+        rows.append([*row, *([_share(same[one.task].stays if one.task in same else None)] if same else [])])
     headers = ["shift", "rows", unit, "score ± SE", "loss ± SE", "MMI", "right→wrong", "wrong→right", "p", "verdict"]
-    options = metric.losses[0].pair.clean.response_kind == "option"
-    headers += ["same option" if options else "same meaning"] if any(same.values()) else []
-    print(f"\n{metric.metric}, clean {with_error(metric.losses[0].clean)}")
+    options = all(one.same is None for one in same.values())
+    headers += ["same option" if options else "same meaning"] if same else []
+    first = metric.shifts[0]
+    print(f"\n{metric.metric}, clean {_with_error(first.clean, first.clean_stderr)}")
     print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 8, "left")))
-    if len(metric.losses) > 1:
-        groups = [
-            f"{name} {with_error(loss)}" + (f" (MMI {mmi.value:.1%})" if mmi else "")
-            for name, (loss, mmi) in metric.by_group.items()
-        ]
-        loss, mmi = metric.mean
-        share = f" (MMI {mmi.value:.1%})" if mmi else ""
+    if len(metric.shifts) > 1:
+        groups = [f"{name} {_mean_with_error(mean)}" for name, mean in metric.by_operator.items()]
+        worst = max(metric.shifts, key=lambda one: one.loss or 0.0)
         print(f"mean loss over levels: {', '.join(groups)}")
         print(
-            f"mean loss over operators: {with_error(loss)}{share}; worst: {metric.worst.pair.shift}, {with_error(metric.worst.loss)}"
+            f"mean loss over operators: {_mean_with_error(metric.mean)}; worst: {worst.shift}, {_with_error(worst.loss, worst.loss_stderr)}"
         )
     for note in metric.notes:
         print(f"note: {note}")
@@ -309,21 +275,32 @@ def _print_reported(rows: Sequence[ReportedMetric]) -> None:
     print(tabulate(cells, headers=["task", "metric", "clean", "shifted", "loss", "MMI"], disable_numparse=True))
 
 
-def _print_relative(one: Any, baseline: str | None) -> None:
+def _print_relative(compared: RelativeMetric, baseline: str) -> None:
     """Print the losses of a model beside those of the baseline."""
     from tabulate import tabulate
 
-    from lmms_eval_emi.scoring.table import NOTHING, with_error
+    from lmms_eval_emi.scoring.table import NOTHING
 
     shown = f"no ratio, for {baseline} loses nothing beyond its error"
-    if one.ratio:
-        shown = f"ratio of the losses' sums {with_error(one.ratio)}"
-    print(f"\nbeside {baseline}, {one.metric}: {shown}")
+    if compared.ratio is not None:
+        shown = f"ratio of the losses' sums {_with_error(compared.ratio, compared.ratio_stderr)}"
+    print(f"\nbeside {baseline}, {compared.metric}: {shown}")
     rows = [
-        [name, with_error(found), NOTHING if found.p_value is None else f"{found.p_value:.2g}"]
-        for name, found in one.differences.items()
+        [name, _with_error(one.difference, one.difference_stderr), NOTHING if one.p is None else f"{one.p:.2g}"]
+        for name, one in compared.shifts.items()
     ]
     print(tabulate(rows, headers=["shift", "difference of losses ± SE", "p"], disable_numparse=True))
+
+
+def _mean_with_error(mean: MeanLoss) -> str:
+    share = "" if mean.mmi is None else f" (MMI {mean.mmi:.1%})"
+    return _with_error(mean.loss, mean.loss_stderr) + share
+
+
+def _with_error(value: float | None, error: float | None, mark: str = "") -> str:
+    from lmms_eval_emi.scoring.table import NOTHING, value_with_error
+
+    return NOTHING if value is None else value_with_error(value, error, mark)
 
 
 def _share(value: float | None) -> str:

@@ -1,15 +1,10 @@
-"""A task under its shifts: what each metric loses, whether that is more than chance, and which shift is worst.
-
-A loss is the clean score less the shifted one, or the other way round where less is better, so that a positive loss is
-worse. MMI, the multimodal impact score of Qiu et al. (2024), is the loss as a fraction of the clean score. Errors are for
-new images, or for new rows where none share one; differences are paired in them.
-"""
+"""A task under its shifts: what each metric loses, whether that is more than chance, and which shift is worst."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +15,17 @@ from lmms_eval_emi.core.multiple import adjust, verdict
 from lmms_eval_emi.core.totals import ClusterTotals, exchange_test, relabel_test
 from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.slices.robustness.metrics import RowMetric
-from lmms_eval_emi.util.documents import Document, Interval, Plain
+from lmms_eval_emi.slices.robustness.results import (
+    Consistency,
+    Loss,
+    LossDifference,
+    MeanLoss,
+    MetricRobustness,
+    RelativeMetric,
+    ReportedMetric,
+    WorstShift,
+    plain,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,254 +87,6 @@ class ShiftedTask:
         return " + ".join(self.operators.values()) or self.shift
 
 
-@dataclass(frozen=True)
-class Loss:
-    """Loss of one metric under one shift.
-
-    Attributes:
-        pair: the tasks.
-        metric: name of the metric.
-        rows: rows that were compared; of the shifted task where they are not the same.
-        clean, shifted: scores.
-        loss: positive: worse.
-        mmi: loss / clean score; ``None`` unless the clean score is above 0.
-        right_to_wrong, wrong_to_right: fraction of rows whose response was right and is wrong under the shift, and the
-            reverse; ``None`` where rows are not scored right or wrong, or are not the same questions.
-        p_value: p-value of a paired test, or for rows that are not the same, of an unpaired one.
-        p_adjusted: over the shifts of the task.
-        verdict: ``lost``, ``gained``, ``held`` or ``undecided``.
-    """
-
-    pair: ShiftedTask
-    metric: str
-    rows: int
-    clean: Jackknife
-    shifted: Jackknife
-    loss: Jackknife
-    mmi: Jackknife | None
-    right_to_wrong: float | None
-    wrong_to_right: float | None
-    p_value: float
-    p_adjusted: float | None = None
-    verdict: str | None = None
-
-    @property
-    def mmi_ci95(self) -> Interval | None:
-        """Interval of MMI: 1 less that of shifted / clean, from the logarithm of the ratio.
-
-        The ratio of two scores near 0 is skewed, so that an interval symmetric about MMI covers too little.
-        """
-        if self.mmi is None or min(self.clean.value, self.shifted.value) <= 0:
-            return plain("mmi", self.mmi)["mmi_ci95"]
-        ratio = combine(lambda e: math.log(e[1] / e[0]) if min(e) > 0 else math.nan, (self.clean, self.shifted))
-        reach = ratio.interval(corrected=False)
-        if reach is None or not all(map(math.isfinite, reach)):
-            return plain("mmi", self.mmi)["mmi_ci95"]
-        losses = sorted(1 - math.exp(end) for end in reach)
-        # Where less is better, the shifted score is above the clean one when something is lost.
-        return losses if self.loss.value * (self.clean.value - self.shifted.value) >= 0 else [-losses[1], -losses[0]]
-
-    def to_result(self) -> LossResult:
-        """Return the loss as it is written."""
-        return LossResult(
-            task=self.pair.shifted.name,
-            shift=self.pair.shift,
-            operators=dict(self.pair.operators),
-            level=self.pair.level,
-            design="paired" if self.pair.paired else "unpaired",
-            rows=self.rows,
-            images=self.loss.clusters,
-            **plain("clean", self.clean),
-            **plain("shifted", self.shifted),
-            **plain("loss", self.loss),
-            **(plain("mmi", self.mmi) | {"mmi_ci95": self.mmi_ci95}),
-            right_to_wrong=self.right_to_wrong,
-            wrong_to_right=self.wrong_to_right,
-            p=self.p_value,
-            p_adjusted=self.p_adjusted,
-            verdict=self.verdict,
-        )
-
-
-@dataclass(frozen=True)
-class MetricRobustness:
-    """A task by one metric under all its shifts.
-
-    Attributes:
-        metric: name of the metric.
-        higher_is_better: whether more is better.
-        losses: losses by shift.
-        by_group: mean loss and mean MMI over the levels of an operator.
-        mean: mean over the operators.
-        worst: the shift that costs most.
-        notes: what a reader should know.
-    """
-
-    metric: str
-    higher_is_better: bool
-    losses: Sequence[Loss]
-    by_group: Mapping[str, tuple[Jackknife, Jackknife | None]]
-    mean: tuple[Jackknife, Jackknife | None]
-    worst: Loss
-    notes: Sequence[str] = ()
-
-    def to_result(self) -> MetricResult:
-        """Return the metric as it is written."""
-        return MetricResult(
-            metric=self.metric,
-            higher_is_better=self.higher_is_better,
-            shifts=[own.to_result() for own in self.losses],
-            by_operator={name: MeanLoss.of(*pair) for name, pair in self.by_group.items()},
-            mean=MeanLoss.of(*self.mean),
-            worst=WorstShift(shift=self.worst.pair.shift, loss=self.worst.loss.value),
-            notes=list(self.notes),
-        )
-
-
-class LossResult(Plain):
-    """Loss of one metric under one shift, as it is written; a positive loss is worse, ``mmi`` is the loss over the clean score."""
-
-    task: str
-    shift: str
-    operators: dict[str, str] = {}
-    level: str = ""
-    design: Literal["paired", "unpaired"]
-    rows: int
-    images: int
-    clean: float | None
-    clean_stderr: float | None = None
-    clean_ci95: Interval | None = None
-    shifted: float | None
-    shifted_stderr: float | None = None
-    shifted_ci95: Interval | None = None
-    loss: float | None
-    loss_stderr: float | None = None
-    loss_ci95: Interval | None = None
-    mmi: float | None = None
-    mmi_stderr: float | None = None
-    mmi_ci95: Interval | None = None
-    right_to_wrong: float | None = None
-    wrong_to_right: float | None = None
-    p: float | None = None
-    p_adjusted: float | None = None
-    verdict: str | None = None
-
-
-class MeanLoss(Plain):
-    """Mean loss over some shifts."""
-
-    loss: float | None
-    loss_stderr: float | None = None
-    loss_ci95: Interval | None = None
-    mmi: float | None = None
-    mmi_stderr: float | None = None
-    mmi_ci95: Interval | None = None
-
-    @classmethod
-    def of(cls, loss: Jackknife, mmi: Jackknife | None) -> MeanLoss:
-        """Return the means of two jackknives."""
-        return cls(**plain("loss", loss), **plain("mmi", mmi))
-
-
-class WorstShift(Plain):
-    """The shift that costs most."""
-
-    shift: str
-    loss: float
-
-
-class MetricResult(Plain):
-    """A task by one metric under all its shifts."""
-
-    metric: str
-    higher_is_better: bool
-    shifts: list[LossResult]
-    by_operator: dict[str, MeanLoss] = {}
-    mean: MeanLoss
-    worst: WorstShift
-    notes: list[str] = []
-
-
-class ConsistencyResult(Plain):
-    """Fractions of responses that stay the same under a shift: in meaning, to the letter, and their mean cosine."""
-
-    same: float | None
-    same_stderr: float | None = None
-    same_ci95: Interval | None = None
-    identical: float | None
-    identical_stderr: float | None = None
-    identical_ci95: Interval | None = None
-    cosine: float | None
-    cosine_stderr: float | None = None
-    cosine_ci95: Interval | None = None
-
-
-class ReportedMetric(Plain):
-    """A score that a task reports by its own aggregation, which has no error."""
-
-    task: str
-    metric: str
-    clean: float
-    shifted: float
-    loss: float
-    mmi: float | None = None
-
-
-class RelativeLoss(Plain):
-    """Difference of the losses of two models under one shift."""
-
-    difference: float | None
-    difference_stderr: float | None = None
-    difference_ci95: Interval | None = None
-    p: float | None = None
-
-
-class RelativeMetric(Plain):
-    """A model's losses beside those of a baseline, by one metric."""
-
-    metric: str
-    shifts: dict[str, RelativeLoss]
-    ratio: float | None = None
-    ratio_stderr: float | None = None
-    ratio_ci95: Interval | None = None
-
-
-class RelativeResult(Plain):
-    """A model's losses beside those of a baseline."""
-
-    baseline: str
-    metrics: list[RelativeMetric]
-
-
-class TaskResult(Plain):
-    """The robustness of one model in one task."""
-
-    model: str
-    task: str
-    metrics: list[MetricResult]
-    consistency: dict[str, ConsistencyResult] = {}
-    reported: list[ReportedMetric] = []
-    relative: RelativeResult | None = None
-
-
-class RobustnessDocument(Document):
-    """Document that ``lmms-eval-emi robustness`` writes."""
-
-    kind: Literal["robustness"] = "robustness"
-    adjust: str
-    text_encoder: str | None = None
-    same_from: float | None = None
-    tasks: list[TaskResult]
-
-
-def plain(name: str, one: Jackknife | None) -> dict[str, Any]:
-    """Return a score with its error as plain data."""
-    if one is None or not math.isfinite(one.value):
-        return {name: None, f"{name}_stderr": None, f"{name}_ci95": None}
-    interval = one.interval(corrected=False)
-    return {name: one.value, f"{name}_stderr": one.stderr, f"{name}_ci95": list(interval) if interval else None}
-
-
 def check_pair(pair: ShiftedTask) -> list[int]:
     """Return the rows that both tasks have.
 
@@ -356,7 +113,6 @@ def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
     first, second = pair.clean.metric(metric), pair.shifted.metric(metric)
     if first is None or second is None:
         return None
-    sign = 1.0 if first.higher_is_better else -1.0
     if pair.paired:
         rows = [row for row in check_pair(pair) if row in first.parts and row in second.parts]
         if not rows:
@@ -371,20 +127,29 @@ def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
         )
         p_value = relabel_test(a, b, first.function, seed=seed)
         rows = []
-    own, other = a.jackknife(first.function), b.jackknife(first.function)
-    loss = combine(lambda e: sign * (e[0] - e[1]), (own, other))
-    mmi = combine(lambda e: sign * (e[0] - e[1]) / e[0] if e[0] else math.nan, (own, other)) if own.value > 0 else None
-    right_to_wrong = wrong_to_right = None
-    if rows and first.binary and second.binary:
-        was, now = (np.array([one.parts[row][0] for row in rows]) for one in (first, second))
-        right_to_wrong, wrong_to_right = (
-            float(((was == 1) & (now == 0)).mean()),
-            float(((was == 0) & (now == 1)).mean()),
-        )
-        if sign < 0:
-            right_to_wrong, wrong_to_right = wrong_to_right, right_to_wrong
-    count = len(rows) or len(second.parts)
-    return Loss(pair, metric, count, own, other, loss, mmi, right_to_wrong, wrong_to_right, p_value)
+    sign = 1.0 if first.higher_is_better else -1.0
+    changed = _changed(rows, first, second) if rows and first.binary and second.binary else (None, None)
+    return Loss.of(
+        a.jackknife(first.function),
+        b.jackknife(first.function),
+        sign=sign,
+        task=pair.shifted.name,
+        shift=pair.shift,
+        operators=dict(pair.operators),
+        level=pair.level,
+        design="paired" if pair.paired else "unpaired",
+        rows=len(rows) or len(second.parts),
+        right_to_wrong=changed[0],
+        wrong_to_right=changed[1],
+        p=p_value if math.isfinite(p_value) else None,
+    )
+
+
+def _changed(rows: Sequence[int], clean: RowMetric, shifted: RowMetric) -> tuple[float, float]:
+    """Return the fractions of rows that went from right to wrong, and from wrong to right."""
+    was, now = (np.array([one.parts[row][0] for row in rows]) for one in (clean, shifted))
+    fell, rose = float(((was == 1) & (now == 0)).mean()), float(((was == 0) & (now == 1)).mean())
+    return (fell, rose) if clean.higher_is_better else (rose, fell)
 
 
 def measure_all(
@@ -399,38 +164,34 @@ def measure_all(
         seed: seed of the tests.
     """
     found = []
-    clean = pairs[0].clean
-    for metric in clean.metrics:
-        losses = [one for pair in pairs if (one := measure(pair, metric.name, seed)) is not None]
-        undefined = [one.pair.shift for one in losses if not math.isfinite(one.loss.value)]
-        losses = [one for one in losses if math.isfinite(one.loss.value)]
-        if not losses:
+    for metric in pairs[0].clean.metrics:
+        measured = [(pair, loss) for pair in pairs if (loss := measure(pair, metric.name, seed)) is not None]
+        undefined = [pair.shift for pair, loss in measured if loss.loss is None]
+        measured = [(pair, loss) for pair, loss in measured if loss.loss is not None]
+        if not measured:
             continue
-        p_values = None if method == "maxt" else [one.p_value for one in losses]
-        adjusted = adjust([one.loss for one in losses], method, seed=seed, p_values=p_values)
+        losses = [loss for _, loss in measured]
+        p_values = None if method == "maxt" else [1.0 if loss.p is None else loss.p for loss in losses]
+        adjusted = adjust([loss.jackknives[0] for loss in losses], method, seed=seed, p_values=p_values)
         losses = [
-            replace(one, p_adjusted=p, verdict=verdict(one.loss, p, margin))
-            for one, p in zip(losses, adjusted, strict=True)
+            loss.model_copy(update={"p_adjusted": p, "verdict": verdict(loss.jackknives[0], p, margin)})
+            for loss, p in zip(losses, adjusted, strict=True)
         ]
-        groups: dict[str, list[Loss]] = {}
-        for one in losses:
-            groups.setdefault(one.pair.group, []).append(one)
-        by_group = {name: (_mean([one.loss for one in own]), _mean_mmi(own)) for name, own in groups.items()}
-        mmis = [mmi for _, mmi in by_group.values()]
-        overall = (
-            _mean([loss for loss, _ in by_group.values()]),
-            _mean([one for one in mmis if one is not None]) if all(mmis) else None,
-        )
-        worst = max(losses, key=lambda one: one.loss.value)
+        groups = [pair.group for pair, _ in measured]
+        by_group = {
+            name: _mean_of_means([loss.jackknives for group, loss in zip(groups, losses, strict=True) if group == name])
+            for name in dict.fromkeys(groups)
+        }
+        worst = max(losses, key=lambda loss: loss.loss or 0.0)
         found.append(
             MetricRobustness(
-                metric.name,
-                metric.higher_is_better,
-                losses,
-                by_group,
-                overall,
-                worst,
-                [*_notes(clean, metric), *_notes_of_losses(metric, losses, undefined)],
+                metric=metric.name,
+                higher_is_better=metric.higher_is_better,
+                shifts=losses,
+                by_operator={name: MeanLoss.of(*means) for name, means in by_group.items()},
+                mean=MeanLoss.of(*_mean_of_means(list(by_group.values()))),
+                worst=WorstShift(shift=worst.shift, loss=worst.loss or 0.0),
+                notes=[*_notes(pairs[0].clean, metric), *_notes_of_losses(metric, measured, undefined)],
             )
         )
     return found
@@ -440,18 +201,21 @@ def _mean(parts: Sequence[Jackknife]) -> Jackknife:
     return parts[0] if len(parts) == 1 else combine(lambda values: math.fsum(values) / len(values), parts)
 
 
-def _mean_mmi(losses: Sequence[Loss]) -> Jackknife | None:
-    known = [one.mmi for one in losses if one.mmi is not None]
-    return _mean(known) if len(known) == len(losses) else None
+def _mean_of_means(means: Sequence[tuple[Jackknife, Jackknife | None]]) -> tuple[Jackknife, Jackknife | None]:
+    """Return the mean loss and the mean MMI, which is ``None`` if one of the losses has no MMI."""
+    mmis = [mmi for _, mmi in means if mmi is not None]
+    return _mean([loss for loss, _ in means]), _mean(mmis) if len(mmis) == len(means) else None
 
 
-def _notes_of_losses(metric: RowMetric, losses: Sequence[Loss], undefined: Sequence[str]) -> list[str]:
-    """Return what differs between shifts: rows without a score are left out on both sides, so clean scores may differ, too."""
+def _notes_of_losses(
+    metric: RowMetric, measured: Sequence[tuple[ShiftedTask, Loss]], undefined: Sequence[str]
+) -> list[str]:
+    """Return how shifts differ: rows without a score are left out on both sides, so clean scores may differ, too."""
     notes = [f"not defined, and left out: {', '.join(undefined)}"] if undefined else []
-    for one in losses:
-        shifted = one.pair.shifted.metric(metric.name)
+    for pair, loss in measured:
+        shifted = pair.shifted.metric(metric.name)
         if shifted is not None and shifted.note and shifted.note != metric.note:
-            notes.append(f"{one.pair.shift}: {shifted.note}; the clean score of its rows is {one.clean.value:.4g}")
+            notes.append(f"{pair.shift}: {shifted.note}; the clean score of its rows is {loss.clean:.4g}")
     return notes
 
 
@@ -467,86 +231,37 @@ def _notes(task: ScoredTask, metric: RowMetric) -> list[str]:
     return notes
 
 
-@dataclass(frozen=True)
-class Relative:
-    """Losses of a model relative to those of a baseline model, as relative mCE compares errors of classifiers.
-
-    Attributes:
-        metric: name of the metric.
-        differences: loss of the model less that of the baseline, by shift, paired in images.
-        ratio: sum of the model's losses over that of the baseline; ``None`` where the baseline's is not above 0 beyond
-            its error, for then the ratio says nothing.
-    """
-
-    metric: str
-    differences: Mapping[str, Jackknife]
-    ratio: Jackknife | None
-
-    def to_result(self) -> RelativeMetric:
-        """Return the comparison as it is written."""
-        shifts = {
-            name: RelativeLoss(**plain("difference", own), p=own.p_value) for name, own in self.differences.items()
-        }
-        return RelativeMetric(metric=self.metric, shifts=shifts, **plain("ratio", self.ratio))
-
-
-def relative_to(own: Sequence[MetricRobustness], baseline: Sequence[MetricRobustness]) -> list[Relative]:
+def relative_to(metrics: Sequence[MetricRobustness], baseline: Sequence[MetricRobustness]) -> list[RelativeMetric]:
     """Return a model's losses beside those of a baseline, over the shifts that both have."""
     found = []
-    for one in own:
-        other = next((known for known in baseline if known.metric == one.metric), None)
-        if other is None:
-            continue
-        losses = {loss.pair.shifted.name: loss for loss in other.losses}
-        pairs = [(loss, losses[loss.pair.shifted.name]) for loss in one.losses if loss.pair.shifted.name in losses]
+    by_name = {metric.metric: {loss.task: loss for loss in metric.shifts} for metric in baseline}
+    for metric in metrics:
+        losses = by_name.get(metric.metric, {})
+        pairs = [(loss, losses[loss.task]) for loss in metric.shifts if loss.task in losses]
         if not pairs:
             continue
-        shifts = [loss.pair.shift for loss, _ in pairs]
-        sums = [_total([side[place].loss for side in pairs]) for place in (0, 1)]
+        shifts = [loss.shift for loss, _ in pairs]
+        sums = [combine(math.fsum, [pair[side].jackknives[0] for pair in pairs]) for side in (0, 1)]
         reach = sums[1].interval(corrected=False)
         sure = sums[1].value > 0 and reach is not None and reach[0] > 0
-        found.append(
-            Relative(
-                one.metric,
-                {
-                    loss.pair.shift if shifts.count(loss.pair.shift) == 1 else loss.pair.shifted.name: difference(
-                        loss.loss, base.loss
-                    )
-                    for loss, base in pairs
-                },
-                combine(lambda e: e[0] / e[1], sums) if sure else None,
-            )
-        )
+        differences = {}
+        for loss, base in pairs:
+            change = difference(loss.jackknives[0], base.jackknives[0])
+            name = loss.shift if shifts.count(loss.shift) == 1 else loss.task
+            differences[name] = LossDifference(**plain("difference", change), p=change.p_value)
+        ratio = combine(lambda e: e[0] / e[1], sums) if sure else None
+        found.append(RelativeMetric(metric=metric.metric, shifts=differences, **plain("ratio", ratio)))
     return found
-
-
-def _total(parts: Sequence[Jackknife]) -> Jackknife:
-    return combine(math.fsum, parts)
-
-
-@dataclass(frozen=True)
-class Consistency:
-    """Fractions of responses that stay the same under a shift.
-
-    Attributes:
-        same: fraction of rows whose response has the same meaning; ``None`` of options, which have no text.
-        identical: fraction of rows whose response is the same, letter by letter, or whose chosen option is.
-        cosine: mean cosine of both responses' embeddings; ``None`` of options.
-    """
-
-    same: Jackknife | None
-    identical: Jackknife
-    cosine: Jackknife | None
 
 
 def consistency(
     pair: ShiftedTask, embed: Callable[[Sequence[str]], Mapping[str, np.ndarray]], same_from: float
 ) -> Consistency | None:
-    """Return how many responses stay the same under a shift; ``None`` where the rows are not the same.
+    """Return how many responses stay the same under a shift, or ``None`` if the rows are not the same questions.
 
     Args:
         pair: the tasks.
-        embed: gives the unit embedding of every text.
+        embed: function from texts to the unit embedding of each.
         same_from: cosine from which two responses count as one in meaning.
     """
     if not pair.paired or pair.clean.response_kind != pair.shifted.response_kind:
@@ -556,13 +271,30 @@ def consistency(
         return None
     texts = [(pair.clean.responses[row], pair.shifted.responses[row]) for row in rows]
     clusters = [pair.clean.clusters.get(row, pair.shifted.clusters.get(row, ("row", row))) for row in rows]
-    identical = ClusterTotals.of_values([float(a == b) for a, b in texts], clusters).jackknife()
-    if pair.clean.response_kind == "option":
-        return Consistency(None, identical, None)
-    known = embed(sorted({text for both in texts for text in both}))
-    cosines = np.array([1.0 if a == b else float(known[a] @ known[b]) for a, b in texts])
-    return Consistency(
-        ClusterTotals.of_values(cosines >= same_from, clusters).jackknife(),
-        identical,
-        ClusterTotals.of_values(cosines, clusters).jackknife(),
-    )
+    values: dict[str, Any] = {"identical": [float(a == b) for a, b in texts]}
+    if pair.clean.response_kind != "option":
+        known = embed(sorted({text for both in texts for text in both}))
+        values["cosine"] = np.array([1.0 if a == b else float(known[a] @ known[b]) for a, b in texts])
+        values["same"] = values["cosine"] >= same_from
+    fields: dict[str, Any] = {}
+    for name in ("same", "identical", "cosine"):
+        jackknife = ClusterTotals.of_values(values[name], clusters).jackknife() if name in values else None
+        fields |= plain(name, jackknife)
+    return Consistency(**fields)
+
+
+def reported_metrics(pairs: Sequence[ShiftedTask]) -> list[ReportedMetric]:
+    """Return what the tasks report by their own aggregation, which has no error."""
+    found = []
+    for pair in pairs:
+        for metric, (clean, higher_is_better) in pair.clean.reported.items():
+            if metric in pair.shifted.reported:
+                shifted = pair.shifted.reported[metric][0]
+                loss = clean - shifted if higher_is_better else shifted - clean
+                mmi = loss / clean if clean > 0 else None
+                found.append(
+                    ReportedMetric(
+                        task=pair.shifted.name, metric=metric, clean=clean, shifted=shifted, loss=loss, mmi=mmi
+                    )
+                )
+    return found

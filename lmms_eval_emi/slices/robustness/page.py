@@ -10,7 +10,7 @@ from lmms_eval_emi.report.finding import numeral
 from lmms_eval_emi.report.plots import plot_intervals
 from lmms_eval_emi.report.reading import single_object
 from lmms_eval_emi.report.sections import Section, number_cell, table_row
-from lmms_eval_emi.slices.robustness.comparison import LossResult, MetricResult, RobustnessDocument, TaskResult
+from lmms_eval_emi.slices.robustness.results import Loss, MetricRobustness, RobustnessDocument, TaskRobustness
 from lmms_eval_emi.util.documents import parse_model
 
 INTRO = (
@@ -38,7 +38,7 @@ def read_sections(paths: Sequence[Path]) -> tuple[list[Section], list[Path]]:
     return sections, others
 
 
-def _section(task: TaskResult, metric: MetricResult) -> Section:
+def _section(task: TaskRobustness, metric: MetricRobustness) -> Section:
     ordered = sorted(metric.shifts, key=lambda one: -(one.loss or 0.0))
     caption = f"Loss of {metric.metric} of {task.task} under each shift"
     intervals = [(one.shift, one.loss, one.loss_ci95) for one in reversed(ordered) if one.loss is not None]
@@ -55,7 +55,7 @@ def _section(task: TaskResult, metric: MetricResult) -> Section:
     )
 
 
-def _findings(metric: MetricResult, ordered: Sequence[LossResult]) -> list[str]:
+def _findings(metric: MetricRobustness, ordered: Sequence[Loss]) -> list[str]:
     lost = [one for one in ordered if one.verdict == "lost"]
     mean = metric.mean
     sentences = [f"{len(lost)} of {len(ordered)} shifts cost more than chance explains."]
@@ -68,9 +68,9 @@ def _findings(metric: MetricResult, ordered: Sequence[LossResult]) -> list[str]:
     return sentences
 
 
-def _row(task: TaskResult, one: LossResult) -> dict[str, Any]:
+def _row(task: TaskRobustness, one: Loss) -> dict[str, Any]:
     same = task.consistency.get(one.task)
-    stays = None if same is None else same.same if same.same is not None else same.identical
+    stays = None if same is None else same.stays
     error = "" if one.loss_stderr is None else f" ± {one.loss_stderr:.2g}"
     cells = [
         one.shift,

@@ -162,7 +162,7 @@ def test_a_task_that_does_not_say_what_is_better_loses_where_it_falls(tmp_path: 
     for task, own in (("quiz", np.ones(20)), ("quiz_fog_1", np.zeros(20))):
         log_task(tmp_path / "m", task, zero_one(own), better={"acc": None})
     (metric,) = measure_all(find_pairs(read_tasks(tmp_path)["m"])["quiz"])
-    assert metric.losses[0].verdict == "lost" and metric.losses[0].loss.value == 1
+    assert metric.shifts[0].verdict == "lost" and metric.shifts[0].loss == 1
     assert any("does not say" in note for note in metric.notes)
 
 
@@ -393,8 +393,8 @@ def test_how_many_responses_keep_their_meaning(tmp_path: Path) -> None:
 
     ((pair,),) = find_pairs(read_tasks(tmp_path)["model"]).values()
     found = consistency(pair, embed, 0.95)
-    assert found.same.value == 0.5 and found.identical.value == 0.25
-    assert found.cosine.value == pytest.approx((1 + np.cos(np.deg2rad(10)) + 0.5 + 0) / 4)
+    assert found.same == 0.5 and found.identical == 0.25
+    assert found.cosine == pytest.approx((1 + np.cos(np.deg2rad(10)) + 0.5 + 0) / 4)
 
 
 def test_consistency_names_its_encoder(out: Path, in_tinyhub: Path, capsys) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lmms_eval_emi.core.conventions import Adjustment, Convention
 from lmms_eval_emi.errors import InputError
+from lmms_eval_emi.util.wording import suggest
 
 PREFIX = "LMMS_EVAL_EMI_"
 
@@ -142,15 +142,12 @@ def load_settings(**overrides: Any) -> Settings:
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if variable.upper().startswith(PREFIX) and variable not in known:
-            close = difflib.get_close_matches(variable, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
             raise InputError(
-                f"{variable} is not a setting.{hint} The settings are {', '.join(sorted(known))}; unset it or correct its name."
+                f"{variable} is not a setting.{suggest(variable, known)} The settings are {', '.join(sorted(known))}; unset it or correct its name."
             )
     unknown = sorted(overrides.keys() - Settings.model_fields.keys())
     if unknown:
-        close = difflib.get_close_matches(unknown[0], Settings.model_fields, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = suggest(unknown[0], Settings.model_fields)
         raise InputError(f"{unknown[0]} is not a setting.{hint} The settings are {', '.join(Settings.model_fields)}.")
     values = {name: value for name, value in overrides.items() if value is not None}
     try:

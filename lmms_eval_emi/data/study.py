@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from lmms_eval_emi.data.suites import load_suite, suite_names
 from lmms_eval_emi.errors import InputError, StudyError
+from lmms_eval_emi.util.wording import shorten, suggest
 
 BUILT_IN = ("natural", "synthetic")
 BUNDLED = ("demo",)  # studies whose rows come with the package, beside their tasks
@@ -193,8 +194,7 @@ class Study(_Strict):
                 if name.lower() in (split.task, other.lower().rsplit("_", 1)[-1])
             ]
             hint = f" Did you mean {close[0]}?" if close else ""
-            known = list(self.splits)
-            listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+            listed = shorten(list(self.splits), 8)
             raise StudyError(f"split: the study {self.name} has no split {name!r}.{hint} It has {listed}.")
         return self.splits[name]
 
@@ -330,8 +330,7 @@ def load_study(name_or_path: str | Path) -> Study:
     except (OSError, ValueError):  # too long for a path, or with a zero in it
         there = False
     if not there:
-        close = difflib.get_close_matches(source, (*BUILT_IN, *BUNDLED, *suite_names()), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = suggest(source, (*BUILT_IN, *BUNDLED, *suite_names()))
         raise StudyError(
             f"study: expected {', '.join(map(repr, (*BUILT_IN, *BUNDLED)))}, a suite (lmms-eval-emi shifts suites) or the path of a study file, got {source[:200]!r}.{hint}"
         )
@@ -448,8 +447,7 @@ def _message(problem: Any) -> str:
         inside = next((models[part] for part in reversed(problem["loc"][:-1]) if part in models), None)
         inside = inside or (SplitSpec if problem["loc"][0] == "splits" else Study)
         known = [name for name in inside.model_fields if name != "source"] + (["dataset"] if inside is Study else [])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        return f"unknown key.{f' Did you mean {close[0]}?' if close else ''} Known are {', '.join(known)}"
+        return f"unknown key.{suggest(str(problem['loc'][-1]), known)} Known are {', '.join(known)}"
     if problem["type"] == "missing":
         return "missing"
     return problem["msg"].removeprefix("Value error, ")

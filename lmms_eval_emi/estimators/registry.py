@@ -8,7 +8,6 @@ package holds as ``lmms_eval_emi.estimator_ckpt``.
 
 from __future__ import annotations
 
-import difflib
 import http.client
 import logging
 import re
@@ -33,6 +32,7 @@ from lmms_eval_emi.estimators.crossfit import CrossFitted
 from lmms_eval_emi.settings import is_offline, load_settings
 from lmms_eval_emi.util.digest import file_hexdigest
 from lmms_eval_emi.util.discovery import subclasses_in
+from lmms_eval_emi.util.wording import suggest
 
 if TYPE_CHECKING:
     from lmms_eval_emi.encoders import Encoders
@@ -154,10 +154,8 @@ def load_estimator(
         return kinds()[entry.kind](name=entry.name)
     path = locate(entry, cache or load_settings().cache) if entry else Path(source).expanduser()
     if not path.is_file():
-        close = difflib.get_close_matches(str(source), registry, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"estimator: expected a registered name ({', '.join(registry)}) or the path of a .safetensors or .pt file, got {str(source)!r}, which is neither.{hint}"
+            f"estimator: expected a registered name ({', '.join(registry)}) or the path of a .safetensors or .pt file, got {str(source)!r}, which is neither.{suggest(str(source), registry)}"
         )
     sha256 = file_hexdigest(path)
     known = next((known for known in registry.values() if known.sha256 == sha256), None)

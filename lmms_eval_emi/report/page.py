@@ -42,6 +42,7 @@ from lmms_eval_emi.scoring.table import FEW_ROWS, UNFIT, extra_columns, measures
 from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.util.printing import printable
+from lmms_eval_emi.util.wording import shorten
 from lmms_eval_emi.version import __version__
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def _title_of(results: Sequence[ReportedResult]) -> str:
         return "Other scores and estimators"
     models = list(dict.fromkeys(short_name(result.model) for result in results))
     studies = list(dict.fromkeys(result.shift for result in results))
-    shown = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
+    shown = shorten(models)
     return f"{shown} under {' and '.join(studies[:3])} shifts"
 
 

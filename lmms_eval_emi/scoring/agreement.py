@@ -492,18 +492,6 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
         draws,
         seed,
     )
-    points = [
-        Point(
-            split=name,
-            score=scores[name].value,
-            loss=losses[name].value if name in losses else None,
-            emi=result.emi[name].value,
-            emid=result.emid[name].value if name in result.emid else None,
-            index=result.index.get(name),
-            cosine=cosines[name].value if name in cosines else None,
-        )
-        for name in names
-    ]
     agreement = Agreement(
         model=result.model,
         study=result.study,
@@ -511,12 +499,28 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
         estimator=result.estimator,
         score=outside.name,
         of="rows" if outside.rows else "splits",
-        points=points,
+        points=_points(result, joined, losses),
         over_splits=over_splits,
         over_shifts=over_shifts,
         within_splits=_within(result, outside, joined.parts),
     )
     return agreement.model_copy(update={"findings": agreement.to_findings()})
+
+
+def _points(result: ResultToCompare, joined: _Joined, losses: Mapping[str, Jackknife]) -> list[Point]:
+    """Return what is known of each split that has both."""
+    return [
+        Point(
+            split=name,
+            score=score.value,
+            loss=losses[name].value if name in losses else None,
+            emi=result.emi[name].value,
+            emid=result.emid[name].value if name in result.emid else None,
+            index=result.index.get(name),
+            cosine=joined.cosines[name].value if name in joined.cosines else None,
+        )
+        for name, score in joined.scores.items()
+    ]
 
 
 def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: int, lone: Sequence[str]) -> None:

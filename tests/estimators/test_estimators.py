@@ -165,7 +165,7 @@ def test_a_file_that_is_no_estimator(tmp_path, change, message):
 
 
 def test_neither_a_name_nor_a_file(tmp_path):
-    with pytest.raises(ValueError, match=r"got 'club-globl', which is neither. Did you mean 'club-global'\?"):
+    with pytest.raises(ValueError, match=r"got 'club-globl', which is neither. Did you mean club-global\?"):
         load_estimator("club-globl")
     (tmp_path / "weights.safetensors").write_text("no")
     with pytest.raises(ValueError, match="expected a safetensors file"):

@@ -12,6 +12,7 @@ from lmms_eval_emi.data.responses.base import ModelResponses, SplitResponses, by
 from lmms_eval_emi.data.study import BUILT_IN, Study, load_study
 from lmms_eval_emi.errors import ResponsesError
 from lmms_eval_emi.util.files import visible_files, write_atomically
+from lmms_eval_emi.util.wording import shorten
 
 SAVED = "emi_responses"  # how the folder ends in which a run of a harness saves its responses
 
@@ -60,7 +61,7 @@ def find_models(folder: Path, study: Study) -> list[ModelResponses]:
     if not found:
         present = [path.name for path in sorted(folder.glob("*"))]
         raise ResponsesError(
-            f"{folder}: expected response files such as {study.id_split}.jsonl or {study.id_split}_MODEL.jsonl, found {_listed(present) or 'nothing'}."
+            f"{folder}: expected response files such as {study.id_split}.jsonl or {study.id_split}_MODEL.jsonl, found {shorten(present, 5) or 'nothing'}."
         )
     return found
 
@@ -107,7 +108,3 @@ def write_response_file(path: Path, rows: Iterable[tuple[object, str, str]], mod
         for question_id, prompt, text in rows
     ]
     return write_atomically(path, "".join(f"{line}\n" for line in lines))
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -7,7 +7,6 @@ chose is under ``ours`` in its file.
 
 from __future__ import annotations
 
-import difflib
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lmms_eval_emi.errors import InputError, StudyError
+from lmms_eval_emi.util.wording import suggest
 
 Kind = Literal["study", "twins", "domains"]
 
@@ -108,8 +108,7 @@ def load_suite(name: str, kind: Kind | None = None) -> Suite:
         StudyError: there is no such suite, or its kind is another one.
     """
     if name not in suite_names():
-        close = difflib.get_close_matches(name, suite_names(), n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = suggest(name, suite_names())
         raise StudyError(f"suite: there is no suite {name!r}.{hint} The suites are {', '.join(suite_names())}.")
     text = resources.files("lmms_eval_emi.data.suites").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     try:

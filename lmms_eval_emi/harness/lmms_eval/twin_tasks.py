@@ -14,6 +14,7 @@ from lmms_eval_emi.data.columns import find_image_columns, holds_text
 from lmms_eval_emi.errors import ShiftError, StudyError
 from lmms_eval_emi.harness.lmms_eval.compat import task_index
 from lmms_eval_emi.shifts import twins
+from lmms_eval_emi.util.wording import suggest
 
 if TYPE_CHECKING:
     import datasets
@@ -80,15 +81,12 @@ def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str,
     Raises:
         StudyError: a task is unknown, includes a missing task, or is defined in Python only.
     """
-    import difflib
-
     index = task_index.task_index(include_path)
     ours = str(task_index.tasks_folder())
 
     def leaves(name: str, seen: tuple[str, ...]) -> dict[str, TaskFile]:
         if name not in index:
-            close = difflib.get_close_matches(name, index, n=1)
-            hint = f" Did you mean {close[0]}?" if close else " lmms-eval tasks list shows all."
+            hint = suggest(name, index) or " lmms-eval tasks list shows all."
             raise StudyError(f"{name!r} is not a task of lmms-eval.{hint}")
         entry = index[name]
         if name in seen:

@@ -6,7 +6,6 @@ the decorator says its family's group and what each level means, and the file's 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import pkgutil
@@ -20,6 +19,7 @@ import numpy as np
 
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.util.extras import extra
+from lmms_eval_emi.util.wording import suggest
 
 Family = Literal["visual", "text"]
 PACKAGES: dict[Family, str] = {
@@ -154,8 +154,7 @@ def operator(family: Family, name: str) -> Operator:
     known = operators(family)
     if name not in known:
         other: Family = "text" if family == "visual" else "visual"
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = suggest(name, known)
         if name in operators(other):
             hint = f" It is a {'textual' if other == 'text' else 'visual'} one: --{'textual' if other == 'text' else 'visual'} {name}"
         kind = "visual" if family == "visual" else "textual"

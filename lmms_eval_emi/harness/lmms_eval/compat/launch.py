@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.errors import EMIError, InputError, RunError
+from lmms_eval_emi.util.wording import shorten
 
 # Attributes of models that put one model on several ranks.
 PARALLEL_SIZES = (
@@ -73,7 +74,7 @@ def tasks_without_scores() -> list[str]:
 
 def missing_scores_message(tasks: Sequence[str]) -> str:
     """Return a sentence about tasks of which a score is missing."""
-    shown = ", ".join(tasks[:3]) + (f" and {len(tasks) - 3} more" if len(tasks) > 3 else "")
+    shown = shorten(tasks)
     return f"scores of {len(tasks)} task(s) are missing ({shown}); the reason is above."
 
 

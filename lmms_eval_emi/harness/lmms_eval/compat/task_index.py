@@ -205,26 +205,17 @@ def add_group_hook(postprocess: Callable[..., Any]) -> bool:
     return True
 
 
+@functools.lru_cache(maxsize=1)
 def task_names() -> frozenset[str]:
-    """Return names of all tasks and groups that lmms-eval has, ours included.
-
-    Relies on: ``TaskManager().all_tasks``; and that its log goes through loguru under its own name.
-    """
-    from lmms_eval.tasks import TaskManager
-    from loguru import logger as harness_logger
-
-    add_tasks_to_index()
-    harness_logger.disable("lmms_eval")  # it tells of every file that is not a task
-    try:
-        return frozenset(TaskManager().all_tasks)
-    finally:
-        harness_logger.enable("lmms_eval")
+    """Return names of all tasks and groups that lmms-eval has, ours included; they are read once, which takes seconds."""
+    return frozenset(task_index())
 
 
 def task_index(include_path: Path | None = None) -> dict[str, dict[str, Any]]:
     """Return what lmms-eval knows of each task, group and tag, ours included, by name.
 
-    Relies on: ``TaskManager.task_index`` has ``type``, ``yaml_path``, and for tags the members under ``task``.
+    Relies on: ``TaskManager.task_index`` has ``type``, ``yaml_path``, and for tags the members under ``task``; its log
+    goes through loguru under its own name.
     """
     from lmms_eval.tasks import TaskManager
     from loguru import logger as harness_logger

@@ -224,8 +224,8 @@ class SplitResult(Plain):
 
     @property
     def estimate(self) -> float | None:
-        """EMID that its interval is around: without its bias of order 1/images where that is known."""
-        return self.emid if self.emid_corrected is None else self.emid_corrected
+        """EMID that its interval is around, without its bias of order 1/images; EMID itself if it has no interval."""
+        return self.emid if self.emid_ci95 is None or self.emid_corrected is None else self.emid_corrected
 
     @property
     def is_shift(self) -> bool:

@@ -24,16 +24,25 @@ from lmms_eval_emi.slices.demo import command as demo
 needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="needs the extra demo")
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory):
-    """One run of the demo, where nothing can be fetched."""
-    folder = tmp_path_factory.mktemp("demo")
-    result = run_module(
-        "lmms_eval_emi.cli", "demo", "--processes", "2", cwd=folder, HF_HUB_OFFLINE="1", HF_HOME=str(folder / "home")
-    )
+def run_demo(folder: Path, *options: str):
+    """Run the demo, where nothing can be fetched."""
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    result = run_module("lmms_eval_emi.cli", "demo", "--processes", "2", *options, cwd=folder, **environment)
     assert result.returncode == 0, result.stderr[-3000:]
     result.folder = folder / "emi-demo"  # type: ignore[attr-defined]
     return result
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory):
+    """The demo on a tenth of its rows."""
+    return run_demo(tmp_path_factory.mktemp("demo"), "--limit", "9")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory):
+    """The demo as it is, which takes minutes."""
+    return run_demo(tmp_path_factory.mktemp("demo"))
 
 
 def figures(folder: Path) -> dict:
@@ -48,6 +57,7 @@ def test_the_demo_runs_the_harness_and_says_how(done) -> None:
     assert "--model llava_hf" in command and "--log_samples" in command
     assert "rank correlation with the loss of accuracy" in done.stdout
     assert "dcor give EMID another sign in" in done.stdout
+    assert {split["n"] for split in figures(done.folder)["splits"].values()} == {9}
     assert "report: emi-demo/report.html\nNow your model: lmms-eval --tasks" in done.stdout
     table = (done.folder / "lmms-eval.log").read_text()
     assert "Pearson r" in table and "demo@" in table, "what lmms-eval prints is kept in a file"
@@ -56,9 +66,10 @@ def test_the_demo_runs_the_harness_and_says_how(done) -> None:
     assert len(list(done.folder.rglob("*_samples_llavabench_shift_demo_*.jsonl"))) == 13
 
 
+@pytest.mark.slow
 @needs_decord
-def test_the_demo_shows_the_science(done) -> None:
-    content = figures(done.folder)
+def test_the_demo_shows_the_science(whole) -> None:
+    content = figures(whole.folder)
     splits = content["splits"]
     strongest = ["defocus_blur_5", "fog_5", "defocus_blur_5_keyboard_7", "fog_5_synonym_7"]
     assert np.mean([splits[name]["emi"] for name in strongest]) < splits["clean"]["emi"]
@@ -76,15 +87,16 @@ def test_the_demo_shows_the_science(done) -> None:
     assert np.corrcoef([one["emid"] for one in shifts], [one["emid_bound"] for one in shifts])[0, 1] > 0
 
 
+@pytest.mark.slow
 @needs_decord
-def test_the_controls_are_what_they_should_be(done) -> None:
+def test_the_controls_are_what_they_should_be(whole) -> None:
     """Other clean scenes cost nothing, and responses to other scenes cost most of what there is."""
-    fresh = figures(done.folder)["splits"]["fresh"]
+    fresh = figures(whole.folder)["splits"]["fresh"]
     assert fresh["modality"] == "control" and not fresh["emid_paired"]
     assert fresh["emid_ci95"][0] < 0 < fresh["emid_ci95"][1] and fresh["verdict"] == "undecided"
     rows = {
         line.rsplit("  ", 1)[0].partition("  ")[0].strip(): line
-        for line in done.stdout.splitlines()
+        for line in whole.stdout.splitlines()
         if line.startswith("control: ")
     }
     assert set(rows) == {"control: fresh clean scenes", "control: clean, responses shuffled"}
@@ -92,12 +104,13 @@ def test_the_controls_are_what_they_should_be(done) -> None:
     assert float(shuffled[-8]) > 0.2, shuffled  # by the demo's own estimator
 
 
+@pytest.mark.slow
 @needs_decord
-def test_the_model_looks_at_the_picture(done) -> None:
+def test_the_model_looks_at_the_picture(whole) -> None:
     """It names what was asked about on held-out scenes, and fails more under the strongest shifts."""
     table = {
         words[0]: int(words[1].rstrip("%"))
-        for line in done.stdout.splitlines()
+        for line in whole.stdout.splitlines()
         if len(words := line.split()) > 2 and words[1].endswith("%") and words[2].endswith("%")
     }
     assert set(table) >= {name for name, one in load_study("demo").splits.items() if one.modality != "control"}
@@ -154,6 +167,7 @@ def test_bad_options_are_named(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     for arguments, message in (
         (("--processes", "0"), "--processes"),
+        (("--limit", "1"), "--limit: expected 2 or more"),
         (("--output", str(tmp_path / "file")), "expected a folder"),
     ):
         assert main(["demo", *arguments]) == 1

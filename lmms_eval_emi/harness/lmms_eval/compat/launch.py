@@ -441,12 +441,13 @@ def command_line(tasks: str, include_path: Path | str | None = None) -> str:
 
 
 def command_of(
-    model: str, model_args: str, tasks: str, output: Path, processes: int
+    model: str, model_args: str, tasks: str, output: Path, processes: int, limit: int | None = None
 ) -> tuple[dict[str, str], list[str]]:
     """Return the variables and command of a run on the CPU. Relies on: the harness's options, and torchrun for several ranks."""
     arguments = [
         *("--model", model, "--model_args", model_args),
         *("--device", "cpu", "--tasks", tasks, "--output_path", str(output), "--log_samples"),
+        *(() if limit is None else ("--limit", str(limit))),
     ]
     if processes == 1:
         return {}, ["lmms-eval", *arguments]

@@ -114,6 +114,9 @@ def prepare(folder: Path) -> None:
     tinyhub.build(folder / "hub")
     os.chdir(folder / "hub")
     import_everything()
+    from forking import keep_task_index
+
+    keep_task_index()
 
 
 def import_everything() -> None:

@@ -1,7 +1,7 @@
 """Are the intervals and tests right? Coverage, size and family-wise error by simulation with known truth.
 
-    python benchmarks/coverage.py                  # 500 repetitions of every scenario, about 20 minutes on 2 cores
-    python benchmarks/coverage.py --repetitions 100
+    python benchmarks/intervals.py                  # 500 repetitions of every scenario, about 20 minutes on 2 cores
+    python benchmarks/intervals.py --repetitions 100
 
 Images are drawn, and several questions about each. With a linear q of fixed variance, EMI is
 tr Cov(W x, y_hat - y), so its true value follows from the covariances of the simulation. A shift adds

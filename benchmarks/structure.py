@@ -29,6 +29,19 @@ def sources() -> list[Path]:
     return [path for path in PACKAGE.rglob("*.py") if "tasks" not in path.relative_to(PACKAGE).parts]
 
 
+def code_lines(path: Path) -> int:
+    """Lines of a file that are no docstring, comment or blank."""
+    text = path.read_text(encoding="utf-8")
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            prose |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and number not in prose for number, line in lines
+    )
+
+
 def functions() -> list[tuple[int, int, str]]:
     """Lines, parameters and name of every function."""
     found = []
@@ -81,6 +94,7 @@ def main() -> None:
     print(
         f"lines of Python       {sum(len(path.read_text().splitlines()) for path in sources()):,} in {len(sources())} files"
     )
+    print(f"  of code alone       {sum(map(code_lines, sources())):,}, without docstrings, comments and blank lines")
     lines, parameters = max(own), max(own, key=lambda one: one[1])
     print(f"longest function      {lines[0]} lines ({lines[2]}); over 60 lines: {sum(one[0] > 60 for one in own)}")
     print(f"most parameters       {parameters[1]} ({parameters[2]}); over 7: {sum(one[1] > 7 for one in own)}")

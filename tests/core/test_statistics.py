@@ -369,7 +369,7 @@ def test_the_default_margin_is_what_it_is_said_to_be():
 
 
 def test_coverage_of_a_small_simulation():
-    """A short, seeded form of benchmarks/coverage.py."""
+    """A short, seeded form of benchmarks/intervals.py."""
     import warnings
 
     from coverage_simulation import World, coverage_once, permutation_once

@@ -263,9 +263,15 @@ def test_images_of_a_benchmark_are_joined_by_index(tmp_path, in_tinyhub):
     (clean, *_) = [one.samples for one in collect_flat(files, "m_clean", settings)]
     assert clean["m_clean"][0].image.encoded() == clean["m_clean"][1].image.encoded() == png(0)
     assert [one.image.encoded() for one in clean["m_fog"][2:]] == [png(row) for row in range(2, ROWS)]
-    (tmp_path / "Bench.tsv").write_text("index\timage\n0\t5\n")
-    with pytest.raises(ResponsesError, match="no image for the index '5'"):
-        collect_flat(files, "m_clean", settings)
+    for table, message in (
+        ("index\timage\n0\t5\n", "no image for the index '5'"),
+        ("index\timage\n0\t1\n1\t0\n", "no image for the index '0'"),  # two rows that name each other
+        ("index\timage\n0\t['a', 'b']\n", "index 0: expected one image, got 2"),
+        ("index\tpicture\n0\t5\n", "expected the columns index and image, image are missing"),
+    ):
+        (tmp_path / "Bench.tsv").write_text(table)
+        with pytest.raises(ResponsesError, match=message):
+            collect_flat(files, "m_clean", settings)
 
 
 def test_a_prediction_file_is_of_the_model_that_its_folder_names(tmp_path):

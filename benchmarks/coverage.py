@@ -1,6 +1,0 @@
-"""Are the intervals and tests right? ``python benchmarks/coverage.py``; see coverage_simulation.py."""
-
-from coverage_simulation import main
-
-if __name__ == "__main__":
-    main()

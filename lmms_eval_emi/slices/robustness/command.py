@@ -144,11 +144,7 @@ def _compare(args: argparse.Namespace, settings: Settings) -> RobustnessDocument
                 model=own[0].clean.model,
                 task=own[0].clean.name,
                 metrics=metrics,
-                consistency={
-                    name: found
-                    for pair in own
-                    if (found := same.get((model, task, name := pair.shifted.name))) is not None
-                },
+                consistency=same.get((model, task), {}),
                 reported=reported_metrics(own),
                 **({"relative": relative} if relative else {}),
             )
@@ -183,8 +179,8 @@ def _pairs(args: argparse.Namespace) -> dict[str, dict[str, list[ShiftedTask]]]:
 
 def _consistencies(
     pairs: Mapping[str, Mapping[str, Sequence[ShiftedTask]]], settings: Settings, same_from: float
-) -> dict[tuple[str, str, str], Consistency | None]:
-    """Return how many responses stay the same, by model, clean and shifted task; each distinct text is embedded once."""
+) -> dict[tuple[str, str], dict[str, Consistency]]:
+    """Return how many responses stay the same, by model and task, then by shifted task; each distinct text is embedded once."""
     import numpy as np
     from tqdm import tqdm
 
@@ -209,10 +205,11 @@ def _consistencies(
         return known
 
     return {
-        (model, task, pair.shifted.name): consistency(pair, embed, same_from)
+        (model, task): {
+            pair.shifted.name: found for pair in own if (found := consistency(pair, embed, same_from)) is not None
+        }
         for model, by_task in pairs.items()
         for task, own in by_task.items()
-        for pair in own
     }
 
 

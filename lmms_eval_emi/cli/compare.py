@@ -110,17 +110,19 @@ def _print_differences(differences: Sequence[Difference], adjust: str) -> None:
 
     rows = [
         [
-            one.split,
-            with_error(one.emi) if one.emi else NOTHING,
-            with_error(one.emid, MARK if one.separates else "") if one.emid else NOTHING,
-            f"[{one.emid.ci95[0]:.4g}, {one.emid.ci95[1]:.4g}]" if one.emid and one.emid.ci95 else NOTHING,
-            NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}",
+            difference.split,
+            with_error(difference.emi) if difference.emi else NOTHING,
+            with_error(difference.emid, MARK if difference.separates else "") if difference.emid else NOTHING,
+            f"[{difference.emid.ci95[0]:.4g}, {difference.emid.ci95[1]:.4g}]"
+            if difference.emid and difference.emid.ci95
+            else NOTHING,
+            NOTHING if difference.p_adjusted is None else f"{difference.p_adjusted:.2g}",
         ]
-        for one in differences
+        for difference in differences
     ]
     print(tabulate(rows, headers=["split", "EMI ± SE", "EMID ± SE", "95 %", "p"], disable_numparse=True))
-    shifts = [one for one in differences if one.emid and one.emi]
-    apart = [one.split for one in shifts if one.separates]
+    shifts = [difference for difference in differences if difference.emid and difference.emi]
+    apart = [shift.split for shift in shifts if shift.separates]
     print(f"{len(apart)} of {len(shifts)} shifts separate them ({adjust}, 5 %): {', '.join(apart) or 'none'}")
     print("EMID above 0: the first model lost more.\n")
 
@@ -142,11 +144,11 @@ def _print_ranks(args: argparse.Namespace) -> int:
     found = rank(read_row_scores(args.scores), settings.adjust, settings.seed)
     rows = [
         [
-            one.model,
-            value_with_error(one.score, one.stderr),
-            f"{one.best}" if one.best == one.worst else f"{one.best} to {one.worst}",
+            ranked.model,
+            value_with_error(ranked.score, ranked.stderr),
+            f"{ranked.best}" if ranked.best == ranked.worst else f"{ranked.best} to {ranked.worst}",
         ]
-        for one in found
+        for ranked in found
     ]
     print(tabulate(rows, headers=["model", "score ± SE", "place"], disable_numparse=True))
     print(
@@ -169,9 +171,10 @@ def _print_power(args: argparse.Namespace) -> int:
             print("No shift has images enough to say.\n")
             continue
         rows = [
-            [one.name, one.images, f"{one.stderr:.2g}", f"{one.detectable:.2g}", f"{one.needed:,}"] for one in found
+            [shift.name, shift.images, f"{shift.stderr:.2g}", f"{shift.detectable:.2g}", f"{shift.needed:,}"]
+            for shift in found
         ]
         headers = ["shift", "images", "SE", "detectable today", "images needed"]
         print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 4)))
-        print(f"All shifts: {max(one.needed for one in found):,} images.\n")
+        print(f"All shifts: {max(shift.needed for shift in found):,} images.\n")
     return 0

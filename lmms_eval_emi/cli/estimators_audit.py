@@ -141,14 +141,14 @@ def _print(findings: Sequence[Finding]) -> None:
     print(f"\n{MARK} differs from the references: the interval of 95 % excludes 0")
     for encoders, number in numbers.items():
         print(f"encoders {number}: {encoders}" if several else f"encoders: {encoders}")
-    for one in findings:
-        with_encoders = f" with encoders {numbers[one.encoders]}" if several else ""
-        print(f"{one.estimator}{with_encoders}, in {one.unit}, {'; '.join(_noticed(one))}")
+    for finding in findings:
+        with_encoders = f" with encoders {numbers[finding.encoders]}" if several else ""
+        print(f"{finding.estimator}{with_encoders}, in {finding.unit}, {'; '.join(_noticed(finding))}")
 
 
 def _noticed(finding: Finding) -> list[str]:
     """Return which responders an estimator does not notice or prefers to the references, and what makes it unreliable."""
-    if all(one.told_from_references is None for one in finding.responders.values()):
+    if all(responder.told_from_references is None for responder in finding.responders.values()):
         noticed = ["has too few images to tell"]
     else:
         missed = ", ".join(finding.not_noticed)

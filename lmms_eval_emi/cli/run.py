@@ -129,7 +129,7 @@ def harness_arguments(args: argparse.Namespace) -> list[str]:
         raise RunError(f"--output_path: expected a folder, got the file {args.output_path}.")
     others: Sequence[str] = args.others
     tasks = [*([args.tasks] if args.tasks else []), *(GROUPS[name] for name in args.study)]
-    config = any(one == "--config" or one.startswith("--config=") for one in others)
+    config = any(other == "--config" or other.startswith("--config=") for other in others)
     if not tasks and not config:
         raise RunError(f"expected --tasks NAMES or --study {'|'.join(GROUPS)}, got neither.")
     return [*others, *(["--tasks", ",".join(tasks)] if tasks else []), "--output_path", str(args.output_path)]
@@ -139,7 +139,7 @@ def states_table(tasks: Sequence) -> str:
     """Return how far every task is, as a table with sums."""
     from tabulate import tabulate
 
-    rows = [[one.task, one.requests, one.answered, one.shared, one.left] for one in tasks]
+    rows = [[task.task, task.requests, task.answered, task.shared, task.left] for task in tasks]
     sums = [sum(row[column] for row in rows) for column in range(1, 5)]
     headers = ["task", "requests", "in the journal", "shared", "left"]
     return tabulate([*rows, ["all", *sums]] if len(rows) != 1 else rows, headers=headers)

@@ -159,7 +159,7 @@ def _take_positionals(args: argparse.Namespace) -> None:
     from lmms_eval_emi.shifts.operators import operators
 
     known = [*operators("visual"), *operators("text")]
-    wanted = 2 - sum(one is not None for one in (args.source, args.dest))
+    wanted = 2 - sum(path is not None for path in (args.source, args.dest))
     for given in (args.visual, args.textual):
         found: list[str] = []
         while given and len(found) < wanted and given[-1].partition(":")[0] not in known:

@@ -159,8 +159,8 @@ def _write_twins(suite: Suite, args: argparse.Namespace) -> None:
     from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, twin_files, write_twin_files
     from lmms_eval_emi.shifts.apply import parse_steps, recipes
 
-    images = [step for one in suite.visual for step in parse_steps("visual", one)]
-    texts = [step for one in suite.textual for step in parse_steps("text", one)]
+    images = [step for specification in suite.visual for step in parse_steps("visual", specification)]
+    texts = [step for specification in suite.textual for step in parse_steps("text", specification)]
     made = [recipe for recipe in recipes(images, texts, False) if recipe.steps]
     tasks = resolve(suite.tasks)
     write_twin_files(args.output, twin_files(tasks, made, TwinOptions(args.seed)))

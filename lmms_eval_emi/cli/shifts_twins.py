@@ -93,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not names:
         raise StudyError("twins: expected at least one TASK of lmms-eval, or --suite NAME, got none.")
-    images = [step for one in visual for step in parse_steps("visual", one)]
-    texts = [step for one in textual for step in parse_steps("text", one)]
+    images = [step for specification in visual for step in parse_steps("visual", specification)]
+    texts = [step for specification in textual for step in parse_steps("text", specification)]
     made = [recipe for recipe in recipes(images, texts, args.joint) if recipe.steps]
     options = TwinOptions(args.seed, tuple(args.keep), tuple(args.question_column), tuple(args.image_column))
     tasks = resolve(names, args.include_path)

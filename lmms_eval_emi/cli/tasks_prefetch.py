@@ -141,7 +141,7 @@ def _wanted_by(suite: Any) -> dict[str, Fetch]:
 
     def sizes(rows: Iterable[Any]) -> tuple[str, int]:
         loaded = list(rows)
-        files = {Path(file["filename"]) for one in loaded for file in one.cache_files}
+        files = {Path(file["filename"]) for dataset in loaded for file in dataset.cache_files}
         return f"{sum(map(len, loaded))} rows in {_common(files)}", _size(files)
 
     if suite.kind == "study" and not suite.prepare:

@@ -87,15 +87,15 @@ def correlations(
     Returns:
         By measure those that are defined; none for fewer than 8 shifts.
     """
-    known = [one for one in b if one is not None]
+    known = [jackknife for jackknife in b if jackknife is not None]
     if len(a) < FEWEST_SHIFTS or len(known) < len(a):
         return {}
-    sides = [one.value for one in a], [one.value for one in known]
+    sides = [jackknife.value for jackknife in a], [jackknife.value for jackknife in known]
     values = {measure: value for measure in measures if (value := MEASURES[measure](*sides)) is not None}
-    random = [one for one in (*a, *known) if one.strata]
-    if not values or not draws or not random or not all(one.is_sure for one in random):
+    random = [jackknife for jackknife in (*a, *known) if jackknife.strata]
+    if not values or not draws or not random or not all(jackknife.is_sure for jackknife in random):
         return {measure: Correlation(value, None) for measure, value in values.items()}
-    df = min(one.clusters for one in random) - 1
+    df = min(jackknife.clusters for jackknife in random) - 1
     drawn = _drawn([*a, *known], draws, seed, df)
     found = {}
     for measure, value in values.items():
@@ -127,10 +127,10 @@ def lead(
         return None
     value = pair[0].value - pair[1].value
     everything = [*a, *other, *b]
-    random = [one for one in everything if one.strata]
-    if not draws or not random or not all(one.is_sure for one in random):
+    random = [jackknife for jackknife in everything if jackknife.strata]
+    if not draws or not random or not all(jackknife.is_sure for jackknife in random):
         return Correlation(value, None)
-    df, count = min(one.clusters for one in random) - 1, len(a)
+    df, count = min(jackknife.clusters for jackknife in random) - 1, len(a)
     drawn = _drawn(everything, draws, seed, df)
     sides = [_ROWWISE[measure](drawn[:, start : start + count], drawn[:, 2 * count :]) for start in (0, count)]
     reach = float(special.stdtrit(df, 0.5 + LEVEL / 2) * (sides[0] - sides[1]).std())
@@ -139,7 +139,7 @@ def lead(
 
 def _drawn(statistics: Sequence[Jackknife], draws: int, seed: int, df: float) -> np.ndarray:
     """Return (draws, number of statistics) values of all statistics under the same random weights of the images."""
-    own = [one.deviations() for one in statistics]
+    own = [statistic.deviations() for statistic in statistics]
     clusters = sorted({cluster for one in own for cluster in one}, key=str)
     position = {cluster: number for number, cluster in enumerate(clusters)}
     deviations = np.zeros((len(clusters), len(statistics)))
@@ -152,7 +152,7 @@ def _drawn(statistics: Sequence[Jackknife], draws: int, seed: int, df: float) ->
     weights = random.normal(size=(draws, len(clusters)))
     # As heavy tails as t has with so few images.
     weights *= np.sqrt(df / random.chisquare(df, size=(draws, 1)))
-    return np.array([one.value for one in statistics]) + weights @ deviations
+    return np.array([statistic.value for statistic in statistics]) + weights @ deviations
 
 
 def _fisher(r: np.ndarray) -> np.ndarray:
@@ -175,8 +175,8 @@ def _kendall_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     first, second = np.triu_indices(a.shape[1], 1)
     found = []
     for start in range(0, len(a), 128):  # all pairs of all draws would take 50 MB
-        parts = (one[start : start + 128] for one in (a, b))
-        signs = [np.sign(one[:, first] - one[:, second]) for one in parts]
+        parts = (side[start : start + 128] for side in (a, b))
+        signs = [np.sign(part[:, first] - part[:, second]) for part in parts]
         scale = np.sqrt((signs[0] ** 2).sum(axis=1) * (signs[1] ** 2).sum(axis=1))
         found.append((signs[0] * signs[1]).sum(axis=1) / np.where(scale > 0, scale, np.inf))
     return np.concatenate(found)
@@ -211,7 +211,8 @@ def operator_interval(cells: dict[tuple[str, str], tuple[float, float]], draws: 
     kept = ~np.isnan(a)
     count = kept.sum(axis=1)
     centred = [
-        np.where(kept, one - np.nansum(one, axis=1, keepdims=True) / np.maximum(count, 1)[:, None], 0) for one in (a, b)
+        np.where(kept, side - np.nansum(side, axis=1, keepdims=True) / np.maximum(count, 1)[:, None], 0)
+        for side in (a, b)
     ]
     spread = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
     usable = (count >= 3) & (spread > 0)

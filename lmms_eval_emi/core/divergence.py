@@ -420,7 +420,7 @@ def batch_entropies(id: Embeddings, others: Sequence[Embeddings], convention: st
         for split in (id, *others):
             if getattr(split, name) is not None:
                 wanted[_key(split, name)] = partial(_kernel, split, name)
-    pairs = [(id, "v", one, "v") for one in others] + [(id, "t", one, "t") for one in others]
+    pairs = [(id, "v", other, "v") for other in others] + [(id, "t", other, "t") for other in others]
     pairs += [(split, "y_hat", split, "y") for split in (id, *others)]
     for left, left_name, right, right_name in pairs:
         first, second = _key(left, left_name), _key(right, right_name)

@@ -388,7 +388,9 @@ def emi_difference(first: EMI, second: EMI, *, paired: bool) -> Jackknife:
     """
     own = second.jackknife
     if not paired:  # clusters of unrelated splits are different, whatever their keys
-        own = Jackknife(own.value, tuple({("ood", key): value for key, value in one.items()} for one in own.strata))
+        own = Jackknife(
+            own.value, tuple({("ood", key): value for key, value in stratum.items()} for stratum in own.strata)
+        )
     terms = (first.mi_response, first.mi_reference, second.mi_response, second.mi_reference)
     return difference(first.jackknife, own).without_rounding(*terms)
 

@@ -32,7 +32,7 @@ def adjust(
         seed: seed of ``maxt``.
         p_values: p-values of another test, instead of the statistics'; ``maxt`` has no use for them.
     """
-    own = list(p_values) if p_values is not None else [one.p_value for one in family]
+    own = list(p_values) if p_values is not None else [jackknife.p_value for jackknife in family]
     known = [position for position, one in enumerate(own) if one is not None]
     p = np.array([own[position] for position in known], dtype=float)
     if not len(p) or method == "none":
@@ -67,7 +67,9 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def _maxt(family: Sequence[Jackknife], draws: int, seed: int) -> np.ndarray:
-    clusters: list[Hashable] = sorted({key for one in family for stratum in one.strata for key in stratum}, key=str)
+    clusters: list[Hashable] = sorted(
+        {key for jackknife in family for stratum in jackknife.strata for key in stratum}, key=str
+    )
     number = {key: position for position, key in enumerate(clusters)}
     weights = np.random.default_rng(seed).choice(WEBB, size=(draws, len(clusters)))
     sums, variances = np.zeros((draws, len(family))), np.zeros((draws, len(family)))

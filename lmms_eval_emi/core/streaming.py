@@ -66,7 +66,7 @@ class ClusterTable:
     def value(self) -> float:
         """Return CLUB of all rows."""
         sums, n = self.sums, float(self.sums.n.sum())
-        a, precision, y, square = (one.sum(dim=0) for one in (sums.a, sums.precision, sums.y, sums.square))
+        a, precision, y, square = (part.sum(dim=0) for part in (sums.a, sums.precision, sums.y, sums.square))
         return float(sums.matched.sum() / n - ((a * y).sum() - (precision * square).sum() / 2) / n**2)
 
 
@@ -196,7 +196,7 @@ class SplitStatistics:
         own = hashed(given) if given is not None else hashed([("row", self.n + row) for row in range(rows.n)])
         if rows.ids is None:
             return own
-        ids = np.array([_id_hash(one) for one in rows.ids], dtype=np.uint64)
+        ids = np.array([_id_hash(row_id) for row_id in rows.ids], dtype=np.uint64)
         if self.own_partners is not None:
             self.own_partners.append((ids, own))
         if self.partners is None:
@@ -284,7 +284,7 @@ class Partners:
     @classmethod
     def of(cls, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Partners:
         """Make the table from parts in any order."""
-        ids, clusters = (np.concatenate(one) for one in zip(*parts, strict=True))
+        ids, clusters = (np.concatenate(part) for part in zip(*parts, strict=True))
         order = np.argsort(ids, kind="stable")
         return cls(ids[order], clusters[order])
 

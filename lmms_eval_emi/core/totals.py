@@ -77,7 +77,9 @@ class ClusterTotals:
             )
         distinct = sorted(set(clusters), key=str)
         if len(distinct) > MAX_CLUSTERS:
-            clusters = [f"block {xxhash.xxh3_64_intdigest(str(one).encode()) % MAX_CLUSTERS}" for one in clusters]
+            clusters = [
+                f"block {xxhash.xxh3_64_intdigest(str(cluster).encode()) % MAX_CLUSTERS}" for cluster in clusters
+            ]
             distinct = sorted(set(clusters), key=str)
         number = {cluster: place for place, cluster in enumerate(distinct)}
         sums = np.zeros((len(distinct), parts.shape[1]))

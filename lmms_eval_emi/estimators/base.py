@@ -346,7 +346,7 @@ def by_network(networks: Sequence[Self], which: torch.Tensor, run: Any, *rows: t
     found: list[torch.Tensor] = []
     for number in which.unique().tolist():
         own = which == number
-        outputs = run(networks[number], *(one[own] for one in rows))
+        outputs = run(networks[number], *(row[own] for row in rows))
         if not found:
             found = [output.new_zeros(len(which), *output.shape[1:]) for output in outputs]
         for whole, output in zip(found, outputs, strict=True):

@@ -89,7 +89,7 @@ def read_card(text: str, source: str) -> dict[str, Any]:
         raise InputError(f"estimator {source}: its card is damaged: {where}: {first['msg']}.") from error
     samples = checked.domain.samples
     if samples is not None and (
-        not samples or checked.domain.bases is None or any(set(one.limits) - set(one.mean) for one in samples)
+        not samples or checked.domain.bases is None or any(set(sample.limits) - set(sample.mean) for sample in samples)
     ):
         raise InputError(f"estimator {source}: its card is damaged: domain: samples without what they are compared by.")
     return card

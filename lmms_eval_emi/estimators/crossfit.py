@@ -42,7 +42,7 @@ class CrossFitted(Estimator):
         sha256: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.networks = [list(one) for one in networks]
+        self.networks = [list(network) for network in networks]
         self.seen = seen
         self.sha256 = sha256
         first = self.networks[0][0]
@@ -208,7 +208,7 @@ class BoundEstimator:
         for number in range(len(targets)):
             means = [_mean([one[number] for one in own]) for own in found]
             whole = _mean(means)
-            by_seed = tuple(one.value for one in means) if len(means) > 1 else ()
+            by_seed = tuple(mean.value for mean in means) if len(means) > 1 else ()
             informations.append(Information(whole.contributions, whole.influence, whole.deleted, by_seed))
         return informations
 

@@ -153,7 +153,7 @@ def _sample(profile: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
     for name, values in profile.items():
         means = first @ values / half, (1 - first) @ values / (count - half)
         ratios[name] = _distance(name, *means) / _scale(name, half, count - half)
-    limits = {name: max(float(np.quantile(one, 1 - ALPHA)), 1e-12) for name, one in ratios.items()}
+    limits = {name: max(float(np.quantile(ratio, 1 - ALPHA)), 1e-12) for name, ratio in ratios.items()}
     largest = np.max([ratios[name] / limit for name, limit in limits.items()], axis=0)
     return {
         "images": count,
@@ -178,7 +178,7 @@ def _pooled(splits: Mapping[str, Embeddings]) -> Embeddings:
         return torch.cat([getattr(split, name) for split in parts])
 
     every_id = all(split.ids is not None for split in parts)
-    ids = [one for split in parts for one in split.ids or ()] if every_id else None
+    ids = [row_id for split in parts for row_id in split.ids or ()] if every_id else None
     return Embeddings(
         v=joined("v") if with_images else None,
         t=joined("t"),
@@ -258,17 +258,17 @@ def fitness(
         found["saturated"] = saturation
         if saturation >= SATURATED and estimator.unit == "nats":
             found["unit"] = "nominal nats"
-    ceiling = estimator.ceiling(min(one.n for one in embeddings.values()))
+    ceiling = estimator.ceiling(min(embedding.n for embedding in embeddings.values()))
     if ceiling is not None:
         found["ceiling"] = ceiling
-    trained_on = sum(estimator.trained_on(one) for one in embeddings.values())
+    trained_on = sum(estimator.trained_on(embedding) for embedding in embeddings.values())
     if trained_on:
         found["trained_on"] = trained_on
     checks: dict[str, dict[str, Any]] = {name: {} for name in embeddings}
     if estimator.against == "input":
         for name, score in (scores or {}).items():
             checks[name] |= _told_apart(score)
-    doubtful = [name for name, one in checks.items() if one.get("references_told_apart") is False]
+    doubtful = [name for name, check in checks.items() if check.get("references_told_apart") is False]
     domain = estimator.card.get("domain") or {}
     known = "samples" in domain
     far = _far_splits(estimator, embeddings, domain, checks) if known else []
@@ -303,7 +303,9 @@ def _far_splits(
             continue
         profile = _profile(estimator, split, domain["bases"])
         # New images may come from where any of the samples came from.
-        distances, p_values[name] = max((_to_sample(profile, one) for one in domain["samples"]), key=lambda one: one[1])
+        distances, p_values[name] = max(
+            (_to_sample(profile, sample) for sample in domain["samples"]), key=lambda one: one[1]
+        )
         checks[name] |= {"distances": distances}
     adjusted = holm(np.array(list(p_values.values()))).tolist() if p_values else []
     for name, p in zip(p_values, adjusted, strict=True):
@@ -352,7 +354,7 @@ def _to_sample(
         # as many independent images (Bengio & Grandvalet 2004): they count half.
         trained = domain["images"] / 2 if name in RANKED else domain["images"]
         found[name] = {"value": value, "limit": limit * _scale(name, trained, images)}
-    largest = max(one["value"] / one["limit"] for one in found.values())
+    largest = max(distance["value"] / distance["limit"] for distance in found.values())
     # Quantiles fall as p grows.
     p = float(np.interp(largest, domain["quantiles"][::-1], P_VALUES[::-1]))
     return found, p

@@ -75,7 +75,7 @@ class KSG(Estimator):
             joint = torch.maximum(d_x, d_y)
             radius = joint.kthvalue(self.k, dim=1, keepdim=True).values
             repeated = radius[:, 0] == 0
-            near = [torch.where(repeated[:, None], one == 0, one < radius) for one in (d_x, d_y)]
+            near = [torch.where(repeated[:, None], distances == 0, distances < radius) for distances in (d_x, d_y)]
             n_x, n_y = (one.sum(dim=1).double() for one in near)
             neighbours = torch.where(repeated, (joint == 0).sum(dim=1).double() + 1, float(self.k))
             parts.append(torch.digamma(neighbours) - torch.digamma(n_x + 1) - torch.digamma(n_y + 1))

@@ -264,7 +264,7 @@ def _differing_encoders(own: str, other: str) -> list[str]:
     found = []
     for what, a, b in zip(("image", "text"), own.split("+"), other.split("+"), strict=False):
         if not _same_part(a, b):
-            names = [one.partition("#")[0] for one in (a, b)]
+            names = [side.partition("#")[0] for side in (a, b)]
             weights = f"its weights, of {names[0]}" if names[0] == names[1] else f"{names[0]} and {names[1]}"
             found.append(f"the {what} encoder differs ({weights})")
     return found
@@ -285,16 +285,16 @@ def comparable_groups(results: Sequence[ReportedResult]) -> list[list[int]]:
 
 def _differ_by_measure_alone(results: Sequence[ReportedResult]) -> bool:
     """Return whether results are those of one model's responses by several estimators."""
-    estimators = {one.estimator for one in results}
+    estimators = {result.estimator for result in results}
     others = {key for key in COMPARED if key not in ("estimator", "unit")}
-    alike = all(len({_setting(one, key) for one in results}) == 1 for key in others)
+    alike = all(len({_setting(result, key) for result in results}) == 1 for key in others)
     return alike and len(estimators) == len(results)
 
 
 def _agreement_of_measures(results: Sequence[ReportedResult]) -> str:
     """Return a sentence on how many shifts have the same sign of EMID by all estimators."""
-    names = [one.estimator.partition("@")[0] for one in results]
-    emids = [{name: split.emid for name, split in one.shifts().items() if split.emid} for one in results]
+    names = [result.estimator.partition("@")[0] for result in results]
+    emids = [{name: split.emid for name, split in result.shifts().items() if split.emid} for result in results]
     shared = [name for name in emids[0] if all(name in own for own in emids)]
     apart = [name for name in shared if len({own[name] > 0 for own in emids}) > 1]
     found = f"they agree in the sign of EMID on {len(shared) - len(apart)} of {len(shared)} shifts"
@@ -306,16 +306,16 @@ def comparability_lines(results: Sequence[ReportedResult]) -> list[str]:
     """Return whether several results are comparable, in sentences; none for a single result."""
     if len(results) < 2:
         return []
-    if len({(one.shift, one.model) for one in results}) == 1 and _differ_by_measure_alone(results):
+    if len({(result.shift, result.model) for result in results}) == 1 and _differ_by_measure_alone(results):
         return [_agreement_of_measures(results)]
     groups = comparable_groups(results)
     if len(groups) == 1:
-        return [f"Comparable: {_listed([one.label for one in results])}."]
+        return [f"Comparable: {_listed([result.label for result in results])}."]
     first = results[groups[0][0]]
     lines = []
     for group in groups[1:]:
         other = results[group[0]]
         lines.append(
-            f"Not comparable: {_listed([results[one].label for one in group])} with {first.label}, because {_listed(differences(first, other))}."
+            f"Not comparable: {_listed([results[position].label for position in group])} with {first.label}, because {_listed(differences(first, other))}."
         )
     return lines

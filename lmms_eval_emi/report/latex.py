@@ -18,7 +18,7 @@ MODALITIES = {"visual": "Visual shifts", "text": "Textual shifts", "joint": "Joi
 def to_latex(results: Sequence[ReportedResult]) -> str:
     """Return a table for each study, with a line for each group of shifts; it needs the package booktabs."""
     studies = dict.fromkeys(result.shift for result in results)
-    return "\n".join(_table([one for one in results if one.shift == study]) for study in studies)
+    return "\n".join(_table([result for result in results if result.shift == study]) for study in studies)
 
 
 def escape(text: str) -> str:
@@ -34,11 +34,13 @@ def _comment(text: str) -> str:
 
 def _table(results: Sequence[ReportedResult]) -> str:
     decimals = decimals_of(results)
-    known = [{(one.modality, one.label): one for one in result.groups} for result in results]
+    known = [{(group.modality, group.label): group for group in result.groups} for result in results]
     order = list(dict.fromkeys(key for own in known for key in own))
     models = " & ".join(escape(short_name(result.label)) for result in results)
     columns = "lr" + "r" * len(results)
-    signatures = dict.fromkeys(f"% {_comment(short_name(one.label))}: {_comment(one.signature)}" for one in results)
+    signatures = dict.fromkeys(
+        f"% {_comment(short_name(result.label))}: {_comment(result.signature)}" for result in results
+    )
     lines = [*signatures, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rf"Shift & splits & {models} \\"]
     for modality, title in MODALITIES.items():
         own = [key for key in order if key[0] == modality]
@@ -47,13 +49,13 @@ def _table(results: Sequence[ReportedResult]) -> str:
         lines += [_line(key, [one.get(key) for one in known], decimals) for key in own]
     means = [result.mean for result in results]
     if any(means):
-        count = max(one.splits for one in means if one)
+        count = max(mean.splits for mean in means if mean)
         lines += [r"\midrule", rf"All shifts & {count} & {' & '.join(_cells(means, decimals))} \\"]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _line(key: tuple[str, str], cells: Sequence[GroupMean | None], decimals: int) -> str:
-    count = max(one.splits for one in cells if one)
+    count = max(cell.splits for cell in cells if cell)
     return rf"{escape(key[1])} & {count} & {' & '.join(_cells(cells, decimals))} \\"
 
 
@@ -62,13 +64,13 @@ def _cells(cells: Sequence[GroupMean | None], decimals: int) -> list[str]:
     values = [one.emid for one in cells if one]
     best = min(values) if len(values) > 1 else None
     shown = []
-    for one in cells:
-        if one is None:
+    for cell in cells:
+        if cell is None:
             shown.append("--")
             continue
-        value = _math(one.emid, decimals)
-        value = rf"\textbf{{{value}}}" if best is not None and one.emid == best else value
-        low_high = f" [{_math(one.ci95[0], decimals)}, {_math(one.ci95[1], decimals)}]" if one.ci95 else ""
+        value = _math(cell.emid, decimals)
+        value = rf"\textbf{{{value}}}" if best is not None and cell.emid == best else value
+        low_high = f" [{_math(cell.ci95[0], decimals)}, {_math(cell.ci95[1], decimals)}]" if cell.ci95 else ""
         shown.append(value + low_high)
     return shown
 

@@ -112,9 +112,9 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
         {**vars(one), "svg": page.figure(one.figure, one.caption) if one.figure is not None else ""}
         for one in (*map(audit_section, found.audits), *found.sections)
     ]
-    contents = [{"id": one["id"], "title": one["title"]} for one in studies]
+    contents = [{"id": study["id"], "title": study["title"]} for study in studies]
     contents += [{"id": "rows", "title": "Rows that lost most"}] if lost else []
-    contents += [{"id": one["id"], "title": f"Beside {one['score']}"} for one in agreements]
+    contents += [{"id": agreement["id"], "title": f"Beside {agreement['score']}"} for agreement in agreements]
     contents += [{"id": f"section-{number}", "title": one["contents"]} for number, one in enumerate(sections, 1)]
     contents.append({"id": "words", "title": "Glossary"})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -124,7 +124,7 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
         findings=findings_of_all(results),
         cautions=[line for result in results for line in _cautions(result)],
         measured=[_measured(result) for result in results[:MOST_NAMED]],
-        comparability=[line for one in studies for line in one["comparability"]],
+        comparability=[line for study in studies for line in study["comparability"]],
         contents=contents,
         studies=studies,
         lost=lost,
@@ -181,7 +181,11 @@ def _tooltip(result: ReportedResult, name: str) -> str:
         (
             f"{name}, {label_of(result)}",
             f"EMID {numeral(split.estimate, decimals)}{within}{f', {split.verdict}' if split.verdict else ''}{unfit}",
-            *(f"EMID by {kind}: {numeral(one.emid, 3)}" for kind, one in split.beside.items() if one.emid is not None),
+            *(
+                f"EMID by {kind}: {numeral(measure.emid, 3)}"
+                for kind, measure in split.beside.items()
+                if measure.emid is not None
+            ),
             f"{split.n} rows, {split.images} images" if split.n is not None else "published, without an interval",
         )
     )
@@ -208,13 +212,15 @@ def _with_distinct_names(results: Sequence[ReportedResult]) -> list[ReportedResu
         length = 1
         while len(same) > 1 and length < len(parts):
             length += 1
-            ends = {":".join(one.replace("__", "/").replace("\\", "/").split("/")[-length:]) for one in same}
+            ends = {":".join(name.replace("__", "/").replace("\\", "/").split("/")[-length:]) for name in same}
             if len(ends) == len(same):
                 break
         names[model] = model if len(same) == 1 else ":".join(parts[-length:])
     return [
-        one.model_copy(update={"model": names[one.model], "label": one.label.replace(one.model, names[one.model], 1)})
-        for one in results
+        result.model_copy(
+            update={"model": names[result.model], "label": result.label.replace(result.model, names[result.model], 1)}
+        )
+        for result in results
     ]
 
 
@@ -268,26 +274,27 @@ def _study_context(
     """Return a study: its figures, models side by side, and every model's table."""
     ranked = []
     for group in comparable_groups(shown):
-        chosen = [shown[one] for one in group if shown[one].shifts()]
+        chosen = [shown[number] for number in group if shown[number].shifts()]
         if chosen:
             alt = f"Shifts ranked by EMID. {' '.join(findings_of(chosen[0])[:2])} The table below has all numbers."
             figures = [
                 page.figure(plots.plot_emid_ranked(chosen, narrow=narrow), alt, chosen, classes)
                 for narrow, classes in ((False, "wide"), (True, "narrow"))
             ]
-            ranked.append({"caption": ", ".join(label_of(one) for one in chosen), "figures": figures})
+            ranked.append({"caption": ", ".join(label_of(result) for result in chosen), "figures": figures})
     decimals = decimals_of(shown)
     means = [
-        table_row([label_of(one), *(number_cell(value, decimals) for value in one.means().values())]) for one in shown
+        table_row([label_of(result), *(number_cell(value, decimals) for value in result.means().values())])
+        for result in shown
     ]
     return {
         "id": identity,
         "title": next((result.title for result in own if result.title), study_title(own[0].shift)),
         "ranked": ranked,
         "modalities": [
-            one
-            for one in ("visual", "text", "joint")
-            if any(split.modality == one for result in own for split in result.shifts().values())
+            modality
+            for modality in ("visual", "text", "joint")
+            if any(split.modality == modality for result in own for split in result.shifts().values())
         ],
         "comparability": comparability_lines(own) or comparability_lines(shown),
         "means": {"headers": ["model", *shown[0].means()], "rows": means},
@@ -388,9 +395,9 @@ def _picture(page: _Page, result: ReportedResult, split: SplitResult) -> int | N
 def _scores_beside(result: ReportedResult, findings: Findings) -> dict[str, dict[str, float]]:
     """Return scores of the splits, such as accuracy, that other commands found for the model of a result, by their name."""
     return {
-        one.score: {point.split: point.score for point in one.points if point.score is not None}
-        for one in findings.agreements
-        if one.study == result.shift and short_name(one.model) == short_name(result.model)
+        agreement.score: {point.split: point.score for point in agreement.points if point.score is not None}
+        for agreement in findings.agreements
+        if agreement.study == result.shift and short_name(agreement.model) == short_name(result.model)
     }
 
 

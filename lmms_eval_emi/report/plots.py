@@ -158,7 +158,9 @@ def plot_emid_ranked(
 def _draw_names(ax: Axes, results: Sequence[ReportedResult], splits: Sequence[SplitResult], *, narrow: bool) -> None:
     """Write the names of the splits beside the rows or above the marks, with a question mark for unfit ones."""
     short = short_splits(list(dict.fromkeys(name for result in results for name in result.splits)))
-    names = [plain_text(short[one.name], 40) + (f" {UNFIT}" if one.name in results[0].unfit else "") for one in splits]
+    names = [
+        plain_text(short[split.name], 40) + (f" {UNFIT}" if split.name in results[0].unfit else "") for split in splits
+    ]
     ax.set_ylim(-0.7, len(splits) - 0.2)
     if not narrow:
         ax.set_yticks(range(len(splits)), names, fontsize=8)

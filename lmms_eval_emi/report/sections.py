@@ -113,7 +113,7 @@ def agreement_context(found: Agreement, place: int) -> tuple[dict[str, Any], Axe
                 table_row(
                     [
                         short[p.split],
-                        *(number_cell(one, 4) for one in (p.score, p.loss, p.emi, p.emid, p.index, p.cosine)),
+                        *(number_cell(number, 4) for number in (p.score, p.loss, p.emi, p.emid, p.index, p.cosine)),
                     ],
                     split=p.split,
                 )
@@ -130,13 +130,13 @@ def audit_section(audit: AuditDocument) -> Section:
     encoders = list(dict.fromkeys(one.encoders for one in audit.findings))
     headers = ["responder"]
     sentences = []
-    for one in audit.findings:
-        label = one.estimator + (f", encoders {encoders.index(one.encoders) + 1}" if len(encoders) > 1 else "")
+    for finding in audit.findings:
+        label = finding.estimator + (f", encoders {encoders.index(finding.encoders) + 1}" if len(encoders) > 1 else "")
         headers.append(f"EMI ± SE, {label}")
-        missed = f"does not notice {_listed(one.not_noticed)}" if one.not_noticed else "notices all of them"
-        preferred = f", and prefers {_listed(one.preferred)} to the references" if one.preferred else ""
-        unreliable = "".join(f"; it {mark}" for mark in (one.reliability.marks if one.reliability else ()))
-        sentences.append(f"{label} ({one.unit}) {missed}{preferred}{unreliable}.")
+        missed = f"does not notice {_listed(finding.not_noticed)}" if finding.not_noticed else "notices all of them"
+        preferred = f", and prefers {_listed(finding.preferred)} to the references" if finding.preferred else ""
+        unreliable = "".join(f"; it {mark}" for mark in (finding.reliability.marks if finding.reliability else ()))
+        sentences.append(f"{label} ({finding.unit}) {missed}{preferred}{unreliable}.")
     rows = [table_row([name, *(_audit_cell(one, name) for one in audit.findings)]) for name in names]
     return Section(
         title=f"Estimators on known faults: {study_title(audit.study)}, split {audit.split}",

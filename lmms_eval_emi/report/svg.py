@@ -48,11 +48,11 @@ def _recolour(figure: Any) -> None:
     import matplotlib.spines
     import matplotlib.text
 
-    for one in figure.findobj(matplotlib.text.Text):
-        if one.get_color() == "black":
-            one.set_color(INK)
-    for one in figure.findobj(matplotlib.spines.Spine):
-        one.set_edgecolor(INK)
+    for text in figure.findobj(matplotlib.text.Text):
+        if text.get_color() == "black":
+            text.set_color(INK)
+    for spine in figure.findobj(matplotlib.spines.Spine):
+        spine.set_edgecolor(INK)
     for axes in figure.axes:
         axes.tick_params(color=INK)
 

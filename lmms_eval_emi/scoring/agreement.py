@@ -352,7 +352,7 @@ class Agreement(Plain):
         """Return what a reader should know, in sentences."""
         lines = []
         for what, key, where in (("EMI", "emi", self.over_splits), ("EMID", "emid", self.over_shifts)):
-            own, base, ahead = (where.get(one, {}).get("pearson_r") for one in (key, "cosine", "lead"))
+            own, base, ahead = (where.get(name, {}).get("pearson_r") for name in (key, "cosine", "lead"))
             if own is not None and base is not None and ahead is not None:
                 with_what = self.score if what == "EMI" else f"the loss of {self.score}"
                 said = _verdict(what, own.value, ahead)
@@ -528,7 +528,7 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
     rows, there = result.rows, outside.rows or outside.splits
     strange = [name for name in there if name not in result.emi and name not in rows]  # controls have rows alone
     unknown = sum(
-        len(own) - sum(id_text(one) in own for one in rows[name].ids)
+        len(own) - sum(id_text(row_id) in own for row_id in rows[name].ids)
         for name, own in outside.rows.items()
         if name in rows
     )
@@ -556,13 +556,13 @@ def _correlations(
     """Return correlations by side and measure; under ``lead``, how far the first side is ahead of the cosine."""
     found: dict[str, ByMeasure] = {}
     for name, own in sides.items():
-        known = [one for one in own if one is not None]
+        known = [jackknife for jackknife in own if jackknife is not None]
         if len(known) == len(scores):
             found[name] = {
                 measure: CorrelationResult.of(correlate(measure, known, scores, draws, seed)) for measure in MEASURES
             }
     if first in found and "cosine" in found:
-        pair = [[one for one in sides[name] if one is not None] for name in (first, "cosine")]
+        pair = [[side for side in sides[name] if side is not None] for name in (first, "cosine")]
         found["lead"] = {
             measure: CorrelationResult.of(lead(measure, pair[0], pair[1], scores, draws, seed)) for measure in MEASURES
         }
@@ -579,9 +579,9 @@ def _within(
         if len(places) < FEWEST_ROWS:
             continue
         images = [rows.images[place] for place in places]
-        pairs = [tuple(map(float, one)) for one in parts]
-        right = [outside.is_right(one) for one in pairs]  # type: ignore[arg-type]
-        ranked = np.array([outside.value_of(one) for one in pairs])  # type: ignore[arg-type]
+        pairs = [tuple(map(float, part)) for part in parts]
+        right = [outside.is_right(pair) for pair in pairs]  # type: ignore[arg-type]
+        ranked = np.array([outside.value_of(pair) for pair in pairs])  # type: ignore[arg-type]
         targets = {"spearman_r": ranked}
         if all(one is not None for one in right):
             targets["auc"] = np.array(right, dtype=float)
@@ -638,6 +638,6 @@ def _auc(x: np.ndarray, right: np.ndarray) -> float:
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
     if len(x) < 3:
         return math.nan
-    a, b = (_ranks(one) - (len(one) + 1) / 2 for one in (x, y))
+    a, b = (_ranks(side) - (len(side) + 1) / 2 for side in (x, y))
     scale = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / scale if scale > 0 else math.nan

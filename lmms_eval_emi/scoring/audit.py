@@ -93,7 +93,7 @@ def _another_row(of_the_image: bool) -> Responder:
 def _other_object(rows: Rows, draw: random.Random) -> list[str] | None:
     """Return the reference of the image's most similar other question: an answer about another object of the same image."""
     images = rows.images
-    words = [set(regex.findall(r"\p{L}+", one.question.casefold())) for one in rows.samples]
+    words = [set(regex.findall(r"\p{L}+", sample.question.casefold())) for sample in rows.samples]
     found = []
     for own, image in enumerate(images):
         others = [row for row, other in enumerate(images) if row != own and other == image]
@@ -120,7 +120,7 @@ def _one_wrong(rows: Rows, draw: random.Random) -> list[str] | None:
         if numbers:
             match = draw.choice(numbers)
             value = int(match[0]) if match[0].isdigit() else NUMBERS.index(match[0].lower())
-            other = draw.choice([one for one in range(len(NUMBERS)) if one != value])
+            other = draw.choice([number for number in range(len(NUMBERS)) if number != value])
             new = str(other) if match[0].isdigit() else NUMBERS[other]
         else:
             words = [match for match in regex.finditer(r"\p{L}+", text) if len(match[0]) >= SHORTEST_WORD]
@@ -137,7 +137,7 @@ def _words(text: str) -> set[str]:
 
 
 def _rewritten(rows: Rows, _: random.Random) -> list[str] | None:
-    return [rows.rewrite(one.reference) for one in rows.samples] if rows.rewrite else None
+    return [rows.rewrite(sample.reference) for sample in rows.samples] if rows.rewrite else None
 
 
 # By name; a responder gives None where the rows do not have what it needs.
@@ -192,20 +192,20 @@ class Finding(Plain):
     def of(cls, scores: Mapping[str, SplitResult], **fields: Any) -> Finding:
         """Return the finding on the scores of responders and models, by name, with its other fields."""
         responders = {}
-        for name, one in scores.items():
-            interval = one.emi_ci95
+        for name, scored in scores.items():
+            interval = scored.emi_ci95
             tells = None if interval is None else not interval[0] <= 0 <= interval[1]
             responders[name] = ResponderResult(
-                emi=one.emi, emi_stderr=one.emi_stderr, emi_ci95=interval, told_from_references=tells
+                emi=scored.emi, emi_stderr=scored.emi_stderr, emi_ci95=interval, told_from_references=tells
             )
-        made = {name: one for name, one in responders.items() if name in RESPONDERS and name != REFERENCES}
+        made = {name: responder for name, responder in responders.items() if name in RESPONDERS and name != REFERENCES}
         return cls(
             responders=responders,
-            not_noticed=[name for name, one in made.items() if one.told_from_references is False],
+            not_noticed=[name for name, responder in made.items() if responder.told_from_references is False],
             preferred=[
                 name
-                for name, one in made.items()
-                if one.told_from_references and (scores[name].emi_corrected or 0.0) > 0
+                for name, responder in made.items()
+                if responder.told_from_references and (scores[name].emi_corrected or 0.0) > 0
             ],
             **fields,
         )
@@ -269,7 +269,7 @@ def audit(
             f"audit: expected rows of the split {name}, got none. Give responses that have it, or --split another."
         )
     own = {sample.reference for sample in samples}
-    others = sorted({one.reference for rows in first.samples.values() for one in rows} - own)
+    others = sorted({row.reference for rows in first.samples.values() for row in rows} - own)
     made, missing = responses_of(Rows(samples, others, rewrite, settings.seed))
     left_out = [f"{one}: these rows, or this command, do not have what it needs" for one in missing]
     audited = _with_responders(entries, name, made)
@@ -322,7 +322,9 @@ def _fitting_instruments(
         except UnavailableError as error:
             encoders = f"{settings.vision_encoder} and {settings.text_encoder}"
             left_out.append(f"{source} with {encoders}: {str(error).splitlines()[0]}")
-    return Instruments(fitting[0].encoders, tuple(one.estimators[0] for one in fitting)) if fitting else None
+    return (
+        Instruments(fitting[0].encoders, tuple(instrument.estimators[0] for instrument in fitting)) if fitting else None
+    )
 
 
 def _study_of_one(study: Study, split: str) -> Study:
@@ -336,15 +338,15 @@ def _findings(scored: Sequence[Scored], split: str, instruments: Instruments, se
     count = len(instruments.estimators)
     for number, estimator in enumerate(instruments.estimators):
         own = scored[number::count]
-        results = [one.result for one in own]
-        missing = [one for one in results if split not in one.splits]
+        results = [instrument.result for instrument in own]
+        missing = [result for result in results if split not in result.splits]
         if missing:
             reasons = "; ".join(reason for one in missing for own in one.left_out.values() for reason in own)
             raise SampleError(f"audit: {missing[0].model} cannot be scored: {reasons}")
-        real = next((one for one in own if one.result.model.startswith(MODEL)), None)
+        real = next((instrument for instrument in own if instrument.result.model.startswith(MODEL)), None)
         found.append(
             Finding.of(
-                {one.model: one.splits[split] for one in results},
+                {result.model: result.splits[split] for result in results},
                 encoders=str(results[0].settings["encoders"]),
                 estimator=results[0].estimator,
                 unit=results[0].unit,

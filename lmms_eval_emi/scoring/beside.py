@@ -112,7 +112,7 @@ def disagreements(measures: Mapping[str, Mapping[str, BesideResult]], signs: Map
     """
     found: dict[str, list[str]] = {}
     for split, own in measures.items():
-        for kind, one in own.items():
-            if one.sign * signs.get(split, 0) < 0:
+        for kind, measure in own.items():
+            if measure.sign * signs.get(split, 0) < 0:
                 found.setdefault(kind, []).append(split)
     return found

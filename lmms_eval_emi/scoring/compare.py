@@ -60,7 +60,7 @@ def read_compared(paths: Iterable[str | Path]) -> list[ComparedResult]:
     found: list[ComparedResult] = []
     for path in map(Path, paths):
         found += [_compared(path, result) for result in read_results(path)]
-    labels = [one.label for one in found]
+    labels = [result.label for result in found]
     return [
         one
         if labels.count(one.label) == 1
@@ -153,10 +153,10 @@ class RanksDocument(Document):
 def check_comparable(results: Sequence[ComparedResult]) -> list[str]:
     """Return why some results cannot be compared, in words; nothing if they can."""
     problems = []
-    if len({one.study for one in results}) > 1:
-        problems.append(f"they are of different studies: {', '.join(sorted({one.study for one in results}))}")
+    if len({result.study for result in results}) > 1:
+        problems.append(f"they are of different studies: {', '.join(sorted({result.study for result in results}))}")
     for key in ("encoders", "estimator", "convention", "kind"):
-        values = sorted({one.settings.get(key, "unknown") for one in results})
+        values = sorted({result.settings.get(key, "unknown") for result in results})
         if len(values) > 1:
             problems.append(f"the {key} differs: {' and '.join(values)}")
     return problems
@@ -201,23 +201,25 @@ def indistinguishable(results: Sequence[ComparedResult]) -> list[list[str]]:
     Returns:
         Labels by group, models that lost least first. A model may be in several groups.
     """
-    shifts = [name for name in results[0].emid if all(name in one.emid for one in results)]
+    shifts = [name for name in results[0].emid if all(name in result.emid for result in results)]
     if not shifts:
         return []
     ranked = sorted(results, key=lambda one: one.mean_emid(shifts).value)
     pairs = list(combinations(range(len(ranked)), 2))
-    means = [one.mean_emid(shifts) for one in ranked]
+    means = [result.mean_emid(shifts) for result in ranked]
     p_values = adjust([difference(means[i], means[j]) for i, j in pairs], "holm")
     apart = {pair for pair, p in zip(pairs, p_values, strict=True) if p is not None and p < ALPHA}
     groups: list[set[int]] = []
     for start in range(len(ranked)):
         group = {start}
         for other in range(len(ranked)):
-            if all((min(other, one), max(other, one)) not in apart for one in group if one != other):
+            if all(
+                (min(other, position), max(other, position)) not in apart for position in group if position != other
+            ):
                 group.add(other)
         if not any(group <= known for known in groups):
             groups = [known for known in groups if not known <= group] + [group]
-    return [[ranked[one].label for one in sorted(group)] for group in groups]
+    return [[ranked[position].label for position in sorted(group)] for group in groups]
 
 
 @dataclass(frozen=True)

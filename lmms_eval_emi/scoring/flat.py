@@ -158,9 +158,9 @@ def _by_model_and_split(path: Path, rows: datasets.Dataset) -> list[tuple[str, s
     found = []
     for (model, split), own in places.items():
         part = rows.select(own)
-        ids = [id_text(one) for one in part["id"]] if "id" in names else []
+        ids = [id_text(value) for value in part["id"]] if "id" in names else []
         # Ids such as clean-7 and fog-7 name the split as well, which keeps partners apart.
-        plain = [one.removeprefix(f"{split}-").removeprefix(f"{split}_") for one in ids]
+        plain = [row_id.removeprefix(f"{split}-").removeprefix(f"{split}_") for row_id in ids]
         ids = plain if len(set(plain)) == len(plain) else ids
         if len(set(ids)) < len(own):
             if ids:

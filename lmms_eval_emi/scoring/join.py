@@ -180,8 +180,8 @@ def join_responses(
 def unmatched_responses(study: Study, model: ModelResponses, rows: Mapping[str, datasets.Dataset]) -> list[str]:
     """Return responses to questions that no split of their file has. Splits that share a file have their own part of it each."""
     lines = []
-    for path in dict.fromkeys(one.path for one in model.splits.values()):
-        sharing = [name for name, one in model.splits.items() if one.path == path]
+    for path in dict.fromkeys(split.path for split in model.splits.values()):
+        sharing = [name for name, split in model.splits.items() if split.path == path]
         if not set(sharing) <= rows.keys():
             continue  # what is not loaded may have them
         known: set[object] = set()
@@ -255,7 +255,7 @@ def add_rows(
         entry.samples[name] = samples
     lacking = [row for row in asked if row not in by_row or row in problems]
     if lacking:
-        ids, references = (column_values(rows, one) for one in (spec.columns.id, spec.columns.reference))
+        ids, references = (column_values(rows, column) for column in (spec.columns.id, spec.columns.reference))
         keys = {row_key(ids[row], references[row]) for row in lacking}
         entry.lost.setdefault(name, set()).update(keys)
 

@@ -92,7 +92,11 @@ def _with_encoders_of(settings: Settings, estimators: Sequence[Estimator]) -> Se
 
     chosen = {}
     for name in ("vision_encoder", "text_encoder"):
-        known = {str(getattr(one, name)) for one in estimators if getattr(one, name) not in (None, "", TEXT_ONLY)}
+        known = {
+            str(getattr(estimator, name))
+            for estimator in estimators
+            if getattr(estimator, name) not in (None, "", TEXT_ONLY)
+        }
         if name not in settings.model_fields_set and len(known) == 1:
             place = place_of_encoder(known.pop())
             if place is not None:

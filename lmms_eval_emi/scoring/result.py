@@ -752,7 +752,7 @@ def score_statistics(
     """
     options, known = options or ScoringOptions(), known or RowsKnown()
     options.check(study, statistics)
-    samples = {name: one.sample for name, one in statistics.items() if one.sample is not None}
+    samples = {name: split.sample for name, split in statistics.items() if split.sample is not None}
     scored = _ScoredSplits(samples, omitted=_copy_lists(known.left_out))
     scored.scores = {name: SplitScores(statistics[name].emi) for name in study.splits if name in statistics}
     id = statistics.get(study.id_split)
@@ -953,21 +953,23 @@ def _with_inference(
     tests: dict[str, dict[str, DivergenceTest]] = {}
     with tqdm(bounds.items(), desc="Errors and tests", unit="", leave=False, dynamic_ncols=True, delay=1) as bar:
         for name, bound in bar:
-            found = {one: bound.test(one, inference.resamples, inference.seed) for one in EXPONENTS}
+            found = {
+                divergence: bound.test(divergence, inference.resamples, inference.seed) for divergence in EXPONENTS
+            }
             tests[name] = {one: test for one, test in found.items() if test}
             _ = bound.jackknife  # computed here, under the progress bar
     family = [name for name in study.shifts() if name in shifted]
     statistics = [emid.jackknife for name in family if (emid := scores[name].emid)]
     adjusted = dict(zip(family, adjust(statistics, inference.adjust, CHEAP_DRAWS, inference.seed), strict=True))
     completed = {}
-    for name, one in scores.items():
-        if one.emid is None:
-            completed[name] = one
+    for name, scored in scores.items():
+        if scored.emid is None:
+            completed[name] = scored
             continue
         # Variants and controls are no members of the family: their p-values stand by themselves.
-        p_adjusted = adjusted.get(name, one.emid.p_value)
-        called = verdict(one.emid.jackknife, p_adjusted, margin)
-        completed[name] = replace(one, tests=tests[name], p_adjusted=p_adjusted, verdict=called)
+        p_adjusted = adjusted.get(name, scored.emid.p_value)
+        called = verdict(scored.emid.jackknife, p_adjusted, margin)
+        completed[name] = replace(scored, tests=tests[name], p_adjusted=p_adjusted, verdict=called)
     return completed
 
 
@@ -982,10 +984,10 @@ def _withheld(
     if scale is not None and scale.told_apart is False:
         return {name: replace(one, verdict=None) for name, one in scores.items()}
     found = {}
-    for name, one in scores.items():
+    for name, scored in scores.items():
         small = scale is not None and margin is not None and scale.value < MARGINS_OF_SCALE * margin
-        doubt = one.verdict == "held" and (small or name in unfit)
-        found[name] = replace(one, verdict="undecided") if doubt else one
+        doubt = scored.verdict == "held" and (small or name in unfit)
+        found[name] = replace(scored, verdict="undecided") if doubt else scored
     return found
 
 

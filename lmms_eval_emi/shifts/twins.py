@@ -203,8 +203,8 @@ def _image_keys(dataset: datasets.Dataset) -> list[str] | None:
         for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True):
             digest = xxhash.xxh3_64()
             for cell in row:
-                for one in cell if isinstance(cell, list) else [cell]:
-                    digest.update((one or {}).get("bytes") or str((one or {}).get("path")).encode())
+                for item in cell if isinstance(cell, list) else [cell]:
+                    digest.update((item or {}).get("bytes") or str((item or {}).get("path")).encode())
             keys.append(digest.hexdigest() + IMAGE_SUFFIX)
     return keys
 

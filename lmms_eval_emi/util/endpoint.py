@@ -269,7 +269,7 @@ def _refused_parameter(error: Any, request: Mapping[str, Any]) -> str | None:
     text = _words_of(error).lower()
     if TOO_LARGE.search(text):
         return None
-    roles = {one["role"] for one in request["messages"]}
+    roles = {message["role"] for message in request["messages"]}
     for name in ("max_completion_tokens", "max_tokens", "temperature"):
         if name in request and name in text:
             return name
@@ -287,8 +287,8 @@ def _retry_after(error: Any) -> float | None:
 
 def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the messages with what the system says at the beginning of the first one of the user."""
-    said = [one["content"] for one in messages if one["role"] == "system"]
-    others = [dict(one) for one in messages if one["role"] != "system"]
+    said = [message["content"] for message in messages if message["role"] == "system"]
+    others = [dict(message) for message in messages if message["role"] != "system"]
     first = others[0]["content"]
     parts = first if isinstance(first, list) else [{"type": "text", "text": first}]
     joined = [{"type": "text", "text": "\n\n".join([*said, parts[0]["text"]])}, *parts[1:]]
@@ -299,8 +299,10 @@ def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _text_of(content: Any) -> str:
     """Return what a message says; some endpoints give it in parts."""
     if isinstance(content, list):
-        parts = [one if isinstance(one, dict) else vars(one) if hasattr(one, "__dict__") else {} for one in content]
-        return "".join(str(one.get("text") or "") for one in parts)
+        parts = [
+            item if isinstance(item, dict) else vars(item) if hasattr(item, "__dict__") else {} for item in content
+        ]
+        return "".join(str(part.get("text") or "") for part in parts)
     return content if isinstance(content, str) else ""
 
 

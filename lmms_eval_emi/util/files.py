@@ -131,8 +131,8 @@ def _encodable_data(value: Any) -> Any:
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, dict):
-        return {encodable(key): _encodable_data(one) for key, one in value.items()}
-    return [_encodable_data(one) for one in value] if isinstance(value, list) else value
+        return {encodable(key): _encodable_data(item) for key, item in value.items()}
+    return [_encodable_data(item) for item in value] if isinstance(value, list) else value
 
 
 def newer_version(file: object, version: object, newest: int) -> str:

@@ -82,8 +82,8 @@ class Answers:
             strip: function that removes what is no answer from a text, such as thoughts.
         """
         return Answers(
-            {request: one for request, one in self.by_request.items() if not is_empty(one, strip)},
-            {content: one for content, one in self.by_content.items() if not is_empty(one, strip)},
+            {request: response for request, response in self.by_request.items() if not is_empty(response, strip)},
+            {content: response for content, response in self.by_content.items() if not is_empty(response, strip)},
         )
 
     def has(self, request: Request, *, shared: bool) -> bool:
@@ -148,7 +148,7 @@ class JournalContents:
     @property
     def starts(self) -> int:
         """Number of times that runs of the folder were started and planned requests."""
-        return max((_start_of(one) for one in self.records if one["kind"] == "plan"), default=0)
+        return max((_start_of(record) for record in self.records if record["kind"] == "plan"), default=0)
 
 
 def _start_of(record: Mapping[str, Any]) -> int:
@@ -286,13 +286,13 @@ def _is_record(record: Mapping[str, Any]) -> bool:
         isinstance(record.get("run"), str)
         and isinstance(requests, list)
         and all(
-            isinstance(one, list)
-            and len(one) == len(Request._fields) + 1
-            and isinstance(one[0], str)
-            and type(one[1]) is int
-            and type(one[2]) is int
-            and isinstance(one[3], str)
-            for one in requests
+            isinstance(request, list)
+            and len(request) == len(Request._fields) + 1
+            and isinstance(request[0], str)
+            and type(request[1]) is int
+            and type(request[2]) is int
+            and isinstance(request[3], str)
+            for request in requests
         )
     )
 
@@ -335,7 +335,7 @@ def write_manifest(folder: Path, command: str, described: Mapping[str, Any]) -> 
     Raises:
         RunError: the manifest is damaged or of a newer version, or cannot be written.
     """
-    runs = {name: one for name, one in read_manifest(folder).items() if name != command}
+    runs = {name: run for name, run in read_manifest(folder).items() if name != command}
     content = {"format_version": FORMAT_VERSION, "runs": {**runs, command: dict(described)}}
     try:
         write_atomically(folder / FOLDER / MANIFEST, encodable(to_json(content)))

@@ -45,7 +45,7 @@ def with_images_of(rows: datasets.Dataset, table: Path) -> datasets.Dataset:
     if "id" not in rows.column_names:
         raise ResponsesError(f"--images {table}: expected predictions with an index, by which images are joined.")
     cells = dict(zip(map(id_text, images["index"]), images["image"], strict=True))
-    return rows.add_column("image", [_image_of(id_text(one), cells, table) for one in rows["id"]])
+    return rows.add_column("image", [_image_of(id_text(row_id), cells, table) for row_id in rows["id"]])
 
 
 def _image_of(index: str, cells: dict[str, Any], table: Path) -> str:

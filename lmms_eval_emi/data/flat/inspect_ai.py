@@ -58,7 +58,7 @@ def _of_json(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
 
 def _of_archive(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
     with zipfile.ZipFile(path) as archive:
-        members = {one.filename: one for one in archive.infolist()}
+        members = {member.filename: member for member in archive.infolist()}
         start = members.get("header.json") or members["_journal/start.json"]
         header = json.loads(_unpacked(path, start))["eval"]
         names = sorted(name for name in members if name.startswith("samples/") and name.endswith(".json"))

@@ -30,7 +30,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(one.file_size for one in archive.infolist()) > LARGEST:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST:
                 raise ResponsesError(f"{path}: expected a spreadsheet of at most {LARGEST:,} bytes when unpacked.")
         sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
         lines = sheet.iter_rows(values_only=True)

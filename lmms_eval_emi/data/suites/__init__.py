@@ -93,7 +93,7 @@ class Suite(_Strict):
 def suite_names() -> tuple[str, ...]:
     """Return names of all suites."""
     folder = resources.files("lmms_eval_emi.data.suites")
-    return tuple(sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml")))
+    return tuple(sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml")))
 
 
 @lru_cache(maxsize=32)

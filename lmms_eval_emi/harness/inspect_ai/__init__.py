@@ -33,8 +33,8 @@ def emi_metric() -> Metric:
     """
 
     def compute(scores: list[SampleScore]) -> Value:
-        kept = [dict((one.score.metadata or {}).get(KEPT) or {}) for one in scores]
-        kept = [one for one in kept if one]
+        kept = [dict((score.score.metadata or {}).get(KEPT) or {}) for score in scores]
+        kept = [row for row in kept if row]
         if len(kept) < FEWEST:
             return dict(NOTHING)
         try:
@@ -123,11 +123,11 @@ def values_of_splits(kept: Sequence[dict[str, Any]]) -> dict[str, float]:
     settings, first = load_settings(resamples=0), kept[0]
     id_split = first["id_split"]
     by_split: dict[str, list[dict[str, Any]]] = {}
-    for one in kept:
-        image = {"bytes": _images[one["image"]], "path": None} if one["image"] else None
-        name = one["split"] if id_split is not None else "all"
-        row_id = one["id"].removeprefix(f"{one['split']}-").removeprefix(f"{one['split']}_")
-        fields = {key: one[key] for key in ("question", "response", "reference")}
+    for row in kept:
+        image = {"bytes": _images[row["image"]], "path": None} if row["image"] else None
+        name = row["split"] if id_split is not None else "all"
+        row_id = row["id"].removeprefix(f"{row['split']}-").removeprefix(f"{row['split']}_")
+        fields = {key: row[key] for key in ("question", "response", "reference")}
         by_split.setdefault(name, []).append({"id": row_id, **fields, **({"image": image} if image else {})})
     names = sorted(by_split, key=lambda name: name != id_split)
     if id_split is not None and names[0] != id_split:

@@ -100,7 +100,7 @@ class Run:
         self.folder = settings.cache / "runs" / "lm_eval" / f"{time.strftime('%Y%m%d_%H%M%S')}-{os.getpid()}_{SAVED}"
         entries = self._save(self.folder)
         self.scored = score_samples(entries, settings, allow_missing=True)
-        self.results = {one.result.shift: one.result for one in self.scored}
+        self.results = {scored.result.shift: scored.result for scored in self.scored}
 
     def _save(self, folder: Path) -> list[StudySamples]:
         """Write the responses of each task, and return them joined with their rows."""
@@ -131,11 +131,15 @@ class Run:
         if self.folder is not None and self.folder.exists():
             target = folder / f"{stamp}_{SAVED}"
             self.folder = Path(shutil.move(self.folder, target))  # the cache may be on another disk
-        for one in self.scored:
-            path = folder / f"{stamp}_emi_{one.result.shift}.json"
-            write_results(path, [one])
-            lines = [f"\n{one.result.title}, {one.result.model}", summary_to_table(one.result), legend(one.result)]
-            lines += [f"results    {path}", *self._write_page(one, path), f"responses  {self.folder}"]
+        for scored in self.scored:
+            path = folder / f"{stamp}_emi_{scored.result.shift}.json"
+            write_results(path, [scored])
+            lines = [
+                f"\n{scored.result.title}, {scored.result.model}",
+                summary_to_table(scored.result),
+                legend(scored.result),
+            ]
+            lines += [f"results    {path}", *self._write_page(scored, path), f"responses  {self.folder}"]
             _footers.append("\n".join(lines))
 
     def _write_page(self, one: Scored, path: Path) -> list[str]:

@@ -157,7 +157,9 @@ def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, C
                 raise StudyError(
                     f"suite {name}: expected pictures of the domain {domain}, found none; there are {', '.join(sorted(set(domains))[:10])}."
                 )
-            rows = sorted(row for label, one in by_class.items() for row in _drawn(one, per_class, seed, domain, label))
+            rows = sorted(
+                row for label, files in by_class.items() for row in _drawn(files, per_class, seed, domain, label)
+            )
             found = with_encoded_images(dataset, columns.image).select(rows)
             found = found.add_column(TARGET, [_words(labels[row]) for row in rows])
             return found.add_column(CHOICES, [[_words(label) for label in classes]] * len(rows))
@@ -189,8 +191,10 @@ def read_choice(reply: str, choices: Sequence[str]) -> str | None:
     'alarm clock'
     """
     text = _words(reply).casefold()
-    named = [one for one in choices if re.search(rf"(?<!\w){re.escape(one.casefold())}(?!\w)", text)]
-    whole = [one for one in named if not any(one != other and one.casefold() in other.casefold() for other in named)]
+    named = [choice for choice in choices if re.search(rf"(?<!\w){re.escape(choice.casefold())}(?!\w)", text)]
+    whole = [
+        name for name in named if not any(name != other and name.casefold() in other.casefold() for other in named)
+    ]
     return whole[0] if len(whole) == 1 else None
 
 

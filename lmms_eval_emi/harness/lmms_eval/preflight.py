@@ -102,6 +102,6 @@ def studies_of(file: Path) -> list[str]:
     try:
         loader = yaml.BaseLoader(file.read_text(encoding="utf-8").replace("!function ", ""))
         metadata = (loader.get_single_data() or {}).get("metadata", {})
-        return [str(one) for one in metadata.get(task_index.OURS, {}).get("studies", [])]
+        return [str(study) for study in metadata.get(task_index.OURS, {}).get("studies", [])]
     except (OSError, yaml.YAMLError, AttributeError):
         return []

@@ -106,13 +106,13 @@ def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str,
 
     def walk(members: Any, seen: tuple[str, ...]) -> dict[str, TaskFile]:
         found: dict[str, TaskFile] = {}
-        for one in [members] if isinstance(members, str) else members:
-            if isinstance(one, str):
-                found |= leaves(one, seen)
-            elif isinstance(one["task"], list):
-                found |= walk(one["task"], seen)
+        for member in [members] if isinstance(members, str) else members:
+            if isinstance(member, str):
+                found |= leaves(member, seen)
+            elif isinstance(member["task"], list):
+                found |= walk(member["task"], seen)
             else:
-                found |= leaves(one["task"], seen)
+                found |= leaves(member["task"], seen)
         return found
 
     return {name: list(leaves(name, ()).values()) for name in names}
@@ -159,7 +159,7 @@ def twin_of(
             log.error("%s", error)
             raise
 
-    hook.__name__ = hook.__qualname__ = "_".join(one.replace(":", "_") for one in specifications)
+    hook.__name__ = hook.__qualname__ = "_".join(specification.replace(":", "_") for specification in specifications)
     return hook
 
 

@@ -177,7 +177,7 @@ def preview(task: TaskFile, recipe: Recipe, options: TwinOptions, most: int = 20
 
 def _pixels(value: Any) -> Any:
     if isinstance(value, list):
-        return [_pixels(one) for one in value]
+        return [_pixels(item) for item in value]
     return value.convert("RGB").tobytes() if hasattr(value, "convert") else value
 
 

@@ -79,7 +79,7 @@ def prepare(destination: Path, state: dict[str, Any], overwrite: bool) -> None:
         (destination / PARTS).mkdir(exist_ok=True)
         return
     if earlier and not overwrite and not earlier.get("is being replaced"):
-        was, now = (str(one.get(different[0]))[:120] for one in (earlier, state))
+        was, now = (str(fields.get(different[0]))[:120] for fields in (earlier, state))
         raise ShiftError(
             f"DEST: {destination} holds a suite with another {different[0]}: {was}, now {now}. Choose another folder, or --overwrite to lose that one."
         )

@@ -133,11 +133,11 @@ def write_page(results: Path, responses: Path, output: Path) -> list[str]:
         for name, own in right_rows(collect_with_controls(responses)).items()
         if name != SHUFFLED  # the results of the run lack this split
     }
-    named = [replace(one, model=NAME) for one in read_results_to_compare(results)]
-    found = [agree(one, OutsideScores("accuracy", rows)) for one in named]
+    named = [replace(result, model=NAME) for result in read_results_to_compare(results)]
+    found = [agree(result, OutsideScores("accuracy", rows)) for result in named]
     AgreementDocument(kind="agreement", agreements=found).write(output / "agreement.json")
     findings, others = read_findings([results, output / "agreement.json"])
-    shown = [one.model_copy(update={"model": NAME, "label": NAME}) for one in read_results(others)]
+    shown = [result.model_copy(update={"model": NAME, "label": NAME}) for result in read_results(others)]
     write_report(shown, output / "report.html", findings=findings)
     return findings_of_all(shown)
 
@@ -197,7 +197,11 @@ def shown(variables: dict[str, str], command: list[str]) -> str:
         else:
             options[-1] += f" {shlex.quote(part)}"
     return " \\\n".join(
-        [*lines, options[0] + (f" {options[1]}" if len(options) > 1 else ""), *(f"  {one}" for one in options[2:])]
+        [
+            *lines,
+            options[0] + (f" {options[1]}" if len(options) > 1 else ""),
+            *(f"  {option}" for option in options[2:]),
+        ]
     )
 
 
@@ -298,7 +302,7 @@ def score_demo(entry: StudySamples, encoders: Path, estimators: Sequence[str]) -
         vision_encoder=str(encoders / "vision_encoder"),
         text_encoder=str(encoders / "text_encoder"),
     )
-    return [one.result for one in score_samples([entry], settings, estimators=estimators, allow_missing=True)]
+    return [scored.result for scored in score_samples([entry], settings, estimators=estimators, allow_missing=True)]
 
 
 def shuffled(samples: Sequence[Sample]) -> list[Sample]:

@@ -35,12 +35,12 @@ def read_entry(path: Path, model: str | None = None) -> StudyResult:
     Raises:
         ResultsError: there are several, or none of that name.
     """
-    found = [parse_result(one, path) for one in read_entries(path) if is_result(one)]
+    found = [parse_result(entry, path) for entry in read_entries(path) if is_result(entry)]
     if not found:
         raise ResultsError(f"{path}: expected results of lmms-eval-emi score, got JSON of another form.")
-    chosen = [one for one in found if model in (None, one.model)]
+    chosen = [result for result in found if model in (None, result.model)]
     if len(chosen) != 1:
-        names = ", ".join(f"{one.model} ({one.shift}, {one.settings.get('estimator')})" for one in found)
+        names = ", ".join(f"{result.model} ({result.shift}, {result.settings.get('estimator')})" for result in found)
         raise ResultsError(
             f"{path}: expected the results of one model in one study with one estimator, got {len(chosen)}; name one of {names} with --only-model, or score it by itself."
         )

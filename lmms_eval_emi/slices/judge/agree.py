@@ -104,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
         raise ResultsError(
             "agreement: the files hold no scores of the results' splits, so there is nothing to compare."
         )
-    for one in found:
-        _print(one)
+    for agreement in found:
+        _print(agreement)
     if args.output:
         AgreementDocument(kind="agreement", agreements=found).write(args.output)
         log.info("findings written to %s", args.output)
@@ -131,23 +131,21 @@ def _pairs_of_files(paths: Sequence[Path], args: argparse.Namespace) -> list[tup
     from lmms_eval_emi.slices.judge.preference import scores_of_verdicts
     from lmms_eval_emi.slices.judge.verdicts import read_verdicts
 
-    results = [one for path in paths for one in read_results_to_compare(path)]
+    results = [result for path in paths for result in read_results_to_compare(path)]
     outside = []
     for path in args.judged:
         verdicts = read_verdicts(path)
-        judges = " and ".join(dict.fromkeys(one.judge for one in verdicts)) or "no judge"
+        judges = " and ".join(dict.fromkeys(verdict.judge for verdict in verdicts)) or "no judge"
         several = len(args.judged) > 1
         label = f"relative preference ({judges}, {path.name})" if several else "relative preference"
         outside += scores_of_verdicts(verdicts, label)
-    for one in args.scores:
-        name, path = _named_file(one)
+    for score in args.scores:
+        name, path = _named_file(score)
         outside += read_scores(path, name)
     pairs = [(result, score) for score in outside for result in results if score.model in ("", result.model)]
     strangers = sorted({score.model for score in outside} - {"", *(result.model for result in results)})
     if strangers:
-        message = (
-            f"scores of {', '.join(strangers)}: the results are of {', '.join(sorted({one.model for one in results}))}"
-        )
+        message = f"scores of {', '.join(strangers)}: the results are of {', '.join(sorted({result.model for result in results}))}"
         if not pairs:
             raise ResultsError(f"{message}. Give the model its name with score --model-name OLD=NEW.")
         log.warning("%s, and they are left out.", message)
@@ -189,7 +187,11 @@ def _print(found: Agreement) -> None:
     print(", ".join(filter(None, [found.model, f"{found.study}: {found.score}", count, found.estimator])))
     parts = ((found.score, found.over_splits), (f"loss of {found.score}", found.over_shifts))
     rows = [
-        [LABELS[what], with_what, *(_shown(by_measure.get(one)) for one in ("pearson_r", "spearman_r", "kendall_tau"))]
+        [
+            LABELS[what],
+            with_what,
+            *(_shown(by_measure.get(measure)) for measure in ("pearson_r", "spearman_r", "kendall_tau")),
+        ]
         for with_what, own in parts
         for what, by_measure in own.items()
         if any(by_measure.values())
@@ -207,13 +209,13 @@ def _print(found: Agreement) -> None:
         [
             measure.replace("spearman_r", "Spearman").replace("auc", "AUC"),
             name,
-            one.rows,
-            with_error(one.emi),
-            with_error(one.cosine),
-            with_error(one.lead),
+            ranking.rows,
+            with_error(ranking.emi),
+            with_error(ranking.cosine),
+            with_error(ranking.lead),
         ]
         for measure, by_split in found.within_splits.items()
-        for name, one in by_split.items()
+        for name, ranking in by_split.items()
         if name == ALL or len(by_split) <= 12
     ]
     if within:

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     judge = Judge(
         settings.endpoint or "", settings.endpoint_model or "", args.temperature, args.max_tokens, args.timeout
     )
-    wanted = [one for entry in entries for one in _wanted(entry, args, settings)]
+    wanted = [request for entry in entries for request in _wanted(entry, args, settings)]
     if args.dry_run:
         start_over = args.overwrite or not settings.endpoint_model
         found = plan(wanted, judge, None if start_over else args.output, retry_missing=args.retry_missing)
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         concurrency=args.concurrency,
     )
     _tell(entries, verdicts, args.output, judge.model)
-    return 0 if any(one.scores for one in verdicts) else 1
+    return 0 if any(verdict.scores for verdict in verdicts) else 1
 
 
 def _check(args: argparse.Namespace, settings: Settings) -> None:
@@ -268,7 +268,7 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     )
     for line in agreement.to_lines():
         print(line)
-    reasons = Counter(one.missing for one in verdicts if one.scores is None)
+    reasons = Counter(verdict.missing for verdict in verdicts if verdict.scores is None)
     if reasons:
         reason, count = reasons.most_common(1)[0]
         message = "%d of %d verdicts are missing, %d of them because %s. --retry-missing asks again."

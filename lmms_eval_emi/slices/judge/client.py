@@ -86,8 +86,8 @@ class VerdictPlan:
     def tokens(self) -> int:
         """Return the approximate number of tokens of the missing verdicts, without images."""
         total = 0
-        for one in self.missing:
-            case = one.case
+        for request in self.missing:
+            case = request.case
             text = len(case.question) + len(case.reference) + len(case.response) + len(case.context) + 700
             total += math.ceil(text / CHARACTERS) + REPLY_TOKENS
         return total
@@ -110,17 +110,17 @@ def plan(
     there = path is not None and path.exists() and path.stat().st_size
     known = {one.key: one for one in read_verdicts(path)} if path is not None and there else {}
     missing, kept, others = [], [], []
-    for one in wanted:
+    for request in wanted:
         try:
-            verdict, digest = known.get(one.key), one.digest(judge)
+            verdict, digest = known.get(request.key), request.digest(judge)
         except ImageError as error:
-            raise EndpointError(f"split {one.key.split}, row {one.question_id}: {error}") from error
+            raise EndpointError(f"split {request.key.split}, row {request.question_id}: {error}") from error
         if verdict is None:
-            missing.append(one)
+            missing.append(request)
         elif verdict.request != digest:
-            others.append(one)
+            others.append(request)
         elif verdict.scores is None and retry_missing:
-            missing.append(one)
+            missing.append(request)
         else:
             kept.append(verdict)
     if others:
@@ -177,7 +177,7 @@ def ask(
                     break
         done = len(found.kept) + file.count
     if outcomes.useless and len(outcomes.new) < len(found.missing):
-        reasons = Counter(one.missing for one in outcomes.new.values())
+        reasons = Counter(verdict.missing for verdict in outcomes.new.values())
         kept = "Earlier verdicts stay as they are" if fresh else "They are recorded as missing; pass --retry-missing"
         raise EndpointError(
             f"The first {MOST_FAILURES} judge replies have no scores, mostly because {reasons.most_common(1)[0][0]}. Check --endpoint (which usually ends in /v1), --endpoint-model and --max-tokens. {kept}."
@@ -186,8 +186,8 @@ def ask(
         raise EndpointError(
             f"{len(outcomes.failures)} requests failed, the last with: {outcomes.failures[-1]}\n{done} of {len(found.wanted)} verdicts are in {path}; the same command asks for the rest."
         )
-    by_key = {one.key: one for one in found.kept} | outcomes.new
-    return [by_key[one.key] for one in found.wanted]
+    by_key = {verdict.key: verdict for verdict in found.kept} | outcomes.new
+    return [by_key[request.key] for request in found.wanted]
 
 
 class _Outcomes:
@@ -299,7 +299,7 @@ class _Bar:
 
     def __init__(self, found: VerdictPlan) -> None:
         self.bar = tqdm(total=len(found.wanted), initial=len(found.kept), desc="Judging", unit="", dynamic_ncols=True)
-        self.tokens = sum(sum(one.tokens) for one in found.kept)
+        self.tokens = sum(sum(verdict.tokens) for verdict in found.kept)
 
     def __enter__(self) -> Callable[[Verdict], None]:
         return self._told

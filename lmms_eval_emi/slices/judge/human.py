@@ -89,7 +89,8 @@ class HumanSet(_Strict):
         """Write a criterion that is the name of a split as a mapping."""
         if isinstance(fields, dict) and isinstance(fields.get("criteria"), dict):
             criteria = {
-                name: {"split": one} if isinstance(one, str) else one for name, one in fields["criteria"].items()
+                name: {"split": criterion} if isinstance(criterion, str) else criterion
+                for name, criterion in fields["criteria"].items()
             }
             return {**fields, "criteria": criteria}
         return fields
@@ -111,7 +112,7 @@ class HumanSet(_Strict):
 def human_set_names() -> list[str]:
     """Return the names of the sets that come with the package."""
     folder = resources.files("lmms_eval_emi.slices.judge").joinpath("human")
-    return sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml"))
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
 
 
 def load_human_set(source: str) -> HumanSet:

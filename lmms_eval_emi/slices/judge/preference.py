@@ -98,9 +98,9 @@ class PreferenceDocument(Document):
 def row_scores(verdicts: Sequence[Verdict]) -> dict[int, tuple[float, float]]:
     """Return scores of reference and model by row: means over repeats within an order, then over orders."""
     by_row: dict[int, dict[str, list[tuple[float, float]]]] = {}
-    for one in verdicts:
-        if one.scores is not None:
-            by_row.setdefault(one.key.row, {}).setdefault(one.key.order, []).append(one.scores)
+    for verdict in verdicts:
+        if verdict.scores is not None:
+            by_row.setdefault(verdict.key.row, {}).setdefault(verdict.key.order, []).append(verdict.scores)
     found = {}
     for row, by_order in by_row.items():
         means = [np.mean(scores, axis=0) for scores in by_order.values()]
@@ -122,7 +122,7 @@ def prefer(
     """
     scores = row_scores(verdicts)
     rows = sorted(scores)
-    missing = len({one.key.row for one in verdicts} - set(rows))
+    missing = len({verdict.key.row for verdict in verdicts} - set(rows))
     if not rows:
         return Preference(model=model, split=split, rows=0, missing=missing, relative=None, win_rate=None)
     images = [clusters.get(row, row) if clusters else row for row in rows]
@@ -135,19 +135,21 @@ def prefer(
         "win_rate": ClusterTotals.of_values(wins, images).jackknife(mean),
     }
     fields: dict[str, Any] = {}
-    for name, one in known.items():
-        ci95 = list(one.ci95) if one.ci95 else None
-        fields |= {name: one.value, f"{name}_stderr": one.stderr, f"{name}_ci95": ci95}
+    for name, preference in known.items():
+        ci95 = list(preference.ci95) if preference.ci95 else None
+        fields |= {name: preference.value, f"{name}_stderr": preference.stderr, f"{name}_ci95": ci95}
     return Preference(model=model, split=split, rows=len(rows), missing=missing, **fields)
 
 
 def self_agreement(verdicts: Sequence[Verdict]) -> SelfAgreement:
     """Return how far the verdicts of one judge agree with each other."""
     groups: dict[tuple[str, str, int], dict[str, list[tuple[float, float]]]] = {}
-    for one in verdicts:
-        if one.scores is not None:
-            own = groups.setdefault((one.key.model, one.key.split, one.key.row), {order: [] for order in ORDERS})
-            own[one.key.order].append(one.scores)
+    for verdict in verdicts:
+        if verdict.scores is not None:
+            own = groups.setdefault(
+                (verdict.key.model, verdict.key.split, verdict.key.row), {order: [] for order in ORDERS}
+            )
+            own[verdict.key.order].append(verdict.scores)
     repeats = [
         _winner(a) == _winner(b)
         for by_order in groups.values()
@@ -211,8 +213,8 @@ def _reliability(splits: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> f
 def scores_of_verdicts(verdicts: Iterable[Verdict], name: str = "relative preference") -> list[OutsideScores]:
     """Return the relative preference of each model, from a judge's verdicts, under a name."""
     by_model: dict[str, dict[str, list[Verdict]]] = {}
-    for one in verdicts:
-        by_model.setdefault(one.key.model, {}).setdefault(one.key.split, []).append(one)
+    for verdict in verdicts:
+        by_model.setdefault(verdict.key.model, {}).setdefault(verdict.key.split, []).append(verdict)
     found = []
     for model, by_split in by_model.items():
         rows = {}

@@ -211,8 +211,8 @@ def opened(path: Path, fresh: bool = False) -> Iterator[VerdictFile]:
 def group_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]:
     """Return verdicts by model and split."""
     found: dict[tuple[str, str], list[Verdict]] = {}
-    for one in verdicts:
-        found.setdefault((one.key.model, one.key.split), []).append(one)
+    for verdict in verdicts:
+        found.setdefault((verdict.key.model, verdict.key.split), []).append(verdict)
     return found
 
 

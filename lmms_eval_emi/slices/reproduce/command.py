@@ -71,16 +71,17 @@ def run(args: argparse.Namespace) -> int:
     rows = [
         [
             family.study,
-            one.score,
-            one.count,
-            f"{one.worst:.2g}",
-            f"{one.mean:.2g}",
-            f"{one.tolerance:g}",
-            "pass" if one.passes else "FAIL",
-            f"{one.published:.4g} and {one.ours:.4g}" + (f" ({one.where})" if one.where else ""),
+            deviation.score,
+            deviation.count,
+            f"{deviation.worst:.2g}",
+            f"{deviation.mean:.2g}",
+            f"{deviation.tolerance:g}",
+            "pass" if deviation.passes else "FAIL",
+            f"{deviation.published:.4g} and {deviation.ours:.4g}"
+            + (f" ({deviation.where})" if deviation.where else ""),
         ]
         for family in found
-        for one in family.deviations.values()
+        for deviation in family.deviations.values()
     ]
     headers = ["family", "score", "n", "worst", "mean", "tolerance", "", "published and ours, where it is worst"]
     print(

@@ -142,15 +142,15 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
         pinned: whether the responses are known to be the published ones.
     """
     pairs: dict[str, dict[str, tuple[float, float]]] = {"EMI": {}, "EMID": {}, "index": {}}
-    for name, one in published.splits.items():
+    for name, split in published.splits.items():
         ours = result.splits.get(name)
         if ours is None:
             continue
-        pairs["EMI"][name] = (one.emi, ours.emi)
-        if one.emid is not None and ours.emid is not None:
-            pairs["EMID"][name] = (one.emid, ours.emid)
-        if one.emid_bound is not None and ours.emid_bound is not None:
-            pairs["index"][name] = (one.emid_bound, ours.emid_bound)
+        pairs["EMI"][name] = (split.emi, ours.emi)
+        if split.emid is not None and ours.emid is not None:
+            pairs["EMID"][name] = (split.emid, ours.emid)
+        if split.emid_bound is not None and ours.emid_bound is not None:
+            pairs["index"][name] = (split.emid_bound, ours.emid_bound)
     deviations = {score: Deviation.of(score, own) for score, own in pairs.items() if own}
     both = sorted(pairs["EMID"].keys() & pairs["index"].keys())
     values = [
@@ -168,7 +168,7 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
     return Reproduction(
         model=published.model,
         study=published.shift,
-        passes=bool(deviations) and not missing and all(one.passes for one in deviations.values()),
+        passes=bool(deviations) and not missing and all(deviation.passes for deviation in deviations.values()),
         missing=missing,
         responses_pinned=pinned,
         deviations=deviations,
@@ -182,12 +182,12 @@ def published_of(model: str, study: str, against: Sequence[Path] = ()) -> Report
         UnavailableError: nothing was.
     """
     known = read_results(against) if against else published_results(study)
-    found = [one for one in known if one.shift == study and (against or one.model == model)]
+    found = [result for result in known if result.shift == study and (against or result.model == model)]
     if not found:
         raise UnavailableError(
-            f"--against: expected results of the published script for {study}, got those of {', '.join(sorted({one.shift for one in known})) or 'nothing'}."
+            f"--against: expected results of the published script for {study}, got those of {', '.join(sorted({result.shift for result in known})) or 'nothing'}."
         )
-    return next((one for one in found if one.model == model), found[0])
+    return next((result for result in found if result.model == model), found[0])
 
 
 def responses_digest(folder: Path, study: Study, model: str) -> str:
@@ -270,9 +270,11 @@ def unpack(content: bytes, target: Path) -> Path:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [
-                one for one in archive.infolist() if re.fullmatch(r"[\w.-]+\.jsonl", PurePosixPath(one.filename).name)
+                member
+                for member in archive.infolist()
+                if re.fullmatch(r"[\w.-]+\.jsonl", PurePosixPath(member.filename).name)
             ]
-            members = [one for one in members if "__MACOSX" not in one.filename]
+            members = [member for member in members if "__MACOSX" not in member.filename]
             if not members or len(members) > MOST or sum(one.file_size for one in members) > LARGEST:
                 raise UnavailableError(
                     f"The archive of the published responses holds {len(members)} response files of usable size; expected 1 to {MOST}."
@@ -280,10 +282,10 @@ def unpack(content: bytes, target: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
             try:
-                for one in members:
-                    with archive.open(one) as file:
+                for member in members:
+                    with archive.open(member) as file:
                         write_atomically(
-                            temporary / PurePosixPath(one.filename).name, file.read(LARGEST + 1), durable=False
+                            temporary / PurePosixPath(member.filename).name, file.read(LARGEST + 1), durable=False
                         )
                 temporary.rename(target)
             except BaseException:

@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     document = _compare(args, settings)
     for task in document.tasks:
         _print_task(task, "clusters" if args.cluster else "images")
-    if any(one.same is not None for task in document.tasks for one in task.consistency.values()):
+    if any(consistency.same is not None for task in document.tasks for consistency in task.consistency.values()):
         print(
             f"same meaning: cosine of both responses' embeddings at least {args.same_from} (text encoder {settings.text_encoder})"
         )
@@ -244,7 +244,7 @@ def _print_metric(metric: MetricRobustness, same: Mapping[str, Consistency], uni
         row += [NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}", one.verdict or NOTHING]
         rows.append([*row, *([_share(same[one.task].stays if one.task in same else None)] if same else [])])
     headers = ["shift", "rows", unit, "score ± SE", "loss ± SE", "MMI", "right→wrong", "wrong→right", "p", "verdict"]
-    options = all(one.same is None for one in same.values())
+    options = all(consistency.same is None for consistency in same.values())
     headers += ["same option" if options else "same meaning"] if same else []
     first = metric.shifts[0]
     print(f"\n{metric.metric}, clean {_with_error(first.clean, first.clean_stderr)}")
@@ -283,8 +283,12 @@ def _print_relative(compared: RelativeMetric, baseline: str) -> None:
         shown = f"ratio of the losses' sums {_with_error(compared.ratio, compared.ratio_stderr)}"
     print(f"\nbeside {baseline}, {compared.metric}: {shown}")
     rows = [
-        [name, _with_error(one.difference, one.difference_stderr), NOTHING if one.p is None else f"{one.p:.2g}"]
-        for name, one in compared.shifts.items()
+        [
+            name,
+            _with_error(difference.difference, difference.difference_stderr),
+            NOTHING if difference.p is None else f"{difference.p:.2g}",
+        ]
+        for name, difference in compared.shifts.items()
     ]
     print(tabulate(rows, headers=["shift", "difference of losses ± SE", "p"], disable_numparse=True))
 

@@ -59,7 +59,7 @@ class ScoredTask:
 
     def metric(self, name: str) -> RowMetric | None:
         """Return a metric by name."""
-        return next((one for one in self.metrics if one.name == name), None)
+        return next((metric for metric in self.metrics if metric.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
 
 def _changed(rows: Sequence[int], clean: RowMetric, shifted: RowMetric) -> tuple[float, float]:
     """Return the fractions of rows that went from right to wrong, and from wrong to right."""
-    was, now = (np.array([one.parts[row][0] for row in rows]) for one in (clean, shifted))
+    was, now = (np.array([metric.parts[row][0] for row in rows]) for metric in (clean, shifted))
     fell, rose = float(((was == 1) & (now == 0)).mean()), float(((was == 0) & (now == 1)).mean())
     return (fell, rose) if clean.higher_is_better else (rose, fell)
 

@@ -131,12 +131,12 @@ def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Pa
         }
         found = read_row_metrics(own, better, config.get("score_key"))
         found = [
-            one.noting("the task does not say whether higher is better; it is taken to be")
-            if one.name in unstated
-            else one
-            for one in found
+            metric.noting("the task does not say whether higher is better; it is taken to be")
+            if metric.name in unstated
+            else metric
+            for metric in found
         ]
-        metrics += [replace(one, name=f"{one.name},{label}") for one in found] if count > 1 else found
+        metrics += [replace(metric, name=f"{metric.name},{label}") for metric in found] if count > 1 else found
     first = {row: lines[0] for row, lines in by_row.items()}
     kind, responses = responses_of(first, str(config.get("output_type", "")))
     task = ScoredTask(
@@ -228,15 +228,15 @@ def _likelihoods(value: Any) -> list[float]:
     found = []
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
-    for one in value if isinstance(value, list) else [value]:
-        while isinstance(one, list) and len(one) == 1:
-            one = one[0]
-        if isinstance(one, list) and len(one) == 2 and (isinstance(one[1], bool) or one[1] in ("True", "False")):
-            found.append(float(one[0]))
-        elif isinstance(one, str) and (match := LIKELIHOOD.fullmatch(one.strip())):
+    for item in value if isinstance(value, list) else [value]:
+        while isinstance(item, list) and len(item) == 1:
+            item = item[0]
+        if isinstance(item, list) and len(item) == 2 and (isinstance(item[1], bool) or item[1] in ("True", "False")):
+            found.append(float(item[0]))
+        elif isinstance(item, str) and (match := LIKELIHOOD.fullmatch(item.strip())):
             found.append(float(match[1]))
-        elif len(value) > 1 and isinstance(one, str) and NEGATIVE.fullmatch(one.strip()):
-            found.append(float(one))
+        elif len(value) > 1 and isinstance(item, str) and NEGATIVE.fullmatch(item.strip()):
+            found.append(float(item))
         else:
             return []
     return found
@@ -276,12 +276,12 @@ def _clusters(lines: Mapping[int, Mapping[str, Any]], given: str | None) -> dict
 
 def _image(line: Mapping[str, Any]) -> str | None:
     media = line.get("input_media")
-    named = [one for one in media if isinstance(one, str)] if isinstance(media, list) else []
-    return next((one for one in named if one.endswith(IMAGE_SUFFIX)), None)
+    named = [item for item in media if isinstance(item, str)] if isinstance(media, list) else []
+    return next((name for name in named if name.endswith(IMAGE_SUFFIX)), None)
 
 
 def _logged(line: Mapping[str, Any], key: str) -> str | None:
-    for value in (line, *(one for name, one in line.items() if name not in NO_METRICS)):
+    for value in (line, *(cell for name, cell in line.items() if name not in NO_METRICS)):
         if isinstance(value, Mapping) and isinstance(value.get(key), str | int):
             return str(value[key])
     return None
@@ -302,10 +302,10 @@ def _from_file(path: Path, lines: Mapping[int, Any]) -> dict[int, Hashable]:
 def _with_clusters(tasks: Mapping[str, LoggedTask]) -> dict[str, LoggedTask]:
     """Return tasks with what their twins know of their images: a twin logs it, and its rows are those of the clean task."""
     known: dict[str, Mapping[int, Hashable]] = {}
-    for one in tasks.values():
-        origin = one.twin.get("of")
-        if origin and any(str(value).endswith(IMAGE_SUFFIX) for value in one.task.clusters.values()):
-            known.setdefault(str(origin), one.task.clusters)
+    for task in tasks.values():
+        origin = task.twin.get("of")
+        if origin and any(str(value).endswith(IMAGE_SUFFIX) for value in task.task.clusters.values()):
+            known.setdefault(str(origin), task.task.clusters)
     return {
         name: replace(one, task=replace(one.task, clusters={**one.task.clusters, **known.get(name, {})}))
         for name, one in tasks.items()
@@ -331,7 +331,7 @@ def find_pairs(
         ResultsError: a task is not there, or nothing is to be compared.
     """
     found: dict[str, list[ShiftedTask]] = {}
-    for given, paired in [*((one, True) for one in pairs), *((one, False) for one in other_rows)]:
+    for given, paired in [*((one, True) for one in pairs), *((row, False) for row in other_rows)]:
         clean, equals, shifted = given.partition("=")
         missing = [name for name in (clean, shifted) if name not in tasks]
         if not equals or missing:
@@ -340,13 +340,13 @@ def find_pairs(
             )
         found.setdefault(clean, []).append(ShiftedTask(tasks[clean].task, tasks[shifted].task, shifted, paired=paired))
     taken = {pair.shifted.name for own in found.values() for pair in own}
-    for name, one in tasks.items():
-        origin, described = _origin(name, one, tasks)
-        if not origin and one.twin.get("of"):
-            log.warning("%s is left out: its clean task, %s, was not logged.", name, one.twin["of"])
+    for name, task in tasks.items():
+        origin, described = _origin(name, task, tasks)
+        if not origin and task.twin.get("of"):
+            log.warning("%s is left out: its clean task, %s, was not logged.", name, task.twin["of"])
         if origin and name not in taken:
-            paired = not one.twin.get("other_rows", False)
-            pair = ShiftedTask(tasks[origin].task, one.task, *described, paired=paired)
+            paired = not task.twin.get("other_rows", False)
+            pair = ShiftedTask(tasks[origin].task, task.task, *described, paired=paired)
             try:
                 if paired:
                     check_pair(pair)

@@ -81,7 +81,9 @@ def read_row_metrics(
         better = bool((higher_is_better or {}).get(name, True))
         own = _metric(name, values, better, score_key)
         # Some tasks log one dictionary under the names of all metrics that they compute from it.
-        if own is not None and not any(one.parts == own.parts and one.function is own.function for one in found):
+        if own is not None and not any(
+            metric.parts == own.parts and metric.function is own.function for metric in found
+        ):
             found.append(own)
         for one in _yes_or_no(values):
             if not any(known.name == one.name for known in found):
@@ -138,7 +140,7 @@ def _number(value: Any, score_key: str | None) -> float | None:  # noqa: PLR0911
 def _judged(value: Any) -> tuple[float, float] | None:
     """Return scores that a judge gave reference and model; negative ones stand for a verdict that is missing."""
     scores = value.get("scores") if isinstance(value, Mapping) else None
-    if isinstance(scores, list) and len(scores) == 2 and all(isinstance(one, int | float) for one in scores):
+    if isinstance(scores, list) and len(scores) == 2 and all(isinstance(score, int | float) for score in scores):
         return (float(scores[0]), float(scores[1])) if min(scores) >= 0 else None
     return None
 

@@ -41,14 +41,14 @@ def read_sections(paths: Sequence[Path]) -> tuple[list[Section], list[Path]]:
 def _section(task: TaskRobustness, metric: MetricRobustness) -> Section:
     ordered = sorted(metric.shifts, key=lambda one: -(one.loss or 0.0))
     caption = f"Loss of {metric.metric} of {task.task} under each shift"
-    intervals = [(one.shift, one.loss, one.loss_ci95) for one in reversed(ordered) if one.loss is not None]
+    intervals = [(loss.shift, loss.loss, loss.loss_ci95) for loss in reversed(ordered) if loss.loss is not None]
     return Section(
         title=f"{task.task}, {metric.metric}: {task.model}",
         contents=f"{task.task}, {metric.metric}",
         intro=INTRO,
         sentences=_findings(metric, ordered),
         headers=HEADERS,
-        rows=[_row(task, one) for one in ordered],
+        rows=[_row(task, loss) for loss in ordered],
         caption=caption,
         notes=list(metric.notes),
         figure=plot_intervals(intervals, f"loss of {metric.metric}, interval of 95 %") if intervals else None,
@@ -56,7 +56,7 @@ def _section(task: TaskRobustness, metric: MetricRobustness) -> Section:
 
 
 def _findings(metric: MetricRobustness, ordered: Sequence[Loss]) -> list[str]:
-    lost = [one for one in ordered if one.verdict == "lost"]
+    lost = [loss for loss in ordered if loss.verdict == "lost"]
     mean = metric.mean
     sentences = [f"{len(lost)} of {len(ordered)} shifts cost more than chance explains."]
     if lost:

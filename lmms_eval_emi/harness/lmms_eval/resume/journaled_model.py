@@ -168,7 +168,7 @@ class Blocks:
         described = self._describe(lm, method, requests, self._rounds if alone else {})
         together = not alone and launch.ranks_step_together(lm)
         share = self.share and not together and not launch.answers_by_place(lm)
-        padding = [launch.is_padding(one) for one in requests]
+        padding = [launch.is_padding(request) for request in requests]
         plan = {one.request: share and one.shared for one, pad in zip(described, padding, strict=True) if not pad}
         across = share and not alone and launch.ranks() > 1
         owners = self._owners(plan) if across else {}
@@ -246,7 +246,7 @@ class Blocks:
             raise RunError(
                 "the token budget of --max_tokens is used up, and the model returns placeholders, which are not kept. Start again with a larger one, or make results of what is there: lmms-eval-emi run --recover DIR"
             )
-        return [to_plain(one) for one in responses]
+        return [to_plain(response) for response in responses]
 
     def _keep(
         self,
@@ -343,9 +343,9 @@ def to_plain(response: Any) -> Any:  # noqa: PLR0911
     if response is None or isinstance(response, bool | int | float):
         return {"value": response}
     if isinstance(response, tuple):
-        return {"tuple": [to_plain(one) for one in response]}
+        return {"tuple": [to_plain(item) for item in response]}
     if isinstance(response, list):
-        return {"list": [to_plain(one) for one in response]}
+        return {"list": [to_plain(item) for item in response]}
     if isinstance(response, Mapping) and all(isinstance(key, str) for key in response):
         return {"mapping": {key: to_plain(value) for key, value in response.items()}}
     if hasattr(response, "item") and callable(getattr(response, "numel", None)) and response.numel() == 1:
@@ -361,9 +361,9 @@ def from_plain(found: Any) -> Any:
     if kind == "value":
         return content
     if kind == "tuple":
-        return tuple(from_plain(one) for one in content)
+        return tuple(from_plain(item) for item in content)
     if kind == "list":
-        return [from_plain(one) for one in content]
+        return [from_plain(item) for item in content]
     if kind == "mapping":
         return {key: from_plain(value) for key, value in content.items()}
     return launch.response_from_plain(kind, content)

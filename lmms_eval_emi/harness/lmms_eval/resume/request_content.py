@@ -109,7 +109,7 @@ class Contents:
 
 def is_greedy(arguments: Sequence[Any]) -> bool:
     """Return whether the generation arguments say that nothing is drawn. A model may draw where they say nothing."""
-    options = next((one for one in arguments if isinstance(one, Mapping)), {})
+    options = next((argument for argument in arguments if isinstance(argument, Mapping)), {})
     temperature = options.get("temperature")
     return options.get("do_sample") is False or (
         temperature is not None and not options.get("do_sample") and temperature == 0
@@ -151,7 +151,7 @@ def _feed(digest: Any, value: Any) -> bool:
         return all(_feed(digest, str(key)) and _feed(digest, value[key]) for key in sorted(value, key=str))
     elif isinstance(value, list | tuple):
         digest.update(f"sequence:{len(value)}:".encode())
-        return all(_feed(digest, one) for one in value)
+        return all(_feed(digest, item) for item in value)
     else:
         return False
     return True

@@ -195,7 +195,7 @@ def _check_end(options: RunOptions, runs: Mapping[str, Blocks], before: set[Path
 
 def _a_failure(runs: Mapping[str, Blocks]) -> str:
     """Return the beginning of an error message that was returned instead of a response."""
-    texts = (text_of(one) for blocks in runs.values() for one in blocks.failures.by_request.values())
+    texts = (text_of(failure) for blocks in runs.values() for failure in blocks.failures.by_request.values())
     return redact(one_line(next(texts, ""), 160))
 
 
@@ -449,7 +449,7 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
     _, latest = list(runs.items())[-1]
     check_folder_writable(output)
     arguments = latest.get("arguments")
-    if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
+    if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
         raise RunError(f"{folder}: its manifest names no arguments. Run the original command again instead.")
     _check_trusted(folder, latest, trust)
     contents = read_journal(folder)

@@ -105,7 +105,9 @@ def _question_of(reply: str, text: str) -> str:
             found = found[match.end() :].strip() if match and not preamble.match(text) else found
         match = DRESS.fullmatch(found)
         found = (
-            next(one for one in match.groups() if one is not None).strip() if match and found[0] != text[:1] else found
+            next(group for group in match.groups() if group is not None).strip()
+            if match and found[0] != text[:1]
+            else found
         )
     if not found:
         raise RefusedError("the model's reply is empty")

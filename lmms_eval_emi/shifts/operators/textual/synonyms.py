@@ -83,9 +83,13 @@ def _table(file: Path) -> Mapping[str, tuple[str, ...]]:
     table = {}
     for word, synonyms in data.items():
         given = [synonyms] if isinstance(synonyms, str) else synonyms
-        if not isinstance(word, str) or not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        if (
+            not isinstance(word, str)
+            or not isinstance(given, list)
+            or not all(isinstance(synonym, str) for synonym in given)
+        ):
             raise ShiftError(f"{expected}, got {word!r}: {synonyms!r}.")
-        table[word.lower()] = tuple(sorted({one for one in given if one.lower() != word.lower()}))
+        table[word.lower()] = tuple(sorted({synonym for synonym in given if synonym.lower() != word.lower()}))
     return table
 
 

@@ -171,7 +171,7 @@ class PairedKernels:
         """Return the divergence of the two sets, from the decompositions that its error and test need as well."""
         x, y = self.counts.sum(axis=1)
         weights = (self._mixed(x, y, convention), x, y)
-        mixed, of_x, of_y = (np.array([self._expand(own).entropy]) for own in weights)
+        mixed, of_x, of_y = (np.array([self._expand(weight).entropy]) for weight in weights)
         return float(self._to_divergences(mixed, of_x, of_y, np.array([self.identical]), convention)[0])
 
     @staticmethod

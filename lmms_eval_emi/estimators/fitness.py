@@ -283,7 +283,7 @@ def fitness(
         verdict=verdict,
         basis="card" if known else "checks" if told else "none",
         **found,
-        splits={name: SplitFit(**own) for name, own in checks.items()},
+        splits={name: SplitFit(**check) for name, check in checks.items()},
         far_splits=far,
         doubtful_splits=doubtful,
     )

@@ -35,9 +35,9 @@ def short_splits(names: Sequence[str]) -> dict[str, str]:
     shared = 0
     if len(words) > 1:
         first = next(iter(words.values()))
-        while all(len(own) > shared + 1 and own[shared] == first[shared] for own in words.values()):
+        while all(len(parts) > shared + 1 and parts[shared] == first[shared] for parts in words.values()):
             shared += 1
-    return {name: "_".join(own[shared:]) for name, own in words.items()}
+    return {name: "_".join(parts[shared:]) for name, parts in words.items()}
 
 
 def decimals_of(results: Sequence[ReportedResult]) -> int:
@@ -295,8 +295,8 @@ def _agreement_of_measures(results: Sequence[ReportedResult]) -> str:
     """Return a sentence on how many shifts have the same sign of EMID by all estimators."""
     names = [result.estimator.partition("@")[0] for result in results]
     emids = [{name: split.emid for name, split in result.shifts().items() if split.emid} for result in results]
-    shared = [name for name in emids[0] if all(name in own for own in emids)]
-    apart = [name for name in shared if len({own[name] > 0 for own in emids}) > 1]
+    shared = [name for name in emids[0] if all(name in emid for emid in emids)]
+    apart = [name for name in shared if len({emid[name] > 0 for emid in emids}) > 1]
     found = f"they agree in the sign of EMID on {len(shared) - len(apart)} of {len(shared)} shifts"
     where = f", and not on {_listed(apart[:MOST_NAMED])}" if apart else ""
     return f"{len(results)} measures of the same responses ({_listed(names)}): {found}{where}. Their scales differ, so values are not compared."

@@ -109,7 +109,7 @@ class ReportedResult(StudyResult):
             names = [shift.name.replace("_", " ") for shift in split.shifts]
             label = "joint" if split.modality == "joint" else " + ".join(names) or split.name
             members.setdefault((split.modality, label), []).append(split)
-        return [self._mean_of(modality, label, own) for (modality, label), own in members.items()]
+        return [self._mean_of(modality, label, member) for (modality, label), member in members.items()]
 
     @property
     def mean(self) -> GroupMean | None:

@@ -204,10 +204,12 @@ def read_results_to_compare(path: Path) -> list[ResultToCompare]:
     for result in read_results(path):
         beside = read_rows(path, result)
         rows = {}
-        for name, own in beside.rows.items():
-            if own.image is None or own.cosine is None:
+        for name, split_rows in beside.rows.items():
+            if split_rows.image is None or split_rows.cosine is None:
                 raise ResultsError(f"{path}: its rows lack images and cosines. Score the responses again.")
-            rows[name] = ScoredRows(own.id, own.image, np.array(own.value), np.array(own.cosine))
+            rows[name] = ScoredRows(
+                split_rows.id, split_rows.image, np.array(split_rows.value), np.array(split_rows.cosine)
+            )
         if not rows:
             raise ResultsError(
                 f"{path}: its rows are not beside it. Keep *.rows.json with the results, or score again."
@@ -528,8 +530,8 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
     rows, there = result.rows, outside.rows or outside.splits
     strange = [name for name in there if name not in result.emi and name not in rows]  # controls have rows alone
     unknown = sum(
-        len(own) - sum(id_text(row_id) in own for row_id in rows[name].ids)
-        for name, own in outside.rows.items()
+        len(scores) - sum(id_text(row_id) in scores for row_id in rows[name].ids)
+        for name, scores in outside.rows.items()
         if name in rows
     )
     told = [
@@ -555,8 +557,8 @@ def _correlations(
 ) -> dict[str, ByMeasure]:
     """Return correlations by side and measure; under ``lead``, how far the first side is ahead of the cosine."""
     found: dict[str, ByMeasure] = {}
-    for name, own in sides.items():
-        known = [jackknife for jackknife in own if jackknife is not None]
+    for name, side in sides.items():
+        known = [jackknife for jackknife in side if jackknife is not None]
         if len(known) == len(scores):
             found[name] = {
                 measure: CorrelationResult.of(correlate(measure, known, scores, draws, seed)) for measure in MEASURES
@@ -596,7 +598,7 @@ def _within(
         counts, emis, cosines = zip(*by_split.values(), strict=True)
         weights = np.array(counts, dtype=float) / sum(counts)
         by_split[ALL] = (sum(counts), _weighted(emis, weights), _weighted(cosines, weights))
-        found[measure] = {name: WithinSplit.of(*own, measure) for name, own in by_split.items()}
+        found[measure] = {name: WithinSplit.of(*ranking, measure) for name, ranking in by_split.items()}
     return found
 
 

@@ -234,6 +234,6 @@ def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
         values = [getattr(part, name) for part in parts]
         if any(value is None for value in values):
             return None
-        return torch.cat(values) if isinstance(values[0], torch.Tensor) else [row for own in values for row in own]
+        return torch.cat(values) if isinstance(values[0], torch.Tensor) else [row for value in values for row in value]
 
     return Embeddings(**{name: joined(name) for name in (*MATRICES, "ids", "groups")}, encoders=parts[0].encoders)

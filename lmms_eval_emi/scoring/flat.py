@@ -88,14 +88,14 @@ def _merged_chunks(paths: Sequence[Path], split_by: str | None) -> list[tuple[Pa
             chunks.setdefault((path.parent, int(numbers[1])), {})[int(numbers[2])] = path
         else:
             found[path] = read_rows(path, split_by)
-    for (folder, count), own in chunks.items():
-        missing = sorted(set(range(count)) - own.keys())
+    for (folder, count), chunk in chunks.items():
+        missing = sorted(set(range(count)) - chunk.keys())
         if missing:
             raise ResponsesError(
                 f"{folder}: expected {count} chunks, {', '.join(f'{count}_{number}' for number in missing[:5])} are missing. Give all of them."
             )
-        parts = [read_rows(own[number], split_by) for number in sorted(own)]
-        found[folder / f"{folder.name}{own[0].suffix}"] = datasets.concatenate_datasets(parts)
+        parts = [read_rows(chunk[number], split_by) for number in sorted(chunk)]
+        found[folder / f"{folder.name}{chunk[0].suffix}"] = datasets.concatenate_datasets(parts)
     return list(found.items())
 
 

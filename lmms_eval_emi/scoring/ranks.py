@@ -112,7 +112,7 @@ def rank(found: RowScores, method: Adjustment = "holm", seed: int = 0) -> list[R
     """
     if len(found.scores) < 2:
         raise ResultsError("compare: expected scores of at least two models, got one.")
-    shared = sorted(set.intersection(*(set(own) for own in found.scores.values())))
+    shared = sorted(set.intersection(*(set(score) for score in found.scores.values())))
     if not shared:
         raise ResultsError("compare: the models have no row in common, by split and id.")
     clusters = [found.clusters.get(row, row) for row in shared]
@@ -120,7 +120,7 @@ def rank(found: RowScores, method: Adjustment = "holm", seed: int = 0) -> list[R
     def mean(values: Sequence[float]) -> Jackknife:
         return ClusterTotals.of_values(values, clusters).jackknife()
 
-    means = {model: mean([own[row] for row in shared]) for model, own in found.scores.items()}
+    means = {model: mean([score[row] for row in shared]) for model, score in found.scores.items()}
     models = sorted(means, key=lambda model: -means[model].value)
     pairs = list(combinations(models, 2))
     differences = [mean([found.scores[a][row] - found.scores[b][row] for row in shared]) for a, b in pairs]

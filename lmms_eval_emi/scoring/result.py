@@ -620,7 +620,7 @@ def score_study(
     scored = _ScoredSplits(embeddings, omitted=_copy_lists(known.left_out), remarks=_copy_lists(known.notes))
     id_embeddings = embeddings.get(study.id_split)
     if id_embeddings is not None:
-        alike = [own for own in embeddings.values() if own.dimension == id_embeddings.dimension]
+        alike = [embedding for embedding in embeddings.values() if embedding.dimension == id_embeddings.dimension]
         batch_entropies(id_embeddings, [own for own in alike if own is not id_embeddings], options.convention)
     for name in sorted(present, key=lambda name: name != study.id_split):  # the ID split first
         try:
@@ -712,7 +712,7 @@ def _without_degenerate(
         bad.append({key for key, kind in zip(own.ids, kinds[split], strict=True) if kind})
     if len(bad[1]) < MANY_DEGENERATE * pairs[name][1].n:
         return None
-    rows = [[row for row, key in enumerate(own.ids or ()) if key not in bad[0] | bad[1]] for own in pairs[name]]
+    rows = [[row for row, key in enumerate(pair.ids or ()) if key not in bad[0] | bad[1]] for pair in pairs[name]]
     if min(map(len, rows)) < FEWEST_CLUSTERS:
         return None
     first, second = (emi(own.select(kept), estimator).value for own, kept in zip(pairs[name], rows, strict=True))

@@ -89,11 +89,11 @@ def _files_by_suffix(folder: Path, study: Study) -> dict[str, dict[str, Path]]:
     wanted = [stem for split in study.splits.values() for stem in split.response_stems]
     suffixes = dict.fromkeys(suffix for stem in wanted for suffix in by_stem.get(stem, {}))
     files: dict[str, dict[str, Path]] = {suffix: {} for suffix in sorted(suffixes)}
-    for suffix, own in files.items():
+    for suffix, file in files.items():
         for name, split in study.splits.items():
             own_stem = next((known for known in split.response_stems if suffix in by_stem.get(known, {})), None)
             if own_stem:
-                own[name] = by_stem[own_stem][suffix]
+                file[name] = by_stem[own_stem][suffix]
     return files
 
 

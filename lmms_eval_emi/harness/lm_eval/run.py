@@ -73,7 +73,7 @@ class Run:
 
     def has_id_split(self, study: Study) -> bool:
         """Return whether the ID split of a study is among the tasks."""
-        return any(own.study.name == study.name and own.split == study.id_split for own in self.tasks.values())
+        return any(task.study.name == study.name and task.split == study.id_split for task in self.tasks.values())
 
     def score(self, task: str) -> SplitResult | None:
         """Return the scores of a task; ``None`` if there are none, and on ranks that are not the first.
@@ -105,17 +105,17 @@ class Run:
     def _save(self, folder: Path) -> list[StudySamples]:
         """Write the responses of each task, and return them joined with their rows."""
         entries: dict[str, StudySamples] = {}
-        for own in self.tasks.values():
-            if not own.responses:
+        for task in self.tasks.values():
+            if not task.responses:
                 continue
-            entry = entries.setdefault(own.study.name, StudySamples(own.study, self.model))
-            by_row = dict(sorted(own.responses.items()))
-            add_rows(entry, own.split, own.rows, by_row, load_settings(), asked=by_row)
+            entry = entries.setdefault(task.study.name, StudySamples(task.study, self.model))
+            by_row = dict(sorted(task.responses.items()))
+            add_rows(entry, task.split, task.rows, by_row, load_settings(), asked=by_row)
             lines = (
                 (sample.id, sample.question, by_row.get(-1 if sample.row is None else sample.row, sample.response))
-                for sample in entry.samples.get(own.split, [])
+                for sample in entry.samples.get(task.split, [])
             )
-            write_response_file(folder / own.study.name / f"{own.split}.jsonl", lines, self.model)
+            write_response_file(folder / task.study.name / f"{task.split}.jsonl", lines, self.model)
         return list(entries.values())
 
     def write_beside(self, folder: Path, stamp: str) -> None:

@@ -152,7 +152,7 @@ class Run:
 
     def lacking(self) -> list[str]:
         """Return tasks of which a score is missing, once the run is over."""
-        return [name for name, own in self.tasks.items() if own.wants_scores() and not self._is_complete(own)]
+        return [name for name, task in self.tasks.items() if task.wants_scores() and not self._is_complete(task)]
 
     def _is_complete(self, own: TaskOfRun) -> bool:
         """Return whether a task has the scores that this run can give it, in a file."""

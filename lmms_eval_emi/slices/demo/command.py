@@ -129,8 +129,8 @@ def write_page(results: Path, responses: Path, output: Path) -> list[str]:
     from lmms_eval_emi.scoring.agreement import AgreementDocument, OutsideScores, agree, read_results_to_compare
 
     rows = {
-        name: {str(key[0]): (float(right), 1.0) for key, right in own.items()}
-        for name, own in right_rows(collect_with_controls(responses)).items()
+        name: {str(key[0]): (float(right), 1.0) for key, right in by_row.items()}
+        for name, by_row in right_rows(collect_with_controls(responses)).items()
         if name != SHUFFLED  # the results of the run lack this split
     }
     named = [replace(result, model=NAME) for result in read_results_to_compare(results)]
@@ -229,13 +229,15 @@ def side_by_side(responses: Path) -> str:
     table = []
     for name, scores in first.splits.items():
         degenerate = sum((scores.degenerate or {}).values()) / max(1, scores.n or 0)
-        emids = [result.splits[name] for result in results]
-        cells = ("-" if own.emid is None else value_with_error(own.emid, own.emid_stderr) for own in emids)
+        by_estimator = [result.splits[name] for result in results]
+        cells = (
+            "-" if split.emid is None else value_with_error(split.emid, split.emid_stderr) for split in by_estimator
+        )
         table.append([CONTROLS.get(name, name), f"{accuracy[name]:.0%}", f"{degenerate:.0%}", *cells])
     losses = {name: accuracy[study.id_split] - accuracy[name] for name in study.shifts()}
     ranks: list[str] = []
     for result in results:
-        known = {name: own.emid for name, own in result.splits.items() if own.emid is not None}
+        known = {name: split.emid for name, split in result.splits.items() if split.emid is not None}
         pairs = [(emid, losses[name]) for name, emid in known.items() if name in losses]
         r = spearman([pair[0] for pair in pairs], [pair[1] for pair in pairs])
         ranks.append("-" if r is None else f"{r:.2f}")
@@ -266,7 +268,7 @@ def collect_with_controls(responses: Path) -> StudySamples:
 
 def accuracy_of(entry: StudySamples) -> dict[str, float]:
     """Return the fraction of rows that name every object asked about, by split of :func:`collect_with_controls`."""
-    return {name: sum(own.values()) / max(1, len(own)) for name, own in right_rows(entry).items()}
+    return {name: sum(by_row.values()) / max(1, len(by_row)) for name, by_row in right_rows(entry).items()}
 
 
 def right_rows(entry: StudySamples) -> dict[str, dict[tuple[str, str], bool]]:

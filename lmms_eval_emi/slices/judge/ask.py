@@ -203,7 +203,7 @@ def _wanted(entry: StudySamples, args: argparse.Namespace, settings: Settings) -
         values = {what: column_values(split, column) if column else None for what, column in columns.items()}
         for sample in samples:
             row = sample.row or 0
-            texts = {what: _text(own[row]) if own else "" for what, own in values.items()}
+            texts = {what: _text(value[row]) if value else "" for what, value in values.items()}
             case = Case(
                 sample.question,
                 sample.reference,

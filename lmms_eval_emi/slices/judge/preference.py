@@ -191,7 +191,7 @@ def _reliability(splits: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> f
     within_df = between_df = 0
     sizes: list[int] = []
     for rows in splits:
-        several = [own for own in rows if sum(map(len, own.values())) > 1]
+        several = [row for row in rows if sum(map(len, row.values())) > 1]
         if len(several) < 2:
             continue
         orders = [order for order in ORDERS if any(own[order] for own in several)]
@@ -218,8 +218,8 @@ def scores_of_verdicts(verdicts: Iterable[Verdict], name: str = "relative prefer
     found = []
     for model, by_split in by_model.items():
         rows = {}
-        for split, own in by_split.items():
-            ids = {one.key.row: one.question_id for one in own}
-            rows[split] = {ids[row]: (100 * score, reference) for row, (reference, score) in row_scores(own).items()}
+        for split, judged in by_split.items():
+            ids = {verdict.key.row: verdict.question_id for verdict in judged}
+            rows[split] = {ids[row]: (100 * score, reference) for row, (reference, score) in row_scores(judged).items()}
         found.append(OutsideScores(name, rows, function=ratio, model=model))
     return found

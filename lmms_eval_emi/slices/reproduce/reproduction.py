@@ -151,7 +151,7 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
             pairs["EMID"][name] = (split.emid, ours.emid)
         if split.emid_bound is not None and ours.emid_bound is not None:
             pairs["index"][name] = (split.emid_bound, ours.emid_bound)
-    deviations = {score: Deviation.of(score, own) for score, own in pairs.items() if own}
+    deviations = {score: Deviation.of(score, pair) for score, pair in pairs.items() if pair}
     both = sorted(pairs["EMID"].keys() & pairs["index"].keys())
     values = [
         pearson([pairs["EMID"][name][side] for name in both], [pairs["index"][name][side] for name in both])

@@ -74,7 +74,7 @@ def read_row_metrics(
         Those that differ from each other, in the task's order. For yes-or-no questions, F1 and the rate of yes are among them.
     """
     named = list(higher_is_better or {})
-    logged = list(dict.fromkeys(name for own in rows.values() for name in own))
+    logged = list(dict.fromkeys(name for row in rows.values() for name in row))
     found: list[RowMetric] = []
     for name in [one for one in named if one in logged] or logged:
         values = {row: own[name] for row, own in rows.items() if name in own}

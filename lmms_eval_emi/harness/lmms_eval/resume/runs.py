@@ -320,7 +320,7 @@ def states(plan: Mapping[Request, bool], answers: Answers, share: bool = True) -
         elif alike and request.content in asked:
             own[2] += 1
         asked.add(request.content)
-    return [TaskState(task, *own) for task, own in counts.items()]
+    return [TaskState(task, *count) for task, count in counts.items()]
 
 
 def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:

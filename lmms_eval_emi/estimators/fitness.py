@@ -304,7 +304,7 @@ def _far_splits(
         profile = _profile(estimator, split, domain["bases"])
         # New images may come from where any of the samples came from.
         distances, p_values[name] = max(
-            (_to_sample(profile, sample) for sample in domain["samples"]), key=lambda one: one[1]
+            (_to_sample(profile, sample) for sample in domain["samples"]), key=lambda pair: pair[1]
         )
         checks[name] |= {"distances": distances}
     adjusted = holm(np.array(list(p_values.values()))).tolist() if p_values else []

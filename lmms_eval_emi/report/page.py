@@ -415,7 +415,7 @@ def _lost_context(page: _Page, results: Sequence[tuple[ReportedResult, int]]) ->
             label = f"{names[name]}: EMID {numeral(split.emid, decimals_of([result]))}{model}"
             context = {"rows": json.dumps([number, name]), "split": name, "label": label, "modality": split.modality}
             found.append((-(split.emid or 0.0), context))
-    return [context for _, context in sorted(found, key=lambda one: one[0])]
+    return [context for _, context in sorted(found, key=lambda pair: pair[0])]
 
 
 def _row_data(page: _Page, row: ShownRow) -> dict[str, Any]:

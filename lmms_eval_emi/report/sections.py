@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.report.finding import numeral, short_name, short_splits
 from lmms_eval_emi.report.plots import plot_points
-from lmms_eval_emi.scoring.agreement import Agreement, CorrelationResult
+from lmms_eval_emi.scoring.agreement import Agreement
 from lmms_eval_emi.scoring.audit import AuditDocument, Finding
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def agreement_context(found: Agreement, place: int) -> tuple[dict[str, Any], Axe
     """
     names = {"emi": "EMI", "emid": "EMID", "index": "index", "cosine": "cosine", "lead": "lead over the cosine"}
     rows = [
-        table_row([names.get(what, what), target, *(_correlation_cell(own.get(measure)) for measure in MEASURES)])
+        table_row([names.get(what, what), target, *(str(own.get(measure) or "–") for measure in MEASURES)])
         for target, known in ((found.score, found.over_splits), (f"loss of {found.score}", found.over_shifts))
         for what, own in known.items()
         if any(own.values())
@@ -150,12 +150,6 @@ def audit_section(audit: AuditDocument) -> Section:
             f"Encoders{f' {number}' if len(encoders) > 1 else ''}: {name}" for number, name in enumerate(encoders, 1)
         ],
     )
-
-
-def _correlation_cell(one: CorrelationResult | None) -> str:
-    if one is None:
-        return "–"
-    return f"{one.value:+.3f}" + (f" [{one.ci95[0]:+.2f}, {one.ci95[1]:+.2f}]" if one.ci95 else "")
 
 
 def _audit_cell(finding: Finding, name: str) -> str:

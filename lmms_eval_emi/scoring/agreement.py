@@ -256,6 +256,9 @@ class CorrelationResult(Plain):
             return None
         return cls(value=correlation.value, ci95=list(correlation.ci95) if correlation.ci95 else None)
 
+    def __str__(self) -> str:
+        return f"{self.value:+.3f}" + (f" [{self.ci95[0]:+.2f}, {self.ci95[1]:+.2f}]" if self.ci95 else "")
+
 
 class Ranking(Plain):
     """AUC or Spearman's correlation of a ranking of rows, or the difference of two of them."""

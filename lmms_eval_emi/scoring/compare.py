@@ -204,7 +204,7 @@ def indistinguishable(results: Sequence[ComparedResult]) -> list[list[str]]:
     shifts = [name for name in results[0].emid if all(name in result.emid for result in results)]
     if not shifts:
         return []
-    ranked = sorted(results, key=lambda one: one.mean_emid(shifts).value)
+    ranked = sorted(results, key=lambda result: result.mean_emid(shifts).value)
     pairs = list(combinations(range(len(ranked)), 2))
     means = [result.mean_emid(shifts) for result in ranked]
     p_values = adjust([difference(means[i], means[j]) for i, j in pairs], "holm")

@@ -337,7 +337,7 @@ def find_lost_rows(
             )
             for row, value, cosine in zip(samples[name], values, known, strict=True)
         ]
-        chosen[name] = sorted(losses, key=lambda one: -one.rank)[:SHOWN_ROWS]
+        chosen[name] = sorted(losses, key=lambda loss: -loss.rank)[:SHOWN_ROWS]
     shown = [one.row for own in chosen.values() for one in own]
     thumbnails = _thumbnails([*shown, *(clean[row.key] for row in shown if row.key in clean)])
 

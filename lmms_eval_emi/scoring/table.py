@@ -298,7 +298,7 @@ def few_rows_to_line(result: StudyResult) -> str | None:
     few = {name: split.n for name, split in result.splits.items() if split.n is not None and split.n < FEW_ROWS}
     if not few:
         return None
-    name = min(few, key=lambda one: few[one])
+    name = min(few, key=lambda split: few[split])
     return f"{len(few)} of {len(result.splits)} splits have fewer than {FEW_ROWS} rows, such as {name} with {few[name]}: their scores, and any correlation of them, say little."
 
 

@@ -142,7 +142,7 @@ class Run:
             lines += [f"results    {path}", *self._write_page(scored, path), f"responses  {self.folder}"]
             _footers.append("\n".join(lines))
 
-    def _write_page(self, one: Scored, path: Path) -> list[str]:
+    def _write_page(self, scored: Scored, path: Path) -> list[str]:
         from lmms_eval_emi.errors import UnavailableError
         from lmms_eval_emi.report.page import write_report
         from lmms_eval_emi.report.reading import ReportedResult
@@ -151,7 +151,7 @@ class Run:
             return []
         page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
         try:
-            write_report([ReportedResult.of(one.result, source=str(path), rows=one.rows)], page)
+            write_report([ReportedResult.of(scored.result, source=str(path), rows=scored.rows)], page)
             return [f"report     {page}"]
         except UnavailableError as error:  # the extra is not installed; the results are all there
             return [f"no report  {error}"]

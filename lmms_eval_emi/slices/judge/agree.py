@@ -13,7 +13,7 @@ from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, s
 from lmms_eval_emi.errors import InputError, ResultsError
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.scoring.agreement import Agreement, CorrelationResult, OutsideScores, ResultToCompare
+    from lmms_eval_emi.scoring.agreement import Agreement, OutsideScores, ResultToCompare
     from lmms_eval_emi.settings import Settings
 
 log = logging.getLogger("lmms_eval_emi")
@@ -190,7 +190,7 @@ def _print(found: Agreement) -> None:
         [
             LABELS[what],
             with_what,
-            *(_shown(by_measure.get(measure)) for measure in ("pearson_r", "spearman_r", "kendall_tau")),
+            *(str(by_measure.get(measure) or "-") for measure in ("pearson_r", "spearman_r", "kendall_tau")),
         ]
         for with_what, own in parts
         for what, by_measure in own.items()
@@ -226,9 +226,3 @@ def _print(found: Agreement) -> None:
     print(
         f"Intervals of 95 % and SE: for new images{'' if found.of == 'rows' else '; the scores count as fixed'}. {NOTHING}: not defined.\n"
     )
-
-
-def _shown(one: CorrelationResult | None) -> str:
-    if one is None:
-        return "-"
-    return f"{one.value:+.3f}" + (f" [{one.ci95[0]:+.2f}, {one.ci95[1]:+.2f}]" if one.ci95 else "")

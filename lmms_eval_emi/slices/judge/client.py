@@ -161,11 +161,11 @@ def ask(
     with opened(path, fresh) as file:
         found = plan(wanted, judge, None if fresh else path, retry_missing=retry_missing)
 
-        def work(one: VerdictRequest) -> Verdict | str:
+        def work(request: VerdictRequest) -> Verdict | str:
             try:
-                return _verdict(client, judge, one, file)
+                return _verdict(client, judge, request, file)
             except RequestFailedError as error:
-                return f"split {one.key.split}, row {one.question_id}: {error}"
+                return f"split {request.key.split}, row {request.question_id}: {error}"
 
         outcomes = _Outcomes(len(found.missing))
         with _Bar(found) as told:
@@ -225,9 +225,9 @@ class _Outcomes:
         return self._failures_in_a_row >= MOST_FAILURES
 
 
-def _verdict(client: ChatClient, judge: Judge, one: VerdictRequest, file: VerdictFile) -> Verdict:
+def _verdict(client: ChatClient, judge: Judge, request: VerdictRequest, file: VerdictFile) -> Verdict:
     """Ask until a reply can be read, and keep the verdict."""
-    messages = to_messages(one.case, one.key.order)
+    messages = to_messages(request.case, request.key.order)
     reply, scores, missing, tokens = Reply(""), None, "", [0, 0]
     tries = 0
     while tries < TRIES and scores is None:
@@ -238,15 +238,15 @@ def _verdict(client: ChatClient, judge: Judge, one: VerdictRequest, file: Verdic
             missing = str(error)
             break
         tokens = [before + now for before, now in zip(tokens, reply.tokens, strict=True)]
-        scores = read_scores(reply.text, one.key.order)
+        scores = read_scores(reply.text, request.key.order)
         missing = "" if scores else _why_unreadable(reply, tries)
     verdict = Verdict.of(
-        one.key,
-        one.question_id,
+        request.key,
+        request.question_id,
         scores,
         reply=reply.text or reply.raw,
         judge=judge.model,
-        request=one.digest(judge),
+        request=request.digest(judge),
         tries=tries,
         tokens=Tokens(*tokens),
         **({"missing": missing} if missing else {}),
@@ -271,8 +271,8 @@ def _some_at_a_time(
     waiting = deque(items)
     stopped = threading.Event()
 
-    def unless_stopped(one: VerdictRequest) -> Verdict | str:
-        return "stopped" if stopped.is_set() else work(one)
+    def unless_stopped(request: VerdictRequest) -> Verdict | str:
+        return "stopped" if stopped.is_set() else work(request)
 
     with threads(concurrency) as pool:
         running: set[Future[Verdict | str]] = set()

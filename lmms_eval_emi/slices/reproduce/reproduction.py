@@ -197,7 +197,7 @@ def responses_digest(folder: Path, study: Study, model: str) -> str:
         if model not in (found.model, *found.aliases):
             continue
         for split, own in sorted(found.splits.items()):
-            for key, text in sorted(own.texts.items(), key=lambda one: str(one[0])):
+            for key, text in sorted(own.texts.items(), key=lambda item: str(item[0])):
                 digest.update(json.dumps([split, str(key), text]).encode() + b"\n")
     return digest.hexdigest()
 

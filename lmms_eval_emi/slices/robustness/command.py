@@ -251,7 +251,7 @@ def _print_metric(metric: MetricRobustness, same: Mapping[str, Consistency], uni
     print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 8, "left")))
     if len(metric.shifts) > 1:
         groups = [f"{name} {_mean_with_error(mean)}" for name, mean in metric.by_operator.items()]
-        worst = max(metric.shifts, key=lambda one: one.loss or 0.0)
+        worst = max(metric.shifts, key=lambda loss: loss.loss or 0.0)
         print(f"mean loss over levels: {', '.join(groups)}")
         print(
             f"mean loss over operators: {_mean_with_error(metric.mean)}; worst: {worst.shift}, {_with_error(worst.loss, worst.loss_stderr)}"

@@ -74,7 +74,7 @@ def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str,
         )
     latest: dict[str, dict[str, Path]] = {}
     for path in sorted(
-        visible_files(folder, samples_name("*", "*")), key=lambda one: (one.name, one)
+        visible_files(folder, samples_name("*", "*")), key=lambda path: (path.name, path)
     ):  # sorted by time stamp
         task = parse_samples_name(path.name)
         if task is not None:
@@ -370,18 +370,18 @@ def find_pairs(
 
 
 def _origin(
-    name: str, one: LoggedTask, tasks: Mapping[str, LoggedTask]
+    name: str, task: LoggedTask, tasks: Mapping[str, LoggedTask]
 ) -> tuple[str | None, tuple[str, dict[str, str], str]]:
     """Return the clean task of a twin, and its shift: in words, by modality, and the level."""
     steps: dict[str, tuple[str, Any]] = {}
-    origin = str(one.twin.get("of", ""))
+    origin = str(task.twin.get("of", ""))
     if origin:
         for modality in ("visual", "textual"):
-            step = one.twin.get(modality)
+            step = task.twin.get(modality)
             if isinstance(step, Mapping):
                 steps[modality] = str(step.get("name")), step.get("level")
-        if "domain" in one.twin:
-            steps["domain"] = str(one.twin["domain"]), None
+        if "domain" in task.twin:
+            steps["domain"] = str(task.twin["domain"]), None
     else:
         for candidate in sorted(tasks, key=len, reverse=True):
             if name.startswith(f"{candidate}_") and (read := _named(name.removeprefix(f"{candidate}_"))):

@@ -39,7 +39,7 @@ def read_sections(paths: Sequence[Path]) -> tuple[list[Section], list[Path]]:
 
 
 def _section(task: TaskRobustness, metric: MetricRobustness) -> Section:
-    ordered = sorted(metric.shifts, key=lambda one: -(one.loss or 0.0))
+    ordered = sorted(metric.shifts, key=lambda loss: -(loss.loss or 0.0))
     caption = f"Loss of {metric.metric} of {task.task} under each shift"
     intervals = [(loss.shift, loss.loss, loss.loss_ci95) for loss in reversed(ordered) if loss.loss is not None]
     return Section(
@@ -68,18 +68,18 @@ def _findings(metric: MetricRobustness, ordered: Sequence[Loss]) -> list[str]:
     return sentences
 
 
-def _row(task: TaskRobustness, one: Loss) -> dict[str, Any]:
-    same = task.consistency.get(one.task)
+def _row(task: TaskRobustness, loss: Loss) -> dict[str, Any]:
+    same = task.consistency.get(loss.task)
     stays = None if same is None else same.stays
-    error = "" if one.loss_stderr is None else f" ± {one.loss_stderr:.2g}"
+    error = "" if loss.loss_stderr is None else f" ± {loss.loss_stderr:.2g}"
     cells = [
-        one.shift,
-        (f"{numeral(one.loss, 3)}{error}", one.loss),
-        one.verdict or "–",
-        number_cell(one.p_adjusted, 3),
-        number_cell(one.shifted, 3),
-        *(_percent(value) for value in (one.mmi, one.right_to_wrong, one.wrong_to_right, stays)),
-        one.rows,
+        loss.shift,
+        (f"{numeral(loss.loss, 3)}{error}", loss.loss),
+        loss.verdict or "–",
+        number_cell(loss.p_adjusted, 3),
+        number_cell(loss.shifted, 3),
+        *(_percent(value) for value in (loss.mmi, loss.right_to_wrong, loss.wrong_to_right, stays)),
+        loss.rows,
     ]
     return table_row(cells)
 

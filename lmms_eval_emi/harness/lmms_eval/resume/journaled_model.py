@@ -223,18 +223,18 @@ class Blocks:
         ) as bar:
             return [contents.describe(one) for one in bar]
 
-    def _padding(self, one: Described, method: str) -> Any:
+    def _padding(self, described: Described, method: str) -> Any:
         """Return whatever is known; nobody looks at it."""
-        known = self.answers.by_content.get(one.request.content)
+        known = self.answers.by_content.get(described.request.content)
         return ((0.0, False) if method == "loglikelihood" else "") if known is None else from_plain(known)
 
-    def _known(self, one: Described, share: bool) -> bool:
-        return self.answers.has(one.request, shared=share and one.shared)
+    def _known(self, described: Described, share: bool) -> bool:
+        return self.answers.has(described.request, shared=share and described.shared)
 
-    def _response(self, one: Described, share: bool) -> Any:
-        shared = share and one.shared
-        known = self.answers if self.answers.has(one.request, shared=shared) else self.failures
-        return from_plain(known.of(one.request, shared=shared))
+    def _response(self, described: Described, share: bool) -> Any:
+        shared = share and described.shared
+        known = self.answers if self.answers.has(described.request, shared=shared) else self.failures
+        return from_plain(known.of(described.request, shared=shared))
 
     def _generate(self, original: Callable, requests: list[Any], method: str) -> list[Any]:
         responses = list(original(requests))

@@ -113,7 +113,7 @@ def loss_once(seed: int, images: int, clean: float, shifted: float) -> dict[str,
     if found is None or found.mmi is None:
         return {}
     hits = {"MMI": covers(found.mmi_ci95, (clean - shifted) / clean)}
-    return hits | ({"paired test of accuracy": found.p_value < 0.05} if clean == shifted else {})
+    return hits | ({"paired test of accuracy": found.p is not None and found.p < 0.05} if clean == shifted else {})
 
 
 def simulate(repetitions: int, pool: object = None, images: tuple[int, ...] = (12, 30, 100)) -> list[list[object]]:

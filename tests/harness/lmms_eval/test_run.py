@@ -343,10 +343,9 @@ def test_runs_in_several_threads_share_nothing(fresh_run, load_split, in_tinyhub
     assert all(type(emid) is float for _, emid, _ in runs)
 
 
-@pytest.mark.parametrize("workers", ["1", "16"])
-def test_any_number_of_scoring_threads(run, tinyhub, tmp_path, workers):
+def test_any_number_of_scoring_threads(run, tinyhub, tmp_path):
     names = "llavabench_shift_natural_coco_english,llavabench_shift_natural_coco_german"
-    done = lmms_eval(tinyhub, names, "--output_path", str(tmp_path), "--process-docs-parallel", workers)
+    done = lmms_eval(tinyhub, names, "--output_path", str(tmp_path), "--process-docs-parallel", "16")
     assert done.returncode == 0, done.stderr[-2000:]
     scores = strict_json(only(tmp_path, "*_emi_natural.json"))["splits"]
     for name, expected in scores.items():

@@ -114,22 +114,18 @@ def prepare(folder: Path) -> None:
     tinyhub.build(folder / "hub")
     os.chdir(folder / "hub")
     import_everything()
-    from forking import keep_task_index
-
-    keep_task_index()
 
 
 def import_everything() -> None:
     """Import what a run imports, and make the model known, without starting a thread."""
     import importlib
 
-    import torch
+    from forking import import_harness
 
-    torch.set_num_threads(1)
+    import_harness()
     for module in (
-        *("lmms_eval.__main__", "lmms_eval.models", "lmms_eval_emi.cli", "lmms_eval_emi.harness.lmms_eval.resume.runs"),
-        *("lmms_eval_emi.harness.lmms_eval.hooks", "lmms_eval_emi.scoring.pipeline", "lmms_eval_emi.report.page"),
-        *("transformers", "datasets", "matplotlib.pyplot", "scipy.stats", "py3langid.langid"),
+        *("lmms_eval_emi.harness.lmms_eval.resume.runs", "lmms_eval_emi.harness.lmms_eval.hooks"),
+        *("lmms_eval_emi.scoring.pipeline", "lmms_eval_emi.report.page", "matplotlib.pyplot", "py3langid.langid"),
     ):
         importlib.import_module(module)
     from lmms_eval.models import MODEL_REGISTRY_V2

@@ -27,8 +27,10 @@ def run_in_fork(module: str, *arguments: str, cwd: Path, **variables: str) -> su
         command = {"argv": [module, *arguments], "cwd": str(cwd), "out": str(out), "err": str(err), "env": variables}
         server.stdin.write(json.dumps(command) + "\n")
         server.stdin.flush()
-        status = int(server.stdout.readline())
-        return subprocess.CompletedProcess([module, *arguments], status, out.read_text(), err.read_text())
+        status = server.stdout.readline()
+        if not status:
+            raise RuntimeError(f"the process that forks ended; run it alone to see why: {sys.executable} {__file__}")
+        return subprocess.CompletedProcess([module, *arguments], int(status), out.read_text(), err.read_text())
 
 
 @lru_cache(maxsize=1)

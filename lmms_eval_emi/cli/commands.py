@@ -24,6 +24,7 @@ from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.util.printing import printable, printable_output
 from lmms_eval_emi.util.redact import redact
+from lmms_eval_emi.util.wording import suggest
 from lmms_eval_emi.version import __version__
 
 PROGRAM = "lmms-eval-emi"
@@ -258,9 +259,7 @@ def _refuse_unknown_options(parser: argparse.ArgumentParser, words: Sequence[str
     given = [word.partition("=")[0] for word in words[: words.index("--") if "--" in words else None]]
     unknown = [word for word in given if re.match(r"--\w", word) and not any(name.startswith(word) for name in known)]
     if unknown:
-        close = [match for word in unknown for match in difflib.get_close_matches(word, known, n=1)]
-        hints = [f"Did you mean {name}?" for name in close]
-        parser.error(" ".join([f"unrecognized arguments: {' '.join(unknown)}.", *hints]))
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}.{''.join(suggest(word, known) for word in unknown)}")
 
 
 def _complete() -> None:

@@ -15,7 +15,6 @@ The two built-in families are such files in ``data/studies/``, in the format tha
 
 from __future__ import annotations
 
-import difflib
 import re
 from functools import lru_cache
 from importlib import resources
@@ -187,13 +186,12 @@ class Study(_Strict):
             StudyError: the study has no such split.
         """
         if name not in self.splits:
-            close = difflib.get_close_matches(name, self.splits, n=1)
-            close += [
-                other
+            alike = (
+                f" Did you mean {other}?"
                 for other, split in self.splits.items()
                 if name.lower() in (split.task, other.lower().rsplit("_", 1)[-1])
-            ]
-            hint = f" Did you mean {close[0]}?" if close else ""
+            )
+            hint = suggest(name, self.splits) or next(alike, "")
             listed = shorten(list(self.splits), 8)
             raise StudyError(f"split: the study {self.name} has no split {name!r}.{hint} It has {listed}.")
         return self.splits[name]

@@ -173,8 +173,7 @@ def _pairs_of_set(
         written = path or Path(folder) / "results.json"
         write_results(written, scored)
         results = read_results_to_compare(written)
-    criterion = {next(iter(score.rows)): score for score in scores}
-    return [(result, criterion[result.id_split]) for result in results]
+    return [(result, score) for score in scores for result in results if result.id_split in score.rows]
 
 
 def _print(found: Agreement) -> None:

@@ -19,6 +19,7 @@ from lmms_eval_emi.scoring.agreement import OutsideScores, number_of_score
 from lmms_eval_emi.scoring.flat import join_tables
 from lmms_eval_emi.settings import Settings
 from lmms_eval_emi.util.documents import problems_of
+from lmms_eval_emi.util.wording import shorten
 
 if TYPE_CHECKING:
     import datasets
@@ -59,6 +60,12 @@ class Criterion(_Strict):
     split: str
     score: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_split(cls, given: Any) -> Any:
+        """Take the name of a split alone as well."""
+        return {"split": given} if isinstance(given, str) else given
+
 
 class HumanSet(_Strict):
     """Rows with human scores.
@@ -82,18 +89,6 @@ class HumanSet(_Strict):
     question: str = "Describe the image."
     columns: SetColumns
     criteria: dict[str, Criterion] = Field(min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete_criteria(cls, fields: Any) -> Any:
-        """Write a criterion that is the name of a split as a mapping."""
-        if isinstance(fields, dict) and isinstance(fields.get("criteria"), dict):
-            criteria = {
-                name: {"split": criterion} if isinstance(criterion, str) else criterion
-                for name, criterion in fields["criteria"].items()
-            }
-            return {**fields, "criteria": criteria}
-        return fields
 
     @model_validator(mode="after")
     def _check_scores(self) -> HumanSet:
@@ -140,20 +135,22 @@ def load_human_set(source: str) -> HumanSet:
 def read_human_set(
     source: HumanSet, settings: Settings, limit: int | None = None
 ) -> tuple[list[StudySamples], list[OutsideScores]]:
-    """Read the rows of a set: per criterion the samples as a study of one split, and the human scores of its rows.
+    """Read the rows of a set: each of its splits once, as a study of one split, and per criterion the human scores.
 
     Args:
         source: description of the set.
         settings: settings with the folder of images, and what to do with thoughts.
-        limit: number of rows of each criterion; default: all.
+        limit: number of rows of each split; default: all.
 
     Raises:
         StudyError: the dataset cannot be read, lacks a split or a column, or has a score that is not a number.
     """
     splits = load_source(source.path, source.config)
-    entries, scores = [], []
+    criteria_of: dict[str, list[str]] = {}
     for criterion, described in source.criteria.items():
-        split = described.split
+        criteria_of.setdefault(described.split, []).append(criterion)
+    entries, scores = [], []
+    for split, criteria in criteria_of.items():
         if split not in splits:
             raise StudyError(
                 f"{source.path}: expected the split {split}, which is missing; it has {', '.join(splits)}."
@@ -161,13 +158,14 @@ def read_human_set(
         rows = splits[split]
         rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
         label = f"{source.path}, split {split}"
-        table = _to_table(rows, source, label)
-        human_scores = _scores(rows, str(source.score_column(criterion)), label)
-        place = Path(f"{source.name}_{criterion}")
-        entry = join_tables(source.name, place, {criterion: (place, table)}, settings)
+        name = shorten(criteria, 1)
+        place = Path(f"{source.name}_{name}")
+        entry = join_tables(source.name, place, {name: (place, _to_table(rows, source, label))}, settings)
         entries.append(entry)
-        by_row = {str(number): (score, 1.0) for number, score in enumerate(human_scores) if score is not None}
-        scores.append(OutsideScores(f"human {criterion}", {entry.study.id_split: by_row}, model=source.name))
+        for criterion in criteria:
+            human_scores = _scores(rows, str(source.score_column(criterion)), label)
+            by_row = {str(number): (score, 1.0) for number, score in enumerate(human_scores) if score is not None}
+            scores.append(OutsideScores(f"human {criterion}", {entry.study.id_split: by_row}, model=source.name))
     return entries, scores
 
 

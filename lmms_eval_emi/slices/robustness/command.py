@@ -235,14 +235,15 @@ def _print_metric(metric: MetricRobustness, same: Mapping[str, Consistency], uni
     from tabulate import tabulate
 
     from lmms_eval_emi.scoring.table import MARK, NOTHING
+    from lmms_eval_emi.slices.robustness.results import largest
 
     rows = []
-    for one in metric.shifts:
-        row = [one.shift, one.rows, one.images or NOTHING, _with_error(one.shifted, one.shifted_stderr)]
-        row += [_with_error(one.loss, one.loss_stderr, MARK if one.verdict in ("lost", "gained") else "")]
-        row += [_share(one.mmi), _share(one.right_to_wrong), _share(one.wrong_to_right)]
-        row += [NOTHING if one.p_adjusted is None else f"{one.p_adjusted:.2g}", one.verdict or NOTHING]
-        rows.append([*row, *([_share(same[one.task].stays if one.task in same else None)] if same else [])])
+    for loss in metric.shifts:
+        row = [loss.shift, loss.rows, loss.images or NOTHING, _with_error(loss.shifted, loss.shifted_stderr)]
+        row += [_with_error(loss.loss, loss.loss_stderr, MARK if loss.verdict in ("lost", "gained") else "")]
+        row += [_share(loss.mmi), _share(loss.right_to_wrong), _share(loss.wrong_to_right)]
+        row += [NOTHING if loss.p_adjusted is None else f"{loss.p_adjusted:.2g}", loss.verdict or NOTHING]
+        rows.append([*row, *([_share(same[loss.task].stays if loss.task in same else None)] if same else [])])
     headers = ["shift", "rows", unit, "score ± SE", "loss ± SE", "MMI", "right→wrong", "wrong→right", "p", "verdict"]
     options = all(consistency.same is None for consistency in same.values())
     headers += ["same option" if options else "same meaning"] if same else []
@@ -251,7 +252,7 @@ def _print_metric(metric: MetricRobustness, same: Mapping[str, Consistency], uni
     print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 8, "left")))
     if len(metric.shifts) > 1:
         groups = [f"{name} {_mean_with_error(mean)}" for name, mean in metric.by_operator.items()]
-        worst = max(metric.shifts, key=lambda loss: loss.loss or 0.0)
+        worst = largest(metric.shifts)
         print(f"mean loss over levels: {', '.join(groups)}")
         print(
             f"mean loss over operators: {_mean_with_error(metric.mean)}; worst: {worst.shift}, {_with_error(worst.loss, worst.loss_stderr)}"

@@ -24,6 +24,7 @@ from lmms_eval_emi.slices.robustness.results import (
     RelativeMetric,
     ReportedMetric,
     WorstShift,
+    largest,
     plain,
 )
 
@@ -182,7 +183,7 @@ def measure_all(
             name: _mean_of_means([loss.jackknives for group, loss in zip(groups, losses, strict=True) if group == name])
             for name in dict.fromkeys(groups)
         }
-        worst = max(losses, key=lambda loss: loss.loss or 0.0)
+        worst = largest(losses)
         found.append(
             MetricRobustness(
                 metric=metric.name,
@@ -190,7 +191,7 @@ def measure_all(
                 shifts=losses,
                 by_operator={name: MeanLoss.of(*means) for name, means in by_group.items()},
                 mean=MeanLoss.of(*_mean_of_means(list(by_group.values()))),
-                worst=WorstShift(shift=worst.shift, loss=worst.loss or 0.0),
+                worst=WorstShift(shift=worst.shift, loss=worst.jackknives[0].value),
                 notes=[*_notes(pairs[0].clean, metric), *_notes_of_losses(metric, measured, undefined)],
             )
         )

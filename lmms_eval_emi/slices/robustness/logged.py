@@ -331,7 +331,7 @@ def find_pairs(
         ResultsError: a task is not there, or nothing is to be compared.
     """
     found: dict[str, list[ShiftedTask]] = {}
-    for given, paired in [*((one, True) for one in pairs), *((row, False) for row in other_rows)]:
+    for given, paired in [*((names, True) for names in pairs), *((names, False) for names in other_rows)]:
         clean, equals, shifted = given.partition("=")
         missing = [name for name in (clean, shifted) if name not in tasks]
         if not equals or missing:

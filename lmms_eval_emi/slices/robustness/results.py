@@ -8,6 +8,7 @@ new images, or for new rows where none share one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import PrivateAttr
@@ -132,6 +133,11 @@ class MeanLoss(Plain):
     def of(cls, loss: Jackknife, mmi: Jackknife | None) -> MeanLoss:
         """Return the means of two jackknives."""
         return cls(**plain("loss", loss), **plain("mmi", mmi))
+
+
+def largest(losses: Sequence[Loss]) -> Loss:
+    """Return the largest of some losses that are defined."""
+    return max(losses, key=lambda loss: -math.inf if loss.loss is None else loss.loss)
 
 
 class WorstShift(Plain):

@@ -343,9 +343,10 @@ def test_runs_in_several_threads_share_nothing(fresh_run, load_split, in_tinyhub
     assert all(type(emid) is float for _, emid, _ in runs)
 
 
-def test_any_number_of_scoring_threads(run, tinyhub, tmp_path):
+@pytest.mark.parametrize("workers", ["1", "16"])
+def test_any_number_of_scoring_threads(run, tinyhub, tmp_path, workers):
     names = "llavabench_shift_natural_coco_english,llavabench_shift_natural_coco_german"
-    done = lmms_eval(tinyhub, names, "--output_path", str(tmp_path), "--process-docs-parallel", "16")
+    done = lmms_eval(tinyhub, names, "--output_path", str(tmp_path), "--process-docs-parallel", workers)
     assert done.returncode == 0, done.stderr[-2000:]
     scores = strict_json(only(tmp_path, "*_emi_natural.json"))["splits"]
     for name, expected in scores.items():

@@ -170,11 +170,11 @@ class Bottleneck(nn.Module):
         result = torch.empty_like(hidden)
         terms = []
         for number, (posterior, where) in enumerate(((self.image, images), (self.text, ~images))):
-            own = hidden[where]
-            mean, log_variance = posterior(own)
+            states = hidden[where]
+            mean, log_variance = posterior(states)
             z = mean + torch.exp(log_variance / 2) * torch.randn_like(mean) if self.training else mean
             alpha = self.alpha if self.training else self.final_alpha
-            result[where] = ((1 - alpha) * own + alpha * z).to(hidden.dtype)
+            result[where] = ((1 - alpha) * states + alpha * z).to(hidden.dtype)
             counted = self._counted(where, text=number == 1)
             terms.append(self._divergence(mean[counted], log_variance[counted], number))
         self._kl = sum(terms, torch.zeros((), device=hidden.device))

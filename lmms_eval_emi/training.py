@@ -73,7 +73,7 @@ class EMICallback(TrainerCallback):
         self.settings = settings or load_settings(resamples=0)
         names = chosen_splits(self.study, splits)
         loaded = load_splits(self.study, names, self.settings)
-        self._rows = {name: own.select(range(min(len(own), rows or len(own)))) for name, own in loaded.items()}
+        self._rows = {name: split.select(range(min(len(split), rows or len(split)))) for name, split in loaded.items()}
         self._trainer: Trainer | None = None
 
     def attach(self, trainer: Trainer) -> None:

@@ -270,11 +270,11 @@ def _complete() -> None:
     commands = root.add_subparsers()
     groups: dict[str, Any] = {}
     for name in COMMANDS:
-        group, _, own = name.rpartition(" ")
+        group, _, word = name.rpartition(" ")
         if group and group not in groups:
             groups[group] = commands.add_parser(group).add_subparsers()
         target = groups[group] if group else commands
-        target.add_parser(own, parents=[parser_of(name)], add_help=False)
+        target.add_parser(word, parents=[parser_of(name)], add_help=False)
     argcomplete.autocomplete(root)
 
 

@@ -125,16 +125,22 @@ def _print(findings: Sequence[Finding]) -> None:
 
     from lmms_eval_emi.scoring.table import MARK, value_with_error
 
-    numbers = {encoders: number + 1 for number, encoders in enumerate(dict.fromkeys(one.encoders for one in findings))}
+    numbers = {
+        encoders: number + 1 for number, encoders in enumerate(dict.fromkeys(finding.encoders for finding in findings))
+    }
     several = len(numbers) > 1
     headers = [
-        f"EMI ± SE\n{one.estimator}" + (f"\nencoders {numbers[one.encoders]}" if several else "") for one in findings
+        f"EMI ± SE\n{finding.estimator}" + (f"\nencoders {numbers[finding.encoders]}" if several else "")
+        for finding in findings
     ]
     rows = []
     for name in findings[0].responders:
-        own = [one.responders[name] for one in findings]
-        marks = [MARK if one.told_from_references else "" for one in own]
-        cells = (value_with_error(one.emi, one.emi_stderr, mark) for one, mark in zip(own, marks, strict=True))
+        responders = [finding.responders[name] for finding in findings]
+        marks = [MARK if responder.told_from_references else "" for responder in responders]
+        cells = (
+            value_with_error(responder.emi, responder.emi_stderr, mark)
+            for responder, mark in zip(responders, marks, strict=True)
+        )
         rows.append([name, *cells])
     alignment = ("left", *["right"] * len(findings))
     print(tabulate(rows, headers=["responder", *headers], disable_numparse=True, colalign=alignment))

@@ -163,8 +163,8 @@ def _training_data(
     several = len(studies) > 1
     splits = {
         f"{f'{entry.study.name}, ' if several else ''}{entry.model}: {name}": split
-        for entry, own in embedded
-        for name, split in own.items()
+        for entry, by_split in embedded
+        for name, split in by_split.items()
     }
     vision, text = instruments.encoders.vision, instruments.encoders.text
     about = {

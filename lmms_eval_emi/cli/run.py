@@ -150,25 +150,25 @@ def _print_status(folder: Path) -> int:
     from lmms_eval_emi.harness.lmms_eval.resume.runs import status
 
     runs = status(folder)
-    for number, own in enumerate(runs):
-        described = own.described
-        left = sum(task.left for task in own.tasks)
-        if number == len(runs) - 1 and own.running:
+    for number, run in enumerate(runs):
+        described = run.described
+        left = sum(task.left for task in run.tasks)
+        if number == len(runs) - 1 and run.running:
             state = "running"
-        elif not own.tasks:
+        elif not run.tasks:
             state = "nothing is planned yet"
         else:
             state = f"stopped, {left} left" if left else "every response is there"
         print(f"model      {described.get('model')} ({described.get('model_args')})")
         print(f"started    {described.get('started')}, {described.get('ranks')} rank(s)")
         print(f"state      {state}")
-        if own.damaged:
-            print(f"damaged    {own.damaged} incomplete record(s); their requests are generated again")
-        if own.tasks:
-            print(f"\n{states_table(own.tasks)}\n")
-        if left or not own.tasks:
+        if run.damaged:
+            print(f"damaged    {run.damaged} incomplete record(s); their requests are generated again")
+        if run.tasks:
+            print(f"\n{states_table(run.tasks)}\n")
+        if left or not run.tasks:
             print(f"go on with         {described.get('command')}")
-        if any(task.answered for task in own.tasks):
+        if any(task.answered for task in run.tasks):
             print(f"results so far     lmms-eval-emi run --recover {folder}")
     return 0
 

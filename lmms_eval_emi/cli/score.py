@@ -201,14 +201,14 @@ def _show(args: argparse.Namespace, scored: Sequence[Scored]) -> int:
     """Print the tables, what to know of them, and what to do next."""
     from lmms_eval_emi.scoring.table import fit_to_warnings, results_to_table
 
-    for name in dict.fromkeys(one.result.shift for one in scored):
-        print(results_to_table([one.result for one in scored if one.result.shift == name]))
-    for line in dict.fromkeys(line for one in scored for line in fit_to_warnings(one.result)):
+    for name in dict.fromkeys(scored_study.result.shift for scored_study in scored):
+        print(results_to_table([scored_study.result for scored_study in scored if scored_study.result.shift == name]))
+    for line in dict.fromkeys(line for scored_study in scored for line in fit_to_warnings(scored_study.result)):
         log.warning("%s", line)
     _say_what_is_missing(scored)
     if args.output and args.output.is_file():
         print(f"lmms-eval-emi report {shlex.quote(str(args.output))}")
-    failures = [line for one in scored for line in _failures(one.result, args.fail_on)]
+    failures = [line for scored_study in scored for line in _failures(scored_study.result, args.fail_on)]
     for line in failures:
         log.error("--fail-on: %s", line)
     return FAILED if failures else 0
@@ -271,14 +271,14 @@ def _say_what_is_missing(scored: Sequence[Scored]) -> None:
     from lmms_eval_emi.scoring.table import notes_to_lines
 
     told = set()
-    for one in scored:
-        result, model = one.result, one.result.model
+    for scored_study in scored:
+        result, model = scored_study.result, scored_study.result.model
         if (result.shift, model) in told:
             continue
         told.add((result.shift, model))
-        for line in left_out_lines(one.result.left_out):
+        for line in left_out_lines(scored_study.result.left_out):
             log.warning("%s: left out: %s", model, line)
-        for line in notes_to_lines(one.result):
+        for line in notes_to_lines(scored_study.result):
             log.warning("%s, %s.", model, line)
         if result.id_split not in result.splits:
             log.warning(

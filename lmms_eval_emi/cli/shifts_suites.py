@@ -63,7 +63,11 @@ def run(args: argparse.Namespace) -> int:
         from tabulate import tabulate
 
         suites = [load_suite(name) for name in suite_names()]
-        print(tabulate([[one.name, one.kind, one.title] for one in suites], headers=["suite", "kind", "what it is"]))
+        print(
+            tabulate(
+                [[suite.name, suite.kind, suite.title] for suite in suites], headers=["suite", "kind", "what it is"]
+            )
+        )
         print(
             "\nstudy: splits with references, scored by EMI. twins: operators for tasks of lmms-eval. domains: labelled pictures by domain. lmms-eval-emi shifts suites NAME says more."
         )

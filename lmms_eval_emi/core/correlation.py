@@ -122,7 +122,7 @@ def lead(
     Returns:
         The difference and its interval, or ``None`` where one of the two correlations is not defined.
     """
-    pair = [correlate(measure, one, b, 0, seed) for one in (a, other)]
+    pair = [correlate(measure, column, b, 0, seed) for column in (a, other)]
     if pair[0] is None or pair[1] is None:
         return None
     value = pair[0].value - pair[1].value
@@ -139,12 +139,12 @@ def lead(
 
 def _drawn(statistics: Sequence[Jackknife], draws: int, seed: int, df: float) -> np.ndarray:
     """Return (draws, number of statistics) values of all statistics under the same random weights of the images."""
-    own = [statistic.deviations() for statistic in statistics]
-    clusters = sorted({cluster for one in own for cluster in one}, key=str)
+    of_statistics = [statistic.deviations() for statistic in statistics]
+    clusters = sorted({cluster for clusters_of_one in of_statistics for cluster in clusters_of_one}, key=str)
     position = {cluster: number for number, cluster in enumerate(clusters)}
     deviations = np.zeros((len(clusters), len(statistics)))
-    for column, (one, found) in enumerate(zip(statistics, own, strict=True)):
-        for deleted in one.strata:
+    for column, (column_values, found) in enumerate(zip(statistics, of_statistics, strict=True)):
+        for deleted in column_values.strata:
             scale = math.sqrt(len(deleted) / (len(deleted) - 1))
             for cluster in deleted:
                 deviations[position[cluster], column] = scale * found[cluster]
@@ -205,7 +205,7 @@ def operator_interval(cells: dict[tuple[str, str], tuple[float, float]], draws: 
     for (row, column), pair in cells.items():
         grid[:, rows.index(row), columns.index(column)] = pair
     random = np.random.default_rng(seed)
-    chosen = (random.integers(len(own), size=(draws, len(own))) for own in (rows, columns))
+    chosen = (random.integers(len(groups), size=(draws, len(groups))) for groups in (rows, columns))
     first, second = (next(chosen)[:, :, None], next(chosen)[:, None, :])
     a, b = (side[first, second].reshape(draws, -1) for side in grid)
     kept = ~np.isnan(a)

@@ -55,15 +55,15 @@ class _PairSums:
             first: (B, N) rows of A.
             second: (B, N) rows of B.
         """
-        members, own = self.members, self.members[rows]
+        members, own_members = self.members, self.members[rows]
         both, a, b = first * second, self.a[rows, None], self.b[rows, None]
         a_of_cluster, b_of_cluster = first @ members, second @ members
         self.products[rows] = both.sum(dim=1)
         self.crossed_by_row += ((a - first) * (b - second)).sum(dim=0)
-        self.inside += ((both @ members) * own).sum(dim=0)
-        self.crossed_by_cluster += ((a - a_of_cluster) * (b - b_of_cluster) * (1 - own)).sum(dim=0)
-        self.a_inside += (a_of_cluster * own).sum(dim=0)
-        self.b_inside += (b_of_cluster * own).sum(dim=0)
+        self.inside += ((both @ members) * own_members).sum(dim=0)
+        self.crossed_by_cluster += ((a - a_of_cluster) * (b - b_of_cluster) * (1 - own_members)).sum(dim=0)
+        self.a_inside += (a_of_cluster * own_members).sum(dim=0)
+        self.b_inside += (b_of_cluster * own_members).sum(dim=0)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return U of all rows, (N,) values without each row, and (G,) values without each cluster."""

@@ -430,10 +430,10 @@ def batch_entropies(id: Embeddings, others: Sequence[Embeddings], convention: st
     known = id.cache.setdefault("entropies", {})
 
     def flush(size: int) -> None:
-        own = by_size.pop(size, [])
-        if own:
-            found = matrix_to_entropy(torch.stack([matrix for _, matrix in own]))
-            known.update(zip((key for key, _ in own), found.tolist(), strict=True))
+        waiting = by_size.pop(size, [])
+        if waiting:
+            found = matrix_to_entropy(torch.stack([matrix for _, matrix in waiting]))
+            known.update(zip((key for key, _ in waiting), found.tolist(), strict=True))
 
     for key, make in wanted.items():
         if key not in known:

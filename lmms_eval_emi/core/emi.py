@@ -239,8 +239,8 @@ def emi(
             f"estimator: expected an estimator, as load_estimator('club-global') gives, got {type(estimator).__name__}."
         )
     keys = clusters_of(embeddings, groups)
-    own = _bound(estimator, embeddings)
-    response, reference, jackknife, of_reference = _analyse(own, embeddings.x, embeddings.y_hat, embeddings.y, keys)
+    bound = _bound(estimator, embeddings)
+    response, reference, jackknife, of_reference = _analyse(bound, embeddings.x, embeddings.y_hat, embeddings.y, keys)
     jackknife = jackknife.without_rounding(response.value, reference.value)
     return EMI(
         value=jackknife.value,
@@ -324,10 +324,10 @@ def shared_clusters(id: Embeddings, ood: Embeddings) -> list[Hashable] | None:
     if id.ids is None or ood.ids is None:
         return None
     image_of = dict(zip(id.ids, clusters_of(id), strict=True))
-    own = clusters_of(ood)
+    clusters = clusters_of(ood)
     if not any(key in image_of for key in ood.ids):
         return None
-    return [image_of.get(key, cluster) for key, cluster in zip(ood.ids, own, strict=True)]
+    return [image_of.get(key, cluster) for key, cluster in zip(ood.ids, clusters, strict=True)]
 
 
 def emid(id: Embeddings, ood: Embeddings, estimator: MutualInformationEstimator) -> EMID:
@@ -386,13 +386,14 @@ def emi_difference(first: EMI, second: EMI, *, paired: bool) -> Jackknife:
         second: EMI of the other split.
         paired: whether images of the same key are one image, which is left out of both splits at once.
     """
-    own = second.jackknife
+    of_second = second.jackknife
     if not paired:  # clusters of unrelated splits are different, whatever their keys
-        own = Jackknife(
-            own.value, tuple({("ood", key): value for key, value in stratum.items()} for stratum in own.strata)
+        of_second = Jackknife(
+            of_second.value,
+            tuple({("ood", key): value for key, value in stratum.items()} for stratum in of_second.strata),
         )
     terms = (first.mi_response, first.mi_reference, second.mi_response, second.mi_reference)
-    return difference(first.jackknife, own).without_rounding(*terms)
+    return difference(first.jackknife, of_second).without_rounding(*terms)
 
 
 def of_other_images(embeddings: Embeddings) -> Embeddings | None:
@@ -408,8 +409,8 @@ def of_other_images(embeddings: Embeddings) -> Embeddings | None:
     if len(images) < 2:
         return None
     source = [0] * embeddings.n
-    for own, other in zip(images, [*images[1:], images[0]], strict=True):
-        for place, row in enumerate(own):
+    for image, other in zip(images, [*images[1:], images[0]], strict=True):
+        for place, row in enumerate(image):
             source[row] = other[place % len(other)]
     return replace(embeddings, y_hat=embeddings.y_hat[torch.tensor(source, device=embeddings.y_hat.device)])
 

@@ -111,12 +111,12 @@ class PairedKernels:
         codes = np.array([number[cluster] for cluster in (*x_clusters, *y_clusters)])
         content = [(row + 0).tobytes() for side in self._sides for row in side]  # negative zeros have other bytes
         position = {key: place for place, key in enumerate(sorted(set(content)))}
-        own = np.array([position[key] for key in content])
+        places = np.array([position[key] for key in content])
         self._places = np.empty(len(position), dtype=int)  # one position of each distinct row
-        self._places[own] = np.arange(len(own))
+        self._places[places] = np.arange(len(places))
         self.convention = str(convention)
         self.counts = np.zeros((2, len(self.clusters), len(position)))  # counts of each distinct row by set and cluster
-        np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, own), 1)
+        np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, places), 1)
         self._expansions: dict[bytes, _Expansion] = {}
         self.identical = bool((self.counts.sum(axis=1)[0] == self.counts.sum(axis=1)[1]).all())
 
@@ -215,8 +215,8 @@ class PairedKernels:
         if (members[0] & members[1]).any():
             return Jackknife(value, (values,))
         # A cluster of one set alone is of an independent sample.
-        own = dict(zip(self.clusters, members[0], strict=True))
-        sides = [{key: value for key, value in values.items() if own[key] == side} for side in (True, False)]
+        counts = dict(zip(self.clusters, members[0], strict=True))
+        sides = [{key: value for key, value in values.items() if counts[key] == side} for side in (True, False)]
         return Jackknife(value, tuple(side for side in sides if side))
 
     def deleted_divergences(self) -> dict[Hashable, float]:
@@ -230,15 +230,15 @@ class PairedKernels:
         members = self.counts.sum(axis=2) > 0
         if (members[0] & members[1]).any():
             return _shrunk(deleted, quadratic)
-        own = dict(zip(self.clusters, members[0], strict=True))
-        sides = [{key: value for key, value in deleted.items() if own[key] == side} for side in (True, False)]
+        counts = dict(zip(self.clusters, members[0], strict=True))
+        sides = [{key: value for key, value in deleted.items() if counts[key] == side} for side in (True, False)]
         return {key: value for side in sides for key, value in _shrunk(side, quadratic).items()}
 
     def without_each(self) -> dict[Hashable, float]:
         """Return the divergence without each cluster, to first order."""
         x, y = self.counts.sum(axis=1)
         equal_weight = self.convention == "equal_weight"
-        mixed, of_x, of_y = (self._expand(own).slopes for own in (self._mixed(x, y, self.convention), x, y))
+        mixed, of_x, of_y = (self._expand(stack).slopes for stack in (self._mixed(x, y, self.convention), x, y))
         deleted = {}
         for cluster, dx, dy in self._left_by_each():
             # A fraction of the rows is left out, which weighs more in what is left.
@@ -274,9 +274,9 @@ class PairedKernels:
         count = len(self.clusters)
         changes = np.zeros((count, 2 * count))
         for sign, side, mass in zip((1, -1), (0, 1), masses, strict=True):
-            own = np.flatnonzero(self.counts[side].any(axis=1))
-            centred = np.eye(len(own)) - 1 / len(own)
-            changes[np.ix_(own, side * count + own)] += sign * centred / mass
+            present = np.flatnonzero(self.counts[side].any(axis=1))
+            centred = np.eye(len(present)) - 1 / len(present)
+            changes[np.ix_(present, side * count + present)] += sign * centred / mass
         return (a**2 + (1 - a) ** 2) / 2 * changes @ products @ changes.T
 
     def _products(self, weights: np.ndarray) -> np.ndarray:
@@ -319,7 +319,7 @@ class PairedKernels:
 
     def _inner_products(self, z: np.ndarray, ratios: np.ndarray) -> np.ndarray:
         flat_counts = self.counts.reshape(-1, len(z))
-        members = [(number, rows) for number, own in enumerate(flat_counts) if len(rows := np.flatnonzero(own))]
+        members = [(number, rows) for number, counts in enumerate(flat_counts) if len(rows := np.flatnonzero(counts))]
         width = z.shape[1]
         numbers = [number for number, _ in members]
         found = np.zeros((len(numbers), len(numbers)))
@@ -332,8 +332,8 @@ class PairedKernels:
             scale[:, block.stop - first :] *= math.sqrt(2)
             flat = np.empty((len(numbers), scale.size))
             for place, (number, rows) in enumerate(members):
-                own = z[rows]
-                part = (own[:, block] * flat_counts[number, rows, None]).T @ own[:, first:]
+                chosen = z[rows]
+                part = (chosen[:, block] * flat_counts[number, rows, None]).T @ chosen[:, first:]
                 np.multiply(part, scale, out=flat[place].reshape(scale.shape))
             found += flat @ flat.T
         whole = np.zeros((len(flat_counts), len(flat_counts)))
@@ -372,8 +372,8 @@ class PairedKernels:
             changes = shares / (shares @ masses)[:, None] - (1 - shares) / ((1 - shares) @ masses)[:, None]
             return ((changes @ products) * changes).sum(axis=1) / 8
 
-        own = np.repeat([1.0, 0.0], clusters)[None]
-        goal, drawn = float(statistic(own)[0]), statistic(shares)
+        unchanged = np.repeat([1.0, 0.0], clusters)[None]
+        goal, drawn = float(statistic(unchanged)[0]), statistic(shares)
         # Different rows may have one kernel; then all draws are as far apart, and only their rounding differs.
         reached = resamples if observed == 0 else int((drawn >= goal * (1 - TIE)).sum())
         # Both sides of a pair have as many rows, so the mixture is the same in every draw.

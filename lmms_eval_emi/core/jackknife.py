@@ -179,7 +179,7 @@ def combine(function: Callable[[Sequence[float]], float], parts: Sequence[Jackkn
     known = [{cluster: value for deleted in part.strata for cluster, value in deleted.items()} for part in parts]
 
     def without(cluster: Hashable) -> float:
-        return function([own.get(cluster, value) for own, value in zip(known, whole, strict=True)])
+        return function([deleted.get(cluster, value) for deleted, value in zip(known, whole, strict=True)])
 
     return Jackknife(
         function(whole),

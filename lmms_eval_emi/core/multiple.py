@@ -32,9 +32,9 @@ def adjust(
         seed: seed of ``maxt``.
         p_values: p-values of another test, instead of the statistics'; ``maxt`` has no use for them.
     """
-    own = list(p_values) if p_values is not None else [jackknife.p_value for jackknife in family]
-    known = [position for position, one in enumerate(own) if one is not None]
-    p = np.array([own[position] for position in known], dtype=float)
+    ps = list(p_values) if p_values is not None else [jackknife.p_value for jackknife in family]
+    known = [position for position, p_value in enumerate(ps) if p_value is not None]
+    p = np.array([ps[position] for position in known], dtype=float)
     if not len(p) or method == "none":
         adjusted = p
     elif method == "holm":
@@ -74,9 +74,9 @@ def _maxt(family: Sequence[Jackknife], draws: int, seed: int) -> np.ndarray:
     weights = np.random.default_rng(seed).choice(WEBB, size=(draws, len(clusters)))
     sums, variances = np.zeros((draws, len(family))), np.zeros((draws, len(family)))
     observed = np.zeros(len(family))
-    for position, one in enumerate(family):
-        deviations = one.deviations()
-        for stratum in one.strata:
+    for position, statistic in enumerate(family):
+        deviations = statistic.deviations()
+        for stratum in statistic.strata:
             columns = [number[key] for key in stratum]
             weighted = weights[:, columns] * np.array([deviations[key] for key in stratum])
             count = len(columns)
@@ -84,8 +84,8 @@ def _maxt(family: Sequence[Jackknife], draws: int, seed: int) -> np.ndarray:
             sums[:, position] += total
             # The variance of a draw is centred at the draw; otherwise the family-wise error is .14 instead of .05.
             variances[:, position] += count / (count - 1) * ((weighted**2).sum(axis=1) - total**2 / count)
-        error = one.stderr or 0.0
-        observed[position] = abs(one.corrected) / error if error else (math.inf if one.corrected else 0.0)
+        error = statistic.stderr or 0.0
+        observed[position] = abs(statistic.corrected) / error if error else (math.inf if statistic.corrected else 0.0)
     drawn = np.abs(sums) / np.sqrt(np.maximum(variances, 1e-300))
     order = np.argsort(-observed)
     # The largest of the draws among the statistics that are still to be decided.

@@ -82,8 +82,8 @@ def _values(a: np.ndarray, b: np.ndarray, images: np.ndarray) -> np.ndarray:
     order, ends = np.argsort(numbers, kind="stable"), np.cumsum(sizes)
     for size in np.unique(sizes):  # images of as many rows together
         rows = np.stack([order[end - size : end] for end in ends[sizes == size]])  # (M, size)
-        own = 1.0 / n + a[rows] @ half[:, rows].transpose(1, 0, 2)
-        left_out[rows] = np.linalg.solve(np.eye(size) - own, residuals[rows])
+        leverage = 1.0 / n + a[rows] @ half[:, rows].transpose(1, 0, 2)
+        left_out[rows] = np.linalg.solve(np.eye(size) - leverage, residuals[rows])
     sums = np.zeros((len(sizes), b.shape[1]))
     np.add.at(sums, numbers, b)
     means = -sums / (n - sizes[:, None])  # means of B without each image; all rows sum to 0

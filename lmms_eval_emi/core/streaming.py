@@ -193,17 +193,17 @@ class SplitStatistics:
             return np.array([known[key] for key in keys], dtype=np.uint64)
 
         given = rows.groups if rows.groups is not None else rows.ids
-        own = hashed(given) if given is not None else hashed([("row", self.n + row) for row in range(rows.n)])
+        hashes = hashed(given) if given is not None else hashed([("row", self.n + row) for row in range(rows.n)])
         if rows.ids is None:
-            return own
+            return hashes
         ids = np.array([_id_hash(row_id) for row_id in rows.ids], dtype=np.uint64)
         if self.own_partners is not None:
-            self.own_partners.append((ids, own))
+            self.own_partners.append((ids, hashes))
         if self.partners is None:
-            return own
+            return hashes
         found, clusters = self.partners.find(ids)
         self.matched += int(found.sum())
-        return np.where(found, clusters, own)
+        return np.where(found, clusters, hashes)
 
     def as_partners(self) -> Partners | None:
         """Return the clusters of the rows by their ids, for the shifts of this split; ``None`` where the rows have no ids."""
@@ -214,7 +214,7 @@ class SplitStatistics:
         """EMI of the rows; its contributions and influences are empty, for they belong to rows."""
         if not self.n:
             raise InputError("statistics: expected at least one row, got none. A split without samples has no scores.")
-        seeds = [[(one.value(), two.value()) for one, two in seed] for seed in self.tables]
+        seeds = [[(first.value(), second.value()) for first, second in seed] for seed in self.tables]
         by_seed = [np.mean(seed, axis=0) for seed in seeds]
         response, reference = (float(value) for value in np.mean(by_seed, axis=0))
         flat = [pair for seed in self.tables for pair in seed]
@@ -225,7 +225,7 @@ class SplitStatistics:
 
         def jackknife(value: float, values: torch.Tensor) -> Jackknife:
             known: dict[Hashable, float] = {
-                key: one for key, one in zip(keys, values.tolist(), strict=True) if not math.isnan(one)
+                key: value for key, value in zip(keys, values.tolist(), strict=True) if not math.isnan(value)
             }
             return Jackknife(value, (known,) if known else ())
 
@@ -265,7 +265,10 @@ class SplitStatistics:
 
 def _merged(first: list[list[tuple[ClusterTable, ClusterTable]]], second: list) -> list:
     return [
-        [tuple(a.merge(b) for a, b in zip(one, two, strict=True)) for one, two in zip(seed, other, strict=True)]
+        [
+            tuple(a.merge(b) for a, b in zip(first, second, strict=True))
+            for first, second in zip(seed, other, strict=True)
+        ]
         for seed, other in zip(first, second, strict=True)
     ]
 

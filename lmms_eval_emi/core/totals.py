@@ -89,8 +89,8 @@ class ClusterTotals:
     @classmethod
     def of_values(cls, values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> ClusterTotals:
         """Return values whose :func:`mean` is asked for."""
-        own = np.asarray(values, dtype=float)
-        return cls.of(np.stack([own, np.ones(len(own))], axis=1), clusters)
+        array = np.asarray(values, dtype=float)
+        return cls.of(np.stack([array, np.ones(len(array))], axis=1), clusters)
 
     @cached_property
     def total(self) -> np.ndarray:
@@ -104,8 +104,8 @@ class ClusterTotals:
             return Jackknife(value, ())
         without = function(self.total - self.parts)
         deleted = {
-            cluster: float(one) if np.isfinite(one) else value
-            for cluster, one in zip(self.clusters, without, strict=True)
+            cluster: float(each) if np.isfinite(each) else value
+            for cluster, each in zip(self.clusters, without, strict=True)
         }
         return Jackknife(value, (deleted,))
 
@@ -169,8 +169,8 @@ def relabel_test(
     total, count = parts.sum(axis=0), len(first.clusters)
 
     def statistic(members: np.ndarray) -> np.ndarray:
-        own = members @ parts
-        return function(own) - function(total - own)
+        sums = members @ parts
+        return function(sums) - function(total - sums)
 
     def deal(random: np.random.Generator, number: int) -> np.ndarray:
         order = random.random((number, len(parts))).argsort(axis=1)

@@ -101,8 +101,8 @@ def _is_hub_folder(path: Path) -> bool:
 
 
 def _own_folders(study: Study, images: Path | None) -> list[Path]:
-    own, here = study.folder.resolve(), Path().resolve()
-    folders = [own, *([here] if own.is_relative_to(here) else []), *([images.resolve()] if images else [])]
+    of_study, here = study.folder.resolve(), Path().resolve()
+    folders = [of_study, *([here] if of_study.is_relative_to(here) else []), *([images.resolve()] if images else [])]
     return list(dict.fromkeys(folders))
 
 
@@ -155,8 +155,8 @@ def load_source(path: str, config: str | None = None) -> Mapping[str, datasets.D
 def source_roots(path: str, images: Path | None = None) -> tuple[Path, ...]:
     """Return the folders in which images of a dataset given by path or name may lie; see :func:`image_roots`."""
     local = Path(path).expanduser()
-    own = local.resolve().parent if local.is_file() else local.resolve() if local.is_dir() else None
-    return _roots([own, images], from_hub=own is None)
+    folder = local.resolve().parent if local.is_file() else local.resolve() if local.is_dir() else None
+    return _roots([folder, images], from_hub=folder is None)
 
 
 def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> tuple[Path, ...]:
@@ -171,7 +171,7 @@ def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> 
         images: the folder that the user allows, as the setting ``images``.
     """
     local = study.local_path(spec)
-    own = None if local is None else local.resolve().parent if local.is_file() else local.resolve()
+    local_folder = None if local is None else local.resolve().parent if local.is_file() else local.resolve()
     base = study.folder.resolve() if str(study.folder) not in ("", ".") else None
     named = (study.folder / spec.images).resolve() if spec.images else None
     if (
@@ -180,7 +180,7 @@ def image_roots(study: Study, spec: DatasetSpec, images: Path | None = None) -> 
         and not any(named.is_relative_to(folder) for folder in _own_folders(study, images))
     ):
         named = None
-    return _roots([own, named, base, images], from_hub=own is None)
+    return _roots([local_folder, named, base, images], from_hub=local_folder is None)
 
 
 def _roots(folders: Iterable[Path | None], *, from_hub: bool) -> tuple[Path, ...]:
@@ -210,9 +210,9 @@ def _load(
             # folder of that name is in the cache that it would have by itself.
             if local is None:
                 go_offline_unless_reachable()
-            own = _own_cache(local=local is not None)
-            builder = datasets.load_dataset_builder(**arguments, cache_dir=str(own) if own else None)
-            builder.download_and_prepare(output_dir=str(own / _key_of_files(builder)) if own else None)
+            fresh_cache = _own_cache(local=local is not None)
+            builder = datasets.load_dataset_builder(**arguments, cache_dir=str(fresh_cache) if fresh_cache else None)
+            builder.download_and_prepare(output_dir=str(fresh_cache / _key_of_files(builder)) if fresh_cache else None)
             return builder.as_dataset()
     except Exception as error:  # datasets raises a dozen kinds, the hub's among them
         cache = Path(datasets.config.HF_DATASETS_CACHE)

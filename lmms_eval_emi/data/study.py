@@ -280,11 +280,11 @@ def _fill_in_split(name: str, split: Any, study: dict) -> Any:
         return split
     filled = {"name": name, "task": _slug(name), **split}
     base = study.get("dataset")
-    own = split.get("dataset", {})
-    if isinstance(base, dict) and isinstance(own, dict):
-        filled["dataset"] = {**base, **own}
-        if isinstance(base.get("columns"), dict) and isinstance(own.get("columns"), dict):
-            filled["dataset"]["columns"] = {**base["columns"], **own["columns"]}
+    dataset = split.get("dataset", {})
+    if isinstance(base, dict) and isinstance(dataset, dict):
+        filled["dataset"] = {**base, **dataset}
+        if isinstance(base.get("columns"), dict) and isinstance(dataset.get("columns"), dict):
+            filled["dataset"]["columns"] = {**base["columns"], **dataset["columns"]}
     if "modality" not in split:
         shifts = split.get("shifts")
         shifts = shifts if isinstance(shifts, list | tuple) else []

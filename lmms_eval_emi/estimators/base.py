@@ -345,10 +345,10 @@ def by_network(networks: Sequence[Self], which: torch.Tensor, run: Any, *rows: t
         return list(run(networks[0], *rows))
     found: list[torch.Tensor] = []
     for number in which.unique().tolist():
-        own = which == number
-        outputs = run(networks[number], *(row[own] for row in rows))
+        members = which == number
+        outputs = run(networks[number], *(row[members] for row in rows))
         if not found:
             found = [output.new_zeros(len(which), *output.shape[1:]) for output in outputs]
         for whole, output in zip(found, outputs, strict=True):
-            whole[own] = output
+            whole[members] = output
     return found

@@ -80,9 +80,9 @@ def read_card(text: str, source: str) -> dict[str, Any]:
         )
     try:
         checked = _Card.model_validate({"encoders": card.get("encoders") or {}, "domain": card.get("domain") or {}})
-        for name, one in ((card.get("domain") or {}).get("bases") or {}).items():
+        for name, base in ((card.get("domain") or {}).get("bases") or {}).items():
             if name not in _Bases.model_fields:
-                _Ranks.model_validate(one)
+                _Ranks.model_validate(base)
     except (ValidationError, AttributeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, first["loc"])) or "domain"

@@ -107,7 +107,7 @@ class CLUB(TrainedEstimator):
         # Networks that are used together share the space of their targets.
         into = networks[0].targets
         moments = [embeddings_to_moments(y, into) for y in targets]
-        sums = [ClusterSums.empty(count, len(one.mean), x.device) for one in moments]
+        sums = [ClusterSums.empty(count, len(moment.mean), x.device) for moment in moments]
         parts: list[list[torch.Tensor]] = [[] for _ in targets]
         for rows in torch.arange(len(x), device=x.device).split(CHUNK_ROWS):
             block = slice(int(rows[0]), int(rows[-1]) + 1)

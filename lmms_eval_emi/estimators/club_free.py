@@ -81,4 +81,6 @@ class FreeCLUB(CLUB):
         """Return the fraction of log-variances within 1 % of the floor, in [0, 1]."""
         network, limit = self.in_float64(x.device), FLOOR + math.log1p(0.01)
         logvars = [network(part.double())[1] for part in x.split(CHUNK_ROWS)]
-        return float(sum((one < limit).double().sum() for one in logvars)) / sum(one.numel() for one in logvars)
+        return float(sum((logvar < limit).double().sum() for logvar in logvars)) / sum(
+            logvar.numel() for logvar in logvars
+        )

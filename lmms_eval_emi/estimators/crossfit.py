@@ -70,7 +70,7 @@ class CrossFitted(Estimator):
 
     def saturation(self, x: torch.Tensor) -> float | None:
         """Return the mean over the networks."""
-        shares = [network.saturation(x) for own in self.networks for network in own]
+        shares = [network.saturation(x) for networks in self.networks for network in networks]
         known = [share for share in shares if share is not None]
         return sum(known) / len(known) if known else None
 
@@ -108,8 +108,8 @@ class CrossFitted(Estimator):
         """Write the networks, the folds of the rows and the card as safetensors, all of it or nothing."""
         state = {
             f"{seed}.{fold}.{key}": tensor
-            for seed, own in enumerate(self.networks)
-            for fold, network in enumerate(own)
+            for seed, by_fold in enumerate(self.networks)
+            for fold, network in enumerate(by_fold)
             for key, tensor in network.state_dict().items()
         }
         metadata = {
@@ -145,8 +145,8 @@ class CrossFitted(Estimator):
         parts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         for key, tensor in state.items():
             seed, _, rest = key.partition(".")
-            fold, _, own = rest.partition(".")
-            parts.setdefault((seed, fold), {})[own] = tensor
+            fold, _, parameter = rest.partition(".")
+            parts.setdefault((seed, fold), {})[parameter] = tensor
         expected = {(str(seed), str(fold)) for seed in range(seeds) for fold in range(folds)}
         if set(parts) != expected or not expected:
             raise InputError(
@@ -206,7 +206,7 @@ class BoundEstimator:
         )
         informations = []
         for number in range(len(targets)):
-            means = [_mean([one[number] for one in own]) for own in found]
+            means = [_mean([member[number] for member in of_seed]) for of_seed in found]
             whole = _mean(means)
             by_seed = tuple(mean.value for mean in means) if len(means) > 1 else ()
             informations.append(Information(whole.contributions, whole.influence, whole.deleted, by_seed))
@@ -221,7 +221,7 @@ class BoundEstimator:
             ],
             x.device,
         )
-        return torch.stack([torch.stack(own).mean(dim=0) for own in found]).mean(dim=0)
+        return torch.stack([torch.stack(of_seed).mean(dim=0) for of_seed in found]).mean(dim=0)
 
     @torch.no_grad()
     def gaussians(self, embeddings: Embeddings) -> list[list[Any]]:
@@ -241,8 +241,8 @@ class BoundEstimator:
         unseen = self.which < 0
         folds = range(self.estimator.folds if every_fold or bool(unseen.any()) else 1)
         found = []
-        for own in self.estimator.networks:
-            networks = [network.in_float64(device) for network in own]
+        for of_seed in self.estimator.networks:
+            networks = [network.in_float64(device) for network in of_seed]
             found.append([run(networks, torch.where(unseen, fold, self.which)) for fold in folds])
         return found
 

@@ -131,9 +131,11 @@ def training_domain(estimator: Estimator, splits: Mapping[str, Embeddings], seed
     profile = _profile(estimator, pooled, bases)
     found = [_sample(profile, seed)]
     if len(splits) > 1:  # a split that was trained on is no random part of their pool
-        own = [_profile(estimator, split, bases) for split in splits.values()]
-        kept = [{name: values for name, values in one.items() if name in profile} for one in own]
-        found += [_sample(one, seed) for one in kept if len(one["inputs"]) >= FEWEST_CLUSTERS]
+        profiles = [_profile(estimator, split, bases) for split in splits.values()]
+        kept = [
+            {name: values for name, values in values_by_name.items() if name in profile} for values_by_name in profiles
+        ]
+        found += [_sample(of_split, seed) for of_split in kept if len(of_split["inputs"]) >= FEWEST_CLUSTERS]
     return {"bases": bases, "samples": found}
 
 
@@ -169,8 +171,8 @@ def _pooled(splits: Mapping[str, Embeddings]) -> Embeddings:
     image_of: dict[Any, Any] = {}
     groups = []
     for split in parts:
-        for row, own in enumerate(clusters_of(split)):
-            key = own if split.ids is None else image_of.setdefault(("row", split.ids[row]), own)
+        for row, cluster in enumerate(clusters_of(split)):
+            key = cluster if split.ids is None else image_of.setdefault(("row", split.ids[row]), cluster)
             groups.append(key)
     with_images = all(split.v is not None for split in parts)
 
@@ -272,7 +274,7 @@ def fitness(
     domain = estimator.card.get("domain") or {}
     known = "samples" in domain
     far = _far_splits(estimator, embeddings, domain, checks) if known else []
-    told = [one["references_told_apart"] for one in checks.values() if "references_told_apart" in one]
+    told = [check["references_told_apart"] for check in checks.values() if "references_told_apart" in check]
     if far:
         verdict = "far"
     elif told and 2 * len(doubtful) > len(told):

@@ -102,7 +102,7 @@ class InfoNCE(TrainedEstimator):
         n = len(x)
         members = torch.nn.functional.one_hot(clusters, count).double()
         sizes = members.sum(dim=0)
-        own, total, kept = [], [], torch.zeros(count, dtype=torch.float64, device=x.device)
+        positives, total, kept = [], [], torch.zeros(count, dtype=torch.float64, device=x.device)
         pulled = torch.zeros(n, dtype=torch.float64, device=x.device)
         for rows in torch.arange(n, device=x.device).split(CHUNK):
             scores = torch.empty(len(rows), n, dtype=torch.float64, device=x.device)
@@ -112,18 +112,18 @@ class InfoNCE(TrainedEstimator):
             largest = scores.max(dim=1, keepdim=True).values
             weights = torch.exp(scores - largest)
             matched, whole = scores.gather(1, rows[:, None])[:, 0] - largest[:, 0], weights.sum(dim=1)
-            own.append(matched)
+            positives.append(matched)
             total.append(whole)
             left = (whole[:, None] - weights @ members).clamp_min(1e-300)
             without = matched[:, None] - left.log() + (n - sizes).log()
             kept += (without * (1 - members[rows])).sum(dim=0)
             pulled += (weights / whole[:, None]).sum(dim=0)
-        contributions = torch.cat(own) - torch.cat(total).log() + math.log(n)
+        contributions = torch.cat(positives) - torch.cat(total).log() + math.log(n)
         influence = contributions - pulled  # a row is also a negative of all others
         return Information(contributions, influence - influence.mean(), kept / (n - sizes))
 
     @staticmethod
     def _against_all(g: torch.Tensor, h: torch.Tensor, first: int) -> torch.Tensor:
         scores = g @ h.T
-        own = scores[torch.arange(len(g)), torch.arange(first, first + len(g))]
-        return own - torch.logsumexp(scores, dim=1) + math.log(len(h))
+        positives = scores[torch.arange(len(g)), torch.arange(first, first + len(g))]
+        return positives - torch.logsumexp(scores, dim=1) + math.log(len(h))

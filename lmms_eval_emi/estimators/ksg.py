@@ -76,7 +76,7 @@ class KSG(Estimator):
             radius = joint.kthvalue(self.k, dim=1, keepdim=True).values
             repeated = radius[:, 0] == 0
             near = [torch.where(repeated[:, None], distances == 0, distances < radius) for distances in (d_x, d_y)]
-            n_x, n_y = (one.sum(dim=1).double() for one in near)
+            n_x, n_y = (neighbours.sum(dim=1).double() for neighbours in near)
             neighbours = torch.where(repeated, (joint == 0).sum(dim=1).double() + 1, float(self.k))
             parts.append(torch.digamma(neighbours) - torch.digamma(n_x + 1) - torch.digamma(n_y + 1))
         constant = torch.digamma(torch.tensor(n, dtype=torch.float64, device=x.device))

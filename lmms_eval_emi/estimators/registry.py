@@ -64,7 +64,7 @@ def kinds() -> dict[str, type[Estimator]]:
             continue
         found[entry.name] = loaded
     package = sys.modules["lmms_eval_emi.estimators"]
-    return found | {own.kind: own for own in subclasses_in(package, Estimator) if "kind" in vars(own)}
+    return found | {kind.kind: kind for kind in subclasses_in(package, Estimator) if "kind" in vars(kind)}
 
 
 def trainable() -> dict[str, type[TrainedEstimator]]:
@@ -265,11 +265,11 @@ def place_of_encoder(signature: str) -> str | None:
         ``None`` for a folder that is not on this machine.
     """
     name = signature.partition("#")[0]
-    own = Path(str(resources.files("lmms_eval_emi.slices.demo").joinpath("assets"))) / Path(name).name
+    bundled = Path(str(resources.files("lmms_eval_emi.slices.demo").joinpath("assets"))) / Path(name).name
     if Path(name).is_dir():
         return name
-    if own.is_dir():  # encoders of the demo, whose estimator records only folder names
-        return str(own)
+    if bundled.is_dir():  # encoders of the demo, whose estimator records only folder names
+        return str(bundled)
     return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 

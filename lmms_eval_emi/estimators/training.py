@@ -160,7 +160,7 @@ def embeddings_to_pairs(splits: Mapping[str, Embeddings]) -> Pairs:
             owners.append(row_to_keys(split.ids[row] if split.ids is not None else None, group))
     numbers = {root: number for number, root in enumerate(dict.fromkeys(map(find, nodes)))}
     of_row = [numbers[find(node)] for node in nodes]
-    keys = {key: cluster for own, cluster in zip(owners, of_row, strict=True) for key in own}
+    keys = {key: cluster for keys_of_row, cluster in zip(owners, of_row, strict=True) for key in keys_of_row}
     x = torch.cat([split.x for split in splits.values()]).float()
     responses, references = (
         torch.cat([getattr(split, name) for split in splits.values()]).float() for name in ("y_hat", "y")
@@ -486,7 +486,7 @@ class _Checkpoint:
                 f"resume: {self.path} is of a training with other data or options. Use the same ones, or train without --resume."
             )
         self.done, self.current = saved["done"], saved["state"]
-        reached = max(one["iteration"] for one in [self.current, *self.done] if one)
+        reached = max(checkpoint["iteration"] for checkpoint in [self.current, *self.done] if checkpoint)
         if reached > options.iterations:
             raise InputError(
                 f"resume: {self.path} has done {reached} iterations already. Ask for as many or more than these with --iterations."

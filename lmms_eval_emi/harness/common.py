@@ -62,8 +62,8 @@ def group_scores(results: Iterable[StudyResult], modality: str | None) -> dict[s
         "emid_pearson_r": summary.pearson_r,
     }
     if len(results) == 1:  # errors of several studies share images, and are not known together
-        own = results[0].summary if modality is None else results[0].summary.by_modality.get(modality)
-        found["emid_stderr"] = own.mean_emid_stderr if own else None
+        summarised = results[0].summary if modality is None else results[0].summary.by_modality.get(modality)
+        found["emid_stderr"] = summarised.mean_emid_stderr if summarised else None
     return found
 
 

@@ -166,7 +166,7 @@ def _about_degenerate(result: ReportedResult, splits: Sequence[SplitResult], dec
     for split in splits[:MOST_NAMED]:
         if split.emid_without_degenerate is None or not split.degenerate or not split.n:
             continue
-        kind = max(split.degenerate, key=lambda one: (split.degenerate or {})[one])
+        kind = max(split.degenerate, key=lambda kind: (split.degenerate or {})[kind])
         share = sum(split.degenerate.values()) / split.n
         lines.append(
             f"{_capital(in_words(split))}: {share:.0%} of the responses are degenerate, most of them {KINDS[kind]}; without them EMID {numeral(split.emid, decimals)} becomes {numeral(split.emid_without_degenerate, decimals)}."
@@ -186,9 +186,9 @@ def _first_levels(result: ReportedResult) -> list[str]:
             differs = split.verdict in ("lost", "gained")
             series.setdefault(split.shifts[0].name, []).append((split.shifts[0].severity, differs))
     found = []
-    for name, own in series.items():
-        quiet = [level for level, differs in own if not differs]
-        loud = [level for level, differs in own if differs]
+    for name, values in series.items():
+        quiet = [level for level, differs in values if not differs]
+        loud = [level for level, differs in values if differs]
         if quiet and loud and max(quiet) < min(loud):
             found.append(f"{name.replace('_', ' ')} from severity {min(loud)}")
     return [f"A loss is first significant for {_listed(found[:MOST_NAMED])}."] if found else []
@@ -232,13 +232,13 @@ def differences(first: ReportedResult, second: ReportedResult) -> list[str]:
         return [f"the study differs ({first.shift} and {second.shift})"]
     found = []
     for key, clause in COMPARED.items():
-        own, other = _setting(first, key), _setting(second, key)
-        if not own or not other or _same(key, own, other):
+        first_value, other = _setting(first, key), _setting(second, key)
+        if not first_value or not other or _same(key, first_value, other):
             continue
         if key == "encoders":
-            found += _differing_encoders(own, other)
+            found += _differing_encoders(first_value, other)
         else:
-            found.append(f"{clause} ({own} and {other})")
+            found.append(f"{clause} ({first_value} and {other})")
     return found
 
 
@@ -246,23 +246,25 @@ def _setting(result: ReportedResult, key: str) -> str:
     return result.unit if key == "unit" and result.settings else str(result.settings.get(key, ""))
 
 
-def _same(key: str, own: str, other: str) -> bool:
-    if own == other:
+def _same(key: str, first: str, other: str) -> bool:
+    if first == other:
         return True
     # Published scores name encoders and estimators without the fingerprints that ours have.
     if key == "encoders":
-        return all(_same_part(a, b) for a, b in zip(own.split("+"), other.split("+"), strict=False))
-    return key == "estimator" and _same_part(own, other)
+        return all(_same_part(a, b) for a, b in zip(first.split("+"), other.split("+"), strict=False))
+    return key == "estimator" and _same_part(first, other)
 
 
-def _same_part(own: str, other: str) -> bool:
-    (name, _, mark), (other_name, _, other_mark) = (one.replace("@", "#").partition("#") for one in (own, other))
+def _same_part(first: str, other: str) -> bool:
+    (name, _, mark), (other_name, _, other_mark) = (
+        marked.replace("@", "#").partition("#") for marked in (first, other)
+    )
     return name == other_name and (not mark or not other_mark or mark == other_mark)
 
 
-def _differing_encoders(own: str, other: str) -> list[str]:
+def _differing_encoders(first: str, other: str) -> list[str]:
     found = []
-    for what, a, b in zip(("image", "text"), own.split("+"), other.split("+"), strict=False):
+    for what, a, b in zip(("image", "text"), first.split("+"), other.split("+"), strict=False):
         if not _same_part(a, b):
             names = [side.partition("#")[0] for side in (a, b)]
             weights = f"its weights, of {names[0]}" if names[0] == names[1] else f"{names[0]} and {names[1]}"

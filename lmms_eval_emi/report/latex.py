@@ -35,7 +35,7 @@ def _comment(text: str) -> str:
 def _table(results: Sequence[ReportedResult]) -> str:
     decimals = decimals_of(results)
     known = [{(group.modality, group.label): group for group in result.groups} for result in results]
-    order = list(dict.fromkeys(key for own in known for key in own))
+    order = list(dict.fromkeys(key for cells in known for key in cells))
     models = " & ".join(escape(short_name(result.label)) for result in results)
     columns = "lr" + "r" * len(results)
     signatures = dict.fromkeys(
@@ -43,10 +43,10 @@ def _table(results: Sequence[ReportedResult]) -> str:
     )
     lines = [*signatures, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rf"Shift & splits & {models} \\"]
     for modality, title in MODALITIES.items():
-        own = [key for key in order if key[0] == modality]
-        if own:
+        keys = [key for key in order if key[0] == modality]
+        if keys:
             lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{title}}}}} \\"]
-        lines += [_line(key, [one.get(key) for one in known], decimals) for key in own]
+        lines += [_line(key, [column.get(key) for column in known], decimals) for key in keys]
     means = [result.mean for result in results]
     if any(means):
         count = max(mean.splits for mean in means if mean)
@@ -61,7 +61,7 @@ def _line(key: tuple[str, str], cells: Sequence[GroupMean | None], decimals: int
 
 def _cells(cells: Sequence[GroupMean | None], decimals: int) -> list[str]:
     """Return values with their intervals; the smallest loss of several is bold."""
-    values = [one.emid for one in cells if one]
+    values = [cell.emid for cell in cells if cell]
     best = min(values) if len(values) > 1 else None
     shown = []
     for cell in cells:

@@ -98,24 +98,26 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
     studies: list[dict[str, Any]] = []
     lost: list[dict[str, Any]] = []
     for name in dict.fromkeys(result.shift for result in results):
-        own = [result for result in results if result.shift == name]
-        shown = own + (published_results(name) if compare and _is_family(own, name) else [])
-        numbers = [page.add_result(result, decimals_of(shown)) for result in own]
-        studies.append(_study_context(page, own, shown, f"study-{len(studies) + 1}", found))
-        lost += _lost_context(page, list(zip(own, numbers, strict=True)))
+        of_study = [result for result in results if result.shift == name]
+        shown = of_study + (published_results(name) if compare and _is_family(of_study, name) else [])
+        numbers = [page.add_result(result, decimals_of(shown)) for result in of_study]
+        studies.append(_study_context(page, of_study, shown, f"study-{len(studies) + 1}", found))
+        lost += _lost_context(page, list(zip(of_study, numbers, strict=True)))
     agreements = []
-    for number, one in enumerate(found.agreements, 1):
-        context, ax = agreement_context(one, number)
+    for number, agreement in enumerate(found.agreements, 1):
+        context, ax = agreement_context(agreement, number)
         context["scatter"] |= {"svg": page.figure(ax, context["scatter"]["caption"])}
         agreements.append(context)
     sections = [
-        {**vars(one), "svg": page.figure(one.figure, one.caption) if one.figure is not None else ""}
-        for one in (*map(audit_section, found.audits), *found.sections)
+        {**vars(section), "svg": page.figure(section.figure, section.caption) if section.figure is not None else ""}
+        for section in (*map(audit_section, found.audits), *found.sections)
     ]
     contents = [{"id": study["id"], "title": study["title"]} for study in studies]
     contents += [{"id": "rows", "title": "Rows that lost most"}] if lost else []
     contents += [{"id": agreement["id"], "title": f"Beside {agreement['score']}"} for agreement in agreements]
-    contents += [{"id": f"section-{number}", "title": one["contents"]} for number, one in enumerate(sections, 1)]
+    contents += [
+        {"id": f"section-{number}", "title": section["contents"]} for number, section in enumerate(sections, 1)
+    ]
     contents.append({"id": "words", "title": "Glossary"})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     script = _own("page.js")
@@ -207,7 +209,7 @@ def _with_distinct_names(results: Sequence[ReportedResult]) -> list[ReportedResu
     models = list(dict.fromkeys(result.model for result in results))
     names = {}
     for model in models:
-        same = [one for one in models if short_name(one) == short_name(model)]
+        same = [model_name for model_name in models if short_name(model_name) == short_name(model)]
         parts = model.replace("__", "/").replace("\\", "/").split("/")
         length = 1
         while len(same) > 1 and length < len(parts):
@@ -269,7 +271,7 @@ def _cautions(result: ReportedResult) -> list[str]:
 
 
 def _study_context(
-    page: _Page, own: Sequence[ReportedResult], shown: Sequence[ReportedResult], identity: str, findings: Findings
+    page: _Page, of_study: Sequence[ReportedResult], shown: Sequence[ReportedResult], identity: str, findings: Findings
 ) -> dict[str, Any]:
     """Return a study: its figures, models side by side, and every model's table."""
     ranked = []
@@ -289,16 +291,16 @@ def _study_context(
     ]
     return {
         "id": identity,
-        "title": next((result.title for result in own if result.title), study_title(own[0].shift)),
+        "title": next((result.title for result in of_study if result.title), study_title(of_study[0].shift)),
         "ranked": ranked,
         "modalities": [
             modality
             for modality in ("visual", "text", "joint")
-            if any(split.modality == modality for result in own for split in result.shifts().values())
+            if any(split.modality == modality for result in of_study for split in result.shifts().values())
         ],
-        "comparability": comparability_lines(own) or comparability_lines(shown),
+        "comparability": comparability_lines(of_study) or comparability_lines(shown),
         "means": {"headers": ["model", *shown[0].means()], "rows": means},
-        "results": [_result_context(page, result, findings, several=len(own) > 1) for result in own],
+        "results": [_result_context(page, result, findings, several=len(of_study) > 1) for result in of_study],
     }
 
 
@@ -374,8 +376,8 @@ def _table(page: _Page, result: ReportedResult, findings: Findings) -> tuple[lis
             _with_error(split.emid, split.emid_stderr, decimals, mark),
             (split.verdict or "–") + (mark if split.verdict else ""),
             _p_value(split.emid_p_adjusted),
-            *(_with_error(one.emid, one.emid_stderr, 3) if one else None for one in beside),
-            *(number_cell(own.get(split.name), 3) for own in accuracy.values()),
+            *(_with_error(measure.emid, measure.emid_stderr, 3) if measure else None for measure in beside),
+            *(number_cell(by_split.get(split.name), 3) for by_split in accuracy.values()),
             _with_error(split.emi, split.emi_stderr, decimals, mark),
             number_cell(split.emid_bound, 3),
             split.n,

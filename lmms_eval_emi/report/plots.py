@@ -120,8 +120,8 @@ def plot_emid_ranked(
     ranked = {split.name: split for result in results for split in [*result.shifts().values(), *result.controls]}
     ranked = {**ranked, **{split.name: split for split in [*results[0].shifts().values(), *results[0].controls]}}
     splits, part = _most_lost(list(ranked.values()))
-    own = [result for result in results if not result.published]
-    beside = measures_of(own[0]) if len(own) == 1 and ax is None and not narrow else []
+    unpublished = [result for result in results if not result.published]
+    beside = measures_of(unpublished[0]) if len(unpublished) == 1 and ax is None and not narrow else []
     height = 1.4 + (0.48 if narrow else 0.25) * len(splits) * (0.6 + 0.4 * len(results))
     if ax is None:
         with extra("report"):
@@ -132,7 +132,7 @@ def plot_emid_ranked(
         panels = figure.subplots(1, 1 + len(beside), sharey=True, squeeze=False, width_ratios=widths)[0]
         ax = panels[0]
         for kind, panel in zip(beside, panels[1:], strict=True):
-            _draw_beside(panel, kind, [own[0].splits.get(split.name, split) for split in splits])
+            _draw_beside(panel, kind, [unpublished[0].splits.get(split.name, split) for split in splits])
     _draw_names(ax, results, splits, narrow=narrow)
     for number, result in enumerate(results):
         for row, name in enumerate(split.name for split in splits):
@@ -182,13 +182,13 @@ def _draw_interval(ax: Axes, result: ReportedResult, number: int, name: str, pla
 def _draw_beside(ax: Axes, kind: str, splits: Sequence[SplitResult]) -> None:
     """EMID by another measure, in the same rows; filled where its interval leaves 0 out."""
     for row, split in enumerate(splits):
-        one: BesideResult | None = split.beside.get(kind)
-        if one is None or one.emid is None:
+        measure: BesideResult | None = split.beside.get(kind)
+        if measure is None or measure.emid is None:
             continue
         colour = MODALITY.get(split.modality, MODALITY["control"])[0]
-        if one.emid_ci95:
-            ax.plot(one.emid_ci95, (row, row), color=colour, linewidth=1.4, zorder=2)
-        _draw_mark(ax, one.emid, row, 0, split, colour, filled=bool(one.sign))
+        if measure.emid_ci95:
+            ax.plot(measure.emid_ci95, (row, row), color=colour, linewidth=1.4, zorder=2)
+        _draw_mark(ax, measure.emid, row, 0, split, colour, filled=bool(measure.sign))
     ax.axvline(0, color=SOFT, linewidth=0.8, zorder=0)
     ax.tick_params(axis="y", length=0)
     ax.locator_params(axis="x", nbins=3)
@@ -219,7 +219,7 @@ def _draw_scale(ax: Axes, result: ReportedResult, splits: Sequence[SplitResult])
 
 def plot_emi_heat_map(result: ReportedResult, ax: Axes | None = None) -> Axes:
     """Draw EMI of each split by its visual (rows) and textual (columns) shift."""
-    splits = [one for one in result.splits.values() if one.variant_of is None and one.modality != "control"]
+    splits = [split for split in result.splits.values() if split.variant_of is None and split.modality != "control"]
     rows = list(dict.fromkeys(split.label("visual") for split in splits))
     columns = list(dict.fromkeys(split.label("text") for split in splits))
     values = np.full((len(rows), len(columns)), np.nan)

@@ -270,12 +270,12 @@ def _from_published_script(entry: dict[str, Any], path: Path) -> ReportedResult:
         raise ResultsError(f"{path}: expected shift_type NATURAL or SYNTHETIC, got {entry.get('shift_type')!r}.")
     values: dict[str, dict[str, float]] = {}
     for key in ("EMI", "EMID", "EMID_UB"):
-        own = entry[key]
-        if not isinstance(own, dict) or not all(_is_number(value) for value in own.values()):
+        published = entry[key]
+        if not isinstance(published, dict) or not all(_is_number(value) for value in published.values()):
             raise ResultsError(
                 f"{path}: expected finite numbers by split under {key}, got others. Run the script again."
             )
-        values[key] = own
+        values[key] = published
     scores = {
         name: {"emi": emi, "emid": values["EMID"].get(name), "emid_bound": values["EMID_UB"].get(name)}
         for name, emi in values["EMI"].items()

@@ -85,10 +85,10 @@ def agreement_context(found: Agreement, place: int) -> tuple[dict[str, Any], Axe
     """
     names = {"emi": "EMI", "emid": "EMID", "index": "index", "cosine": "cosine", "lead": "lead over the cosine"}
     rows = [
-        table_row([names.get(what, what), target, *(str(own.get(measure) or "–") for measure in MEASURES)])
+        table_row([names.get(what, what), target, *(str(correlation.get(measure) or "–") for measure in MEASURES)])
         for target, known in ((found.score, found.over_splits), (f"loss of {found.score}", found.over_shifts))
-        for what, own in known.items()
-        if any(own.values())
+        for what, correlation in known.items()
+        if any(correlation.values())
     ]
     short = short_splits([point.split for point in found.points])
     lost = [point for point in found.points if point.loss is not None and point.emid is not None]
@@ -126,8 +126,8 @@ def agreement_context(found: Agreement, place: int) -> tuple[dict[str, Any], Axe
 
 def audit_section(audit: AuditDocument) -> Section:
     """Return a table of responders by estimator, with a sentence on the faults that each estimator misses."""
-    names = list(dict.fromkeys(name for one in audit.findings for name in one.responders))
-    encoders = list(dict.fromkeys(one.encoders for one in audit.findings))
+    names = list(dict.fromkeys(name for found_by in audit.findings for name in found_by.responders))
+    encoders = list(dict.fromkeys(finding.encoders for finding in audit.findings))
     headers = ["responder"]
     sentences = []
     for finding in audit.findings:
@@ -137,7 +137,7 @@ def audit_section(audit: AuditDocument) -> Section:
         preferred = f", and prefers {_listed(finding.preferred)} to the references" if finding.preferred else ""
         unreliable = "".join(f"; it {mark}" for mark in (finding.reliability.marks if finding.reliability else ()))
         sentences.append(f"{label} ({finding.unit}) {missed}{preferred}{unreliable}.")
-    rows = [table_row([name, *(_audit_cell(one, name) for one in audit.findings)]) for name in names]
+    rows = [table_row([name, *(_audit_cell(finding, name) for finding in audit.findings)]) for name in names]
     return Section(
         title=f"Estimators on known faults: {study_title(audit.study)}, split {audit.split}",
         contents="Estimators on known faults",
@@ -153,11 +153,11 @@ def audit_section(audit: AuditDocument) -> Section:
 
 
 def _audit_cell(finding: Finding, name: str) -> str:
-    one = finding.responders.get(name)
-    if one is None:
+    responder = finding.responders.get(name)
+    if responder is None:
         return "–"
-    error = "" if one.emi_stderr is None else f" ± {one.emi_stderr:.2g}"
-    return f"{one.emi:.3f}{error}{'*' if one.told_from_references else ''}"
+    error = "" if responder.emi_stderr is None else f" ± {responder.emi_stderr:.2g}"
+    return f"{responder.emi:.3f}{error}{'*' if responder.told_from_references else ''}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -95,11 +95,11 @@ def read_scores(path: Path, name: str) -> list[OutsideScores]:
         if score is None:
             continue
         rows, splits = by_model.setdefault(model, ({}, {}))
-        own = rows.setdefault(split, {}) if row not in (None, "") else splits
+        scores = rows.setdefault(split, {}) if row not in (None, "") else splits
         key = id_text(row) if row not in (None, "") else split
-        if key in own:
+        if key in scores:
             raise ResultsError(f"{path}, record {number}: {split}, {key} has a score already.")
-        own[key] = (score, 1.0) if row not in (None, "") else score  # type: ignore[assignment]
+        scores[key] = (score, 1.0) if row not in (None, "") else score  # type: ignore[assignment]
     if not by_model:
         raise ResultsError(f"{path}: expected records with split and score, found none.")
     mixed = [model for model, (rows, splits) in by_model.items() if rows and splits]
@@ -357,12 +357,12 @@ class Agreement(Plain):
         """Return what a reader should know, in sentences."""
         lines = []
         for what, key, where in (("EMI", "emi", self.over_splits), ("EMID", "emid", self.over_shifts)):
-            own, base, ahead = (where.get(name, {}).get("pearson_r") for name in (key, "cosine", "lead"))
-            if own is not None and base is not None and ahead is not None:
+            correlation, base, ahead = (where.get(name, {}).get("pearson_r") for name in (key, "cosine", "lead"))
+            if correlation is not None and base is not None and ahead is not None:
                 with_what = self.score if what == "EMI" else f"the loss of {self.score}"
-                said = _verdict(what, own.value, ahead)
+                said = _verdict(what, correlation.value, ahead)
                 lines.append(
-                    f"{what} correlates {own.value:+.2f} with {with_what}, the cosine {base.value:+.2f}: {said}."
+                    f"{what} correlates {correlation.value:+.2f} with {with_what}, the cosine {base.value:+.2f}: {said}."
                 )
         for measure, by_split in self.within_splits.items():
             pooled = by_split[ALL]
@@ -382,9 +382,9 @@ class AgreementDocument(Document):
     agreements: list[Agreement]
 
 
-def _verdict(what: str, own: float, lead: CorrelationResult | Ranking) -> str:
+def _verdict(what: str, value: float, lead: CorrelationResult | Ranking) -> str:
     """Return whether a measure beats the cosine, given its own value above chance and its lead."""
-    if own <= 0:  # no lead makes up for that
+    if value <= 0:  # no lead makes up for that
         return f"{what} does not go with it at all here"
     if lead.ci95 is not None and lead.ci95[1] < 0:
         return f"{what} is worse than the cosine by {-lead.value:.2f} [{-lead.ci95[1]:.2f}, {-lead.ci95[0]:.2f}]"
@@ -424,8 +424,8 @@ def _join(result: ResultToCompare, outside: OutsideScores) -> _Joined:
     for name in result.emi:
         rows = result.rows.get(name)
         if outside.rows and rows is not None:
-            own = outside.rows.get(name, {})
-            places = [place for place, identity in enumerate(rows.ids) if id_text(identity) in own]
+            scores = outside.rows.get(name, {})
+            places = [place for place, identity in enumerate(rows.ids) if id_text(identity) in scores]
             if not places:
                 continue
             joined.absent += len(rows.ids) - len(places)
@@ -433,7 +433,7 @@ def _join(result: ResultToCompare, outside: OutsideScores) -> _Joined:
             if len(set(images)) < 2:  # without an error, it would count as fixed
                 joined.lone.append(name)
                 continue
-            parts = np.array([own[id_text(rows.ids[place])] for place in places])
+            parts = np.array([scores[id_text(rows.ids[place])] for place in places])
             joined.parts[name] = (places, parts)
             joined.scores[name] = ClusterTotals.of(parts, images).jackknife(outside.function)
         elif name in outside.splits:
@@ -548,11 +548,13 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
             log.warning("%s and %s: %s: %d%s.", outside.name, result.model, what, count, more)
 
 
-def loss_of_score(id: Jackknife, own: Jackknife, emid: Jackknife) -> Jackknife:
+def loss_of_score(id: Jackknife, shifted: Jackknife, emid: Jackknife) -> Jackknife:
     """Return what a score loses, on the images that EMID is of: where rows have no partners, those of both splits are different ones."""
     if len(emid.strata) > 1:
-        own = Jackknife(own.value, tuple({str(("ood", key)): one for key, one in each.items()} for each in own.strata))
-    return difference(id, own)
+        shifted = Jackknife(
+            shifted.value, tuple({str(("ood", key)): value for key, value in each.items()} for each in shifted.strata)
+        )
+    return difference(id, shifted)
 
 
 def _correlations(
@@ -588,12 +590,14 @@ def _within(
         right = [outside.is_right(pair) for pair in pairs]  # type: ignore[arg-type]
         ranked = np.array([outside.value_of(pair) for pair in pairs])  # type: ignore[arg-type]
         targets = {"spearman_r": ranked}
-        if all(one is not None for one in right):
+        if all(side is not None for side in right):
             targets["auc"] = np.array(right, dtype=float)
             if outside.function is not ratio:  # a rank correlation with two values says what AUC says
                 del targets["spearman_r"]
         for measure, target in targets.items():
-            emi, cosine = (_rank_jackknife(measure, own[places], target, images) for own in (rows.values, rows.cosines))
+            emi, cosine = (
+                _rank_jackknife(measure, values[places], target, images) for values in (rows.values, rows.cosines)
+            )
             if emi is not None and cosine is not None:
                 known.setdefault(measure, {})[name] = (len(places), emi, cosine)
     found: dict[str, dict[str, WithinSplit]] = {}
@@ -615,12 +619,12 @@ def _rank_jackknife(measure: str, x: np.ndarray, y: np.ndarray, clusters: Sequen
     value = function(x, y)
     if math.isnan(value):
         return None
-    own = np.array([str(one) for one in clusters])
+    keys = np.array([str(cluster) for cluster in clusters])
     deleted: dict[Hashable, float] = {}
-    for cluster in sorted(set(own.tolist())):
-        kept = own != cluster
-        one = function(x[kept], y[kept])
-        deleted[cluster] = value if math.isnan(one) else one
+    for cluster in sorted(set(keys.tolist())):
+        kept = keys != cluster
+        without = function(x[kept], y[kept])
+        deleted[cluster] = value if math.isnan(without) else without
     return Jackknife(value, (deleted,) if len(deleted) > 1 else ())
 
 

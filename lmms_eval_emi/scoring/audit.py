@@ -52,7 +52,10 @@ class Rows:
     @property
     def images(self) -> list[Any]:
         """Image of each row; a row without one counts as a separate image."""
-        return [("row", row) if one.image is None else content_key(one.image) for row, one in enumerate(self.samples)]
+        return [
+            ("row", row) if sample.image is None else content_key(sample.image)
+            for row, sample in enumerate(self.samples)
+        ]
 
 
 Responder = Callable[[Rows, random.Random], list[str] | None]
@@ -80,8 +83,8 @@ def _another_row(of_the_image: bool) -> Responder:
     def respond(rows: Rows, draw: random.Random) -> list[str] | None:
         images = rows.images
         found = []
-        for own, image in enumerate(images):
-            choices = [row for row, other in enumerate(images) if row != own and (other == image) == of_the_image]
+        for number, image in enumerate(images):
+            choices = [row for row, other in enumerate(images) if row != number and (other == image) == of_the_image]
             if not choices:
                 return None
             found.append(rows.samples[draw.choice(choices)].reference)
@@ -95,11 +98,11 @@ def _other_object(rows: Rows, draw: random.Random) -> list[str] | None:
     images = rows.images
     words = [set(regex.findall(r"\p{L}+", sample.question.casefold())) for sample in rows.samples]
     found = []
-    for own, image in enumerate(images):
-        others = [row for row, other in enumerate(images) if row != own and other == image]
+    for number, image in enumerate(images):
+        others = [row for row, other in enumerate(images) if row != number and other == image]
         if not others:
             return None
-        closest = max(others, key=lambda row: len(words[own] & words[row]) / max(1, len(words[own] | words[row])))
+        closest = max(others, key=lambda row: len(words[number] & words[row]) / max(1, len(words[number] | words[row])))
         found.append(rows.samples[closest].reference)
     return found
 
@@ -110,7 +113,7 @@ def _other_split(rows: Rows, draw: random.Random) -> list[str] | None:
 
 def _one_wrong(rows: Rows, draw: random.Random) -> list[str] | None:
     """Change one number of each reference, or else replace one word by a word of another reference."""
-    vocabulary = sorted({word for one in rows.samples for word in _words(one.reference)})
+    vocabulary = sorted({word for sample in rows.samples for word in _words(sample.reference)})
     found = []
     for sample in rows.samples:
         text = sample.reference
@@ -268,10 +271,10 @@ def audit(
         raise InputError(
             f"audit: expected rows of the split {name}, got none. Give responses that have it, or --split another."
         )
-    own = {sample.reference for sample in samples}
-    others = sorted({row.reference for rows in first.samples.values() for row in rows} - own)
+    references = {sample.reference for sample in samples}
+    others = sorted({row.reference for rows in first.samples.values() for row in rows} - references)
     made, missing = responses_of(Rows(samples, others, rewrite, settings.seed))
-    left_out = [f"{one}: these rows, or this command, do not have what it needs" for one in missing]
+    left_out = [f"{responder}: these rows, or this command, do not have what it needs" for responder in missing]
     audited = _with_responders(entries, name, made)
     findings = []
     for vision, text in encoders or [(settings.vision_encoder, settings.text_encoder)]:
@@ -299,7 +302,7 @@ def _with_responders(
     samples = entries[0].samples[split]
     responders = [
         StudySamples(
-            study, label, {split: [replace(one, response=text) for one, text in zip(samples, texts, strict=True)]}
+            study, label, {split: [replace(sample, response=text) for sample, text in zip(samples, texts, strict=True)]}
         )
         for label, texts in made.items()
     ]
@@ -337,13 +340,18 @@ def _findings(scored: Sequence[Scored], split: str, instruments: Instruments, se
     found = []
     count = len(instruments.estimators)
     for number, estimator in enumerate(instruments.estimators):
-        own = scored[number::count]
-        results = [instrument.result for instrument in own]
+        of_instrument = scored[number::count]
+        results = [instrument.result for instrument in of_instrument]
         missing = [result for result in results if split not in result.splits]
         if missing:
-            reasons = "; ".join(reason for one in missing for own in one.left_out.values() for reason in own)
+            reasons = "; ".join(
+                reason
+                for instrument in missing
+                for of_instrument in instrument.left_out.values()
+                for reason in of_instrument
+            )
             raise SampleError(f"audit: {missing[0].model} cannot be scored: {reasons}")
-        real = next((instrument for instrument in own if instrument.result.model.startswith(MODEL)), None)
+        real = next((instrument for instrument in of_instrument if instrument.result.model.startswith(MODEL)), None)
         found.append(
             Finding.of(
                 {result.model: result.splits[split] for result in results},

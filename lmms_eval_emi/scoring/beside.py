@@ -27,7 +27,7 @@ from lmms_eval_emi.estimators.cosine import Cosine
 from lmms_eval_emi.estimators.reference_r2 import ReferenceR2
 from lmms_eval_emi.util.documents import Interval, Plain
 
-BESIDE = {one.kind: one for one in (Cosine(), ReferenceR2())}
+BESIDE = {measure.kind: measure for measure in (Cosine(), ReferenceR2())}
 MOST_ROWS = 500  # rows of the largest split for R², which takes minutes for more
 MOST_BLOCKS = 50  # blocks of images; R² is fitted again without each of them
 
@@ -68,30 +68,34 @@ def measures_beside(
         splits: embeddings of all splits.
         pairs: the ID split and a shifted one, without rows whose partner is missing, by the name of the shifted one.
     """
-    chosen = {kind: one for kind, one in BESIDE.items() if getattr(estimator, "kind", "") != kind}
+    chosen = {kind: measure for kind, measure in BESIDE.items() if getattr(estimator, "kind", "") != kind}
     found: dict[str, dict[str, BesideResult]] = {name: {} for name in splits}
     for kind, measure in chosen.items():
         id_scores: dict[int, EMI] = {}
-        for name, own in tqdm(splits.items(), desc=f"Measuring {kind}", leave=False, dynamic_ncols=True, delay=2):
-            if kind == ReferenceR2.kind and own.n > MOST_ROWS:
+        for name, embeddings in tqdm(
+            splits.items(), desc=f"Measuring {kind}", leave=False, dynamic_ncols=True, delay=2
+        ):
+            if kind == ReferenceR2.kind and embeddings.n > MOST_ROWS:
                 continue
             try:
-                score, lost = _score(measure, own, pairs.get(name), id_scores)
+                score, lost = _score(measure, embeddings, pairs.get(name), id_scores)
             except InputError:  # responses and references of different widths, or too few rows
                 continue
             found[name][kind] = BesideResult(emi=score.value, emi_stderr=score.stderr, **lost)
-    return {name: own for name, own in found.items() if own}
+    return {name: by_kind for name, by_kind in found.items() if by_kind}
 
 
 def _score(
     measure: MutualInformationEstimator,
-    own: Embeddings,
+    embeddings: Embeddings,
     pair: tuple[Embeddings, Embeddings] | None,
     id_scores: dict[int, EMI],
 ) -> tuple[EMI, dict[str, Any]]:
     """Return EMI of a split by a measure, and the fields of its EMID; EMI of an ID split is computed once and kept."""
     if pair is None:
-        score = id_scores[id(own)] = emi(own, measure, groups=into_blocks(clusters_of(own), MOST_BLOCKS))
+        score = id_scores[id(embeddings)] = emi(
+            embeddings, measure, groups=into_blocks(clusters_of(embeddings), MOST_BLOCKS)
+        )
         return score, {}
     first, second = pair
     shared = shared_clusters(first, second)
@@ -99,7 +103,11 @@ def _score(
     shifted = emi(second, measure, groups=into_blocks(shared or clusters_of(second), MOST_BLOCKS))
     difference = emi_difference(id_score, shifted, paired=shared is not None)
     interval = list(difference.ci95) if difference.ci95 else None
-    score = shifted if second is own else emi(own, measure, groups=into_blocks(clusters_of(own), MOST_BLOCKS))
+    score = (
+        shifted
+        if second is embeddings
+        else emi(embeddings, measure, groups=into_blocks(clusters_of(embeddings), MOST_BLOCKS))
+    )
     return score, {"emid": difference.value, "emid_stderr": difference.stderr, "emid_ci95": interval}
 
 
@@ -111,8 +119,8 @@ def disagreements(measures: Mapping[str, Mapping[str, BesideResult]], signs: Map
         signs: signs of EMID by split, as far as its interval leaves 0 out.
     """
     found: dict[str, list[str]] = {}
-    for split, own in measures.items():
-        for kind, measure in own.items():
+    for split, by_kind in measures.items():
+        for kind, measure in by_kind.items():
             if measure.sign * signs.get(split, 0) < 0:
                 found.setdefault(kind, []).append(split)
     return found

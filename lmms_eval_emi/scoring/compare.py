@@ -62,10 +62,10 @@ def read_compared(paths: Iterable[str | Path]) -> list[ComparedResult]:
         found += [_compared(path, result) for result in read_results(path)]
     labels = [result.label for result in found]
     return [
-        one
-        if labels.count(one.label) == 1
-        else ComparedResult(f"{one.label} ({number})", *list(vars(one).values())[1:])
-        for number, one in enumerate(found, 1)
+        result
+        if labels.count(result.label) == 1
+        else ComparedResult(f"{result.label} ({number})", *list(vars(result).values())[1:])
+        for number, result in enumerate(found, 1)
     ]
 
 

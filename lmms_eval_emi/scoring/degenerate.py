@@ -58,8 +58,8 @@ def degenerate_kind(sample: Sample) -> str | None:
     if _is_copy(response, sample.question):
         return "question"
     for classify in (_script, _language):
-        own, expected = classify(response), classify(sample.reference)
-        if own and expected and own != expected:
+        written, expected = classify(response), classify(sample.reference)
+        if written and expected and written != expected:
             return "language"
     return None
 
@@ -149,4 +149,4 @@ def degenerate_kinds(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[
 
 def counts_by_kind(kinds: Mapping[str, Sequence[str | None]]) -> dict[str, dict[str, int]]:
     """Return how many responses of each split are degenerate, by kind; kinds without any are left out."""
-    return {name: {kind: own.count(kind) for kind in KINDS if kind in own} for name, own in kinds.items()}
+    return {name: {kind: of_rows.count(kind) for kind in KINDS if kind in of_rows} for name, of_rows in kinds.items()}

@@ -63,11 +63,11 @@ def collect_flat(
         raise ResponsesError(f"--id-split: expected one of {', '.join(names)}, got {id_split!r}.")
     entries = []
     for model in dict.fromkeys(model for model, _ in parts):
-        own = {split: found for (name, split), found in parts.items() if name == model}
-        if id_split not in own:
+        of_model = {split: found for (name, split), found in parts.items() if name == model}
+        if id_split not in of_model:
             raise ResponsesError(f"{paths[0]}: {model} has no rows of the ID split {id_split}.")
-        order = sorted(own, key=lambda split: split != id_split)
-        entries.append(join_tables(model, paths[0], {split: own[split] for split in order}, settings))
+        order = sorted(of_model, key=lambda split: split != id_split)
+        entries.append(join_tables(model, paths[0], {split: of_model[split] for split in order}, settings))
     refuse_unless(allow_missing, entries)
     return entries
 
@@ -156,16 +156,16 @@ def _by_model_and_split(path: Path, rows: datasets.Dataset) -> list[tuple[str, s
     for place, key in enumerate(zip(map(str, models), map(str, splits), strict=True)):
         places.setdefault(key, []).append(place)
     found = []
-    for (model, split), own in places.items():
-        part = rows.select(own)
+    for (model, split), numbers in places.items():
+        part = rows.select(numbers)
         ids = [id_text(value) for value in part["id"]] if "id" in names else []
         # Ids such as clean-7 and fog-7 name the split as well, which keeps partners apart.
         plain = [row_id.removeprefix(f"{split}-").removeprefix(f"{split}_") for row_id in ids]
         ids = plain if len(set(plain)) == len(plain) else ids
-        if len(set(ids)) < len(own):
+        if len(set(ids)) < len(numbers):
             if ids:
                 log.warning("%s: ids of %s are not distinct; rows are numbered.", path, split)
-            ids = [str(number) for number in range(len(own))]
+            ids = [str(number) for number in range(len(numbers))]
         part = part.remove_columns(["id"]) if "id" in names else part
         found.append((model, split, part.add_column("id", ids)))
     return found
@@ -180,7 +180,7 @@ def _shifts(name: str, clean: Sequence[Sample], shifted: Sequence[Sample]) -> tu
         moved["text"] += partner is not None and partner.question != sample.question
         moved["visual"] += partner is None or _content(partner) != _content(sample)
     found = [modality for modality in ("visual", "text") if 2 * moved[modality] > len(shifted)]
-    return tuple(Shift(modality=one, name=_slug(name)) for one in found or ["visual"])
+    return tuple(Shift(modality=modality, name=_slug(name)) for modality in found or ["visual"])
 
 
 def _content(sample: Sample) -> str:

@@ -57,12 +57,14 @@ class StudySamples:
 
     def with_translations(self) -> StudySamples:
         """Return the splits of which every row has a translated reference, with these as the responses."""
-        own = {
+        translated = {
             name: [replace(sample, response=sample.translation) for sample in samples if sample.translation]
             for name, samples in self.samples.items()
         }
         return StudySamples(
-            self.study, self.model, {name: rows for name, rows in own.items() if len(rows) == len(self.samples[name])}
+            self.study,
+            self.model,
+            {name: rows for name, rows in translated.items() if len(rows) == len(self.samples[name])},
         )
 
     def copy(self) -> StudySamples:

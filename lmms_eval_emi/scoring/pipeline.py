@@ -198,7 +198,7 @@ def score_sources(studies: Sequence[Study], request: ScoreRequest, settings: Set
     """
     chosen = {study.name: [name for name in request.splits if name in study.splits] for study in studies}
     for name in request.splits:
-        if not any(name in own for own in chosen.values()):
+        if not any(name in names for names in chosen.values()):
             studies[0].split(name)  # raises, and lists the splits
     studies = [study for study in studies if chosen[study.name] or not request.splits]
     if request.embeddings:
@@ -253,8 +253,8 @@ def _score_with_engine(
     entry: StudySamples, engine: Engine, folder: Path, request: ScoreRequest, settings: Settings
 ) -> list[Scored]:
     """Score the samples of one model on the machines of an engine, which write and read embeddings."""
-    own = folder / entry.study.name / entry.model.replace("/", "_")
-    stored = engine.encode(entry, settings, own, allow_missing=request.allow_missing)
+    target = folder / entry.study.name / entry.model.replace("/", "_")
+    stored = engine.encode(entry, settings, target, allow_missing=request.allow_missing)
     return _score_stored(entry.study, stored, list(entry.samples), request, settings)
 
 
@@ -309,7 +309,7 @@ def score_samples(
     settings, entries = settings or load_settings(), list(entries)
     kinds = [degenerate_kinds(entry.samples) for entry in entries]
     if settings.without_degenerate:
-        entries = [_without_degenerate(entry, own) for entry, own in zip(entries, kinds, strict=True)]
+        entries = [_without_degenerate(entry, of_entry) for entry, of_entry in zip(entries, kinds, strict=True)]
     loaded = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
     translated = [entry.with_translations() for entry in entries]
     embedded = embed_samples(
@@ -325,9 +325,9 @@ def score_samples(
     translations = iter(embedded[len(entries) :])
     return [
         scored
-        for (entry, embeddings), own, partner in zip(embedded[: len(entries)], kinds, translated, strict=True)
+        for (entry, embeddings), of_entry, partner in zip(embedded[: len(entries)], kinds, translated, strict=True)
         for scored in _score_entry(
-            entry, embeddings, own, next(translations)[1] if partner.samples else {}, loaded, settings
+            entry, embeddings, of_entry, next(translations)[1] if partner.samples else {}, loaded, settings
         )
     ]
 
@@ -545,8 +545,8 @@ def _save(folder: Path, scored: Sequence[Scored]) -> None:
         by_model.setdefault(item.samples.model, {}).update(item.embeddings)
     studies = list(dict.fromkeys(item.samples.study.name for item in scored))
     for model, embeddings in by_model.items():
-        own = folder / model.replace("/", "_") if len(by_model) > 1 else folder
-        write_embeddings(own, embeddings, model=model, studies=studies)
+        target = folder / model.replace("/", "_") if len(by_model) > 1 else folder
+        write_embeddings(target, embeddings, model=model, studies=studies)
     log.info("embeddings written to %s", folder)
 
 

@@ -54,7 +54,7 @@ def load_instruments(
 
     sources = list(estimators) or [settings.estimator]
     loaded = [attempt(lambda source=source: load_estimator(source, cache=settings.cache)) for source in sources]  # type: ignore[misc]
-    settings = _with_encoders_of(settings, [one for one in loaded if one is not None])
+    settings = _with_encoders_of(settings, [estimator for estimator in loaded if estimator is not None])
     where = device or settings.device
     if attempt(lambda: resolve_device(settings.device)) is None:
         where = "cpu"

@@ -88,12 +88,12 @@ def read_row_scores(paths: Sequence[Path]) -> RowScores:
             if score is None:
                 continue
             key = (str(record.get("split") or ""), id_text(record[row_id]))
-            own = scores.setdefault(str(record.get("model") or path.stem), {})
-            if key in own:
+            by_row = scores.setdefault(str(record.get("model") or path.stem), {})
+            if key in by_row:
                 raise ResultsError(
                     f"{path}, row {number}: {' '.join(filter(None, key))} has a score of this model already."
                 )
-            own[key] = score
+            by_row[key] = score
             if cluster:
                 clusters[key] = str(record[cluster])
     return RowScores(scores, clusters)

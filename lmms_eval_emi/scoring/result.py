@@ -621,7 +621,9 @@ def score_study(
     id_embeddings = embeddings.get(study.id_split)
     if id_embeddings is not None:
         alike = [embedding for embedding in embeddings.values() if embedding.dimension == id_embeddings.dimension]
-        batch_entropies(id_embeddings, [own for own in alike if own is not id_embeddings], options.convention)
+        batch_entropies(
+            id_embeddings, [embeddings for embeddings in alike if embeddings is not id_embeddings], options.convention
+        )
     for name in sorted(present, key=lambda name: name != study.id_split):  # the ID split first
         try:
             _score_split(scored, study, name, estimator, options, known.lost)
@@ -655,21 +657,25 @@ def _score_split(
     Raises:
         InputError: the split has too few rows, or does not fit the ID split. Its EMI is kept if it has one.
     """
-    own, id_embeddings = scored.samples[name], scored.samples.get(study.id_split)
-    shared = shared_clusters(id_embeddings, own) if id_embeddings is not None and own is not id_embeddings else None
-    value = emi(own, estimator, groups=shared)
+    embeddings, id_embeddings = scored.samples[name], scored.samples.get(study.id_split)
+    shared = (
+        shared_clusters(id_embeddings, embeddings)
+        if id_embeddings is not None and embeddings is not id_embeddings
+        else None
+    )
+    value = emi(embeddings, estimator, groups=shared)
     scored.scores[name] = SplitScores(value)
     if name == study.id_split:
-        scored.scale = _scale(own, value, estimator)
+        scored.scale = _scale(embeddings, value, estimator)
         return
     if id_embeddings is None or study.id_split not in scored.scores:
         return
     first, second = scored.pairs[name] = _without_partners(study, name, scored.samples, lost)
     id_emi = scored.scores[study.id_split].emi if first is id_embeddings else emi(first, estimator)
-    difference = emid_from_emi(id_emi, first, second, estimator, value if second is own else None)
+    difference = emid_from_emi(id_emi, first, second, estimator, value if second is embeddings else None)
     bound = emid_bound(first, second, options.convention, options.entropy)
     scored.scores[name] = SplitScores(value, difference, bound)
-    if first is not id_embeddings or second is not own:
+    if first is not id_embeddings or second is not embeddings:
         scored.remark(
             name,
             f"EMID and index compare {second.n} of its rows with {first.n} of {study.id_split}: partners of rows that were left out are left out",
@@ -687,11 +693,11 @@ def _score_split(
         )
 
 
-def _translation(own: Embeddings | None, estimator: MutualInformationEstimator) -> dict[str, float | None]:
+def _translation(embeddings: Embeddings | None, estimator: MutualInformationEstimator) -> dict[str, float | None]:
     """Return what translated references lose against the references themselves, as fields of :class:`SplitResult`."""
-    if own is None:
+    if embeddings is None:
         return {}
-    value = emi(own, estimator)
+    value = emi(embeddings, estimator)
     return {"emid_translation": -value.value, "emid_translation_stderr": value.stderr}
 
 
@@ -706,22 +712,22 @@ def _without_degenerate(
     if name not in pairs:
         return None
     bad = []
-    for split, own in zip((study.id_split, name), pairs[name], strict=True):
-        if len(kinds.get(split, ())) != own.n or own.ids is None:
+    for split, pair in zip((study.id_split, name), pairs[name], strict=True):
+        if len(kinds.get(split, ())) != pair.n or pair.ids is None:
             return None
-        bad.append({key for key, kind in zip(own.ids, kinds[split], strict=True) if kind})
+        bad.append({key for key, kind in zip(pair.ids, kinds[split], strict=True) if kind})
     if len(bad[1]) < MANY_DEGENERATE * pairs[name][1].n:
         return None
     rows = [[row for row, key in enumerate(pair.ids or ()) if key not in bad[0] | bad[1]] for pair in pairs[name]]
     if min(map(len, rows)) < FEWEST_CLUSTERS:
         return None
-    first, second = (emi(own.select(kept), estimator).value for own, kept in zip(pairs[name], rows, strict=True))
+    first, second = (emi(pair.select(kept), estimator).value for pair, kept in zip(pairs[name], rows, strict=True))
     return first - second
 
 
-def _scale(own: Embeddings, score: EMI, estimator: MutualInformationEstimator) -> Scale | None:
+def _scale(embeddings: Embeddings, score: EMI, estimator: MutualInformationEstimator) -> Scale | None:
     """Return what responses to other images cost in the ID split."""
-    shuffled = of_other_images(own)
+    shuffled = of_other_images(embeddings)
     return Scale.of(emi_difference(score, emi(shuffled, estimator), paired=True)) if shuffled else None
 
 
@@ -756,12 +762,12 @@ def score_statistics(
     scored = _ScoredSplits(samples, omitted=_copy_lists(known.left_out))
     scored.scores = {name: SplitScores(statistics[name].emi) for name in study.splits if name in statistics}
     id = statistics.get(study.id_split)
-    for name, one in scored.scores.items():
+    for name, split_scores in scored.scores.items():
         if id is not None and name != study.id_split:
             try:
                 difference = emid_of(id, statistics[name], scored.scores[study.id_split].emi)
                 bound = bound_of(id, statistics[name], options.convention, options.entropy)
-                scored.scores[name] = SplitScores(one.emi, difference, bound)
+                scored.scores[name] = SplitScores(split_scores.emi, difference, bound)
             except InputError as error:
                 scored.omit(name, error)
     return _to_result(study, model, estimator, scored, options)
@@ -809,7 +815,7 @@ def _to_result(
 
 def _fitting_adjustment(scored: _ScoredSplits, inference: Inference) -> Inference:
     """Return the inference with Holm's adjustment in place of max-t if a shift has too few images for max-t."""
-    clusters = {name: one.emid.jackknife.clusters for name, one in scored.scores.items() if one.emid}
+    clusters = {name: split.emid.jackknife.clusters for name, split in scored.scores.items() if split.emid}
     fewest = min(clusters.values(), default=0)
     if inference.adjust != "maxt" or not 0 < fewest < FEWEST_FOR_MAXT:
         return inference
@@ -880,10 +886,12 @@ def _summarise(
 
     by_modality: dict[str, ModalitySummary] = {}
     for modality in SHIFT_MODALITIES:
-        own = {name: split for name, split in shifts.items() if split.modality == modality}
-        correlation = correlate(["pearson_r"], own).get("pearson_r")
+        of_modality = {name: split for name, split in shifts.items() if split.modality == modality}
+        correlation = correlate(["pearson_r"], of_modality).get("pearson_r")
         interval = _pair(correlation.ci95) if correlation else None
-        by_modality[modality] = ModalitySummary.of(own.values(), pearson_r_ci95=interval, **errors(list(own)))
+        by_modality[modality] = ModalitySummary.of(
+            of_modality.values(), pearson_r_ci95=interval, **errors(list(of_modality))
+        )
     found = correlate(MEASURES, shifts)
     ranked: dict[str, Any] = {
         name: found[name].value if name in found else None for name in MEASURES if name != "pearson_r"
@@ -916,9 +924,9 @@ def _correlations_within(
     """
     groups: dict[str, list[str]] = {}
     for name in shifts:
-        own = {shift.modality: shift.name for shift in study.splits[name].shifts}
+        shift_names = {shift.modality: shift.name for shift in study.splits[name].shifts}
         for modality in ("visual", "text"):
-            kinds = [f"{modality} {own[modality]}", f"{modality} shifted"] if modality in own else []
+            kinds = [f"{modality} {shift_names[modality]}", f"{modality} shifted"] if modality in shift_names else []
             for kind in kinds or [f"{modality} unshifted"]:
                 groups.setdefault(kind, []).append(name)
     found = {}
@@ -947,7 +955,7 @@ def _with_inference(
     study: Study, scores: Mapping[str, SplitScores], inference: Inference, margin: float | None
 ) -> dict[str, SplitScores]:
     """Return the scores with tests of their divergences, adjusted p-values and verdicts."""
-    shifted = [name for name, one in scores.items() if one.emid and one.bound]
+    shifted = [name for name, split in scores.items() if split.emid and split.bound]
     bounds = {name: bound for name in shifted if (bound := scores[name].bound)}
 
     tests: dict[str, dict[str, DivergenceTest]] = {}
@@ -956,7 +964,7 @@ def _with_inference(
             found = {
                 divergence: bound.test(divergence, inference.resamples, inference.seed) for divergence in EXPONENTS
             }
-            tests[name] = {one: test for one, test in found.items() if test}
+            tests[name] = {divergence: test for divergence, test in found.items() if test}
             _ = bound.jackknife  # computed here, under the progress bar
     family = [name for name in study.shifts() if name in shifted]
     statistics = [emid.jackknife for name in family if (emid := scores[name].emid)]
@@ -982,7 +990,7 @@ def _withheld(
     robustness, and takes an estimator that is fit and a scale of several margins: otherwise it is undecided.
     """
     if scale is not None and scale.told_apart is False:
-        return {name: replace(one, verdict=None) for name, one in scores.items()}
+        return {name: replace(split, verdict=None) for name, split in scores.items()}
     found = {}
     for name, scored in scores.items():
         small = scale is not None and margin is not None and scale.value < MARGINS_OF_SCALE * margin
@@ -997,11 +1005,11 @@ def _without_partners(
     """Return the ID split and a shift without the rows whose partner the other one lost; the same objects if there are none."""
 
     def without(split: str, keys: set) -> Embeddings:
-        own = embeddings[split]
-        if not keys or own.ids is None:
-            return own
-        rows = [row for row, key in enumerate(own.ids) if key not in keys]
-        return own if len(rows) == own.n else own.select(rows)
+        rows_of_split = embeddings[split]
+        if not keys or rows_of_split.ids is None:
+            return rows_of_split
+        rows = [row for row, key in enumerate(rows_of_split.ids) if key not in keys]
+        return rows_of_split if len(rows) == rows_of_split.n else rows_of_split.select(rows)
 
     return without(study.id_split, lost.get(name, set())), without(name, lost.get(study.id_split, set()))
 

@@ -262,20 +262,20 @@ def row_values(scores: SplitScores) -> list[float]:
 
 def _row_details(result: StudyResult, name: str, embeddings: Mapping[str, Embeddings]) -> dict[str, list[Any]]:
     """Return the image of each row, or the block of images that it was left out with, and its cosine."""
-    own, id_split = embeddings[name], embeddings.get(result.id_split)
-    shared = shared_clusters(id_split, own) if id_split is not None and name != result.id_split else None
-    clusters = shared if shared is not None else clusters_of(own)
+    of_split, id_split = embeddings[name], embeddings.get(result.id_split)
+    shared = shared_clusters(id_split, of_split) if id_split is not None and name != result.id_split else None
+    clusters = shared if shared is not None else clusters_of(of_split)
     images = [str(cluster) for cluster in clusters]
     known = {str(key) for stratum in result.scores[name].emi.jackknife.strata for key in stratum}
     for most in (MOST_CLUSTERS, MOST_RECOMPUTED):
         if not known.issuperset(images):  # they were merged
             images = [f"block {cluster_hash(key) % most}" for key in clusters]
-    return {"image": images, "cosine": _cosines(own)}
+    return {"image": images, "cosine": _cosines(of_split)}
 
 
-def _cosines(own: Embeddings) -> list[float]:
+def _cosines(split: Embeddings) -> list[float]:
     """Return the cosine of response and reference of each row."""
-    return torch.nn.functional.cosine_similarity(own.y_hat.double(), own.y.double()).tolist()
+    return torch.nn.functional.cosine_similarity(split.y_hat.double(), split.y.double()).tolist()
 
 
 def _strata(jackknife: Jackknife) -> Strata:
@@ -317,7 +317,7 @@ def find_lost_rows(
     id_rows = samples[result.id_split]
     twins = {row.key: value for row, value in zip(id_rows, row_values(id_scores), strict=True)}
     clean = {row.key: row for row in id_rows}
-    cosines = {name: _cosines(own) for name, own in (embeddings or {}).items()}
+    cosines = {name: _cosines(of_split) for name, of_split in (embeddings or {}).items()}
     clean_cosines = dict(zip((row.key for row in id_rows), cosines.get(result.id_split, ()), strict=False))
     mean_cosine = sum(clean_cosines.values()) / max(1, len(clean_cosines))
     chosen: dict[str, list[_Loss]] = {}
@@ -338,7 +338,7 @@ def find_lost_rows(
             for row, value, cosine in zip(samples[name], values, known, strict=True)
         ]
         chosen[name] = sorted(losses, key=lambda loss: -loss.rank)[:SHOWN_ROWS]
-    shown = [one.row for own in chosen.values() for one in own]
+    shown = [row_score.row for of_split in chosen.values() for row_score in of_split]
     thumbnails = _thumbnails([*shown, *(clean[row.key] for row in shown if row.key in clean)])
 
     def described(row: Sample, value: float) -> dict[str, Any]:
@@ -348,15 +348,17 @@ def find_lost_rows(
     return {
         name: [
             LostRow(
-                **described(one.row, one.value),
-                loss=one.loss,
-                cosine=one.cosine,
-                cosine_loss=one.cosine_loss,
-                clean=ShownRow(**described(clean[one.row.key], twins[one.row.key])) if one.row.key in clean else None,
+                **described(row_score.row, row_score.value),
+                loss=row_score.loss,
+                cosine=row_score.cosine,
+                cosine_loss=row_score.cosine_loss,
+                clean=ShownRow(**described(clean[row_score.row.key], twins[row_score.row.key]))
+                if row_score.row.key in clean
+                else None,
             )
-            for one in own
+            for row_score in of_split
         ]
-        for name, own in chosen.items()
+        for name, of_split in chosen.items()
     }
 
 

@@ -171,8 +171,8 @@ def disagreements_to_lines(results: Sequence[StudyResult]) -> list[str]:
         pairs = [
             (name, split, second.splits[name]) for name, split in first.shifts().items() if name in second.shifts()
         ]
-        other = [(name, one, two) for name, one, two in pairs if (one.emid or 0) * (two.emid or 0) < 0]
-        sure = [name for name, one, two in other if sign_of(one.emid_ci95) and sign_of(two.emid_ci95)]
+        other = [(name, first, second) for name, first, second in pairs if (first.emid or 0) * (second.emid or 0) < 0]
+        sure = [name for name, first, second in other if sign_of(first.emid_ci95) and sign_of(second.emid_ci95)]
         names = [result.estimator for result in (first, second)]
         shown = f": {', '.join(name for name, _, _ in other[:3])}{' and more' if len(other) > 3 else ''}"
         lines.append(
@@ -267,7 +267,7 @@ def _summary_row(result: StudyResult, modality: str | None = None) -> list[objec
 
 def summary_to_table(result: StudyResult) -> str:
     """Return means over the shifts of each modality, Pearson's r between EMID and index, and how many shifts differ from 0."""
-    labels = [(name, name) for name, own in result.summary.by_modality.items() if own.n_shifts]
+    labels = [(name, name) for name, summary in result.summary.by_modality.items() if summary.n_shifts]
     if not labels:
         return "No shift was scored."
     rows = [[label, *_summary_row(result, modality)] for label, modality in labels]
@@ -382,15 +382,15 @@ def fit_to_line(result: StudyResult) -> str:
     evidence = []
     if fit.saturated is not None:
         evidence.append(f"{fit.saturated:.0%} of its outputs are saturated")
-    values = [own.references_over_shuffled for own in checks if own.references_over_shuffled is not None]
+    values = [check.references_over_shuffled for check in checks if check.references_over_shuffled is not None]
     if values:
-        told = sum(own.references_told_apart is True for own in checks)
+        told = sum(check.references_told_apart is True for check in checks)
         evidence.append(
             f"references score {min(values):{DIGITS}} to {max(values):{DIGITS}} above shuffled ones, told apart in {told} of {len(values)} splits"
         )
-    if any(own.in_training_data for own in checks) and not fit.trained_on:
+    if any(check.in_training_data for check in checks) and not fit.trained_on:
         evidence.append("trained on these data, each row scored by networks that did not see its image")
-    p_values = [own.p for own in checks if own.p is not None]
+    p_values = [check.p for check in checks if check.p is not None]
     if p_values:
         evidence.append(f"nearness to its training images: smallest p {min(p_values):.2g}")
     if fit.ceiling is not None:
@@ -434,7 +434,7 @@ def _meaning(results: Sequence[StudyResult]) -> str:
     index = "sum of roots of the RJSD" if scaled else "plug-in of the theorem, from the RJSD"
     baselines = [split.emid_bound_baseline for split in result.splits.values() if split.emid_bound_baseline is not None]
     without = f"; {baselines[0]:{DIGITS}} without a shift" if baselines else ""
-    units = list(dict.fromkeys(one.unit for one in results))
+    units = list(dict.fromkeys(result.unit for result in results))
     lines = [
         f"EMI      I(input; response) - I(input; reference), in {' or '.join(units)}; higher is better",
         f"EMID     EMI({result.id_split}) - EMI(split); positive: the model lost relevance under the shift",
@@ -445,9 +445,9 @@ def _meaning(results: Sequence[StudyResult]) -> str:
         lines.append(
             f"EMID, {' and '.join(measures_of(result))}: the same difference by measures of response and reference alone; * where the interval leaves 0 out, without adjustment"
         )
-    if any(one.unfit & set(one.splits) for one in results):
+    if any(result.unfit & set(result.splits) for result in results):
         lines.append(f"{UNFIT}        the estimator is not fit for this split; see the line on it")
-    if any(split.degenerate for one in results for split in one.splits.values()):
+    if any(split.degenerate for result in results for split in result.splits.values()):
         lines.append(
             "degenerate  responses that are empty, loops, refusals, copies of the question or in another language"
         )

@@ -114,13 +114,11 @@ def parse_steps(family: Family, specification: str) -> list[Step]:
     found = operator(family, name.strip())
     if not colon and found.levels:
         return [Step(found, level) for level in range(1, len(found.levels) + 1)]
-    given: list[int | str | None] = [None] if not colon else []
-    for level in levels.split(",") if colon else []:
-        level = level.strip()
-        given.append(int(level) if re.fullmatch(r"[0-9]+", level) else level)
-    for one in given:
-        found.check_level(one)
-    return [Step(found, one) for one in dict.fromkeys(given)]
+    words = [word.strip() for word in levels.split(",")] if colon else [None]
+    given = [int(word) if word and re.fullmatch(r"[0-9]+", word) else word for word in words]
+    for level in given:
+        found.check_level(level)
+    return [Step(found, level) for level in dict.fromkeys(given)]
 
 
 def recipes(visual: Sequence[Step], textual: Sequence[Step], joint: bool) -> list[Recipe]:

@@ -66,16 +66,18 @@ def _image_blocks(image: Image.Image, steps: Sequence[Step], seed: int, row_id: 
     """Return a row of the sheet for the image itself, and one for each operator with a cell per level."""
     image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
     blocks = [_row("as it is", [image])]
-    for name, own in _by_operator(steps).items():
+    for name, steps_of in _by_operator(steps).items():
         cells: list[Image.Image | str] = []
-        for step in own:
+        for step in steps_of:
             try:
                 cells.append(shift_image(image, name, step.level, seed=seed, row_id=row_id))  # type: ignore[arg-type]
             except (RefusedError, EMIError) as reason:
                 cells.append(str(reason).splitlines()[0])
-        levels = [str(step.level) for step in own]
+        levels = [str(step.level) for step in steps_of]
         same = isinstance(cells[0], str) and len(set(map(str, cells))) == 1
-        blocks.append(_row(name, cells[:1] if same else cells, [] if same else levels, group=own[0].operator.group))
+        blocks.append(
+            _row(name, cells[:1] if same else cells, [] if same else levels, group=steps_of[0].operator.group)
+        )
     return blocks
 
 
@@ -84,9 +86,9 @@ def _text_blocks(
 ) -> list[Image.Image]:
     """Return a row of the sheet for the text itself, and one for each operator with a line per level."""
     blocks = [_text_row("as it is", [("", text, text)])]
-    for name, own in _by_operator(steps).items():
+    for name, levels in _by_operator(steps).items():
         lines: list[tuple[str, str | None, str]] = []
-        for step in own:
+        for step in levels:
             try:
                 shifted = shift_text(text, name, step.level, seed=seed, row_id=row_id, options=options)
                 lines.append((str(step.level or ""), text, shifted))
@@ -94,7 +96,7 @@ def _text_blocks(
                 lines.append((str(step.level or ""), None, str(reason).splitlines()[0]))
         if len({line[2] for line in lines}) == 1:
             lines = [("", *lines[0][1:])]
-        blocks.append(_text_row(name, lines, group=own[0].operator.group))
+        blocks.append(_text_row(name, lines, group=levels[0].operator.group))
     return blocks
 
 

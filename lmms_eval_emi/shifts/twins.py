@@ -165,7 +165,7 @@ class _ShiftedRows:
         if value is None:
             return None
         if isinstance(value, list):
-            return [self._shift(one, step, f"{row_id}/{place}") for place, one in enumerate(value)]
+            return [self._shift(item, step, f"{row_id}/{place}") for place, item in enumerate(value)]
         rest = ""
         if isinstance(value, str):
             value, rest = split_question(value)

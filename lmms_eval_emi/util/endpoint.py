@@ -361,20 +361,20 @@ def _limited_transport(timeout: float) -> Any:
             until = time.monotonic() + timeout
             # A transport of its own, whose connection ends with it. httpx limits the time of each read alone, so
             # headers that arrive a byte at a time are waited for in a thread that is left behind.
-            own = httpx.HTTPTransport()
+            transport = httpx.HTTPTransport()
             try:
-                response = _within(timeout, lambda: own.handle_request(request))
+                response = _within(timeout, lambda: transport.handle_request(request))
             except BaseException:
-                own.close()
+                transport.close()
                 raise
             if response is None:
-                own.close()
+                transport.close()
                 raise httpx.ReadTimeout(f"no headers of a reply within {timeout:g} s (--timeout)", request=request)
             encoding = response.headers.get("content-encoding", "identity")
             if encoding.lower() != "identity":
-                own.close()
+                transport.close()
                 raise _ReplyError(f"the endpoint's reply is compressed ({encoding[:20]}), which was not asked for")
-            response.stream = Stream(response.stream, until, own)
+            response.stream = Stream(response.stream, until, transport)
             return response
 
     return Transport()

@@ -138,7 +138,11 @@ class JournalContents:
         Where a later start asked something else in the same place, the later one counts.
         """
         places: dict[tuple[str, int, int], tuple[Request, bool]] = {}
-        plans = [one for one in self.records if one["kind"] == "plan" and one.get("command", one["run"]) == command]
+        plans = [
+            record
+            for record in self.records
+            if record["kind"] == "plan" and record.get("command", record["run"]) == command
+        ]
         for record in sorted(plans, key=_start_of):
             for *fields, shared in record["requests"]:
                 request = Request(*fields)
@@ -226,8 +230,8 @@ class Journal:
         """
         line = to_line(record)
         try:
-            own = os.fstat(self._handle)
-            if own.st_size != self._end or not os.path.samestat(own, self.path.lstat()):
+            opened = os.fstat(self._handle)
+            if opened.st_size != self._end or not os.path.samestat(opened, self.path.lstat()):
                 raise RunError(
                     f"{self.path} is not as this run left it: another process writes there, or moved it. Stop one of the two; every response that was acknowledged is in the journal."
                 )

@@ -56,7 +56,7 @@ def _image_of(index: str, cells: dict[str, Any], table: Path) -> str:
         cell = str(cells[index] or "").strip()
         if cell.startswith("["):
             try:
-                listed = [str(one) for one in json.loads(cell.replace("'", '"'))]
+                listed = [str(item) for item in json.loads(cell.replace("'", '"'))]
             except ValueError:
                 listed = []
             if len(listed) != 1:

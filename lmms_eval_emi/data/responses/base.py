@@ -199,7 +199,7 @@ def by_model(
         aliases: aliases of each model.
     """
     content = {path: read(path) for path in dict.fromkeys(files.values())}
-    names = list(dict.fromkeys(name for own in content.values() for name in own if name is not None))
+    names = list(dict.fromkeys(name for by_name in content.values() for name in by_name if name is not None))
     default = names[0] if len(names) == 1 else fallback
     models = []
     for name in dict.fromkeys([*names, default]):

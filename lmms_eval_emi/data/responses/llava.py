@@ -33,7 +33,7 @@ def read_file(path: Path) -> dict[str | None, SplitResponses]:
     A file that cannot be read at all has no responses, and its problem says why.
     """
     texts, problems = collect(path, "question_id", "text", model_name="model_id")
-    return {model: SplitResponses(path, own, "id", problems) for model, own in (texts or {None: {}}).items()}
+    return {model: SplitResponses(path, by_id, "id", problems) for model, by_id in (texts or {None: {}}).items()}
 
 
 def find_models(folder: Path, study: Study) -> list[ModelResponses]:

@@ -39,7 +39,7 @@ def llava_med(data: Path, output: Path) -> int:
             raise StudyError(
                 f"{path}, line {number}: expected question_id, image, text and gpt4_answer: {error}"
             ) from error
-        file = next((one for one in (data / name, data / "images" / name) if one.is_file()), None)
+        file = next((path for path in (data / name, data / "images" / name) if path.is_file()), None)
         if file is None or not file.resolve().is_relative_to(data.resolve()):
             missing.append(name)
             continue

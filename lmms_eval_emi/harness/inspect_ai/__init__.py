@@ -134,7 +134,7 @@ def values_of_splits(kept: Sequence[dict[str, Any]]) -> dict[str, float]:
         return dict(NOTHING)  # no sample of it is there yet
     parts = {name: (Path("inspect"), datasets.Dataset.from_list(by_split[name])) for name in names}
     entry = join_tables("model", Path("inspect"), parts, settings)
-    text_only = all(one["image"] is None for one in kept)
+    text_only = all(row["image"] is None for row in kept)
     (scored,) = score_samples(
         [entry], settings, instruments=_instruments(first["estimator"], text_only), allow_missing=True
     )

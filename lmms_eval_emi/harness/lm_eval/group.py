@@ -29,8 +29,8 @@ class StudyGroup(Group):
             metadata=metadata,
             aggregate_metric_list=[AggMetricConfig(metric) for metric in METRICS],
         )
-        own = ("emi_members", "emi_studies", "emi_modality", "version", "config_source")
-        given = {key: value for key, value in metadata.items() if key not in own}
+        fields = ("emi_members", "emi_studies", "emi_modality", "version", "config_source")
+        given = {key: value for key, value in metadata.items() if key not in fields}
         folder = str(Path(metadata["config_source"]).parent)
         manager = TaskManager(include_path=folder, include_defaults=False, metadata=given)
         for task in manager.load(list(metadata["emi_members"]))["tasks"].values():

@@ -89,9 +89,9 @@ class Run:
             except Exception as error:  # whatever it is, the responses are saved
                 log.exception("no scores")
                 _footers.append(f"lmms_eval_emi: no scores: {error}\nThe responses are in {self.folder}.")
-        own = self.tasks[task]
-        result = self.results.get(own.study.name)
-        return result.splits.get(own.split) if result else None
+        task_of_run = self.tasks[task]
+        result = self.results.get(task_of_run.study.name)
+        return result.splits.get(task_of_run.split) if result else None
 
     def _finish(self) -> None:
         from lmms_eval_emi.scoring.pipeline import score_samples
@@ -180,12 +180,12 @@ def _received(task: str, row: int, metric: str, content: dict[str, Any]) -> Item
     return Item.of(task, row, metric, content)
 
 
-def enrol(name: str, model: str, own: OwnTask) -> Run:
+def enrol(name: str, model: str, task_of_run: OwnTask) -> Run:
     """Add a task to the run whose requests are being built; a new run begins once the last one was answered."""
     run = getattr(_local, "run", None)
     if run is None or run.answered or name in run.tasks:
         run = _local.run = Run(model)
-    run.tasks[name] = own
+    run.tasks[name] = task_of_run
     _run_of_task[name] = run
     return run
 

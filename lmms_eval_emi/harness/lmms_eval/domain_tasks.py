@@ -111,8 +111,8 @@ def write_pictures(suite: Suite, data: Path, path: Path, per_class: int, seed: i
     assert suite.domains is not None
     records = []
     for domain in suite.domains.names:
-        for folder in sorted(one for one in (data / domain).iterdir() if one.is_dir()):
-            files = sorted(one for one in folder.rglob("*") if one.suffix.lower() in SUFFIXES)
+        for folder in sorted(path for path in (data / domain).iterdir() if path.is_dir()):
+            files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
             if not files:
                 raise StudyError(f"--data: {folder} holds no picture ({', '.join(sorted(SUFFIXES))}).")
             for file in _drawn(files, per_class, seed, domain, folder.name):

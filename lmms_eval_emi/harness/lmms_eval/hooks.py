@@ -169,8 +169,8 @@ def _show_error(items: Sequence[Item], value: float, stderr: float | None) -> No
     run = items[0].run
     if run is None or stderr is None:
         return
-    own = run.tasks[items[0].task]
-    influence = run.influence.get((own.study.name, own.row_name), {})
+    task_of_run = run.tasks[items[0].task]
+    influence = run.influence.get((task_of_run.study.name, task_of_run.row_name), {})
     known = {item.row: influence[item.row] for item in items if item.row in influence}
     spread = statistics.stdev(known.values()) if len(known) > 1 else 0.0
     if not spread:

@@ -154,17 +154,19 @@ class Run:
         """Return tasks of which a score is missing, once the run is over."""
         return [name for name, task in self.tasks.items() if task.wants_scores() and not self._is_complete(task)]
 
-    def _is_complete(self, own: TaskOfRun) -> bool:
+    def _is_complete(self, task_of_run: TaskOfRun) -> bool:
         """Return whether a task has the scores that this run can give it, in a file."""
-        scores = self._scores_of(own)
-        if scores is None or own.study.name in self.unwritten:
+        scores = self._scores_of(task_of_run)
+        if scores is None or task_of_run.study.name in self.unwritten:
             return False
-        wants_emid = own.row_name != own.study.id_split and self.has_split(own.study.name, own.study.id_split)
+        wants_emid = task_of_run.row_name != task_of_run.study.id_split and self.has_split(
+            task_of_run.study.name, task_of_run.study.id_split
+        )
         return scores.emid is not None or not wants_emid
 
-    def _scores_of(self, own: TaskOfRun) -> SplitResult | None:
-        result = (self.results or {}).get(own.study.name)
-        return result.splits.get(own.row_name) if result else None
+    def _scores_of(self, task_of_run: TaskOfRun) -> SplitResult | None:
+        result = (self.results or {}).get(task_of_run.study.name)
+        return result.splits.get(task_of_run.row_name) if result else None
 
     def has_split(self, study: str, split: str) -> bool:
         """Return whether the task of a split itself, not only a variant of it, is part of the run."""
@@ -219,8 +221,8 @@ class Run:
 
     def row_key(self, task: str, row: int) -> str:
         """Return the identity of a row in a samples file: a text, because the harness averages numbers."""
-        own = self.tasks[task]
-        return f"{own.study.name}:{own.row_name}:{row}"
+        task_of_run = self.tasks[task]
+        return f"{task_of_run.study.name}:{task_of_run.row_name}:{row}"
 
     def scores(self, task: str, finish: Callable[[Run], dict[str, StudyResult]]) -> SplitResult | None:
         """Return scores of a task, or ``None`` if there are none. Never raises.
@@ -237,8 +239,8 @@ class Run:
                 except Exception as error:
                     logger.opt(exception=error).debug("EMI could not be computed")
                     logger.error(f"EMI could not be computed: {error}")
-        own = self.tasks.get(task)
-        return self._scores_of(own) if own else None
+        task_of_run = self.tasks.get(task)
+        return self._scores_of(task_of_run) if task_of_run else None
 
 
 # Runs are found by their task objects, or else by the thread that loaded them.
@@ -267,7 +269,7 @@ def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
             _run_of_thread[threading.get_ident()] = run
             _runs.append(run)
             del _runs[:-MOST_RUNS]
-            for thread in [thread for thread, own in _run_of_thread.items() if own not in _runs]:
+            for thread in [thread for thread, run in _run_of_thread.items() if run not in _runs]:
                 del _run_of_thread[thread]
         task = run.open_task(name, study, split, dataset)
         if caller:
@@ -281,8 +283,8 @@ def find_run(task: str | None = None) -> Run | None:
     caller = frames.calling_task()
     if caller is not None and caller.task in _run_of_task:
         return _run_of_task[caller.task]
-    own = _run_of_thread.get(threading.get_ident())
-    for run in (*([own] if own else []), *reversed(_runs)):
+    known_run = _run_of_thread.get(threading.get_ident())
+    for run in (*([known_run] if known_run else []), *reversed(_runs)):
         if task is None or task in run.tasks:
             return run
     return None

@@ -97,8 +97,8 @@ def resolve(names: Sequence[str], include_path: Path | None = None) -> dict[str,
         if entry["type"] == "task":
             if path.startswith(ours):
                 raise StudyError(f"{name}: it is one of this package's own splits, which are shifted already.")
-            own = include_path is not None and Path(path).resolve().is_relative_to(include_path.resolve())
-            return {name: TaskFile(name, Path(path).resolve(), own)}
+            is_included = include_path is not None and Path(path).resolve().is_relative_to(include_path.resolve())
+            return {name: TaskFile(name, Path(path).resolve(), is_included)}
         members = entry["task"]
         if members == -1:
             members = _config(Path(path), False)["task"]
@@ -236,5 +236,5 @@ def load_rows(task: TaskFile) -> datasets.Dataset:
         raise StudyError(
             f"{task.name}: its dataset {config.get('dataset_path')} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
-    own = task.config.get("process_docs")
-    return own(rows) if own else rows
+    process_docs = task.config.get("process_docs")
+    return process_docs(rows) if process_docs else rows

@@ -97,7 +97,7 @@ def _task_files(task: TaskFile, recipes: Sequence[Recipe], options: TwinOptions)
 def _metadata(plain: Mapping[str, Any]) -> dict[str, Any]:
     found = plain.get("metadata")
     if isinstance(found, list):
-        return {key: value for one in found if isinstance(one, Mapping) for key, value in one.items()}
+        return {key: value for part in found if isinstance(part, Mapping) for key, value in part.items()}
     return dict(found) if isinstance(found, Mapping) else {}
 
 

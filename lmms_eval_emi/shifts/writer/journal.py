@@ -94,7 +94,7 @@ def prepare(destination: Path, state: dict[str, Any], overwrite: bool) -> None:
 
 def _is_leftover(name: str) -> bool:
     """Return whether a file is what a killed run has left of a file of ours."""
-    return name.startswith(".probe-") or any(name.startswith(f".{own}.") for own in OWN)
+    return name.startswith(".probe-") or any(name.startswith(f".{file}.") for file in OWN)
 
 
 def part_of(destination: Path, start: int) -> Path:

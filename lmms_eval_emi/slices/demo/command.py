@@ -181,10 +181,10 @@ def command_of(output: Path, processes: int, limit: int | None = None) -> tuple[
         "LMMS_EVAL_EMI_TEXT_ENCODER": str(ASSETS / "text_encoder"),
         "HF_HUB_OFFLINE": "1",
     }
-    own, command = launch.command_of(
+    program, command = launch.command_of(
         "llava_hf", f"pretrained={ASSETS / 'model'},device_map=cpu", TASKS, output, processes, limit
     )
-    return {**variables, **own}, command
+    return {**variables, **program}, command
 
 
 def shown(variables: dict[str, str], command: list[str]) -> str:
@@ -224,7 +224,7 @@ def side_by_side(responses: Path) -> str:
     study = load_study(STUDY)
     entry = collect_with_controls(responses)
     accuracy = accuracy_of(entry)
-    results = [one.model_copy(update={"model": NAME}) for one in score_demo(entry, ASSETS, [STUDY, *UNTRAINED])]
+    results = [result.model_copy(update={"model": NAME}) for result in score_demo(entry, ASSETS, [STUDY, *UNTRAINED])]
     first = results[0]
     table = []
     for name, scores in first.splits.items():

@@ -191,8 +191,8 @@ def _print(found: Agreement) -> None:
             with_what,
             *(str(by_measure.get(measure) or "-") for measure in ("pearson_r", "spearman_r", "kendall_tau")),
         ]
-        for with_what, own in parts
-        for what, by_measure in own.items()
+        for with_what, parts_of in parts
+        for what, by_measure in parts_of.items()
         if any(by_measure.values())
     ]
     if rows:

@@ -251,11 +251,14 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     rows, written = [], []
     for entry in entries:
         for name, samples in entry.samples.items():
-            own = prefer(entry.model, name, by_split.get((entry.model, name), []), _clusters(samples))
-            pairs = ((own.relative, own.relative_stderr), (own.win_rate, own.win_rate_stderr))
+            preference = prefer(entry.model, name, by_split.get((entry.model, name), []), _clusters(samples))
+            pairs = (
+                (preference.relative, preference.relative_stderr),
+                (preference.win_rate, preference.win_rate_stderr),
+            )
             values = [NOTHING if value is None else value_with_error(value, error) for value, error in pairs]
-            rows.append([own.model, own.split, own.rows, *values, own.missing])
-            written.append(own)
+            rows.append([preference.model, preference.split, preference.rows, *values, preference.missing])
+            written.append(preference)
     agreement = self_agreement(verdicts)
     summary = _summary_of(path)
     PreferenceDocument(

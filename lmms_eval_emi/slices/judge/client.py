@@ -108,7 +108,7 @@ def plan(
         EndpointError: the file contains verdicts of other responses, questions or judges.
     """
     there = path is not None and path.exists() and path.stat().st_size
-    known = {one.key: one for one in read_verdicts(path)} if path is not None and there else {}
+    known = {verdict.key: verdict for verdict in read_verdicts(path)} if path is not None and there else {}
     missing, kept, others = [], [], []
     for request in wanted:
         try:

@@ -146,10 +146,10 @@ def self_agreement(verdicts: Sequence[Verdict]) -> SelfAgreement:
     groups: dict[tuple[str, str, int], dict[str, list[tuple[float, float]]]] = {}
     for verdict in verdicts:
         if verdict.scores is not None:
-            own = groups.setdefault(
+            of_group = groups.setdefault(
                 (verdict.key.model, verdict.key.split, verdict.key.row), {order: [] for order in ORDERS}
             )
-            own[verdict.key.order].append(verdict.scores)
+            of_group[verdict.key.order].append(verdict.scores)
     repeats = [
         _winner(a) == _winner(b)
         for by_order in groups.values()
@@ -165,7 +165,7 @@ def self_agreement(verdicts: Sequence[Verdict]) -> SelfAgreement:
     by_split: dict[tuple[str, str], list[Mapping[str, list[float]]]] = {}
     for (model, split, _), by_order in groups.items():
         by_split.setdefault((model, split), []).append(
-            {order: [own - reference for reference, own in scores] for order, scores in by_order.items()}
+            {order: [score - reference for reference, score in scores] for order, scores in by_order.items()}
         )
     reliability = _reliability(list(by_split.values()))
     return SelfAgreement(
@@ -194,19 +194,22 @@ def _reliability(splits: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> f
         several = [row for row in rows if sum(map(len, row.values())) > 1]
         if len(several) < 2:
             continue
-        orders = [order for order in ORDERS if any(own[order] for own in several)]
-        usual = {order: np.mean([one for own in several for one in own[order]]) for order in orders}
-        centred = [np.array([one - usual[order] for order in orders for one in own[order]]) for own in several]
-        means = np.array([own.mean() for own in centred])
-        counts = [len(own) for own in centred]
-        within += sum(((own - own.mean()) ** 2).sum() for own in centred)
+        orders = [order for order in ORDERS if any(by_order[order] for by_order in several)]
+        usual = {order: np.mean([verdict for by_order in several for verdict in by_order[order]]) for order in orders}
+        centred = [
+            np.array([verdict - usual[order] for order in orders for verdict in by_order[order]])
+            for by_order in several
+        ]
+        means = np.array([values.mean() for values in centred])
+        counts = [len(values) for values in centred]
+        within += sum(((values - values.mean()) ** 2).sum() for values in centred)
         within_df += sum(counts) - len(counts) - (len(orders) - 1)
         between += ((means - means.mean()) ** 2).sum()
         between_df += len(counts) - 1
         sizes += counts
     if not sizes or within_df < 1 or between <= 0:
         return None
-    size = len(sizes) / sum(1 / one for one in sizes)
+    size = len(sizes) / sum(1 / count for count in sizes)
     return float(max(0.0, 1 - (within / within_df) / (size * between / between_df)))
 
 

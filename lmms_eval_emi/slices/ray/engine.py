@@ -71,12 +71,12 @@ def cluster(address: str | None = None) -> Iterator[None]:
     names = (PREFIX, "HF_", "OMP_", "HUGGINGFACE_")
     variables = {name: value for name, value in os.environ.items() if name.startswith(names)}
     try:
-        own = not (address or os.environ.get("RAY_ADDRESS"))
+        is_local = not (address or os.environ.get("RAY_ADDRESS"))
         ray.init(
             address=address,
             runtime_env={"env_vars": variables},
             log_to_driver=False,
-            include_dashboard=False if own else None,
+            include_dashboard=False if is_local else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UnavailableError(
@@ -128,14 +128,14 @@ def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missi
     todo, parts = [], {}
     for name, samples in entry.samples.items():
         for start in range(0, len(samples), PART_OF_ROWS):
-            own = samples[start : start + PART_OF_ROWS]
-            if any(sample.row is None for sample in own):
+            block = samples[start : start + PART_OF_ROWS]
+            if any(sample.row is None for sample in block):
                 raise UnavailableError(f"split {name}: expected rows of a dataset that workers can read themselves.")
-            content = repr([(sample.key, sample.question, sample.response) for sample in own]) + signature
+            content = repr([(sample.key, sample.question, sample.response) for sample in block]) + signature
             path = folder / name / f"{start:09d}-{content_hexdigest(content)[:16]}.parquet"
             parts[path] = name
             if not path.exists():
-                responses = {sample.row: sample.response for sample in own}
+                responses = {sample.row: sample.response for sample in block}
                 todo.append({"split": name, "path": str(path), "responses": pickle.dumps(responses)})
     total = sum(map(len, entry.samples.values()))
     bad: list[BadRow] = []
@@ -174,10 +174,10 @@ class _Encoder:
         text_only = signature.startswith("text-only")
         self.study, self.settings = study, settings
         self.encoders = load_encoders_only(settings, text_only=text_only).encoders
-        own = self.encoders.text_signature if text_only else self.encoders.signature
-        if own != signature:
+        expected = self.encoders.text_signature if text_only else self.encoders.signature
+        if expected != signature:
             raise UnavailableError(
-                f"this worker has other encoders ({own}) than the driver ({signature}). Give all machines the same."
+                f"this worker has other encoders ({expected}) than the driver ({signature}). Give all machines the same."
             )
         self.rows: dict[str, datasets.Dataset] = {}
 
@@ -246,8 +246,8 @@ def _aggregation(estimator: Any, partners: Partners | None, keep_partners: bool)
             super().__init__("statistics", zero_factory=lambda: b"", on=None, ignore_nulls=False)
 
         def aggregate_block(self, block: Any) -> bytes:
-            own, known = ray.get(shared)
-            statistics = SplitStatistics(own, partners=known, keep_partners=keep_partners)
+            target, known = ray.get(shared)
+            statistics = SplitStatistics(target, partners=known, keep_partners=keep_partners)
             table = BlockAccessor.for_block(block).to_arrow()
             for batch in table.to_batches(PART_ROWS):
                 for start in range(0, batch.num_rows, PART_ROWS):

@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     scored = score_samples(entries, settings)
     found = [
-        reproduction.compare(one.result, known, pinned=sure)
-        for one, known, sure in zip(scored, published, pinned, strict=True)
+        reproduction.compare(scored_study.result, known, pinned=sure)
+        for scored_study, known, sure in zip(scored, published, pinned, strict=True)
     ]
     if args.output:
         reproduction.ReproductionDocument(reproductions=found).write(args.output)
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     for family in found:
         if family.missing:
             print(f"{family.study}: not scored: {', '.join(family.missing)}")
-    print("signatures\n  " + "\n  ".join(one.result.signature for one in scored))
+    print("signatures\n  " + "\n  ".join(scored_study.result.signature for scored_study in scored))
     good = all(family.passes for family in found)
     print("PASS" if good else "FAIL")
     return 0 if good else 1

@@ -161,8 +161,8 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
         deviations["r"] = Deviation.of("r", {"": (values[0], values[1])}, len(both))
     wanted = {
         "EMI": set(published.splits),
-        "EMID": {name for name, one in published.splits.items() if one.emid is not None},
-        "index": {name for name, one in published.splits.items() if one.emid_bound is not None},
+        "EMID": {name for name, split in published.splits.items() if split.emid is not None},
+        "index": {name for name, split in published.splits.items() if split.emid_bound is not None},
     }
     missing = sorted(set().union(*(names - pairs[score].keys() for score, names in wanted.items())))
     return Reproduction(
@@ -196,8 +196,8 @@ def responses_digest(folder: Path, study: Study, model: str) -> str:
     for found in find_responses(folder, study):
         if model not in (found.model, *found.aliases):
             continue
-        for split, own in sorted(found.splits.items()):
-            for key, text in sorted(own.texts.items(), key=lambda item: str(item[0])):
+        for split, members in sorted(found.splits.items()):
+            for key, text in sorted(members.texts.items(), key=lambda item: str(item[0])):
                 digest.update(json.dumps([split, str(key), text]).encode() + b"\n")
     return digest.hexdigest()
 
@@ -275,7 +275,7 @@ def unpack(content: bytes, target: Path) -> Path:
                 if re.fullmatch(r"[\w.-]+\.jsonl", PurePosixPath(member.filename).name)
             ]
             members = [member for member in members if "__MACOSX" not in member.filename]
-            if not members or len(members) > MOST or sum(one.file_size for one in members) > LARGEST:
+            if not members or len(members) > MOST or sum(member.file_size for member in members) > LARGEST:
                 raise UnavailableError(
                     f"The archive of the published responses holds {len(members)} response files of usable size; expected 1 to {MOST}."
                 )

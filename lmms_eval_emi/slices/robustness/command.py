@@ -128,9 +128,9 @@ def _compare(args: argparse.Namespace, settings: Settings) -> RobustnessDocument
     pairs = _pairs(args)
     same = {} if args.without_consistency else _consistencies(pairs, settings, args.same_from)
     measured = {
-        (model, task): measure_all(own, method=settings.adjust, margin=settings.margin, seed=settings.seed)
+        (model, task): measure_all(of_task, method=settings.adjust, margin=settings.margin, seed=settings.seed)
         for model, by_task in pairs.items()
-        for task, own in by_task.items()
+        for task, of_task in by_task.items()
     }
     tasks = []
     for (model, task), metrics in measured.items():
@@ -138,14 +138,14 @@ def _compare(args: argparse.Namespace, settings: Settings) -> RobustnessDocument
         if args.baseline and model != args.baseline:
             compared = relative_to(metrics, measured.get((args.baseline, task), []))
             relative = Relative(baseline=args.baseline, metrics=compared) if compared else None
-        own = pairs[model][task]
+        task_pairs = pairs[model][task]
         tasks.append(
             TaskRobustness(
-                model=own[0].clean.model,
-                task=own[0].clean.name,
+                model=task_pairs[0].clean.model,
+                task=task_pairs[0].clean.name,
                 metrics=metrics,
                 consistency=same.get((model, task), {}),
-                reported=reported_metrics(own),
+                reported=reported_metrics(task_pairs),
                 **({"relative": relative} if relative else {}),
             )
         )
@@ -188,7 +188,7 @@ def _consistencies(
     from lmms_eval_emi.encoders.base import encode_batches
     from lmms_eval_emi.slices.robustness.comparison import consistency
 
-    kinds = {pair.clean.response_kind for by_task in pairs.values() for own in by_task.values() for pair in own}
+    kinds = {pair.clean.response_kind for by_task in pairs.values() for of_task in by_task.values() for pair in of_task}
     try:
         encoder = load_text_encoder(settings.text_encoder, settings.device, settings.cache) if "text" in kinds else None
     except UnavailableError as error:
@@ -206,10 +206,10 @@ def _consistencies(
 
     return {
         (model, task): {
-            pair.shifted.name: found for pair in own if (found := consistency(pair, embed, same_from)) is not None
+            pair.shifted.name: found for pair in of_task if (found := consistency(pair, embed, same_from)) is not None
         }
         for model, by_task in pairs.items()
-        for task, own in by_task.items()
+        for task, of_task in by_task.items()
     }
 
 
@@ -219,7 +219,9 @@ def _print_task(task: TaskRobustness, unit: str) -> None:
     for metric in task.metrics:
         _print_metric(metric, task.consistency, unit)
     names = {metric.metric for metric in task.metrics}
-    others = [one for one in task.reported if one.metric not in names or any(metric.notes for metric in task.metrics)]
+    others = [
+        loss for loss in task.reported if loss.metric not in names or any(metric.notes for metric in task.metrics)
+    ]
     if others:
         _print_reported(others)
     elif not task.metrics:

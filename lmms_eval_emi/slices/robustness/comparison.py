@@ -123,8 +123,8 @@ def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
         p_value = exchange_test(a, b, first.function, seed=seed)
     else:
         a, b = (
-            one.sums(list(one.parts), {row: (label, task.clusters.get(row, row)) for row in one.parts})
-            for label, one, task in (("clean", first, pair.clean), ("shifted", second, pair.shifted))
+            metric.sums(list(metric.parts), {row: (label, task.clusters.get(row, row)) for row in metric.parts})
+            for label, metric, task in (("clean", first, pair.clean), ("shifted", second, pair.shifted))
         )
         p_value = relabel_test(a, b, first.function, seed=seed)
         rows = []

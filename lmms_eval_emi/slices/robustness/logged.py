@@ -124,12 +124,12 @@ def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Pa
     names = filters if len(filters) == count and count > 1 else [str(place + 1) for place in range(count)]
     metrics: list[RowMetric] = []
     for place, label in enumerate(names):
-        own = {
+        fields = {
             row: {key: value for key, value in lines[place].items() if key not in NO_METRICS}
             for row, lines in by_row.items()
             if place < len(lines)
         }
-        found = read_row_metrics(own, better, config.get("score_key"))
+        found = read_row_metrics(fields, better, config.get("score_key"))
         found = [
             metric.noting("the task does not say whether higher is better; it is taken to be")
             if metric.name in unstated
@@ -264,7 +264,7 @@ def _clusters(lines: Mapping[int, Mapping[str, Any]], given: str | None) -> dict
                 f"--cluster: expected a key of the logged values, rows:N or a CSV file, got {given!r}, which {len(lines) - len(found)} of {len(lines)} rows lack."
             )
         return found
-    images: dict[int, Hashable] = {row: one for row, line in lines.items() if (one := _image(line)) is not None}
+    images: dict[int, Hashable] = {row: image for row, line in lines.items() if (image := _image(line)) is not None}
     if images:
         return images
     for key in CLUSTER_KEYS:
@@ -307,8 +307,8 @@ def _with_clusters(tasks: Mapping[str, LoggedTask]) -> dict[str, LoggedTask]:
         if origin and any(str(value).endswith(IMAGE_SUFFIX) for value in task.task.clusters.values()):
             known.setdefault(str(origin), task.task.clusters)
     return {
-        name: replace(one, task=replace(one.task, clusters={**one.task.clusters, **known.get(name, {})}))
-        for name, one in tasks.items()
+        name: replace(task, task=replace(task.task, clusters={**task.task.clusters, **known.get(name, {})}))
+        for name, task in tasks.items()
     }
 
 
@@ -339,7 +339,7 @@ def find_pairs(
                 f"expected CLEAN=SHIFTED of tasks that were logged, got {given!r}; logged are {', '.join(sorted(tasks)[:20])}."
             )
         found.setdefault(clean, []).append(ShiftedTask(tasks[clean].task, tasks[shifted].task, shifted, paired=paired))
-    taken = {pair.shifted.name for own in found.values() for pair in own}
+    taken = {pair.shifted.name for of_task in found.values() for pair in of_task}
     for name, task in tasks.items():
         origin, described = _origin(name, task, tasks)
         if not origin and task.twin.get("of"):
@@ -359,14 +359,14 @@ def find_pairs(
         raise ResultsError(
             f"--task: {', '.join(missing)} has no shifted twin among what was logged: {', '.join(sorted(tasks)[:20])}. Run it with its twins, or name two tasks with --pair."
         )
-    chosen = {name: own for name, own in found.items() if not only or name in only}
+    chosen = {name: of_task for name, of_task in found.items() if not only or name in only}
     if not chosen:
         raise ResultsError(
             f"no task has a shifted twin among what was logged: {', '.join(sorted(tasks)[:20])}. Write twins with lmms-eval-emi shifts twins, or name two tasks with --pair CLEAN=SHIFTED."
         )
-    for own in chosen.values():
-        _warn_of_settings(own)
-    return {name: sorted(own, key=_order) for name, own in chosen.items()}
+    for of_task in chosen.values():
+        _warn_of_settings(of_task)
+    return {name: sorted(of_task, key=_order) for name, of_task in chosen.items()}
 
 
 def _origin(

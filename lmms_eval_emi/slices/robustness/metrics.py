@@ -76,18 +76,18 @@ def read_row_metrics(
     named = list(higher_is_better or {})
     logged = list(dict.fromkeys(name for row in rows.values() for name in row))
     found: list[RowMetric] = []
-    for name in [one for one in named if one in logged] or logged:
-        values = {row: own[name] for row, own in rows.items() if name in own}
+    for name in [metric for metric in named if metric in logged] or logged:
+        values = {row: metrics[name] for row, metrics in rows.items() if name in metrics}
         better = bool((higher_is_better or {}).get(name, True))
-        own = _metric(name, values, better, score_key)
+        row_metric = _metric(name, values, better, score_key)
         # Some tasks log one dictionary under the names of all metrics that they compute from it.
-        if own is not None and not any(
-            metric.parts == own.parts and metric.function is own.function for metric in found
+        if row_metric is not None and not any(
+            metric.parts == row_metric.parts and metric.function is row_metric.function for metric in found
         ):
-            found.append(own)
-        for one in _yes_or_no(values):
-            if not any(known.name == one.name for known in found):
-                found.append(one)
+            found.append(row_metric)
+        for metric in _yes_or_no(values):
+            if not any(known.name == metric.name for known in found):
+                found.append(metric)
     return found
 
 
@@ -105,7 +105,7 @@ def _metric(name: str, values: Mapping[int, Any], better: bool, score_key: str |
         return None
     note = f"{len(values) - len(numbers)} rows without a score are left out" if len(numbers) < len(values) else ""
     binary = set(numbers.values()) <= {0.0, 1.0}
-    return RowMetric(name, {row: (one, 1.0) for row, one in numbers.items()}, mean, better, binary, note)
+    return RowMetric(name, {row: (number, 1.0) for row, number in numbers.items()}, mean, better, binary, note)
 
 
 def _number(value: Any, score_key: str | None) -> float | None:  # noqa: PLR0911

@@ -94,9 +94,9 @@ class Loss(Plain):
         scores = plain("clean", clean) | plain("shifted", shifted) | plain("loss", loss) | plain("mmi", mmi)
         if mmi is not None:
             scores["mmi_ci95"] = _interval_of_ratio(clean, shifted, sign) or scores["mmi_ci95"]
-        own = cls(**scores, images=loss.clusters, **fields)
-        own._jackknives = (loss, mmi)
-        return own
+        result = cls(**scores, images=loss.clusters, **fields)
+        result._jackknives = (loss, mmi)
+        return result
 
     @property
     def jackknives(self) -> tuple[Jackknife, Jackknife | None]:

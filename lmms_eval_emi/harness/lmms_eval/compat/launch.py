@@ -400,14 +400,14 @@ def quiet_bars(lm: Any) -> Iterator[None]:
             super().__init__(*args, **{**kwargs, "disable": True})
 
     modules = [sys.modules.get(base.__module__) for base in type(lm).__mro__ if base is not object]
-    own = [module for module in modules if isinstance(getattr(module, "tqdm", None), type)]
-    earlier = [module.tqdm for module in own]  # type: ignore[union-attr]
-    for module in own:
+    patched = [module for module in modules if isinstance(getattr(module, "tqdm", None), type)]
+    earlier = [module.tqdm for module in patched]  # type: ignore[union-attr]
+    for module in patched:
         module.tqdm = Quiet  # type: ignore[union-attr]
     try:
         yield
     finally:
-        for module, bar in zip(own, earlier, strict=True):
+        for module, bar in zip(patched, earlier, strict=True):
             module.tqdm = bar  # type: ignore[union-attr]
 
 

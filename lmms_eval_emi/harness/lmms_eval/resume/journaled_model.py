@@ -169,18 +169,22 @@ class Blocks:
         together = not alone and launch.ranks_step_together(lm)
         share = self.share and not together and not launch.answers_by_place(lm)
         padding = [launch.is_padding(request) for request in requests]
-        plan = {one.request: share and one.shared for one, pad in zip(described, padding, strict=True) if not pad}
+        plan = {
+            description.request: share and description.shared
+            for description, pad in zip(described, padding, strict=True)
+            if not pad
+        }
         across = share and not alone and launch.ranks() > 1
         owners = self._owners(plan) if across else {}
         asked: dict[str, int] = {}
         owned = []  # positions that this rank asks the model for
-        for position, one in enumerate(described):
+        for position, description in enumerate(described):
             if padding[position] and not together:
                 continue
-            if share and one.shared:
-                if owners.get(one.request.content, launch.rank()) != launch.rank():
+            if share and description.shared:
+                if owners.get(description.request.content, launch.rank()) != launch.rank():
                     continue
-                if asked.setdefault(one.request.content, position) != position:
+                if asked.setdefault(description.request.content, position) != position:
                     continue
             owned.append(position)
         self._write_plan(plan)
@@ -209,8 +213,8 @@ class Blocks:
         if across:
             self._exchange(plan, owners)
         return [
-            self._padding(one, method) if pad else self._response(one, share)
-            for one, pad in zip(described, padding, strict=True)
+            self._padding(description, method) if pad else self._response(description, share)
+            for description, pad in zip(described, padding, strict=True)
         ]
 
     def _describe(
@@ -221,7 +225,7 @@ class Blocks:
         with tqdm(
             requests, desc="Reading requests", unit="", leave=False, dynamic_ncols=True, delay=1, disable=quiet
         ) as bar:
-            return [contents.describe(one) for one in bar]
+            return [contents.describe(instance) for instance in bar]
 
     def _padding(self, described: Described, method: str) -> Any:
         """Return whatever is known; nobody looks at it."""
@@ -260,14 +264,14 @@ class Blocks:
     ) -> None:
         new = []
         for position, response in zip(positions, found, strict=True):
-            one = described[position]
-            if padding[position] or self._known(one, share):
+            description = described[position]
+            if padding[position] or self._known(description, share):
                 continue
             if is_failed_request(text_of(response)):
-                self.failures.add(one.request, response)
+                self.failures.add(description.request, response)
                 self.progress.failed += 1
             else:
-                new.append((one, response))
+                new.append((description, response))
         if not new:
             return
         self.journal.append(
@@ -275,11 +279,11 @@ class Blocks:
                 "kind": "block",
                 "run": self.run,
                 "method": method,
-                "requests": [[*one.request, response] for one, response in new],
+                "requests": [[*description.request, response] for description, response in new],
             }
         )
-        for one, response in new:
-            self.answers.add(one.request, response)
+        for description, response in new:
+            self.answers.add(description.request, response)
         self.progress.answered += len(new)
         bar.update(len(new))
 

@@ -167,7 +167,7 @@ def _state_of_file(text: str) -> bytes:
         if path.is_file():
             return f"file:{file_hash(path)}".encode()
         frames = sorted(path.iterdir()) if "/" in text and path.is_dir() else []
-        return "".join(f"{one.name}:{file_hash(one)};" for one in frames if one.is_file()).encode()
+        return "".join(f"{frame.name}:{file_hash(frame)};" for frame in frames if frame.is_file()).encode()
     except (OSError, ValueError):
         return b""
 

@@ -70,10 +70,10 @@ class RunOptions:
     @property
     def own_arguments(self) -> list[str]:
         """The arguments of ``lmms-eval-emi run``, without secrets."""
-        own = [] if self.save_every == RunOptions.save_every else ["--save-every", str(self.save_every)]
-        own += [] if self.share else ["--no-share"]
-        own += ["--retry-empty"] if self.retry_empty else []
-        return [*redact_arguments(self.arguments), *own]
+        arguments = [] if self.save_every == RunOptions.save_every else ["--save-every", str(self.save_every)]
+        arguments += [] if self.share else ["--no-share"]
+        arguments += ["--retry-empty"] if self.retry_empty else []
+        return [*redact_arguments(self.arguments), *arguments]
 
     @property
     def command(self) -> str:
@@ -186,7 +186,9 @@ def _check_end(options: RunOptions, runs: Mapping[str, Blocks], before: set[Path
         raise RunError(
             f"{launch.missing_scores_message(lacking)} Every response is in {options.folder / FOLDER}. Once this is fixed, nothing is generated again:\n  {options.command}"
         )
-    failed, planned = (sum(getattr(one.progress, name) for one in runs.values()) for name in ("failed", "planned"))
+    failed, planned = (
+        sum(getattr(task_run.progress, name) for task_run in runs.values()) for name in ("failed", "planned")
+    )
     if failed:
         raise RunError(
             f"{failed} of {planned} requests returned an error message instead of a response, such as {_a_failure(runs)!r}. They are neither kept nor scored. The same command repeats these requests only:\n  {options.command}"
@@ -312,13 +314,13 @@ def states(plan: Mapping[Request, bool], answers: Answers, share: bool = True) -
     counts: dict[str, list[int]] = {}
     asked: set[str] = set()
     for request, shared in plan.items():
-        own = counts.setdefault(request.task, [0, 0, 0])
-        own[0] += 1
+        counted = counts.setdefault(request.task, [0, 0, 0])
+        counted[0] += 1
         alike = share and shared
         if answers.has(request, shared=alike):
-            own[1] += 1
+            counted[1] += 1
         elif alike and request.content in asked:
-            own[2] += 1
+            counted[2] += 1
         asked.add(request.content)
     return [TaskState(task, *count) for task, count in counts.items()]
 
@@ -338,9 +340,9 @@ def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
     instances: list[Any] = []
     plans: dict[str, dict[Request, bool]] = {}
 
-    def collect(own: list[Any]) -> list[Any]:
-        instances.extend(own)
-        return own
+    def collect(entries: list[Any]) -> list[Any]:
+        instances.extend(entries)
+        return entries
 
     def make(kind: type, _: Callable[[], Any]) -> Any:
         label = list(names)[-1]
@@ -351,8 +353,8 @@ def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
                 for instance in instances:
                     if instance.request_type in (each, f"{each}_agentic"):
                         for _ in range(launch.repeats(instance)):
-                            one = described.describe(instance)
-                            plans[label][one.request] = one.shared
+                            description = described.describe(instance)
+                            plans[label][description.request] = description.shared
             raise launch.ConfigurationDone
 
         lm = launch.stand_in(bool(getattr(kind, "is_simple", True)), respond)
@@ -372,8 +374,8 @@ def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
     found = {}
     for label, plan in plans.items():
         everywhere: dict[Request, bool] = {}
-        for own in launch.gather(plan):
-            everywhere |= own
+        for of_rank in launch.gather(plan):
+            everywhere |= of_rank
         answers = answers_of(contents, names[label][0], retry_empty=options.retry_empty)
         found[label] = states(everywhere, answers, options.share)
     return found
@@ -459,7 +461,7 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
         for name, described in runs.items()
         if described.get("arguments") == arguments
     ]
-    if not any(one.known for one in kept):
+    if not any(earlier.known for earlier in kept):
         raise RunError(f"{folder}: its journal holds no response yet. Go on with: {latest.get('command', '')}")
     chosen = _ChosenConfiguration(folder, kept)
 
@@ -476,11 +478,11 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
         launch.requests_through(lambda instances: chosen.current.answered(instances)),
     ):
         before = _harness_results(output)
-        own = launch.without_options(arguments, {"--output_path": True, **launch.SENDING})
-        launch.run_command_line([*own, "--output_path", str(output)], chosen.choose)
+        kept_arguments = launch.without_options(arguments, {"--output_path": True, **launch.SENDING})
+        launch.run_command_line([*kept_arguments, "--output_path", str(output)], chosen.choose)
         if _harness_results(output) <= before:
             raise RunError(f"lmms-eval could not write its results below {output}; the reason is above.")
-    return [state for one in kept for state in one.states]
+    return [state for earlier in kept for state in earlier.states]
 
 
 class _ChosenConfiguration:
@@ -504,12 +506,12 @@ class _ChosenConfiguration:
         launch.without_cache_of_responses(args)
         model, model_args, _, _ = launch.model_parts(args)
         matches = [
-            one
-            for one in self.kept
-            if one.described.get("model") == model and one.described.get("model_args") == redact(model_args)
+            earlier
+            for earlier in self.kept
+            if earlier.described.get("model") == model and earlier.described.get("model_args") == redact(model_args)
         ]
         # Several configurations of one model differ by identity, which needs the model's files as they were.
-        exact = [one for one in matches if len(matches) > 1 and one.command == command_identity(args)]
+        exact = [earlier for earlier in matches if len(matches) > 1 and earlier.command == command_identity(args)]
         if not (exact or matches):
             raise RunError(f"{self.folder}: the journal has no responses of {model} ({redact(model_args)}).")
         self.current = (exact or matches)[-1]  # the latest

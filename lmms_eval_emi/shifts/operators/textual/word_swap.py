@@ -18,7 +18,7 @@ def word_swap(text: str, rate: float, random: np.random.RandomState, options: Sh
     count = sum(piece.kind in ("word", "kept") for piece in pieces)
     parts = [piece.text for piece in pieces]
     for _ in range(max(1, int(rate * count + 1e-9))):
-        one = random.randint(len(words))
-        other = (one + 1 + random.randint(len(words) - 1)) % len(words)
-        parts[words[one]], parts[words[other]] = parts[words[other]], parts[words[one]]
+        first = random.randint(len(words))
+        other = (first + 1 + random.randint(len(words) - 1)) % len(words)
+        parts[words[first]], parts[words[other]] = parts[words[other]], parts[words[first]]
     return "".join(parts)

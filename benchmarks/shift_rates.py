@@ -18,7 +18,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from lmms_eval_emi.shifts import RefusedError, ShiftOptions, shift_text
-from lmms_eval_emi.shifts.operators.textual.sr import plain
+from lmms_eval_emi.shifts.operators.textual.word import plain
 
 PUBLISHED = [
     ("keyboard", 1, "KeyboardAug_1"),

@@ -111,8 +111,8 @@ def _paraphraser(settings: Settings) -> Callable[[str], str] | None:
     """Return a function that asks the endpoint for a paraphrase, or ``None`` without an endpoint."""
     if not (settings.endpoint and settings.endpoint_model):
         return None
+    from lmms_eval_emi.shifts.operators import ShiftOptions
     from lmms_eval_emi.shifts.operators.textual.sentence_model import rewrite
-    from lmms_eval_emi.shifts.options import ShiftOptions
 
     options = ShiftOptions.from_settings(settings)
     instruction = "Say the following answer in other words, with the same meaning, in its own language."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lmms_eval_emi.data.study import Columns
     from lmms_eval_emi.shifts.apply import Step
-    from lmms_eval_emi.shifts.options import ShiftOptions
+    from lmms_eval_emi.shifts.operators import ShiftOptions
 
 PREVIEW_QUESTION = "What are the people in this picture doing, and what might have happened before it was taken?"
 
@@ -139,7 +139,7 @@ def _add_preview_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write a suite or a contact sheet."""
     from lmms_eval_emi.shifts.apply import parse_steps
-    from lmms_eval_emi.shifts.options import ShiftOptions
+    from lmms_eval_emi.shifts.operators import ShiftOptions
 
     _take_positionals(args)
     visual = [step for specification in args.visual for step in parse_steps("visual", specification)]

@@ -6,8 +6,7 @@ dataset with its tasks, ``twins`` shifts rows while a harness task runs, and ``c
 
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts.apply import shift_image, shift_text
-from lmms_eval_emi.shifts.operators import Operator, RefusedError, operators
-from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.shifts.operators import Operator, RefusedError, ShiftOptions, operators
 from lmms_eval_emi.shifts.twins import twin
 
 __all__ = ["Operator", "RefusedError", "ShiftError", "ShiftOptions", "operators", "shift_image", "shift_text", "twin"]

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from lmms_eval_emi.data.images import check_size, encoded_image, open_image, to_rgb
-from lmms_eval_emi.data.study import Columns, Shift
+from lmms_eval_emi.data.images import check_size, open_image, to_rgb
+from lmms_eval_emi.data.study import Shift
 from lmms_eval_emi.errors import EMIError, ImageError, ShiftError
 from lmms_eval_emi.settings import load_settings
-from lmms_eval_emi.shifts.operators import Family, Operator, RefusedError, operator, random_state
-from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.shifts.operators import Family, Operator, RefusedError, ShiftOptions, operator, random_state
 from lmms_eval_emi.util.files import encodable
 
 if TYPE_CHECKING:
-    import datasets
+    pass
 
 logger = logging.getLogger(__name__)
 LONGEST_TEXT = 1_000_000
@@ -61,21 +58,16 @@ class Step:
             severity=self.level if isinstance(self.level, int) else None,
         )
 
-    def apply(self, value: Any, *, seed: int, row_id: object, options: ShiftOptions) -> Any:
-        """Return a Pillow image or a text, as its operator takes it, shifted.
-
-        Raises:
-            RefusedError: this one cannot be shifted.
-        """
-        shift: Callable[..., Any] = shift_image if self.operator.family == "visual" else shift_text
-        return shift(value, self.operator.name, self.level, seed=seed, row_id=row_id, options=options)
-
     def apply_or_keep(
         self, value: Any, report: Callable[[str], object], *, seed: int, row_id: object, options: ShiftOptions
     ) -> Any:
-        """Return the shifted value; if the operator refuses it, pass the reason to ``report`` and return the value unchanged."""
+        """Return a Pillow image or a text, shifted.
+
+        If the operator refuses it, the reason is passed to ``report``, and the value returned unchanged.
+        """
+        shift: Callable[..., Any] = shift_image if self.operator.family == "visual" else shift_text
         try:
-            return self.apply(value, seed=seed, row_id=row_id, options=options)
+            return shift(value, self.operator.name, self.level, seed=seed, row_id=row_id, options=options)
         except RefusedError as reason:
             report(str(reason))
             return value
@@ -173,7 +165,13 @@ def shift_image(
     found = operator("visual", operator_name)
     parameter = found.parameter(level)
     pixels = np.asarray(shiftable(image))
-    shifted = _apply(found, pixels, parameter, random_state(seed, found.name, row_id), options or default_options())
+    shifted = _apply(
+        found,
+        pixels,
+        parameter,
+        random_state(seed, found.name, row_id),
+        options or ShiftOptions.from_settings(load_settings()),
+    )
     if shifted.dtype == np.uint8:
         return Image.fromarray(shifted)
     rounded = np.rint(shifted)
@@ -202,15 +200,15 @@ def shift_text(
     row_id: object = 0,
     options: ShiftOptions | None = None,
 ) -> str:
-    """Return a text, shifted.
+    """Return a text in any script, shifted; see :func:`shift_image` for the other arguments.
 
     Args:
-        text: text in any script.
+        text: the text.
         operator_name: name such as ``keyboard``.
         level: 1 to 7, or a language for ``translation``, or ``None`` for operators of one form.
         seed: seed of the study.
         row_id: ID of the row; seed, operator and row id decide all randomness.
-        options: what must be kept, and where synonyms and rewritten sentences are from; default: the settings.
+        options: words to keep, and where synonyms and rewritten sentences are from; default: the settings.
 
     Raises:
         ShiftError: an unknown operator or level, or something that it needs is missing.
@@ -223,7 +221,7 @@ def shift_text(
     if len(text) > LONGEST_TEXT:
         raise RefusedError(f"the text has {len(text):,} characters; expected at most {LONGEST_TEXT:,}")
     random = random_state(seed, found.name, row_id)
-    return _apply(found, encodable(text), parameter, random, options or default_options())
+    return _apply(found, encodable(text), parameter, random, options or ShiftOptions.from_settings(load_settings()))
 
 
 def _apply(found: Operator, *arguments: Any) -> Any:
@@ -234,87 +232,6 @@ def _apply(found: Operator, *arguments: Any) -> Any:
         raise
     except Exception as error:
         raise RefusedError(f"{found.name} failed: {type(error).__name__}: {error}") from error
-
-
-def shift_rows(
-    rows: datasets.Dataset,
-    recipe: Recipe,
-    columns: Columns,
-    seed: int,
-    options: ShiftOptions,
-    roots: Sequence[Path] = (),
-) -> datasets.Dataset:
-    """Return rows under a recipe, in memory; those that cannot be shifted are logged and left unchanged.
-
-    Args:
-        rows: rows of the ID split.
-        recipe: what to do to each.
-        columns: columns of the rows.
-        seed: seed of the study.
-        options: options of textual operators.
-        roots: folders that paths of images are relative to.
-    """
-    from datasets import Image as ImageFeature
-
-    features = rows.features
-
-    def shifted(row: dict[str, Any]) -> dict[str, Any]:
-        return _shift_row(row, recipe, columns, seed, options, roots)
-
-    if columns.image:
-        rows = rows.cast_column(columns.image, ImageFeature(decode=False))
-    shifted_rows = rows.map(shifted, keep_in_memory=True, load_from_cache_file=False)
-    if columns.image is None:
-        return shifted_rows
-    was = features[columns.image]  # a column of paths becomes one of images
-    return shifted_rows.cast_column(columns.image, was if isinstance(was, ImageFeature) else ImageFeature())
-
-
-def _shift_row(
-    row: dict[str, Any],
-    recipe: Recipe,
-    columns: Columns,
-    seed: int,
-    options: ShiftOptions,
-    roots: Sequence[Path],
-) -> dict[str, Any]:
-    """Return the changed columns of one row; the arguments are those of :func:`shift_rows`."""
-    row_id = row[columns.id]
-    changed: dict[str, Any] = {}
-
-    def report(step: Step) -> Callable[[str], object]:
-        return lambda reason: logger.warning("%s: row %s is left unchanged: %s", step.name, row_id, reason)
-
-    if columns.image and row[columns.image] is not None:
-        try:
-            content = encoded_image(row[columns.image], roots)
-            changed[columns.image] = {"bytes": content, "path": None}  # wherever its path was relative to
-            if recipe.visual:
-                given = open_image(content)
-                new = recipe.visual.apply_or_keep(
-                    given, report(recipe.visual), seed=seed, row_id=row_id, options=options
-                )
-                if new is not given:
-                    changed[columns.image] = {"bytes": _to_png(new), "path": None}
-        except ImageError as error:
-            if recipe.visual:
-                report(recipe.visual)(str(error))
-    if recipe.textual and row[columns.question] is not None:
-        changed[columns.question] = recipe.textual.apply_or_keep(
-            row[columns.question], report(recipe.textual), seed=seed, row_id=row_id, options=options
-        )
-    return changed
-
-
-def _to_png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def default_options(**given: object) -> ShiftOptions:
-    """Return the options that the environment's settings mean; ``given`` ones other than ``None`` take precedence."""
-    return ShiftOptions.from_settings(load_settings(), **given)
 
 
 def _slug(level: str) -> str:

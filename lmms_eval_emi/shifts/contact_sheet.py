@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lmms_eval_emi.errors import EMIError
 from lmms_eval_emi.shifts.apply import Step, shift_image, shift_text, shiftable
-from lmms_eval_emi.shifts.operators import RefusedError
-from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.shifts.operators import RefusedError, ShiftOptions
 from lmms_eval_emi.util.extras import extra
 
 THUMB, LABEL, GAP, MARGIN = 224, 170, 8, 24

@@ -29,8 +29,7 @@ from lmms_eval_emi.data.columns import (
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.settings import Settings, load_settings
 from lmms_eval_emi.shifts.apply import Recipe, Step, parse_steps
-from lmms_eval_emi.shifts.operators import Family, operators
-from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.shifts.operators import Family, ShiftOptions, operators
 
 if TYPE_CHECKING:
     import datasets

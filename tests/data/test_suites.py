@@ -23,7 +23,7 @@ from lmms_eval_emi.harness.lmms_eval.twin_tasks import resolve
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.apply import parse_steps
 from lmms_eval_emi.shifts.at_load import load_splits
-from lmms_eval_emi.shifts.operators.visual.frost import PICTURES
+from lmms_eval_emi.shifts.operators.visual.weather import PICTURES
 
 CLASSES = ("dog", "guitar", "elephant")
 

@@ -325,9 +325,8 @@ def test_a_url_may_name_the_whole_way(serve):
     ],
 )
 def test_a_rewritten_question_is_the_question_alone(serve, monkeypatch, reply, question):
-    from lmms_eval_emi.shifts.operators import RefusedError
+    from lmms_eval_emi.shifts.operators import RefusedError, ShiftOptions
     from lmms_eval_emi.shifts.operators.textual import sentence_model
-    from lmms_eval_emi.shifts.options import ShiftOptions
 
     client, _ = serve(lambda request, count: (200, {}, [completion(reply)]))
     monkeypatch.setattr(sentence_model, "client_of", lambda endpoint, model: client)

@@ -603,7 +603,7 @@ def test_an_operator_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand-ins for what some operators read: pictures of frost, and synonyms."""
-    from lmms_eval_emi.shifts.operators.visual.frost import PICTURES
+    from lmms_eval_emi.shifts.operators.visual.weather import PICTURES
 
     (tmp_path / "frost").mkdir()
     for number, name in enumerate(PICTURES):

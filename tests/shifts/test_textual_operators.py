@@ -13,7 +13,7 @@ import pytest
 
 from lmms_eval_emi.errors import EndpointError, ShiftError
 from lmms_eval_emi.shifts import RefusedError, ShiftOptions, operators, shift_text
-from lmms_eval_emi.shifts.operators.textual.words import join, split
+from lmms_eval_emi.shifts.operators.textual.pieces import join, split
 
 OPERATORS = [name for name, operator in operators("text").items() if operator.group != "sentence"]
 QUESTION = "Which large animals are sleeping beside the old wooden table in the garden, and why might they be tired?"
@@ -107,8 +107,8 @@ def test_keyboard_changes_as_much_as_the_published_prompts(shared: Path, level: 
 
 @pytest.mark.parametrize("level", [4, 7])
 def test_synonyms_change_as_much_as_the_published_prompts(shared: Path, level: int) -> None:
-    from lmms_eval_emi.shifts.operators.textual.sr import plain
     from lmms_eval_emi.shifts.operators.textual.synonyms import synonym_source
+    from lmms_eval_emi.shifts.operators.textual.word import plain
 
     try:
         synonym_source(None)
@@ -289,7 +289,7 @@ def test_odd_characters_never_stop_a_run(text: str, name: str, options: ShiftOpt
 def test_an_operator_that_fails_costs_a_row_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 
-    module = importlib.import_module("lmms_eval_emi.shifts.operators.textual.char_swap")
+    module = importlib.import_module("lmms_eval_emi.shifts.operators.textual.character")
     monkeypatch.setattr(module, "with_case_of", lambda *arguments: 1 / 0)
     with pytest.raises(RefusedError, match="char_swap failed: ZeroDivisionError"):
         shift_text("What is this animal?", "char_swap", 1)

@@ -14,7 +14,7 @@ from PIL import Image
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts import RefusedError, operators, shift_image
 from lmms_eval_emi.shifts.operators import random_state
-from lmms_eval_emi.shifts.operators.visual.frost import PICTURES
+from lmms_eval_emi.shifts.operators.visual.weather import PICTURES
 
 VISUAL = list(operators("visual"))
 SEED, ROW = 3, "row 7"

@@ -12,7 +12,7 @@ from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.shifts.apply import shift_text
-from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.shifts.operators import ShiftOptions
 from lmms_eval_emi.util.extras import extra
 
 

@@ -1,14 +1,13 @@
-"""The class of shift operators, and their registry.
+"""The class of shift operators, their options, and their registry.
 
-A visual operator is a function of one file in ``visual/``, a textual one of one file in ``textual/``;
-the decorator says its family's group and what each level means, and the file's being there registers it.
+A visual operator is a function in a file of ``visual/``, a textual one in a file of ``textual/``. The decorator names its
+group and what each level means; every file of the two folders is imported, so a new file needs no other change.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lmms_eval_emi.errors import ShiftError
+from lmms_eval_emi.settings import Settings
+from lmms_eval_emi.util.discovery import modules_in
 from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.wording import suggest
 
@@ -30,6 +31,42 @@ PACKAGES: dict[Family, str] = {
 
 class RefusedError(ValueError):
     """One image or text cannot be shifted sensibly; the message says why. Its row stays unchanged."""
+
+
+@dataclass(frozen=True)
+class ShiftOptions:
+    """Options and resources of shift operators.
+
+    Attributes:
+        keep: words and phrases that textual operators leave unchanged, whatever their case.
+        synonyms: a YAML or JSON file of synonyms by word, instead of WordNet.
+        wordnet: WordNet's ``dict`` folder; default: NLTK's, or that of the system's package.
+        frost: folder of ImageNet-C's frost images; default: those of the package imagecorruptions.
+        endpoint: base URL of an OpenAI-compatible endpoint, for the operators on sentences.
+        model: model to ask of the endpoint.
+        cache: folder that keeps the endpoint's replies; ``None`` keeps none.
+    """
+
+    keep: tuple[str, ...] = ()
+    synonyms: Path | None = None
+    wordnet: Path | None = None
+    frost: Path | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    cache: Path | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, **given: Any) -> ShiftOptions:
+        """Return the options of some settings; keyword arguments other than ``None`` take precedence."""
+        options = {
+            "synonyms": settings.synonyms,
+            "wordnet": settings.wordnet,
+            "frost": settings.frost,
+            "endpoint": settings.endpoint,
+            "model": settings.endpoint_model,
+            "cache": settings.cache,
+        }
+        return cls(**(options | {name: value for name, value in given.items() if value is not None}))
 
 
 @dataclass(frozen=True, eq=False)  # one object for each operator, whatever its levels are
@@ -46,7 +83,6 @@ class Operator:
         function: the shift itself.
         prompt_suffix: what a model is to be told after a question shifted so.
         resources: a fingerprint of the files it reads, given the :class:`ShiftOptions`.
-        takes_options: whether its function is given the :class:`ShiftOptions`.
     """
 
     name: str
@@ -56,8 +92,7 @@ class Operator:
     function: Callable[..., Any]
     level_name: str | None = None
     prompt_suffix: str = ""
-    resources: Callable[[Any], str] | None = None
-    takes_options: bool = True
+    resources: Callable[[ShiftOptions], str] | None = None
 
     def __reduce__(self) -> tuple:
         return operator, (self.family, self.name)
@@ -82,6 +117,11 @@ class Operator:
                 f"{self.name}: expected a level of 1 to {len(self.levels)}, got {level!r}. Write {self.name}:1,3, for one."
             )
 
+    @property
+    def takes_options(self) -> bool:
+        """Whether its function is given the :class:`ShiftOptions`: a textual one, or one that reads files."""
+        return self.family == "text" or self.resources is not None
+
     def parameter(self, level: int | str | None) -> Any:
         """Return what a level means to the operator's function."""
         self.check_level(level)
@@ -89,7 +129,7 @@ class Operator:
 
 
 def visual_operator(
-    group: str, levels: Sequence[Any], resources: Callable[[Any], str] | None = None
+    group: str, levels: Sequence[Any], resources: Callable[[ShiftOptions], str] | None = None
 ) -> Callable[[Callable], Callable]:
     """Register ``function(pixels, parameter, random)`` under its own name.
 
@@ -97,15 +137,7 @@ def visual_operator(
     on a scale of 0 to 255, which the caller rounds and clips. One that reads ``resources`` also gets the options.
     """
     return lambda function: _register(
-        Operator(
-            function.__name__,
-            "visual",
-            group,
-            tuple(levels),
-            function,
-            resources=resources,
-            takes_options=resources is not None,
-        )
+        Operator(function.__name__, "visual", group, tuple(levels), function, resources=resources)
     )
 
 
@@ -114,7 +146,7 @@ def textual_operator(
     levels: Sequence[Any] = (),
     level_name: str | None = None,
     prompt_suffix: str = "",
-    resources: Callable[[Any], str] | None = None,
+    resources: Callable[[ShiftOptions], str] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register ``function(text, parameter, random, options)`` under its own name; it returns the shifted text."""
     return lambda function: _register(
@@ -134,9 +166,8 @@ def _register(operator: Operator) -> Callable:
 def operators(family: Family) -> dict[str, Operator]:
     """Return all operators of a family by name, sorted by group and name."""
     package = importlib.import_module(PACKAGES[family])
-    for module in pkgutil.iter_modules(package.__path__):
-        with extra("shifts"):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+    with extra("shifts"):
+        _ = list(modules_in(package))
     groups = ("noise", "blur", "weather", "digital", "geometry", "character", "word", "sentence")
 
     def order(operator: Operator) -> tuple:

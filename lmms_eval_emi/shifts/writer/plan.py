@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from lmms_eval_emi.data.study import Columns
 from lmms_eval_emi.shifts.apply import Recipe, Step
-from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.shifts.operators import ShiftOptions
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Operators on texts: those of MM-Robustness [1], after nlpaug (characters) and EDA [2] (words). One file an operator.
+"""Operators on texts: those of MM-Robustness [1], after nlpaug (characters) and EDA [2] (words). One file for each group.
 
 Level n of 1 to 7 is the published rate of 0.05 n. Unlike there, a text keeps its spaces, its case and
 its punctuation wherever an operator does not mean to change them; ``sr`` alone drops them as EDA does.

@@ -16,9 +16,8 @@ from typing import Any
 
 from lmms_eval_emi.data.response_text import REFUSAL, without_thoughts
 from lmms_eval_emi.errors import EndpointError
-from lmms_eval_emi.shifts.operators import RefusedError
-from lmms_eval_emi.shifts.operators.textual.words import NUMBER_WORDS, split
-from lmms_eval_emi.shifts.options import ShiftOptions
+from lmms_eval_emi.shifts.operators import RefusedError, ShiftOptions
+from lmms_eval_emi.shifts.operators.textual.pieces import NUMBER_WORDS, split
 from lmms_eval_emi.util.endpoint import ChatClient, RequestFailedError, RequestRefusedError
 from lmms_eval_emi.util.files import encodable, write_atomically
 from lmms_eval_emi.util.printing import one_line

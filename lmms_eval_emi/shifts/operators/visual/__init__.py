@@ -1,4 +1,4 @@
-"""Operators on images: those of ImageNet-C [1], as MM-Robustness [2] uses them. One file an operator.
+"""Operators on images: those of ImageNet-C [1], as MM-Robustness [2] uses them. One file for each group.
 
 The parameters of the five severities are the published ones. They were chosen for photographs of
 about 224 x 224 pixels and are in pixels, as in [2]; on a larger photograph the same severity is milder.

@@ -1,10 +1,23 @@
-"""Elastic transform: the image on a sheet of rubber, tilted and pulled about."""
+"""Digital: faults of storing and processing an image."""
+
+from __future__ import annotations
+
+import io
 
 import cv2
 import numpy as np
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from lmms_eval_emi.shifts.operators import visual_operator
+
+
+@visual_operator(group="digital", levels=(0.4, 0.3, 0.2, 0.1, 0.05))
+def contrast(pixels: np.ndarray, kept: float, random: np.random.RandomState) -> np.ndarray:
+    """Move every channel towards its mean. Parameter: fraction of the contrast that is kept."""
+    mean = pixels.mean(axis=(0, 1), keepdims=True, dtype=np.float64)
+    return (pixels - mean) * kept + mean
+
 
 UNIT = 244.0  # pixels; the published code's own, where 224 was meant
 
@@ -42,3 +55,22 @@ def elastic_transform(
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REFLECT,
     )
+
+
+@visual_operator(group="digital", levels=(25, 18, 15, 10, 7))
+def jpeg_compression(pixels: np.ndarray, quality: int, random: np.random.RandomState) -> np.ndarray:
+    """Save as JPEG and read it back. Parameter: the quality."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+@visual_operator(group="digital", levels=(0.6, 0.5, 0.4, 0.3, 0.25))
+def pixelate(pixels: np.ndarray, share: float, random: np.random.RandomState) -> np.ndarray:
+    """Shrink by averaging, and repeat pixels back to the original size. Parameter: fraction of the side that is kept."""
+    height, width = pixels.shape[:2]
+    small = Image.fromarray(pixels).resize(
+        (max(1, int(width * share)), max(1, int(height * share))), Image.Resampling.BOX
+    )
+    return np.asarray(small.resize((width, height), Image.Resampling.NEAREST))

@@ -71,25 +71,24 @@ def numbers(scores: dict) -> dict:
 
 
 def run_module(
-    module: str, *arguments: str, cwd: Path, processes: int = 1, **environment: str
+    module: str, *arguments: str, cwd: Path, processes: int = 1, launcher: bool = False, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run ``python -m module`` as a user would, on several ranks through torchrun if asked."""
+    """Run ``python -m module`` as a user would, on one rank or several; with ``launcher``, torchrun starts them."""
     ours = all(name.startswith("LMMS_EVAL_EMI_") for name in environment)  # others are read when modules are imported
-    if ours and processes == 1 and (module == "lmms_eval" or arguments[:1] == ("run",)):
-        return run_in_fork(module, *arguments, cwd=cwd, **{**os.environ, **environment})
-    launcher = (
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m"]
-        if processes > 1
-        else [sys.executable, "-m"]
-    )
+    slow_start = module == "lmms_eval" or arguments[:1] == ("run",) or processes > 1
+    if ours and slow_start and not launcher:
+        return run_in_fork(module, *arguments, cwd=cwd, processes=processes, **{**os.environ, **environment})
+    command = [sys.executable, "-m"]
+    if launcher:
+        command += ["torch.distributed.run", "--nproc_per_node", str(processes), "-m"]
     variables = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        **({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {}),
+        **({"ACCELERATE_USE_CPU": "true"} if launcher else {}),
         **environment,
     }
     return subprocess.run(
-        [*launcher, module, *arguments],
+        [*command, module, *arguments],
         cwd=cwd,
         env=variables,
         capture_output=True,
@@ -107,11 +106,11 @@ MODEL = (
 )
 
 
-def lmms_eval(hub: Path, tasks: str, *arguments: str, processes: int = 1, **environment: str):
-    """Run the harness's own command on the tiny hub."""
+def lmms_eval(hub: Path, tasks: str, *arguments: str, **options):
+    """Run the harness's own command on the tiny hub; options as in :func:`run_module`."""
     pytest.importorskip("decord", reason="lmms-eval's llava_hf needs decord")
-    variables = {"LMMS_EVAL_EMI_ESTIMATOR": str(hub / "tiny.safetensors"), **environment}
-    return run_module("lmms_eval", "--tasks", tasks, *MODEL, *arguments, cwd=hub, processes=processes, **variables)
+    variables = {"LMMS_EVAL_EMI_ESTIMATOR": str(hub / "tiny.safetensors"), **options}
+    return run_module("lmms_eval", "--tasks", tasks, *MODEL, *arguments, cwd=hub, **variables)
 
 
 def strict_json(path: Path) -> dict:

@@ -1,7 +1,7 @@
 """Runs the harness in forks of a process that has imported it and read its task files, which takes 12 seconds a run.
 
-A run is a command as a user gives it, ``python -m MODULE ARGUMENTS``. The process reads a line of JSON for each and answers
-with the exit status.
+A run is a command as a user gives it, ``python -m MODULE ARGUMENTS``, on one rank or several. The process reads a line of
+JSON for each and answers with the exit status. As with torchrun, the first rank that fails ends the others.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import importlib
 import json
 import os
 import runpy
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,18 +21,33 @@ from functools import lru_cache
 from pathlib import Path
 
 
-def run_in_fork(module: str, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
+def run_in_fork(
+    module: str, *arguments: str, cwd: Path, processes: int = 1, **variables: str
+) -> subprocess.CompletedProcess:
     """Run a module with exactly these environment variables; its output is text."""
     server = _server()
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        command = {"argv": [module, *arguments], "cwd": str(cwd), "out": str(out), "err": str(err), "env": variables}
+        variables_of_ranks = [{**variables, **ranks} for ranks in _ranks(processes)]
+        command = {"argv": [module, *arguments], "cwd": str(cwd), "out": str(out), "err": str(err)}
+        command["env"] = variables_of_ranks
         server.stdin.write(json.dumps(command) + "\n")
         server.stdin.flush()
         status = server.stdout.readline()
         if not status:
             raise RuntimeError(f"the process that forks ended; run it alone to see why: {sys.executable} {__file__}")
         return subprocess.CompletedProcess([module, *arguments], int(status), out.read_text(), err.read_text())
+
+
+def _ranks(processes: int) -> list[dict[str, str]]:
+    """The variables that a launcher sets, by rank."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 @lru_cache(maxsize=1)
@@ -49,25 +66,36 @@ def serve() -> None:
     import_harness()
     for line in sys.stdin:
         command = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            answers.close()
-            become(command)
-            return
-        answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+        running = set()
+        for variables in command["env"]:
+            pid = os.fork()
+            if pid == 0:
+                answers.close()
+                become(command, variables)
+                return
+            running.add(pid)
+        status = 0
+        while running:
+            pid, state = os.waitpid(-1, 0)
+            running -= {pid}
+            if os.waitstatus_to_exitcode(state) and not status:
+                status = os.waitstatus_to_exitcode(state)
+                for other in running:
+                    os.kill(other, signal.SIGTERM)
+        answers.write(f"{status}\n")
         answers.flush()
 
 
-def become(command: dict) -> None:
+def become(command: dict, variables: dict[str, str]) -> None:
     """Run a command in this process, which ends as one of its own would."""
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
-        (1, command["out"], os.O_WRONLY | os.O_CREAT),
-        (2, command["err"], os.O_WRONLY | os.O_CREAT),
+        (1, command["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        (2, command["err"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
     ):
         os.dup2(os.open(path, flags, 0o600), descriptor)
     os.environ.clear()
-    os.environ.update(command["env"])
+    os.environ.update(variables)
     os.chdir(command["cwd"])
     sys.path.insert(0, command["cwd"])
     sys.argv = list(command["argv"])

@@ -15,9 +15,8 @@ from __future__ import annotations
 import torch
 
 from lmms_eval_emi.core.conventions import EXPONENTS
-from lmms_eval_emi.core.divergence import check_convention, check_entropy
+from lmms_eval_emi.core.divergence import check_convention, check_entropy, matrix_to_entropy, rows_to_matrix
 from lmms_eval_emi.core.exchange_test import NOISE_FLOOR
-from lmms_eval_emi.core.spectral import matrix_to_entropy, rows_to_matrix
 from lmms_eval_emi.errors import InputError
 
 __all__ = ["rjsd", "shift_index", "von_neumann_entropy"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 
@@ -23,13 +22,16 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
     )
 
 
-@contextmanager
-def opened_engine(args: argparse.Namespace) -> Iterator[Any]:
-    """Yield the chosen engine's module, ready to be used, or ``None`` for this machine alone."""
+def engine_of(args: argparse.Namespace) -> Any:
+    """Return the module of the chosen engine, or ``None`` for this machine alone."""
     if args.engine != "ray":
-        yield None
-        return
-    from lmms_eval_emi.slices.ray import engine as ray
+        return None
+    from lmms_eval_emi.slices.ray import engine
 
-    with ray.cluster(args.ray_address):
-        yield ray
+    return engine
+
+
+def opened_engine(args: argparse.Namespace) -> AbstractContextManager[Any]:
+    """Return a context in which the machines of the chosen engine are there."""
+    engine = engine_of(args)
+    return engine.cluster(args.ray_address) if engine else nullcontext()

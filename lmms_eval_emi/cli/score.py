@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmms_eval_emi.cli.engine import add_engine, opened_engine
+from lmms_eval_emi.cli.engine import add_engine, engine_of, opened_engine
 from lmms_eval_emi.cli.options import (
     add_overwrite,
     add_settings,
@@ -158,21 +158,20 @@ def _score_studies(args: argparse.Namespace) -> list[Scored]:
             )
         check_folder_writable(args.save_embeddings)
 
-    from lmms_eval_emi.scoring.pipeline import ScoreRequest, check_sources, score_sources
+    from lmms_eval_emi.scoring.pipeline import ScoreRequest, score_sources
 
-    check_sources(args.embeddings, args.responses, args.save_embeddings, with_engine=args.engine == "ray")
-    with opened_engine(args) as engine:
-        request = ScoreRequest(
-            responses=args.responses,
-            embeddings=args.embeddings,
-            engine=engine,
-            save_embeddings=args.save_embeddings,
-            models=args.only_model,
-            model_names=renamed_models(args.model_name),
-            splits=args.split,
-            estimators=args.estimator,
-            allow_missing=args.allow_missing,
-        )
+    request = ScoreRequest(
+        responses=args.responses,
+        embeddings=args.embeddings,
+        engine=engine_of(args),
+        save_embeddings=args.save_embeddings,
+        models=args.only_model,
+        model_names=renamed_models(args.model_name),
+        splits=args.split,
+        estimators=args.estimator,
+        allow_missing=args.allow_missing,
+    )
+    with opened_engine(args):
         return score_sources(studies, request, settings)
 
 
@@ -267,8 +266,7 @@ def _complete_demo(args: argparse.Namespace) -> None:
 
 
 def _say_what_is_missing(scored: Sequence[Scored]) -> None:
-    from lmms_eval_emi.scoring.pipeline import left_out_lines
-    from lmms_eval_emi.scoring.table import notes_to_lines
+    from lmms_eval_emi.scoring.table import left_out_to_lines, notes_to_lines
 
     told = set()
     for scored_study in scored:
@@ -276,7 +274,7 @@ def _say_what_is_missing(scored: Sequence[Scored]) -> None:
         if (result.shift, model) in told:
             continue
         told.add((result.shift, model))
-        for line in left_out_lines(scored_study.result.left_out):
+        for line in left_out_to_lines(scored_study.result):
             log.warning("%s: left out: %s", model, line)
         for line in notes_to_lines(scored_study.result):
             log.warning("%s, %s.", model, line)

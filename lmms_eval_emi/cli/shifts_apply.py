@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmms_eval_emi.cli.engine import add_engine, opened_engine
+from lmms_eval_emi.cli.engine import add_engine, engine_of, opened_engine
 from lmms_eval_emi.cli.options import add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import ImageError, ShiftError
 
@@ -238,7 +238,8 @@ def _write(args: argparse.Namespace, visual: list[Step], textual: list[Step], op
     group = name.lower()
     run_with = command_line(group, "tasks")
     suite = Suite(name, args.source, tuple(made), columns, args.seed, options, roots, run_with)
-    with opened_engine(args) as engine, tqdm(total=len(rows), desc="shifting", unit="row") as bar:
+    engine = engine_of(args)
+    with opened_engine(args), tqdm(total=len(rows), desc="shifting", unit="row") as bar:
         written = write_suite(
             rows,
             suite,

@@ -27,9 +27,9 @@ with RJSD in it is a plug-in, not a bound on EMID.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -42,16 +42,49 @@ from lmms_eval_emi.core.emi import clusters_of, shared_clusters
 from lmms_eval_emi.core.exchange_test import MAX_ROWS, NOISE_FLOOR, DivergenceTest, PairedKernels
 from lmms_eval_emi.core.jackknife import Jackknife, combine
 from lmms_eval_emi.core.signature import Signature
-from lmms_eval_emi.core.spectral import matrix_to_entropy, rows_to_matrix
 from lmms_eval_emi.errors import InputError
 
-BATCH_NUMBERS = 2**21  # numbers in the matrices decomposed in one call: 16 MB
+# The two sets of each divergence: a split, and the name of its matrix.
+SETS = {
+    "jsd_v": (("id", "v"), ("ood", "v")),
+    "jsd_t": (("id", "t"), ("ood", "t")),
+    "jsd_id_response": (("id", "y_hat"), ("id", "y")),
+    "jsd_ood_response": (("ood", "y_hat"), ("ood", "y")),
+}
 
 
 def check_convention(convention: str) -> None:
     """Raise ``ValueError`` unless ``convention`` is one of :data:`CONVENTIONS`."""
     if convention not in CONVENTIONS:
         raise InputError(f"convention: expected one of {', '.join(map(repr, CONVENTIONS))}, got {convention!r}.")
+
+
+def rows_to_matrix(x: torch.Tensor) -> torch.Tensor:
+    """Return X X^T or X^T X of (N, D) or (B, N, D) rows, whichever is smaller, in float64."""
+    rows = x.double()
+    return rows @ rows.mT if x.shape[-2] <= x.shape[-1] else rows.mT @ rows
+
+
+def matrix_to_entropy(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the von Neumann entropy in nats of (..., N, N) positive semidefinite matrices, divided by their positive parts.
+
+    Its gradient is that of a function of eigenvalues alone, V diag(f'(p)) V^T, so it is exact where they coincide.
+
+    Returns:
+        (...) float64.
+
+    Raises:
+        ValueError: a matrix has no positive eigenvalue.
+    """
+    values = torch.linalg.eigvalsh(matrix)
+    positive = values > 0
+    if not bool(positive.any(dim=-1).all()):
+        raise InputError(
+            "embeddings: expected at least one nonzero row, got zeros only, for which a spectrum is not defined."
+        )
+    kept = torch.where(positive, values, 0.0)
+    p = kept / kept.sum(dim=-1, keepdim=True)
+    return -(p * torch.where(positive, p, 1.0).log()).sum(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,70 +99,36 @@ class Kernel:
     rows: torch.Tensor | None
     covariance: torch.Tensor | None
 
-    def scaled(self, weight: float) -> Kernel:
-        """Return the kernel of the rows multiplied by sqrt(weight)."""
-        if self.rows is not None:
-            return Kernel(self.n, self.rows * math.sqrt(weight), None)
-        assert self.covariance is not None
-        return Kernel(self.n, None, self.covariance * weight)
+    @classmethod
+    def of(cls, x: torch.Tensor) -> Kernel:
+        """Return the kernel of (N, D) rows, accumulated in float64 a chunk at a time."""
+        n, dimension = x.shape
+        if n <= dimension:
+            return cls(n, x.double(), None)
+        covariance = torch.zeros(dimension, dimension, dtype=torch.float64, device=x.device)
+        for chunk in x.split(CHUNK_ROWS):
+            rows = chunk.double()
+            covariance += rows.T @ rows
+        return cls(n, None, covariance)
 
-    def to_covariance(self) -> torch.Tensor:
-        """Return (D, D) X^T X."""
+    def matrix(self, *, smaller: bool = True) -> torch.Tensor:
+        """Return the smaller of the matrices that have the kernel's eigenvalues, or always (D, D) X^T X."""
         if self.covariance is not None:
             return self.covariance
         assert self.rows is not None
-        return self.rows.T @ self.rows
+        return rows_to_matrix(self.rows) if smaller else self.rows.T @ self.rows
 
-    def merge(self, other: Kernel) -> Kernel:
-        """Return the kernel of both sets of rows together: K_X + K_Y."""
+    def entropy(self) -> float:
+        """Return the von Neumann entropy, in nats."""
+        return float(matrix_to_entropy(self.matrix()))
+
+    def mixed(self, other: Kernel, convention: str) -> Kernel:
+        """Return the kernel of the mixture of two sets, up to its scale."""
+        a, b = (1 / self.n, 1 / other.n) if convention == "equal_weight" else (1.0, 1.0)
         n = self.n + other.n
         if self.rows is not None and other.rows is not None and n <= self.rows.shape[1]:
-            return Kernel(n, torch.cat([self.rows, other.rows]), None)
-        return Kernel(n, None, self.to_covariance() + other.to_covariance())
-
-
-def embeddings_to_kernel(x: torch.Tensor) -> Kernel:
-    """Return the :class:`Kernel` of the rows of ``x`` (N, D), accumulated in float64 a chunk at a time."""
-    n, dimension = x.shape
-    if n <= dimension:
-        return Kernel(n, x.double(), None)
-    covariance = torch.zeros(dimension, dimension, dtype=torch.float64, device=x.device)
-    for chunk in x.split(CHUNK_ROWS):
-        rows = chunk.double()
-        covariance += rows.T @ rows
-    return Kernel(n, None, covariance)
-
-
-def kernel_to_matrix(kernel: Kernel) -> torch.Tensor:
-    """Return the smaller of the matrices that have the kernel's eigenvalues."""
-    if kernel.rows is not None:
-        return rows_to_matrix(kernel.rows)
-    assert kernel.covariance is not None
-    return kernel.covariance
-
-
-def kernel_to_entropy(kernel: Kernel) -> float:
-    """Return the von Neumann entropy of a kernel, in nats."""
-    return float(matrix_to_entropy(kernel_to_matrix(kernel)))
-
-
-def kernels_to_jsd(
-    a: Kernel, b: Kernel, convention: str = "published", entropies: tuple[float, float] | None = None
-) -> float:
-    """Return the RJSD of two kernels in nats; ``entropies`` may give S(K_a) and S(K_b) where they are known."""
-    check_convention(convention)
-    if _same_rows(a, b):
-        return 0.0
-    if entropies is None:
-        entropies = (kernel_to_entropy(a), kernel_to_entropy(b))
-    return _entropies_to_jsd(kernel_to_entropy(mixture(a, b, convention)), entropies, convention)
-
-
-def mixture(a: Kernel, b: Kernel, convention: str) -> Kernel:
-    """Return the kernel of the mixture of two sets, up to its scale."""
-    if convention == "equal_weight":
-        a, b = a.scaled(1 / a.n), b.scaled(1 / b.n)
-    return a.merge(b)
+            return Kernel(n, torch.cat([self.rows * math.sqrt(a), other.rows * math.sqrt(b)]), None)
+        return Kernel(n, None, self.matrix(smaller=False) * a + other.matrix(smaller=False) * b)
 
 
 def _entropies_to_jsd(mixed: float, entropies: tuple[float, float], convention: str) -> float:
@@ -137,14 +136,6 @@ def _entropies_to_jsd(mixed: float, entropies: tuple[float, float], convention: 
     if jsd < NOISE_FLOOR:
         return 0.0
     return min(jsd, math.log(2)) if convention == "equal_weight" else jsd
-
-
-def _same_rows(a: Kernel, b: Kernel) -> bool:
-    if a.rows is not None and b.rows is not None:
-        return torch.equal(a.rows, b.rows)
-    if a.covariance is not None and b.covariance is not None:
-        return torch.equal(a.covariance, b.covariance)
-    return False
 
 
 def rjsd(a: ArrayLike, b: ArrayLike, convention: str = "published") -> float:
@@ -172,7 +163,11 @@ def rjsd(a: ArrayLike, b: ArrayLike, convention: str = "published") -> float:
         raise InputError(f"b: expected dimension {left.shape[1]}, that of a, got {right.shape[1]}.")
     if left.device != right.device:
         raise InputError(f"b: expected device {left.device}, where a is, got {right.device}.")
-    return kernels_to_jsd(embeddings_to_kernel(left), embeddings_to_kernel(right), convention)
+    if left.shape == right.shape and torch.equal(left.double(), right.double()):
+        return 0.0
+    first, second = Kernel.of(left), Kernel.of(right)
+    mixed = first.mixed(second, convention).entropy()
+    return _entropies_to_jsd(mixed, (first.entropy(), second.entropy()), convention)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,11 +216,7 @@ class EMIDBound:
         parts = {name: self._sets(name) for name in EXPONENTS}
         if any(sets is None for name, sets in parts.items() if name != "jsd_v" or self.id.v is not None):
             return None
-        owners = {"jsd_ood_response": self.ood}
-        jsds = [
-            Jackknife(0.0, ()) if sets is None else _jackknife(sets, owners.get(name, self.id))
-            for name, sets in parts.items()
-        ]
+        jsds = [Jackknife(0.0, ()) if sets is None else sets.jackknife for sets in parts.values()]
         return combine(lambda d: bound_from_jsds(d[0], d[1], d[2], d[3], self.entropy), jsds)
 
     @property
@@ -256,16 +247,11 @@ class EMIDBound:
         sets = self._sets(name)
         if sets is None or sets.identical or not resamples:
             return None
-        paired = self._is_paired(name)
-        owner = {"jsd_id_response": self.id, "jsd_ood_response": self.ood}.get(name)
-        key = ("test", sets.digest, resamples, seed, paired)
-        cache = (owner or self.id).cache
-        if key not in cache:
-            cache[key] = sets.test(resamples, seed, paired)
-        return cache[key]
-
-    def _is_paired(self, name: str) -> bool:
-        return name.endswith("response") or shared_clusters(self.id, self.ood) is not None
+        paired = name.endswith("response") or shared_clusters(self.id, self.ood) is not None
+        key = (resamples, seed, paired)
+        if key not in sets.tests:
+            sets.tests[key] = sets.test(*key)
+        return sets.tests[key]
 
     def is_identical(self, name: str) -> bool:
         """Return whether the two sets of a divergence are the same, so that there is no shift of them at all."""
@@ -273,32 +259,23 @@ class EMIDBound:
         return getattr(self, name) == 0.0 if sets is None else sets.identical
 
     def _sets(self, name: str) -> PairedKernels | None:
-        sides = {
-            "jsd_v": ((self.id, "v"), (self.ood, "v")),
-            "jsd_t": ((self.id, "t"), (self.ood, "t")),
-            "jsd_id_response": ((self.id, "y_hat"), (self.id, "y")),
-            "jsd_ood_response": ((self.ood, "y_hat"), (self.ood, "y")),
-        }[name]
-        gone = not isinstance(self.id, Embeddings)  # statistics of rows that were read once
-        if gone or max(side.n for side, _ in sides) > MAX_ROWS or getattr(*sides[0]) is None:
+        """Return the two sets of a divergence; shifts share those that are the same, such as the ID split's responses."""
+        (x_split, x_name), (y_split, y_name) = SETS[name]
+        first, second = getattr(self, x_split), getattr(self, y_split)
+        gone = not isinstance(first, Embeddings)  # statistics of rows that were read once
+        if gone or max(first.n, second.n) > MAX_ROWS or getattr(first, x_name) is None:
             return None
-        # Shifts share what they have in common: the ID split's responses, one image shift under several questions.
-        of_one = {"jsd_id_response": self.id, "jsd_ood_response": self.ood}.get(name)
-        clusters = clusters_of(self.id)
-        others = clusters
-        if name != "jsd_id_response":
-            # Clusters of unrelated splits are different, whatever their keys.
-            others = shared_clusters(self.id, self.ood) or [("ood", cluster) for cluster in clusters_of(self.ood)]
-        if name == "jsd_ood_response":
-            clusters = others
-        x, y = getattr(*sides[0]), getattr(*sides[1])
+        x, y = getattr(first, x_name), getattr(second, y_name)
+        of_split = {"id": clusters_of(self.id)}
+        # Clusters of unrelated splits are different, whatever their keys.
+        of_split["ood"] = shared_clusters(self.id, self.ood) or [("ood", key) for key in clusters_of(self.ood)]
         # Of sets of one size both conventions are one.
         convention = "equal_weight" if len(x) == len(y) else self.convention
-        key = ("sets", name, convention, tuple(others), *_key(self.ood, sides[1][1]))
-        cache = (of_one or self.id).cache
-        if key not in cache:
-            cache[key] = PairedKernels(x, y, clusters, others, convention)
-        return cache[key]
+        owner = first if first is second else self.id
+        key = ("sets", name, convention, tuple(of_split[y_split]), _key(second, y_name))
+        if key not in owner.cache:
+            owner.cache[key] = PairedKernels(x, y, of_split[x_split], of_split[y_split], convention)
+        return owner.cache[key]
 
     def __str__(self) -> str:
         parts = f"JSD images {self.jsd_v:.4g}, questions {self.jsd_t:.4g}, responses ID {self.jsd_id_response:.4g}, OOD {self.jsd_ood_response:.4g}"
@@ -312,14 +289,6 @@ def _digest(rows: torch.Tensor) -> str:
         content: Any = chunk.cpu().contiguous().view(torch.uint8).numpy()
         digest.update(content)
     return digest.hexdigest()
-
-
-def _jackknife(sets: PairedKernels, owner: Embeddings) -> Jackknife:
-    """Return the jackknife of a divergence; shifts that share it (one image shift under several questions) compute it once."""
-    key = ("jackknife", sets.digest, str(sets.clusters))
-    if key not in owner.cache:
-        owner.cache[key] = sets.jackknife()
-    return owner.cache[key]
 
 
 def check_entropy(entropy: float | None) -> None:
@@ -376,12 +345,10 @@ def emid_bound(
         expected, got = getattr(id, name).shape[1], getattr(ood, name).shape[1]
         if expected != got:
             raise InputError(f"ood.{name}: expected dimension {expected}, that of id.{name}, got {got}.")
-    known = id.cache.setdefault("entropies", {})
+    splits = {"id": id, "ood": ood}
     jsds = {
-        "jsd_v": _jsd(id, "v", ood, "v", convention, known) if id.v is not None else 0.0,
-        "jsd_t": _jsd(id, "t", ood, "t", convention, known),
-        "jsd_id_response": _jsd(id, "y_hat", id, "y", convention, known),
-        "jsd_ood_response": _jsd(ood, "y_hat", ood, "y", convention, known),
+        name: _jsd((splits[a], of_a), (splits[b], of_b), convention, id.cache.setdefault("entropies", {}))
+        for name, ((a, of_a), (b, of_b)) in SETS.items()
     }
     kind = "scaled" if entropy is None else "theorem"
     signature = Signature.of(
@@ -406,85 +373,39 @@ def emid_bound(
     )
 
 
-def batch_entropies(id: Embeddings, others: Sequence[Embeddings], convention: str = "published") -> None:
-    """Decompose every kernel that the divergences of some shifts need once, those of one size in one call.
-
-    Args:
-        id: the in-distribution split; its ``cache`` keeps the entropies, by content.
-        others: the shifted splits.
-        convention: convention of the divergences.
-    """
-    check_convention(convention)
-    wanted: dict[tuple[str, ...], Callable[[], Kernel]] = {}
-    for name in ("v", "t", "y_hat", "y"):
-        for split in (id, *others):
-            if getattr(split, name) is not None:
-                wanted[_key(split, name)] = partial(_kernel, split, name)
-    pairs = [(id, "v", other, "v") for other in others] + [(id, "t", other, "t") for other in others]
-    pairs += [(split, "y_hat", split, "y") for split in (id, *others)]
-    for left, left_name, right, right_name in pairs:
-        first, second = _key(left, left_name), _key(right, right_name)
-        if getattr(left, left_name) is not None and getattr(right, right_name) is not None and first != second:
-            wanted[*first, *second, convention] = partial(_mixture, left, left_name, right, right_name, convention)
-    by_size: dict[int, list[tuple[tuple[str, ...], torch.Tensor]]] = {}
-    known = id.cache.setdefault("entropies", {})
-
-    def flush(size: int) -> None:
-        waiting = by_size.pop(size, [])
-        if waiting:
-            found = matrix_to_entropy(torch.stack([matrix for _, matrix in waiting]))
-            known.update(zip((key for key, _ in waiting), found.tolist(), strict=True))
-
-    for key, make in wanted.items():
-        if key not in known:
-            matrix = kernel_to_matrix(make())
-            by_size.setdefault(len(matrix), []).append((key, matrix))
-            if len(by_size[len(matrix)]) * matrix.numel() >= BATCH_NUMBERS:
-                flush(len(matrix))
-    for size in list(by_size):
-        flush(size)
-
-
 def _jsd(
-    left: Embeddings, left_name: str, right: Embeddings, right_name: str, convention: str, known: dict[Any, float]
+    left: tuple[Embeddings, str], right: tuple[Embeddings, str], convention: str, known: dict[Any, float]
 ) -> float:
-    """Return the RJSD of two of the matrices; entropies are computed once and kept by content."""
-    first, second = _key(left, left_name), _key(right, right_name)
+    """Return the RJSD of two matrices of splits, 0 if there are none; ``known`` keeps entropies by content."""
+    if getattr(*left) is None:
+        return 0.0
+    first, second = _key(*left), _key(*right)
     if first == second:
         return 0.0
 
-    def entropy(key: tuple[str, ...], make: Callable[[], Kernel]) -> float:
+    def entropy(key: Hashable, kernel: Callable[[], Kernel]) -> float:
         if key not in known:
-            known[key] = kernel_to_entropy(make())
+            known[key] = kernel().entropy()
         return known[key]
 
-    entropies = (
-        entropy(first, lambda: _kernel(left, left_name)),
-        entropy(second, lambda: _kernel(right, right_name)),
-    )
-    mixed = entropy((*first, *second, convention), lambda: _mixture(left, left_name, right, right_name, convention))
+    entropies = (entropy(first, lambda: _kernel(*left)), entropy(second, lambda: _kernel(*right)))
+    mixed = entropy((first, second, convention), lambda: _kernel(*left).mixed(_kernel(*right), convention))
     return _entropies_to_jsd(mixed, entropies, convention)
 
 
-def _mixture(left: Embeddings, left_name: str, right: Embeddings, right_name: str, convention: str) -> Kernel:
-    return mixture(_kernel(left, left_name), _kernel(right, right_name), convention)
-
-
-def _key(embeddings: Embeddings, name: str) -> tuple[str, ...]:
+def _key(embeddings: Embeddings, name: str) -> str:
     """Return what tells one of the matrices from all others, by its content."""
-    matrix, key = getattr(embeddings, name), ("digest", name)
-    if matrix is None:
-        return ("",)
+    key = ("digest", name)
     if key not in embeddings.cache:
-        embeddings.cache[key] = _digest(matrix)
-    return (embeddings.cache[key],)
+        embeddings.cache[key] = _digest(getattr(embeddings, name))
+    return embeddings.cache[key]
 
 
 def _kernel(embeddings: Embeddings, name: str) -> Kernel:
     key = ("kernel", name)
     if key in embeddings.cache:
         return embeddings.cache[key]
-    kernel = embeddings_to_kernel(getattr(embeddings, name))
+    kernel = Kernel.of(getattr(embeddings, name))
     if kernel.covariance is not None:  # rows are as quickly had again, and take more room than all that follows
         embeddings.cache[key] = kernel
     return kernel

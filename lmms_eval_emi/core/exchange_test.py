@@ -22,8 +22,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,6 @@ from lmms_eval_emi.core.jackknife import Jackknife
 NOISE_FLOOR = 1e-12  # a smaller divergence is rounding of the eigenvalues in float64; its fourth root would not be
 MAX_ROWS = 768  # largest set that is tested; above, one entropy takes longer than a test of a small set
 EXACT_DRAWS = 15  # draws of a test whose divergence itself is computed, for its mean
-BATCH = 25  # kernels that are decomposed in one call, which lets other threads work
 TIE = 1e-9  # share of the observed value within which a draw counts as one that reaches it
 
 
@@ -64,22 +64,6 @@ class DivergenceTest:
     def excess(self) -> float:
         """The divergence above its floor."""
         return self.value - self.floor
-
-
-@dataclass(frozen=True)
-class _Expansion:
-    """The von Neumann entropy of the kernel of some weighted rows, and how it changes with them.
-
-    Attributes:
-        entropy: entropy in nats.
-        slopes: (U,) its derivative by each weight; 0 for rows of no weight.
-        products: (2 G, 2 G) inner products of what each cluster of each set adds to a kernel: of two matrices A and B
-            sum_ij c_ij A_ij B_ij, with c as in the module's text, in the eigenbasis of this kernel. Where they were asked for.
-    """
-
-    entropy: float
-    slopes: np.ndarray
-    products: np.ndarray | None
 
 
 class PairedKernels:
@@ -117,7 +101,8 @@ class PairedKernels:
         self.convention = str(convention)
         self.counts = np.zeros((2, len(self.clusters), len(position)))  # counts of each distinct row by set and cluster
         np.add.at(self.counts, (np.repeat([0, 1], [len(x), len(y)]), codes, places), 1)
-        self._expansions: dict[bytes, _Expansion] = {}
+        self.tests: dict[tuple[int, int, bool], DivergenceTest] = {}  # results by the arguments of :meth:`test`
+        self._expansions: dict[bytes, tuple[float, np.ndarray, np.ndarray | None]] = {}
         self.identical = bool((self.counts.sum(axis=1)[0] == self.counts.sum(axis=1)[1]).all())
 
     @cached_property
@@ -133,11 +118,6 @@ class PairedKernels:
         digest.update(self._distinct().data)
         digest.update(self.counts.data)
         return digest.hexdigest()
-
-    def release(self) -> None:
-        """Drop what results are made of; it is made again when another one is asked for."""
-        self.__dict__.pop("gram", None)
-        self._expansions.clear()
 
     def _distinct(self) -> np.ndarray:
         """Return (U, D) float64 distinct rows in the order of their bytes; a copy for each set would take more room than all else."""
@@ -171,7 +151,7 @@ class PairedKernels:
         """Return the divergence of the two sets, from the decompositions that its error and test need as well."""
         x, y = self.counts.sum(axis=1)
         weights = (self._mixed(x, y, convention), x, y)
-        mixed, of_x, of_y = (np.array([self._expand(weight).entropy]) for weight in weights)
+        mixed, of_x, of_y = (np.array([self._expand(weight)[0]]) for weight in weights)
         return float(self._to_divergences(mixed, of_x, of_y, np.array([self.identical]), convention)[0])
 
     @staticmethod
@@ -200,8 +180,9 @@ class PairedKernels:
         """Divergence of the two sets."""
         return self._divergence(self.convention)
 
+    @cached_property
     def jackknife(self) -> Jackknife:
-        """Return the divergence with its leave-one-cluster-out values, such that the variance is right near the floor too.
+        """The divergence with its leave-one-cluster-out values, such that the variance is right near the floor too.
 
         Deleting rows changes an entropy S of K with trace T, to first order, by the sum over them of
         (x^T log(K / T) x + |x|^2 S) / T, so one decomposition of each set serves all clusters. Near its floor a
@@ -210,35 +191,28 @@ class PairedKernels:
         cluster are drawn towards their mean until it is counted once.
         """
         members = self.counts.sum(axis=2) > 0
-        deleted, value = self.deleted_divergences(), self.value
-        values = {cluster: deleted[cluster] for cluster in self.clusters if cluster in deleted}
-        if (members[0] & members[1]).any():
-            return Jackknife(value, (values,))
+        shared = bool((members[0] & members[1]).any())
         # A cluster of one set alone is of an independent sample.
-        counts = dict(zip(self.clusters, members[0], strict=True))
-        sides = [{key: value for key, value in values.items() if counts[key] == side} for side in (True, False)]
-        return Jackknife(value, tuple(side for side in sides if side))
-
-    def deleted_divergences(self) -> dict[Hashable, float]:
-        """Return the divergence without each cluster, by cluster; computed on every call."""
+        of_x = dict(zip(self.clusters, members[0], strict=True))
         if self.identical:  # nothing changes to first order, and the index would be the root of a rounding error
-            return {cluster: 0.0 for cluster, _, _ in self._left_by_each()}
-        interactions = self._interactions() ** 2  # first, for its decomposition serves the others
-        deleted = self.without_each()
-        np.fill_diagonal(interactions, 0)
-        quadratic = dict(zip(self.clusters, interactions.sum(axis=1) / 2, strict=True))
-        members = self.counts.sum(axis=2) > 0
-        if (members[0] & members[1]).any():
-            return _shrunk(deleted, quadratic)
-        counts = dict(zip(self.clusters, members[0], strict=True))
-        sides = [{key: value for key, value in deleted.items() if counts[key] == side} for side in (True, False)]
-        return {key: value for side in sides for key, value in _shrunk(side, quadratic).items()}
+            deleted = {cluster: 0.0 for cluster, _, _ in self._left_by_each()}
+            quadratic: dict[Hashable, float] = {}
+        else:
+            interactions = self._interactions() ** 2  # first, for its decomposition serves the others
+            deleted = self.without_each()
+            np.fill_diagonal(interactions, 0)
+            quadratic = dict(zip(self.clusters, interactions.sum(axis=1) / 2, strict=True))
+        sides = [
+            {key: value for key, value in deleted.items() if shared or of_x[key] == side} for side in (True, False)
+        ]
+        strata = [_shrunk(side, quadratic) if quadratic else side for side in (sides[:1] if shared else sides) if side]
+        return Jackknife(self.value, tuple(strata))
 
     def without_each(self) -> dict[Hashable, float]:
         """Return the divergence without each cluster, to first order."""
         x, y = self.counts.sum(axis=1)
         equal_weight = self.convention == "equal_weight"
-        mixed, of_x, of_y = (self._expand(stack).slopes for stack in (self._mixed(x, y, self.convention), x, y))
+        mixed, of_x, of_y = (self._expand(stack)[1] for stack in (self._mixed(x, y, self.convention), x, y))
         deleted = {}
         for cluster, dx, dy in self._left_by_each():
             # A fraction of the rows is left out, which weighs more in what is left.
@@ -270,7 +244,7 @@ class PairedKernels:
         x, y = self.counts.sum(axis=1)
         a = 0.5 if self.convention == "equal_weight" else x.sum() / (x.sum() + y.sum())
         masses = [side @ np.diag(self.gram) for side in (x, y)]
-        products = self._products(self._mixed(x, y, self.convention))
+        products = self._expand(self._mixed(x, y, self.convention), with_products=True)[2]
         count = len(self.clusters)
         changes = np.zeros((count, 2 * count))
         for sign, side, mass in zip((1, -1), (0, 1), masses, strict=True):
@@ -279,24 +253,23 @@ class PairedKernels:
             changes[np.ix_(present, side * count + present)] += sign * centred / mass
         return (a**2 + (1 - a) ** 2) / 2 * changes @ products @ changes.T
 
-    def _products(self, weights: np.ndarray) -> np.ndarray:
-        """Return (2 G, 2 G) inner products around the kernel of the distinct rows with (U,) weights."""
-        found = self._expand(weights, with_products=True).products
-        assert found is not None
-        return found
-
-    def _expand(self, weights: np.ndarray, with_products: bool = False) -> _Expansion:
-        """Return the expansion around the distinct rows with (U,) weights, by one decomposition however often it is asked for.
+    def _expand(self, weights: np.ndarray, with_products: bool = False) -> tuple[float, np.ndarray, Any]:
+        """Return how the entropy of the distinct rows changes with their weights, by one decomposition however often it is asked for.
 
         Args:
-            weights: weights of which the entropy depends on the shares alone.
-            with_products: give them as well, which takes as long as the rest of it.
+            weights: (U,) weights, of which the entropy depends on the shares alone.
+            with_products: give the products as well, which takes as long as the rest.
+
+        Returns:
+            The entropy in nats; its (U,) derivatives by each weight, 0 for rows of no weight; and ``None`` or the (2 G, 2 G)
+            inner products of what each cluster of each set adds to a kernel: of two matrices A and B
+            sum_ij c_ij A_ij B_ij, with c as in the module's text, in the eigenbasis of this kernel.
         """
         total = float(weights.sum())
         shares = weights / total
         key = np.round(shares, 12).tobytes()
         known = self._expansions.get(key)
-        if known is None or (with_products and known.products is None):
+        if known is None or (with_products and known[2] is None):
             squares = np.diag(self.gram)
             mass = float(shares @ squares)
             used = np.flatnonzero(shares)
@@ -314,8 +287,8 @@ class PairedKernels:
                 z = np.zeros((len(shares), int(kept.sum())))  # the rows, in the eigenbasis
                 z[used] = vectors[:, kept] * np.sqrt(p[kept]) / roots[:, None]
                 products = self._inner_products(z, _slope_ratios(p[kept]))
-            known = self._expansions[key] = _Expansion(entropy, slopes, products)
-        return replace(known, slopes=known.slopes / total)
+            known = self._expansions[key] = (entropy, slopes, products)
+        return known[0], known[1] / total, known[2]
 
     def _inner_products(self, z: np.ndarray, ratios: np.ndarray) -> np.ndarray:
         flat_counts = self.counts.reshape(-1, len(z))
@@ -354,16 +327,14 @@ class PairedKernels:
         clusters = len(self.clusters)
         if paired:
             first = (random.random((resamples, clusters)) < 0.5).astype(float)
-            shares = np.concatenate(
-                [first, 1 - first], axis=1
-            )  # whether each cluster of x and of y is in the first side
+            shares = np.concatenate([first, 1 - first], axis=1)  # whether clusters of x and of y are in the first side
         else:
             of_x = int((self.counts[0].sum(axis=1) > 0).sum())
             order = np.argsort(random.random((resamples, clusters)), axis=1)
             first = np.zeros((resamples, clusters))
             np.put_along_axis(first, order[:, :of_x], 1, axis=1)
             shares = np.concatenate([first, first], axis=1)
-        products = self._products(x + y)
+        of_both, _, products = self._expand(x + y, with_products=True)
         observed = self._divergence(convention)
         flat_counts = self.counts.reshape(2 * clusters, -1)
         masses = flat_counts @ np.diag(self.gram)
@@ -377,14 +348,9 @@ class PairedKernels:
         # Different rows may have one kernel; then all draws are as far apart, and only their rounding differs.
         reached = resamples if observed == 0 else int((drawn >= goal * (1 - TIE)).sum())
         # Both sides of a pair have as many rows, so the mixture is the same in every draw.
-        mixed = self._expand(x + y).entropy if paired else None
+        mixed = of_both if paired else None
         some = shares[:EXACT_DRAWS]
-        measured = np.concatenate(
-            [
-                self.divergences(part @ flat_counts, (1 - part) @ flat_counts, mixed, convention)
-                for part in np.split(some, range(BATCH, len(some), BATCH))
-            ]
-        )
+        measured = self.divergences(some @ flat_counts, (1 - some) @ flat_counts, mixed, convention)
         spread = float(drawn[: len(some)].var())
         slope = float(np.cov(measured, drawn[: len(some)], bias=True)[0, 1]) / spread if spread > 0 else 0.0
         floor = max(0.0, float(measured.mean() + slope * (drawn.mean() - drawn[: len(some)].mean())))

@@ -17,7 +17,6 @@ from lmms_eval_emi.core.streaming import SplitStatistics
 from lmms_eval_emi.data.sample import without_images
 from lmms_eval_emi.data.study import Study, load_study
 from lmms_eval_emi.errors import (
-    EMIError,
     InputError,
     MissingDatasetError,
     ResultsError,
@@ -127,18 +126,7 @@ def _with_overrides(settings: Settings | None, overrides: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is to be scored.
-
-    Attributes:
-        responses: folders with responses; default: the files that a study names.
-        embeddings: existing embeddings to score instead of responses.
-        engine: machines that do the work; default: this process.
-        save_embeddings: folder to write the embeddings of the responses to.
-        models: models to score; ``all`` takes every one. Without any, each folder must contain one.
-        model_names: new name by old name of a model.
-        splits: splits to score, in addition to the ID split; default: all.
-        estimators: names or paths of estimators; default: that of the settings.
-        allow_missing: whether rows and splits that cannot be used are left out instead of raising.
+    """What is to be scored: the arguments of :func:`score`, and ``model_names``, the new name by old name of a model.
 
     Raises:
         InputError: two sources exclude each other, or the engine has no folder for embeddings.
@@ -155,31 +143,14 @@ class ScoreRequest:
     allow_missing: bool = False
 
     def __post_init__(self) -> None:
-        check_sources(self.embeddings, self.responses, self.save_embeddings, with_engine=self.engine is not None)
-
-
-def check_sources(
-    embeddings: Path | None, responses: Sequence[Path], save_embeddings: Path | None, *, with_engine: bool
-) -> None:
-    """Check that the sources of a score can be combined.
-
-    Args:
-        embeddings: existing embeddings to score.
-        responses: folders with responses to score.
-        save_embeddings: folder to write the embeddings of the responses to.
-        with_engine: whether an engine of several machines does the work.
-
-    Raises:
-        InputError: two of them exclude each other, or the engine has no folder for embeddings.
-    """
-    if embeddings and responses:
-        raise InputError("--embeddings and --responses are mutually exclusive; give one of them.")
-    if embeddings and save_embeddings:
-        raise InputError("--save-embeddings needs responses; --embeddings names embeddings that exist already.")
-    if with_engine and not (embeddings or save_embeddings):
-        raise InputError(
-            "--engine ray: expected --save-embeddings DIR, a folder that all machines see, for what they encode."
-        )
+        if self.embeddings and self.responses:
+            raise InputError("--embeddings and --responses are mutually exclusive; give one of them.")
+        if self.embeddings and self.save_embeddings:
+            raise InputError("--save-embeddings needs responses; --embeddings names embeddings that exist already.")
+        if self.engine and not (self.embeddings or self.save_embeddings):
+            raise InputError(
+                "--engine ray: expected --save-embeddings DIR, a folder that all machines see, for what they encode."
+            )
 
 
 def score_sources(studies: Sequence[Study], request: ScoreRequest, settings: Settings) -> list[Scored]:
@@ -202,21 +173,16 @@ def score_sources(studies: Sequence[Study], request: ScoreRequest, settings: Set
             studies[0].split(name)  # raises, and lists the splits
     studies = [study for study in studies if chosen[study.name] or not request.splits]
     if request.embeddings:
-        return [
-            scored
-            for study in studies
-            for scored in _score_stored(
-                study, open_embeddings(request.embeddings, study), chosen[study.name], request, settings
-            )
-        ]
+        opened = [(study, open_embeddings(request.embeddings, study), chosen[study.name]) for study in studies]
+        return [scored for parts in opened for scored in _score_stored(*parts, request, settings)]
     entries = _collect(studies, chosen, request, settings)
     if request.engine and request.save_embeddings:
-        folder = request.save_embeddings
-        return [
-            scored
-            for entry in entries
-            for scored in _score_with_engine(entry, request.engine, folder, request, settings)
-        ]
+        results = []
+        for entry in entries:  # machines of an engine write and read embeddings
+            folder = request.save_embeddings / entry.study.name / entry.model.replace("/", "_")
+            stored = request.engine.encode(entry, settings, folder, allow_missing=request.allow_missing)
+            results += _score_stored(entry.study, stored, list(entry.samples), request, settings)
+        return results
     scored = score_samples(entries, settings, estimators=request.estimators, allow_missing=request.allow_missing)
     if request.save_embeddings and not rank():
         _save(request.save_embeddings, scored)
@@ -246,40 +212,11 @@ def _collect(
             )
         ]
     except MissingDatasetError as error:
-        raise _with_missing_instruments(error, settings, request.estimators) from error
-
-
-def _score_with_engine(
-    entry: StudySamples, engine: Engine, folder: Path, request: ScoreRequest, settings: Settings
-) -> list[Scored]:
-    """Score the samples of one model on the machines of an engine, which write and read embeddings."""
-    target = folder / entry.study.name / entry.model.replace("/", "_")
-    stored = engine.encode(entry, settings, target, allow_missing=request.allow_missing)
-    return _score_stored(entry.study, stored, list(entry.samples), request, settings)
-
-
-def _score_stored(
-    study: Study, stored: StoredEmbeddings, splits: Sequence[str], request: ScoreRequest, settings: Settings
-) -> list[Scored]:
-    """Score stored embeddings with the estimators of a request."""
-    return score_embeddings(
-        study,
-        stored,
-        settings,
-        estimators=request.estimators,
-        splits=splits,
-        allow_missing=request.allow_missing,
-        engine=request.engine,
-    )
-
-
-def _with_missing_instruments(error: MissingDatasetError, settings: Settings, estimators: Sequence[str]) -> EMIError:
-    """Return the error of a missing dataset, with the encoders and estimators that are missing as well."""
-    try:
-        load_instruments(settings, estimators)
-    except UnavailableError as more:
-        return MissingDatasetError(f"{error}\n\n{more}")
-    return error
+        try:
+            load_instruments(settings, request.estimators)
+        except UnavailableError as more:
+            raise MissingDatasetError(f"{error}\n\n{more}") from error
+        raise
 
 
 def score_samples(
@@ -310,7 +247,9 @@ def score_samples(
     kinds = [degenerate_kinds(entry.samples) for entry in entries]
     if settings.without_degenerate:
         entries = [_without_degenerate(entry, of_entry) for entry, of_entry in zip(entries, kinds, strict=True)]
-    loaded = instruments or load_instruments(settings, estimators, text_only=_text_only(entries))
+    loaded = instruments or load_instruments(
+        settings, estimators, text_only=all(without_images(entry.samples) for entry in entries)
+    )
     translated = [entry.with_translations() for entry in entries]
     embedded = embed_samples(
         [*entries, *(entry for entry in translated if entry.samples)],
@@ -353,41 +292,21 @@ def _score_entry(
     return [Scored(result, entry, embeddings) for result in results]
 
 
-def score_embeddings(
-    study: Study,
-    stored: StoredEmbeddings,
-    settings: Settings | None = None,
-    *,
-    estimators: Sequence[str] = (),
-    splits: Sequence[str] = (),
-    allow_missing: bool = False,
-    engine: Engine | None = None,
+def _score_stored(
+    study: Study, stored: StoredEmbeddings, splits: Sequence[str], request: ScoreRequest, settings: Settings
 ) -> list[Scored]:
-    """Score embeddings that exist already.
+    """Score embeddings that exist already, with the estimators of a request.
 
     Splits of up to 20,000 rows are scored like any others. Larger ones are read once, a part at a time; see
     :mod:`lmms_eval_emi.core.streaming` for what they lack.
-
-    Args:
-        study: study that the splits are of.
-        stored: their embeddings.
-        settings: default: those of the environment.
-        estimators: names or paths; default: that of the settings.
-        splits: splits to score, in addition to the ID split; default: all.
-        allow_missing: score the splits that are there.
-        engine: reads large splits; default: this process.
-
-    Returns:
-        One result for every estimator; none on ranks other than 0.
 
     Raises:
         ResultsError: a split is missing or cannot be read.
         UnavailableError: an estimator is missing, or was trained with other encoders.
     """
-    settings = settings or load_settings()
     names = chosen_splits(study, splits)
     missing = [name for name in names if name not in stored.splits]
-    if missing and not allow_missing:
+    if missing and not request.allow_missing:
         raise ResultsError(
             f"{stored.path}: expected the embeddings of {', '.join(names[:3])} and so on; missing are {', '.join(missing[:10])}. Add them, or pass --allow-missing to score the rest."
         )
@@ -398,12 +317,12 @@ def score_embeddings(
         "options": replace(ScoringOptions.from_settings(settings), responses=""),
         "known": known,
     }
-    loaded = load_estimators(settings, estimators, stored.encoders)
+    loaded = load_estimators(settings, request.estimators, stored.encoders)
     if max(split.n for split in chosen.values()) <= MAX_ROWS_IN_MEMORY:
         embeddings = {name: _read(stored.path, split.load) for name, split in chosen.items()}
         results = [score_study(study, embeddings, estimator, **common) for estimator in loaded]
     else:
-        read = engine.accumulate if engine else accumulate
+        read = request.engine.accumulate if request.engine else accumulate
         results = [
             score_statistics(study, _read(stored.path, partial(read, study, chosen, estimator)), estimator, **common)
             for estimator in loaded
@@ -520,10 +439,6 @@ def _without_degenerate(entry: StudySamples, kinds: Mapping[str, Sequence[str | 
     return kept
 
 
-def _text_only(entries: Sequence[StudySamples]) -> bool:
-    return all(without_images(entry.samples) for entry in entries)
-
-
 def _labels(entries: Sequence[StudySamples]) -> dict[tuple[int, str], str]:
     """Return the name of each split in messages: its own, with model and study only where that is needed."""
     labels: dict[tuple[int, str], str] = {}
@@ -548,12 +463,3 @@ def _save(folder: Path, scored: Sequence[Scored]) -> None:
         target = folder / model.replace("/", "_") if len(by_model) > 1 else folder
         write_embeddings(target, embeddings, model=model, studies=studies)
     log.info("embeddings written to %s", folder)
-
-
-def left_out_lines(entries: Mapping[str, Sequence[str]] | StudySamples, limit: int = 10) -> list[str]:
-    """Return what was left out of a result, as lines for a log; long lists are cut, and say so."""
-    left_out = entries.left_out if isinstance(entries, StudySamples) else entries
-    lines = []
-    for reasons in left_out.values():
-        lines += list(reasons[:limit]) + ([f"and {len(reasons) - limit} more"] if len(reasons) > limit else [])
-    return lines

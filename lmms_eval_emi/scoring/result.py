@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlations, operator_interval, pearson
-from lmms_eval_emi.core.divergence import EMIDBound, batch_entropies, check_convention, check_entropy, emid_bound
+from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import (
     EMI,
@@ -618,12 +618,6 @@ def score_study(
     options.check(study, embeddings)
     present = [name for name in study.splits if name in embeddings]
     scored = _ScoredSplits(embeddings, omitted=_copy_lists(known.left_out), remarks=_copy_lists(known.notes))
-    id_embeddings = embeddings.get(study.id_split)
-    if id_embeddings is not None:
-        alike = [embedding for embedding in embeddings.values() if embedding.dimension == id_embeddings.dimension]
-        batch_entropies(
-            id_embeddings, [embeddings for embeddings in alike if embeddings is not id_embeddings], options.convention
-        )
     for name in sorted(present, key=lambda name: name != study.id_split):  # the ID split first
         try:
             _score_split(scored, study, name, estimator, options, known.lost)

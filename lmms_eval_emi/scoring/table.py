@@ -302,6 +302,14 @@ def few_rows_to_line(result: StudyResult) -> str | None:
     return f"{len(few)} of {len(result.splits)} splits have fewer than {FEW_ROWS} rows, such as {name} with {few[name]}: their scores, and any correlation of them, say little."
 
 
+def left_out_to_lines(result: StudyResult, limit: int = 10) -> list[str]:
+    """Return what was left out of a result, as lines for a log; long lists are cut, and say so."""
+    lines = []
+    for reasons in result.left_out.values():
+        lines += [*reasons[:limit], *([f"and {len(reasons) - limit} more"] if len(reasons) > limit else [])]
+    return lines
+
+
 def notes_to_lines(result: StudyResult) -> list[str]:
     """Return what a reader should know of the splits, each remark once."""
     splits: dict[str, list[str]] = {}

@@ -175,7 +175,7 @@ def test_the_slope_of_a_divergence_is_its_derivative():
 
 @pytest.mark.parametrize(("paired", "shift"), [(True, 0.0), (True, 1.0), (False, 0.0), (False, 1.0)])
 def test_the_error_of_a_divergence_is_its_spread_over_data_sets_at_the_floor_and_above(paired, shift):
-    found = [sets(seed, images=20, shift=shift, paired=paired).jackknife() for seed in range(150)]
+    found = [sets(seed, images=20, shift=shift, paired=paired).jackknife for seed in range(150)]
     spread = np.std([one.value for one in found])
     assert np.sqrt(np.mean([one.stderr**2 for one in found])) == pytest.approx(spread, rel=0.25)
 
@@ -393,8 +393,8 @@ def test_without_any_shift_a_divergence_has_no_error_from_rounding(split):
     """The index takes its root, which would make 1e-8 of 1e-16."""
     rows = split(1)
     sets = PairedKernels(rows.t, rows.t, GROUPS, GROUPS)
-    assert sets.value == 0 and set(sets.jackknife().strata[0].values()) == {0.0}
-    assert sets.jackknife().clusters == IMAGES
+    assert sets.value == 0 and set(sets.jackknife.strata[0].values()) == {0.0}
+    assert sets.jackknife.clusters == IMAGES
 
 
 def test_different_rows_with_one_kernel_have_not_shifted():
@@ -410,7 +410,7 @@ def test_one_decomposition_of_each_set_and_of_their_mixture_serves_error_and_tes
     sets = PairedKernels(split(1).y_hat, split(1).y, GROUPS, GROUPS, "equal_weight")
     sizes, eigh = [], np.linalg.eigh
     monkeypatch.setattr(np.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
-    sets.jackknife()
+    assert sets.jackknife.clusters == IMAGES
     sets.test(19, 0, True)
     assert sorted(sizes) == [rows, rows, 2 * rows]
 
@@ -426,10 +426,8 @@ def test_what_shifts_share_is_computed_once_and_is_what_each_has_by_itself(split
         expected.append((bound.jackknife, {name: bound.test(name, 50) for name in EXPONENTS}))
     for one in (first, *others):
         one.cache.clear()
-    computed, deleted = [], PairedKernels.deleted_divergences
-    monkeypatch.setattr(
-        PairedKernels, "deleted_divergences", lambda self: computed.append(self.digest) or deleted(self)
-    )
+    computed, deleted = [], PairedKernels.without_each
+    monkeypatch.setattr(PairedKernels, "without_each", lambda self: computed.append(self.digest) or deleted(self))
     bounds = [emid_bound(first, other) for other in others]
     assert [(bound.jackknife, {name: bound.test(name, 50) for name in EXPONENTS}) for bound in bounds] == expected
     assert len(computed) == len(set(computed)) == 1 + 1 + 2 * 3

@@ -78,7 +78,9 @@ def test_the_saved_responses_give_the_same_scores(run, in_tinyhub, tmp_path):
 
 
 def test_two_ranks_give_the_scores_of_one(run, tinyhub, tmp_path):
-    done = lmms_eval(tinyhub, f"mme,{GROUP}", "--output_path", str(tmp_path), "--log_samples", processes=2, launcher=True)
+    done = lmms_eval(
+        tinyhub, f"mme,{GROUP}", "--output_path", str(tmp_path), "--log_samples", processes=2, launcher=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (only(folder, "*_emi_responses") / "natural" for folder in (run.folder, tmp_path))
     for path in one.iterdir():

@@ -11,7 +11,8 @@ tensor is needed. With m and s the per-dimension mean and variance of y, sample 
     c_i = sum_d [ (y_i - m) (2 mu_i - y_i - m) + s ] / (2 sigma_i^2)
 
 which is the textbook 2 mu (y - m) - (y^2 - E[y^2]) with the difference of squares factored, so
-that it does not lose digits when the mean is far from zero.
+that it does not lose digits when the mean is far from zero. It is computed as f(i, i) of :class:`ClusterSums` and
+sum_d s / (2 sigma_i^2).
 
 Every c_i depends on all rows through the moments, so the spread of c is not the error of I. The
 influence values are
@@ -31,55 +32,18 @@ import torch
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mergeable first and second moments of rows: n, and float64 mean and variance, each (D,)."""
+def mean_and_variance(
+    y: torch.Tensor, into: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (D',) mean and variance, which divides by N, of a map of the rows of ``y`` (N, D), a chunk at a time in float64."""
 
-    n: int
-    mean: torch.Tensor
-    variance: torch.Tensor
+    def mean_of(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return torch.stack([function(into(chunk.double())).sum(dim=0) for chunk in y.split(CHUNK_ROWS)]).sum(
+            dim=0
+        ) / len(y)
 
-    def merge(self, other: Moments) -> Moments:
-        """Return the moments of both sets of rows together (Chan, Golub & LeVeque 1983)."""
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.n / n)
-        variance = (self.n * self.variance + other.n * other.variance) / n + delta**2 * (self.n * other.n / n**2)
-        return Moments(n, mean, variance)
-
-
-def embeddings_to_moments(y: torch.Tensor, into: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Moments:
-    """Return the moments of the rows of ``y`` (N, D) in float64, a chunk at a time. The variance divides by N.
-
-    Args:
-        y: (N, D) rows.
-        into: a map of (B, D) rows, for the moments of what it gives.
-    """
-    total: Moments | None = None
-    for chunk in y.split(CHUNK_ROWS):
-        rows = chunk.double() if into is None else into(chunk.double())
-        mean = rows.mean(dim=0)
-        part = Moments(len(rows), mean, ((rows - mean) ** 2).mean(dim=0))
-        total = part if total is None else total.merge(part)
-    assert total is not None  # as_matrix refuses N = 0
-    return total
-
-
-def moments_to_contributions(mu: torch.Tensor, logvar: torch.Tensor, y: torch.Tensor, moments: Moments) -> torch.Tensor:
-    """Return the contribution of every sample to CLUB; their mean over all samples is I(x; y).
-
-    Args:
-        mu: (B, D) predicted means.
-        logvar: (B, D) predicted log variances.
-        y: (B, D) targets of the same samples.
-        moments: those of all N targets, of which these B are a part.
-
-    Returns:
-        (B,) float64 contributions.
-    """
-    rows = y.double()
-    numerator = (rows - moments.mean) * (2 * mu - rows - moments.mean) + moments.variance
-    return (numerator * torch.exp(-logvar)).sum(dim=1) / 2
+    mean = mean_of(lambda rows: rows)
+    return mean, mean_of(lambda rows: (rows - mean) ** 2)
 
 
 @dataclass(frozen=True)
@@ -120,6 +84,17 @@ class ClusterSums:
         for total, part in ((self.a, a), (self.precision, precision), (self.y, rows), (self.square, square)):
             total.index_add_(0, clusters, part)
         return matched
+
+    def add_sums(self, part: ClusterSums, places: torch.Tensor) -> None:
+        """Add the sums of other clusters to those at (G',) places."""
+        for name, total in vars(self).items():
+            total.index_add_(0, places, getattr(part, name))
+
+    def value(self) -> float:
+        """Return CLUB of all rows."""
+        n = self.n.sum()
+        a, precision, y, square = (total.sum(dim=0) for total in (self.a, self.precision, self.y, self.square))
+        return float(self.matched.sum() / n - ((a * y).sum() - (precision * square).sum() / 2) / n**2)
 
     def without_each(self) -> torch.Tensor:
         """Return (G,) CLUB without each cluster; NaN where nothing is left."""

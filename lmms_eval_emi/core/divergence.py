@@ -27,7 +27,7 @@ with RJSD in it is a plug-in, not a bound on EMID.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -130,6 +130,11 @@ class Kernel:
             return Kernel(n, torch.cat([self.rows * math.sqrt(a), other.rows * math.sqrt(b)]), None)
         return Kernel(n, None, self.matrix(smaller=False) * a + other.matrix(smaller=False) * b)
 
+    def jsd(self, other: Kernel, convention: str) -> float:
+        """Return the RJSD of two sets, in nats."""
+        entropies = (self.entropy(), other.entropy())
+        return _entropies_to_jsd(self.mixed(other, convention).entropy(), entropies, convention)
+
 
 def _entropies_to_jsd(mixed: float, entropies: tuple[float, float], convention: str) -> float:
     jsd = mixed - sum(entropies) / 2
@@ -165,9 +170,7 @@ def rjsd(a: ArrayLike, b: ArrayLike, convention: str = "published") -> float:
         raise InputError(f"b: expected device {left.device}, where a is, got {right.device}.")
     if left.shape == right.shape and torch.equal(left.double(), right.double()):
         return 0.0
-    first, second = Kernel.of(left), Kernel.of(right)
-    mixed = first.mixed(second, convention).entropy()
-    return _entropies_to_jsd(mixed, (first.entropy(), second.entropy()), convention)
+    return Kernel.of(left).jsd(Kernel.of(right), convention)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +191,7 @@ class EMIDBound:
         entropy: the entropy scale of the theorem, or ``None``.
         n_id, n_ood: numbers of samples.
         signature: what the scores depend on.
-        id, ood: the embeddings of the two splits.
+        id, ood: the embeddings of the two splits; ``None`` for splits that were read once.
     """
 
     value: float
@@ -202,8 +205,32 @@ class EMIDBound:
     n_id: int
     n_ood: int
     signature: Signature
-    id: Embeddings = field(repr=False)
-    ood: Embeddings = field(repr=False)
+    id: Embeddings | None = field(default=None, repr=False)
+    ood: Embeddings | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        jsds: Mapping[str, float],
+        sizes: tuple[int, int],
+        encoders: str | None,
+        convention: str,
+        entropy: float | None,
+        splits: tuple[Embeddings, Embeddings] | None = None,
+    ) -> EMIDBound:
+        """Return the index of two splits of some sizes, from its four divergences by name."""
+        kind = "scaled" if entropy is None else "theorem"
+        signature = Signature.of(
+            "emid_bound",
+            encoders=encoders,
+            convention=convention,
+            kind=kind if entropy is None else f"{kind}(entropy={entropy:g})",
+            n_id=sizes[0],
+            n_ood=sizes[1],
+        )
+        values = (jsds["jsd_v"], jsds["jsd_t"], jsds["jsd_id_response"], jsds["jsd_ood_response"])
+        index = bound_from_jsds(*values, entropy)
+        return cls(index, kind, *values, convention, entropy, *sizes, signature, *(splits or ()))
 
     @property
     def baseline(self) -> float:
@@ -214,7 +241,7 @@ class EMIDBound:
     def jackknife(self) -> Jackknife | None:
         """The index with its leave-one-image-out values; ``None`` for splits of more than 768 rows."""
         parts = {name: self._sets(name) for name in EXPONENTS}
-        if any(sets is None for name, sets in parts.items() if name != "jsd_v" or self.id.v is not None):
+        if any(sets is None for name, sets in parts.items() if name != "jsd_v" or (self.id and self.id.v is not None)):
             return None
         jsds = [Jackknife(0.0, ()) if sets is None else sets.jackknife for sets in parts.values()]
         return combine(lambda d: bound_from_jsds(d[0], d[1], d[2], d[3], self.entropy), jsds)
@@ -247,7 +274,7 @@ class EMIDBound:
         sets = self._sets(name)
         if sets is None or sets.identical or not resamples:
             return None
-        paired = name.endswith("response") or shared_clusters(self.id, self.ood) is not None
+        paired = name.endswith("response") or bool(self.id and self.ood and shared_clusters(self.id, self.ood))
         key = (resamples, seed, paired)
         if key not in sets.tests:
             sets.tests[key] = sets.test(*key)
@@ -260,10 +287,11 @@ class EMIDBound:
 
     def _sets(self, name: str) -> PairedKernels | None:
         """Return the two sets of a divergence; shifts share those that are the same, such as the ID split's responses."""
+        if self.id is None or self.ood is None:
+            return None
         (x_split, x_name), (y_split, y_name) = SETS[name]
         first, second = getattr(self, x_split), getattr(self, y_split)
-        gone = not isinstance(first, Embeddings)  # statistics of rows that were read once
-        if gone or max(first.n, second.n) > MAX_ROWS or getattr(first, x_name) is None:
+        if max(first.n, second.n) > MAX_ROWS or getattr(first, x_name) is None:
             return None
         x, y = getattr(first, x_name), getattr(second, y_name)
         of_split = {"id": clusters_of(self.id)}
@@ -334,43 +362,33 @@ def emid_bound(
         ValueError: unequal dimensions or encoders, an unknown convention, or an entropy that is not
             a positive number.
     """
-    check_convention(convention)
-    check_entropy(entropy)
-    encoders = shared_encoders(id, ood)
-    if (id.v is None) != (ood.v is None):
-        raise InputError(
-            "ood.v: expected images on both sides or on none, got them on one. Compare splits of one kind."
-        )
-    for name in ("t", "y_hat"):
-        expected, got = getattr(id, name).shape[1], getattr(ood, name).shape[1]
-        if expected != got:
-            raise InputError(f"ood.{name}: expected dimension {expected}, that of id.{name}, got {got}.")
+    check_comparable(_widths(id), _widths(ood), convention, entropy)
     splits = {"id": id, "ood": ood}
     jsds = {
         name: _jsd((splits[a], of_a), (splits[b], of_b), convention, id.cache.setdefault("entropies", {}))
         for name, ((a, of_a), (b, of_b)) in SETS.items()
     }
-    kind = "scaled" if entropy is None else "theorem"
-    signature = Signature.of(
-        "emid_bound",
-        encoders=encoders,
-        convention=convention,
-        kind=kind if entropy is None else f"{kind}(entropy={entropy:g})",
-        n_id=id.n,
-        n_ood=ood.n,
-    )
-    return EMIDBound(
-        bound_from_jsds(**jsds, entropy=entropy),
-        kind,
-        **jsds,
-        convention=convention,
-        entropy=entropy,
-        n_id=id.n,
-        n_ood=ood.n,
-        signature=signature,
-        id=id,
-        ood=ood,
-    )
+    return EMIDBound.of(jsds, (id.n, ood.n), shared_encoders(id, ood), convention, entropy, (id, ood))
+
+
+def _widths(split: Embeddings) -> dict[str, int]:
+    matrices = {"v": split.v, "t": split.t, "y_hat": split.y_hat}
+    return {name: matrix.shape[1] for name, matrix in matrices.items() if matrix is not None}
+
+
+def check_comparable(
+    id: Mapping[str, int], ood: Mapping[str, int], convention: str, entropy: float | None = None
+) -> None:
+    """Raise ``ValueError`` unless two splits have an index: matrices of the same widths, by name, and valid options."""
+    check_convention(convention)
+    check_entropy(entropy)
+    if ("v" in id) != ("v" in ood):
+        raise InputError(
+            "ood.v: expected images on both sides or on none, got them on one. Compare splits of one kind."
+        )
+    for name in ("t", "y_hat"):
+        if id[name] != ood[name]:
+            raise InputError(f"ood.{name}: expected dimension {id[name]}, that of id.{name}, got {ood[name]}.")
 
 
 def _jsd(

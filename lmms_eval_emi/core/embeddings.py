@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -175,7 +175,15 @@ class Embeddings:
         return f"Embeddings(n={self.n}, dimension={self.dimension}{made_by})"
 
 
-def shared_encoders(id: Embeddings, ood: Embeddings) -> str | None:
+class HasEncoders(Protocol):
+    """Rows, or statistics of rows, that encoders made."""
+
+    @property
+    def encoders(self) -> str | None:
+        """Signature of the encoders, if it is known."""
+
+
+def shared_encoders(id: HasEncoders, ood: HasEncoders) -> str | None:
     """Return the encoders that made both splits.
 
     Raises:

@@ -192,6 +192,16 @@ class EMID(HasUncertainty):
     inputs: Jackknife | None = field(default=None, repr=False)
     responses: Jackknife | None = field(default=None, repr=False)
 
+    @classmethod
+    def of(
+        cls, id: EMI, ood: EMI, *, paired: bool, encoders: str | None, parts: tuple[Jackknife, Jackknife] | None = None
+    ) -> EMID:
+        """Return EMID from EMI of both splits; ``parts`` are those from inputs and from responses."""
+        jackknife = emi_difference(id, ood, paired=paired)
+        estimator = dict(id.signature.parts)["estimator"]
+        signature = Signature.of("emid", encoders=encoders, estimator=estimator, n_id=id.n, n_ood=ood.n)
+        return cls(jackknife.value, id, ood, signature, paired, jackknife, *(parts or ()))
+
     @property
     def p_value(self) -> float | None:
         """Two-sided p of no difference; ``None`` for fewer than 8 images."""
@@ -283,15 +293,12 @@ def _analyse(
     else:
         response, reference = (information(estimator, x, targets, clusters, len(distinct)) for targets in (y_hat, y))
 
-    def jackknife(value: float, deleted: torch.Tensor) -> Jackknife:
-        known = {key: value for key, value in zip(distinct, deleted.tolist(), strict=True) if not math.isnan(value)}
-        return Jackknife(value, (known,) if known else ())
-
+    without_each = (response.deleted - reference.deleted).tolist()
     return (
         response,
         reference,
-        jackknife(response.value - reference.value, response.deleted - reference.deleted),
-        jackknife(reference.value, reference.deleted),
+        Jackknife.of(response.value - reference.value, distinct, without_each),
+        Jackknife.of(reference.value, distinct, reference.deleted.tolist()),
     )
 
 
@@ -364,18 +371,7 @@ def emid_from_emi(
     groups = shared_clusters(id, ood)
     ood_emi = ood_emi or emi(ood, estimator, groups=groups)
     parts = _decompose(id_emi, ood_emi, id, ood, estimator) if groups is not None else None
-    jackknife = emi_difference(id_emi, ood_emi, paired=groups is not None)
-    signature = Signature.of("emid", encoders=encoders, estimator=estimator.signature, n_id=id_emi.n, n_ood=ood_emi.n)
-    return EMID(
-        value=jackknife.value,
-        id=id_emi,
-        ood=ood_emi,
-        signature=signature,
-        paired=groups is not None,
-        jackknife=jackknife,
-        inputs=parts[0] if parts else None,
-        responses=parts[1] if parts else None,
-    )
+    return EMID.of(id_emi, ood_emi, paired=groups is not None, encoders=encoders, parts=parts)
 
 
 def emi_difference(first: EMI, second: EMI, *, paired: bool) -> Jackknife:
@@ -386,12 +382,8 @@ def emi_difference(first: EMI, second: EMI, *, paired: bool) -> Jackknife:
         second: EMI of the other split.
         paired: whether images of the same key are one image, which is left out of both splits at once.
     """
-    of_second = second.jackknife
-    if not paired:  # clusters of unrelated splits are different, whatever their keys
-        of_second = Jackknife(
-            of_second.value,
-            tuple({("ood", key): value for key, value in stratum.items()} for stratum in of_second.strata),
-        )
+    # Clusters of unrelated splits are different, whatever their keys.
+    of_second = second.jackknife if paired else second.jackknife.of_another_sample()
     terms = (first.mi_response, first.mi_reference, second.mi_response, second.mi_reference)
     return difference(first.jackknife, of_second).without_rounding(*terms)
 

@@ -13,7 +13,7 @@ Independent samples are strata: their variances add, and the degrees of freedom 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import special
@@ -36,6 +36,16 @@ class Jackknife:
 
     value: float
     strata: tuple[Deleted, ...]
+
+    @classmethod
+    def of(cls, value: float, keys: Iterable[Hashable], deleted: Iterable[float]) -> Jackknife:
+        """Return the jackknife of one sample, from the value without each cluster; NaN means that it is not defined there."""
+        known = {key: without for key, without in zip(keys, deleted, strict=True) if not math.isnan(without)}
+        return cls(value, (known,) if known else ())
+
+    def of_another_sample(self) -> Jackknife:
+        """Return the same with other keys, so that its clusters are none of those of a first sample."""
+        return Jackknife(self.value, tuple({("ood", key): v for key, v in stratum.items()} for stratum in self.strata))
 
     @property
     def clusters(self) -> int:

@@ -10,18 +10,18 @@ What needs the rows themselves is not given: their influence, the parts of EMID,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Hashable, Mapping, Sequence
+from copy import copy
+from typing import Any
 
 import numpy as np
 import torch
 import xxhash
 
 from lmms_eval_emi.core.club import ClusterSums
-from lmms_eval_emi.core.divergence import EMIDBound, Kernel, emid_bound
+from lmms_eval_emi.core.divergence import SETS, EMIDBound, Kernel, check_comparable
 from lmms_eval_emi.core.embeddings import Embeddings, shared_encoders
-from lmms_eval_emi.core.emi import EMI, EMID, MOST_CLUSTERS, MutualInformationEstimator, cluster_hash, emi_difference
+from lmms_eval_emi.core.emi import EMI, EMID, MOST_CLUSTERS, cluster_hash
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.errors import InputError
@@ -29,18 +29,16 @@ from lmms_eval_emi.errors import InputError
 MATRICES = ("v", "t", "y_hat", "y")
 
 
-class OnePassEstimator(MutualInformationEstimator, Protocol):
-    """An estimator of a diagonal Gaussian q(y|x), whose sums over parts of a split add."""
-
-    def gaussians(self, embeddings: Embeddings) -> list[list[tuple[torch.Tensor, torch.Tensor, Any]]]:
-        """Return, by seed and fold, (N, D') float64 means and log variances, and the map of targets."""
-        ...
-
-
 class ClusterTable:
-    """Sums of CLUB by the hash of each cluster."""
+    """Sums of CLUB by the hash of each cluster.
 
-    def __init__(self, keys: np.ndarray, sums: ClusterSums, blocked: bool) -> None:
+    Args:
+        keys: (G,) sorted hashes of the clusters, or numbers of the blocks that they were merged into.
+        sums: sums by seed and fold of the estimator, and side: 0 for responses, 1 for references.
+        blocked: whether clusters were merged into blocks.
+    """
+
+    def __init__(self, keys: np.ndarray, sums: Mapping[tuple[int, int, int], ClusterSums], blocked: bool) -> None:
         self.keys, self.sums, self.blocked = keys, sums, blocked
 
     def merge(self, other: ClusterTable) -> ClusterTable:
@@ -50,41 +48,45 @@ class ClusterTable:
         if first.blocked or second.blocked or len(together) > MOST_CLUSTERS:
             first, second = first._into_blocks(), second._into_blocks()
             together = np.union1d(first.keys, second.keys)
-        sums = _empty_like(first.sums, len(together))
-        for part in (first, second):
-            _add_rows(sums, part.sums, np.searchsorted(together, part.keys))
-        return ClusterTable(together, sums, first.blocked)
+        places = [(part, np.searchsorted(together, part.keys)) for part in (first, second)]
+        return _added(together, places, first.blocked)
 
     def _into_blocks(self) -> ClusterTable:
         if self.blocked:
             return self
         blocks, numbers = np.unique(self.keys % np.uint64(MOST_CLUSTERS), return_inverse=True)
-        sums = _empty_like(self.sums, len(blocks))
-        _add_rows(sums, self.sums, numbers)
-        return ClusterTable(blocks, sums, True)
+        return _added(blocks, [(self, numbers)], True)
 
-    def value(self) -> float:
-        """Return CLUB of all rows."""
-        sums, n = self.sums, float(self.sums.n.sum())
-        a, precision, y, square = (part.sum(dim=0) for part in (sums.a, sums.precision, sums.y, sums.square))
-        return float(sums.matched.sum() / n - ((a * y).sum() - (precision * square).sum() / 2) / n**2)
+    def values(self) -> list[np.ndarray]:
+        """Return (2,) CLUB of responses and of references by seed, the mean over its folds."""
+        found: dict[int, list[tuple[float, float]]] = {}
+        for (seed, fold, side), sums in self.sums.items():
+            if not side:
+                found.setdefault(seed, []).append((sums.value(), self.sums[seed, fold, 1].value()))
+        return [np.mean(folds, axis=0) for folds in found.values()]
+
+    def without_each(self, side: int) -> torch.Tensor:
+        """Return (G,) CLUB of a side without each cluster, the mean over seeds and folds."""
+        return torch.stack([sums.without_each() for key, sums in self.sums.items() if key[2] == side]).mean(dim=0)
 
 
-def _empty_like(sums: ClusterSums, count: int) -> ClusterSums:
-    return ClusterSums.empty(count, sums.y.shape[1], sums.y.device)
-
-
-def _add_rows(total: ClusterSums, part: ClusterSums, places: np.ndarray) -> None:
-    index = torch.from_numpy(places.astype(np.int64)).to(total.n.device)
-    for name in ("n", "matched", "a", "precision", "y", "square"):
-        getattr(total, name).index_add_(0, index, getattr(part, name))
+def _added(keys: np.ndarray, parts: Sequence[tuple[ClusterTable, np.ndarray]], blocked: bool) -> ClusterTable:
+    """Return the table of some tables, each with the places of its clusters among the keys."""
+    total = {}
+    for key, like in parts[0][0].sums.items():
+        total[key] = ClusterSums.empty(len(keys), like.y.shape[1], like.y.device)
+        for table, places in parts:
+            total[key].add_sums(table.sums[key], torch.from_numpy(places.astype(np.int64)).to(like.y.device))
+    return ClusterTable(keys, total, blocked)
 
 
 class SplitStatistics:
     """Sums over the rows that were added, from which the scores of a split follow.
 
     Args:
-        estimator: estimator whose EMI is wanted.
+        estimator: estimator whose EMI is wanted, of a diagonal Gaussian q(y|x), whose sums over parts of a split add:
+            its ``gaussians(embeddings)`` returns, by seed and fold, (N, D') float64 means and log variances, and the map
+            of targets.
         encoders: encoders that made the embeddings.
         partners: clusters of the rows of the ID split, where this is a shift of it.
         keep_partners: whether to keep the clusters of the rows by their ids, for the shifts of this split.
@@ -92,7 +94,7 @@ class SplitStatistics:
 
     def __init__(
         self,
-        estimator: OnePassEstimator,
+        estimator: Any,
         *,
         encoders: str | None = None,
         partners: Partners | None = None,
@@ -105,9 +107,7 @@ class SplitStatistics:
         self.estimator, self.encoders, self.partners = estimator, encoders, partners
         self.n = self.matched = 0
         self.covariances: dict[str, torch.Tensor] = {}
-        self.tables: list[
-            list[tuple[ClusterTable, ClusterTable]]
-        ] = []  # tables of responses and references, by seed and fold
+        self.table: ClusterTable | None = None
         self.own_partners: list[tuple[np.ndarray, np.ndarray]] | None = [] if keep_partners else None
         self.sample: Embeddings | None = None  # the first rows, for checks that need some
 
@@ -134,23 +134,21 @@ class SplitStatistics:
             self.covariances[name] = product if known is None else known.add_(product)
         keys = self._clusters(rows)
         distinct, numbers = np.unique(keys, return_inverse=True)
-        blocked = len(distinct) > MOST_CLUSTERS or bool(self.tables and self.tables[0][0][0].blocked)
+        blocked = len(distinct) > MOST_CLUSTERS or (self.table is not None and self.table.blocked)
         if blocked:
             distinct, numbers = np.unique(keys % np.uint64(MOST_CLUSTERS), return_inverse=True)
         clusters = torch.from_numpy(numbers.reshape(-1).astype(np.int64)).to(rows.t.device)
-        found: list[list[tuple[ClusterTable, ClusterTable]]] = []
-        for seed in self.estimator.gaussians(rows):
-            found.append([])
-            for mu, logvar, into in seed:
-                pair = []
-                for y in (rows.y_hat, rows.y):
+        added = {}
+        for seed, folds in enumerate(self.estimator.gaussians(rows)):
+            for fold, (mu, logvar, into) in enumerate(folds):
+                for side, y in enumerate((rows.y_hat, rows.y)):
                     targets = into(y.double())
                     sums = ClusterSums.empty(len(distinct), targets.shape[1], targets.device)
                     # CLUB does not depend on what targets are measured from, so all parts measure from 0.
                     sums.add(mu, logvar, targets, torch.zeros_like(targets[0]), clusters)
-                    pair.append(ClusterTable(distinct, sums, blocked))
-                found[-1].append((pair[0], pair[1]))
-        self.tables = _merged(self.tables, found) if self.tables else found
+                    added[seed, fold, side] = sums
+        table = ClusterTable(distinct, added, blocked)
+        self.table = self.table.merge(table) if self.table else table
         self.n += rows.n
         return self
 
@@ -162,24 +160,16 @@ class SplitStatistics:
         self.encoders = self.encoders or other.encoders
         for name, product in other.covariances.items():
             self.covariances[name] = self.covariances[name] + product if name in self.covariances else product.clone()
-        self.tables = _merged(self.tables, other.tables) if self.tables else other.tables
+        self.table = self.table.merge(other.table) if self.table and other.table else self.table or other.table
         self.n, self.matched = self.n + other.n, self.matched + other.matched
         if self.own_partners is not None and other.own_partners is not None:
             self.own_partners += other.own_partners
         return self
 
-    def without_estimator(self) -> SplitStatistics:
-        """Return the sums alone, to be sent to another process."""
-        return self._copy(None)
-
-    def with_estimator(self, estimator: OnePassEstimator) -> SplitStatistics:
-        """Return the sums with the estimator that they are of."""
-        return self._copy(estimator)
-
-    def _copy(self, estimator: Any) -> SplitStatistics:
-        other = object.__new__(SplitStatistics)
-        other.__dict__ |= {**self.__dict__, "estimator": estimator, "covariances": dict(self.covariances)}
-        other.own_partners = None if self.own_partners is None else list(self.own_partners)
+    def bare(self) -> SplitStatistics:
+        """Return the sums alone, without estimator and partners, to be sent to another process."""
+        other = copy(self)
+        other.estimator = other.partners = None
         return other
 
     def _clusters(self, rows: Embeddings) -> np.ndarray:
@@ -212,24 +202,15 @@ class SplitStatistics:
     @property
     def emi(self) -> EMI:
         """EMI of the rows; its contributions and influences are empty, for they belong to rows."""
-        if not self.n:
+        if self.table is None:
             raise InputError("statistics: expected at least one row, got none. A split without samples has no scores.")
-        seeds = [[(first.value(), second.value()) for first, second in seed] for seed in self.tables]
-        by_seed = [np.mean(seed, axis=0) for seed in seeds]
+        by_seed = self.table.values()
         response, reference = (float(value) for value in np.mean(by_seed, axis=0))
-        flat = [pair for seed in self.tables for pair in seed]
-        keys = [f"{key:x}" for key in flat[0][0].keys]
-        deleted = [torch.stack([pair[side].sums.without_each() for pair in flat]).mean(dim=0) for side in (0, 1)]
-        unit = getattr(self.estimator, "unit", "nats")
+        keys = [f"{key:x}" for key in self.table.keys]
+        deleted = [self.table.without_each(side) for side in (0, 1)]
         none = torch.empty(0, dtype=torch.float64)
-
-        def jackknife(value: float, values: torch.Tensor) -> Jackknife:
-            known: dict[Hashable, float] = {
-                key: value for key, value in zip(keys, values.tolist(), strict=True) if not math.isnan(value)
-            }
-            return Jackknife(value, (known,) if known else ())
-
-        score = jackknife(response - reference, deleted[0] - deleted[1]).without_rounding(response, reference)
+        score = Jackknife.of(response - reference, keys, (deleted[0] - deleted[1]).tolist())
+        score = score.without_rounding(response, reference)
         return EMI(
             value=score.value,
             mi_response=response,
@@ -239,38 +220,15 @@ class SplitStatistics:
             signature=Signature.of("emi", encoders=self.encoders, estimator=self.estimator.signature, n=self.n),
             influence=none,
             jackknife=score,
-            reference=jackknife(reference, deleted[1]),
+            reference=Jackknife.of(reference, keys, deleted[1].tolist()),
             by_seed=tuple(float(a - b) for a, b in by_seed) if len(by_seed) > 1 else (),
-            unit=unit,
+            unit=getattr(self.estimator, "unit", "nats"),
         )
 
-    # What the shift index is computed from looks like embeddings whose rows are gone.
-
-    def __getattr__(self, name: str) -> torch.Tensor | None:
-        if name in MATRICES and "covariances" in self.__dict__:
-            product = self.covariances.get(name)
-            return None if product is None else torch.empty((self.n, len(product)), device="meta")
-        raise AttributeError(name)
-
-    @property
-    def cache(self) -> dict[Any, Any]:
-        """Kernels and digests of the matrices, where :func:`emid_bound` looks for them."""
-        found: dict[Any, Any] = {}
-        for name, product in self.covariances.items():
-            found["kernel", name] = Kernel(self.n, None, product)
-            content: Any = np.ascontiguousarray(product.cpu().numpy())
-            found["digest", name] = f"{self.n} {xxhash.xxh3_128_hexdigest(content)}"
-        return found
-
-
-def _merged(first: list[list[tuple[ClusterTable, ClusterTable]]], second: list) -> list:
-    return [
-        [
-            tuple(a.merge(b) for a, b in zip(first, second, strict=True))
-            for first, second in zip(seed, other, strict=True)
-        ]
-        for seed, other in zip(first, second, strict=True)
-    ]
+    def kernel(self, name: str) -> Kernel | None:
+        """Return the second moment of one of the matrices, or ``None`` if the split has none."""
+        product = self.covariances.get(name)
+        return None if product is None else Kernel(self.n, None, product)
 
 
 class Partners:
@@ -309,33 +267,19 @@ def emid_of(id: SplitStatistics, ood: SplitStatistics, id_emi: EMI | None = None
     Raises:
         ValueError: the splits were embedded by different encoders.
     """
-    encoders = shared_encoders(cast(Embeddings, id), cast(Embeddings, ood))
-    first, second = id_emi or id.emi, ood.emi
-    paired = ood.matched > 0
-    jackknife = emi_difference(first, second, paired=paired)
-    return EMID(
-        value=jackknife.value,
-        id=first,
-        ood=second,
-        signature=Signature.of(
-            "emid", encoders=encoders, estimator=id.estimator.signature, n_id=first.n, n_ood=second.n
-        ),
-        paired=paired,
-        jackknife=jackknife,
-    )
+    encoders = shared_encoders(id, ood)
+    return EMID.of(id_emi or id.emi, ood.emi, paired=ood.matched > 0, encoders=encoders)
 
 
 def bound_of(
     id: SplitStatistics, ood: SplitStatistics, convention: str = "published", entropy: float | None = None
 ) -> EMIDBound:
     """Shift index of two splits that were read once each; see :func:`lmms_eval_emi.emid_bound`. It has no error."""
-    return emid_bound(cast(Embeddings, _Frozen(id)), cast(Embeddings, _Frozen(ood)), convention, entropy)
-
-
-class _Frozen:
-    """Statistics that no row is added to any more, with their kernels made once."""
-
-    def __init__(self, statistics: SplitStatistics) -> None:
-        self.n, self.encoders, self.cache = statistics.n, statistics.encoders, statistics.cache
-        for name in MATRICES:
-            setattr(self, name, getattr(statistics, name))
+    first, second = ({name: len(product) for name, product in split.covariances.items()} for split in (id, ood))
+    check_comparable(first, second, convention, entropy)
+    splits = {"id": id, "ood": ood}
+    jsds = {}
+    for name, ((a, of_a), (b, of_b)) in SETS.items():
+        x, y = splits[a].kernel(of_a), splits[b].kernel(of_b)
+        jsds[name] = x.jsd(y, convention) if x and y else 0.0
+    return EMIDBound.of(jsds, (id.n, ood.n), shared_encoders(id, ood), convention, entropy)

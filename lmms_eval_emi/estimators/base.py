@@ -238,15 +238,17 @@ class TrainedEstimator(nn.Module, Estimator):
         """
         raise NotImplementedError
 
+    def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return (N,) float64 contributions whose mean is the value for inputs (N, D) and targets (N, D').
+
+        Raises:
+            ValueError: D or D' is not that of the estimator, or the numbers of rows differ.
+        """
+        return undivided(self, x, y).contributions
+
     @torch.no_grad()
     def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
-        """Return the estimate with its leave-one-cluster-out values, and the influence of each row.
-
-        Args:
-            x: (N, D) inputs.
-            y: (N, D') targets.
-            clusters: (N,) number of each row's cluster, below ``count``.
-            count: G, the number of clusters.
+        """Return the estimate with its leave-one-cluster-out values, and the influence of each row; see :meth:`analyse_by`.
 
         Raises:
             ValueError: as :meth:`contributions`.

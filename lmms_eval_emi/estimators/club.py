@@ -12,10 +12,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from lmms_eval_emi.core.club import ClusterSums, Moments, embeddings_to_moments, moments_to_contributions
+from lmms_eval_emi.core.club import ClusterSums, mean_and_variance
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, Embeddings
 from lmms_eval_emi.core.emi import Information
-from lmms_eval_emi.estimators.base import TrainedEstimator, by_network, undivided
+from lmms_eval_emi.estimators.base import TrainedEstimator, by_network
 
 Gaussian = tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
 SATURATED = 0.99  # limit for log-variances, which lie in (-1, 1)
@@ -75,24 +75,6 @@ class CLUB(TrainedEstimator):
         shares = [(network.p_logvar(part.double()).abs() > SATURATED).double().sum() for part in x.split(CHUNK_ROWS)]
         return float(sum(shares)) / (len(x) * self.output_dimension)
 
-    @torch.no_grad()
-    def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the contribution of every sample to the CLUB estimate of I(x; y).
-
-        O(N D) time and memory; everything is computed in float64, a chunk of rows at a time.
-
-        Args:
-            x: (N, D) inputs.
-            y: (N, D') targets.
-
-        Returns:
-            (N,) float64, whose mean is the estimate.
-
-        Raises:
-            ValueError: D or D' is not that of the estimator, or the numbers of rows differ.
-        """
-        return undivided(self, x, y).contributions
-
     @classmethod
     def analyse_by(
         cls: type[Self],
@@ -106,18 +88,17 @@ class CLUB(TrainedEstimator):
         """Return the estimates with their leave-one-cluster-out values, and the influence of each row, in O(N D)."""
         # Networks that are used together share the space of their targets.
         into = networks[0].targets
-        moments = [embeddings_to_moments(y, into) for y in targets]
-        sums = [ClusterSums.empty(count, len(moment.mean), x.device) for moment in moments]
+        moments = [mean_and_variance(y, into) for y in targets]
+        sums = [ClusterSums.empty(count, len(mean), x.device) for mean, _ in moments]
         parts: list[list[torch.Tensor]] = [[] for _ in targets]
         for rows in torch.arange(len(x), device=x.device).split(CHUNK_ROWS):
             block = slice(int(rows[0]), int(rows[-1]) + 1)
             mu, logvar = by_network(networks, which[block], lambda network, own: network(own), x[block].double())
-            for number, y in enumerate(targets):
-                ys = into(y[block].double())
-                parts[number].append(moments_to_contributions(mu, logvar, ys, moments[number]))
-                sums[number].add(mu, logvar, ys, moments[number].mean, clusters[block])
+            for number, (y, (mean, variance)) in enumerate(zip(targets, moments, strict=True)):
+                matched = sums[number].add(mu, logvar, into(y[block].double()), mean, clusters[block])
+                parts[number].append(matched + torch.exp(-logvar) @ variance / 2)
         return [
-            cls._information(torch.cat(parts[number]), sums[number], y, into, moments[number])
+            cls._information(torch.cat(parts[number]), sums[number], y, into, moments[number][0])
             for number, y in enumerate(targets)
         ]
 
@@ -127,13 +108,13 @@ class CLUB(TrainedEstimator):
         sums: ClusterSums,
         y: torch.Tensor,
         into: Callable[[torch.Tensor], torch.Tensor],
-        moments: Moments,
+        mean: torch.Tensor,
     ) -> Information:
         a, precision = sums.a.sum(dim=0) / len(y), sums.precision.sum(dim=0) / len(y)
         typical = torch.cat(
             [
                 (rows * a - rows**2 * precision / 2).sum(dim=1)
-                for rows in (into(ys.double()) - moments.mean for ys in y.split(CHUNK_ROWS))
+                for rows in (into(ys.double()) - mean for ys in y.split(CHUNK_ROWS))
             ]
         )
         influence = (contributions - contributions.mean()) - (typical - typical.mean())

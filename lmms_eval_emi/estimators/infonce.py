@@ -50,26 +50,8 @@ class InfoNCE(TrainedEstimator):
 
     def score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return (B,) contributions to the bound among the B pairs, in nats."""
-        return self._against_all(self.g(x), self.h(y), 0)
-
-    @torch.no_grad()
-    def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the contribution of every sample to the InfoNCE bound, in nats: O(N^2) time, O(N) memory, float64.
-
-        Args:
-            x: (N, D) inputs.
-            y: (N, D') targets.
-
-        Returns:
-            (N,) float64, whose mean is the bound.
-
-        Raises:
-            ValueError: D or D' is not that of the estimator, or the numbers of rows differ.
-        """
-        self.check_shapes(x, y)
-        network = self.in_float64(x.device)
-        g, h = network.g(x.double()), network.h(y.double())
-        return torch.cat([self._against_all(part, h, CHUNK * number) for number, part in enumerate(g.split(CHUNK))])
+        scores = self.g(x) @ self.h(y).T
+        return scores.diagonal() - torch.logsumexp(scores, dim=1) + math.log(len(y))
 
     def ceiling(self, n: int) -> float | None:
         """Return ln N, which the bound cannot exceed with N rows."""
@@ -121,9 +103,3 @@ class InfoNCE(TrainedEstimator):
         contributions = torch.cat(positives) - torch.cat(total).log() + math.log(n)
         influence = contributions - pulled  # a row is also a negative of all others
         return Information(contributions, influence - influence.mean(), kept / (n - sizes))
-
-    @staticmethod
-    def _against_all(g: torch.Tensor, h: torch.Tensor, first: int) -> torch.Tensor:
-        scores = g @ h.T
-        positives = scores[torch.arange(len(g)), torch.arange(first, first + len(g))]
-        return positives - torch.logsumexp(scores, dim=1) + math.log(len(h))

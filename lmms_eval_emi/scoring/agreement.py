@@ -551,9 +551,8 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
 def loss_of_score(id: Jackknife, shifted: Jackknife, emid: Jackknife) -> Jackknife:
     """Return what a score loses, on the images that EMID is of: where rows have no partners, those of both splits are different ones."""
     if len(emid.strata) > 1:
-        shifted = Jackknife(
-            shifted.value, tuple({str(("ood", key)): value for key, value in each.items()} for each in shifted.strata)
-        )
+        strata = ({str(("ood", key)): value for key, value in each.items()} for each in shifted.strata)
+        shifted = Jackknife(shifted.value, tuple(strata))
     return difference(id, shifted)
 
 

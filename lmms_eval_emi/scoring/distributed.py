@@ -82,10 +82,11 @@ def merge_statistics(statistics: SplitStatistics) -> SplitStatistics:
     """Return the statistics of the rows of all ranks, the same on each of them."""
     if world_size() == 1:
         return statistics
-    total, *others = _gather(statistics.without_estimator())
+    total, *others = _gather(statistics.bare())
     for other in others:
         total.merge(other)
-    return total.with_estimator(statistics.estimator)
+    total.estimator = statistics.estimator
+    return total
 
 
 def _gather(value: Any) -> list[Any]:

@@ -349,7 +349,7 @@ def accumulate(study: Study, splits: Mapping[str, SplitFiles], estimator: Estima
         for name in order:
             id = found.get(study.id_split)
             statistics = SplitStatistics(
-                estimator,  # type: ignore[arg-type]
+                estimator,
                 partners=id.as_partners() if id else None,
                 keep_partners=name == study.id_split,
             )

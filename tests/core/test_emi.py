@@ -8,7 +8,6 @@ import torch
 
 import lmms_eval_emi as emi_package
 from lmms_eval_emi import emi, emid
-from lmms_eval_emi.core.club import embeddings_to_moments
 from lmms_eval_emi.estimators import CLUB
 
 
@@ -62,14 +61,6 @@ def test_rows_in_another_order_or_in_chunks_give_the_same(make_embeddings, estim
     monkeypatch.setattr("lmms_eval_emi.core.club.CHUNK_ROWS", 7)
     monkeypatch.setattr("lmms_eval_emi.estimators.club.CHUNK_ROWS", 7)
     assert emi(split, estimator).value == pytest.approx(expected, abs=1e-14)
-
-
-def test_moments_merge():
-    rows = torch.randn(100, 5, dtype=torch.float64) + 1000
-    merged = embeddings_to_moments(rows[:13]).merge(embeddings_to_moments(rows[13:]))
-    assert merged.n == 100
-    torch.testing.assert_close(merged.mean, rows.mean(0))
-    torch.testing.assert_close(merged.variance, rows.var(0, unbiased=False))
 
 
 def test_emid_is_id_minus_ood(make_embeddings, estimator):

@@ -227,7 +227,8 @@ def accumulate(study: Study, splits: Mapping[str, SplitFiles], estimator: Estima
         aggregation = _aggregation(estimator, id.as_partners() if id else None, name == study.id_split)
         rows = ray.data.read_parquet([str(path) for path in splits[name].files])
         (merged,) = rows.aggregate(aggregation).values()
-        found[name] = pickle.loads(merged).with_estimator(estimator)
+        found[name] = pickle.loads(merged)
+        found[name].estimator = estimator
         found[name].encoders = splits[name].encoders
     return found
 
@@ -263,9 +264,7 @@ def _aggregation(estimator: Any, partners: Partners | None, keep_partners: bool)
 
 
 def _sums(statistics: SplitStatistics) -> bytes:
-    bare = statistics.without_estimator()
-    bare.partners = None
-    return pickle.dumps(bare, protocol=5)
+    return pickle.dumps(statistics.bare(), protocol=5)
 
 
 # Shifts

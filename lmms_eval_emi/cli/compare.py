@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import InputError, ResultsError
+from lmms_eval_emi.util.wording import MARK, NOTHING, number, table, with_error
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.scoring.compare import Difference
+    from lmms_eval_emi.scoring.compare import Difference, Estimate
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -104,36 +105,33 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_differences(differences: Sequence[Difference], adjust: str) -> None:
     """Print the differences of two models by split, and which shifts separate them."""
-    from tabulate import tabulate
-
-    from lmms_eval_emi.scoring.table import MARK, NOTHING, with_error
-
     rows = [
         [
             difference.split,
-            with_error(difference.emi) if difference.emi else NOTHING,
-            with_error(difference.emid, MARK if difference.separates else "") if difference.emid else NOTHING,
+            _estimate(difference.emi),
+            _estimate(difference.emid, MARK if difference.separates else ""),
             f"[{difference.emid.ci95[0]:.4g}, {difference.emid.ci95[1]:.4g}]"
             if difference.emid and difference.emid.ci95
             else NOTHING,
-            NOTHING if difference.p_adjusted is None else f"{difference.p_adjusted:.2g}",
+            number(difference.p_adjusted, ".2g"),
         ]
         for difference in differences
     ]
-    print(tabulate(rows, headers=["split", "EMI ± SE", "EMID ± SE", "95 %", "p"], disable_numparse=True))
+    print(table(rows, ["split", "EMI ± SE", "EMID ± SE", "95 %", "p"]))
     shifts = [difference for difference in differences if difference.emid and difference.emi]
     apart = [shift.split for shift in shifts if shift.separates]
     print(f"{len(apart)} of {len(shifts)} shifts separate them ({adjust}, 5 %): {', '.join(apart) or 'none'}")
     print("EMID above 0: the first model lost more.\n")
 
 
+def _estimate(estimate: Estimate | None, mark: str = "") -> str:
+    return with_error(estimate.value, estimate.stderr, mark) if estimate else NOTHING
+
+
 def _print_ranks(args: argparse.Namespace) -> int:
     """Print the models with the places between which each may stand."""
-    from tabulate import tabulate
-
     from lmms_eval_emi.scoring.compare import RanksDocument
     from lmms_eval_emi.scoring.ranks import rank, read_row_scores
-    from lmms_eval_emi.scoring.table import value_with_error
     from lmms_eval_emi.util.files import check_output
 
     if args.results:
@@ -145,12 +143,12 @@ def _print_ranks(args: argparse.Namespace) -> int:
     rows = [
         [
             ranked.model,
-            value_with_error(ranked.score, ranked.stderr),
+            with_error(ranked.score, ranked.stderr),
             f"{ranked.best}" if ranked.best == ranked.worst else f"{ranked.best} to {ranked.worst}",
         ]
         for ranked in found
     ]
-    print(tabulate(rows, headers=["model", "score ± SE", "place"], disable_numparse=True))
+    print(table(rows, ["model", "score ± SE", "place"]))
     print(
         f"{found[0].rows} rows that all models have. place: between which a model may stand, by differences paired in rows ({settings.adjust} over all pairs, 5 %)."
     )
@@ -160,8 +158,6 @@ def _print_ranks(args: argparse.Namespace) -> int:
 
 
 def _print_power(args: argparse.Namespace) -> int:
-    from tabulate import tabulate
-
     from lmms_eval_emi.scoring.compare import power, read_compared
 
     for result in read_compared(args.results):
@@ -175,6 +171,6 @@ def _print_power(args: argparse.Namespace) -> int:
             for shift in found
         ]
         headers = ["shift", "images", "SE", "detectable today", "images needed"]
-        print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 4)))
+        print(table(rows, headers, colalign=("left", *["right"] * 4)))
         print(f"All shifts: {max(shift.needed for shift in found):,} images.\n")
     return 0

@@ -17,6 +17,7 @@ from lmms_eval_emi.cli.options import (
     resolve_sources,
     settings_of,
 )
+from lmms_eval_emi.util.wording import MARK, table, with_error
 
 if TYPE_CHECKING:
     from lmms_eval_emi.scoring.audit import Finding
@@ -121,10 +122,6 @@ def _paraphraser(settings: Settings) -> Callable[[str], str] | None:
 
 def _print(findings: Sequence[Finding]) -> None:
     """Print EMI of every responder by every estimator, and what each estimator notices."""
-    from tabulate import tabulate
-
-    from lmms_eval_emi.scoring.table import MARK, value_with_error
-
     numbers = {
         encoders: number + 1 for number, encoders in enumerate(dict.fromkeys(finding.encoders for finding in findings))
     }
@@ -136,14 +133,12 @@ def _print(findings: Sequence[Finding]) -> None:
     rows = []
     for name in findings[0].responders:
         responders = [finding.responders[name] for finding in findings]
-        marks = [MARK if responder.told_from_references else "" for responder in responders]
         cells = (
-            value_with_error(responder.emi, responder.emi_stderr, mark)
-            for responder, mark in zip(responders, marks, strict=True)
+            with_error(each.emi, each.emi_stderr, MARK if each.told_from_references else "") for each in responders
         )
         rows.append([name, *cells])
     alignment = ("left", *["right"] * len(findings))
-    print(tabulate(rows, headers=["responder", *headers], disable_numparse=True, colalign=alignment))
+    print(table(rows, ["responder", *headers], colalign=alignment))
     print(f"\n{MARK} differs from the references: the interval of 95 % excludes 0")
     for encoders, number in numbers.items():
         print(f"encoders {number}: {encoders}" if several else f"encoders: {encoders}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lmms_eval_emi.cli.options import new_parser
+from lmms_eval_emi.util.wording import table
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -18,13 +19,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table of the registry."""
-    from tabulate import tabulate
-
     from lmms_eval_emi.estimators import registered_estimators
 
     rows = [
         [name, entry.kind, "yes" if entry.is_trained else "no", entry.description]
         for name, entry in registered_estimators().items()
     ]
-    print(tabulate(rows, headers=["name", "kind", "trained", "what it is"], maxcolwidths=[None, None, None, 90]))
+    print(table(rows, ["name", "kind", "trained", "what it is"], maxcolwidths=[None, None, None, 90]))
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
 from lmms_eval_emi.errors import InputError, RunError
+from lmms_eval_emi.util.wording import table
 
 log = logging.getLogger("lmms_eval_emi")
 GROUPS = {**{name: f"llavabench_shift_{name}" for name in (*BUILT_IN, *BUNDLED)}, "all": "llavabench_shift"}
@@ -137,12 +138,11 @@ def harness_arguments(args: argparse.Namespace) -> list[str]:
 
 def states_table(tasks: Sequence) -> str:
     """Return how far every task is, as a table with sums."""
-    from tabulate import tabulate
-
     rows = [[task.task, task.requests, task.answered, task.shared, task.left] for task in tasks]
     sums = [sum(row[column] for row in rows) for column in range(1, 5)]
     headers = ["task", "requests", "in the journal", "shared", "left"]
-    return tabulate([*rows, ["all", *sums]] if len(rows) != 1 else rows, headers=headers)
+    shown = [*rows, ["all", *sums]] if len(rows) != 1 else rows
+    return table(shown, headers, colalign=("left", *["right"] * 4))
 
 
 def _print_status(folder: Path) -> int:

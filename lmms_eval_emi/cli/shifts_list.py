@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lmms_eval_emi.cli.options import new_parser
+from lmms_eval_emi.util.wording import table
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -18,12 +19,10 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table for images and one for texts."""
-    from tabulate import tabulate
-
     from lmms_eval_emi.shifts.operators import operators
 
     for family, option in (("visual", "--visual"), ("text", "--textual")):
-        table = [
+        rows = [
             [
                 operator.name,
                 operator.group,
@@ -32,6 +31,6 @@ def run(args: argparse.Namespace) -> int:
             ]
             for operator in operators(family).values()
         ]
-        print(tabulate(table, headers=[option, "group", "levels", "what it does"], maxcolwidths=[None, None, None, 90]))
+        print(table(rows, [option, "group", "levels", "what it does"], maxcolwidths=[None, None, None, 90]))
         print()
     return 0

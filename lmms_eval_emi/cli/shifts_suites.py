@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.cli.shifts_twins import print_next_commands
 from lmms_eval_emi.errors import StudyError
+from lmms_eval_emi.util.wording import table
 
 if TYPE_CHECKING:
     from lmms_eval_emi.data.suites import Suite
@@ -60,14 +61,8 @@ def run(args: argparse.Namespace) -> int:
             raise StudyError(
                 f"suites: expected the NAME of a suite with --output; they are {', '.join(suite_names())}."
             )
-        from tabulate import tabulate
-
         suites = [load_suite(name) for name in suite_names()]
-        print(
-            tabulate(
-                [[suite.name, suite.kind, suite.title] for suite in suites], headers=["suite", "kind", "what it is"]
-            )
-        )
+        print(table([[suite.name, suite.kind, suite.title] for suite in suites], ["suite", "kind", "what it is"]))
         print(
             "\nstudy: splits with references, scored by EMI. twins: operators for tasks of lmms-eval. domains: labelled pictures by domain. lmms-eval-emi shifts suites NAME says more."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lmms_eval_emi.cli.options import new_parser
+from lmms_eval_emi.util.wording import table
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -22,20 +23,18 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Print the groups, the tasks and the folder."""
-    from tabulate import tabulate
-
     from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
     from lmms_eval_emi.harness.common import groups
     from lmms_eval_emi.harness.lmms_eval.compat.task_index import tasks_folder
 
     built_in, bundled = ([load_study(name) for name in names] for names in (BUILT_IN, BUNDLED))
     members = groups(built_in) | groups(bundled, suite=None)
-    print(tabulate([[name, len(tasks)] for name, tasks in members.items()], headers=["group", "tasks"]))
+    print(table([[name, len(tasks)] for name, tasks in members.items()], ["group", "tasks"]))
     rows = [
         [study.task_name(name), split.modality, " + ".join(map(str, split.shifts)) or "in distribution", name]
         for study in (*built_in, *bundled)
         for name, split in study.splits.items()
     ]
-    print(f"\n{tabulate(rows, headers=['task', 'modality', 'shift', 'split'])}")
+    print(f"\n{table(rows, ['task', 'modality', 'shift', 'split'])}")
     print(f"\nfolder (lmms-eval --include_path): {tasks_folder()}")
     return 0

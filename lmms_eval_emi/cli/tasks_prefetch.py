@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.data.study import BUILT_IN
 from lmms_eval_emi.errors import EMIError
+from lmms_eval_emi.util.wording import table
 
 if TYPE_CHECKING:
     from lmms_eval_emi.settings import Settings
@@ -47,8 +48,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.check:  # before the libraries that read them are imported
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    from tabulate import tabulate
-
     from lmms_eval_emi.data.suites import load_suite
     from lmms_eval_emi.settings import load_settings
 
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         except (EMIError, OSError) as error:
             missing[what] = error
             rows.append([what, "missing", "", ""])
-    print(tabulate(rows, headers=["what", "state", "size", "where"], disable_numparse=True))
+    print(table(rows, ["what", "state", "size", "where"]))
     for suite in suites:
         print(f"\nsuite {suite.name} needs {' '.join(suite.needs.split())}")
     for what, reason in missing.items():

@@ -25,10 +25,10 @@ from lmms_eval_emi.scoring.rows import (
     LostRow,
     StudyRows,
     is_result,
+    jackknives_of,
     parse_result,
     read_entries,
     read_rows,
-    to_jackknife,
 )
 from lmms_eval_emi.util.documents import parse_model
 from lmms_eval_emi.util.files import visible_files
@@ -88,13 +88,7 @@ class ReportedResult(StudyResult):
     @cached_property
     def emid_jackknives(self) -> dict[str, Jackknife]:
         """EMID of the shifts whose values without each image are known."""
-        return {
-            name: to_jackknife(split.emid, without.emid)
-            for name, split in self.splits.items()
-            if split.emid is not None
-            and (without := self.by_row.without_each_image.get(name))
-            and without.emid is not None
-        }
+        return jackknives_of(self, self.by_row)[1]
 
     @cached_property
     def lost_rows(self) -> dict[str, list[LostRow]]:

@@ -26,7 +26,7 @@ from lmms_eval_emi.core.totals import ClusterTotals, Function, mean, ratio
 from lmms_eval_emi.data.sample import id_text
 from lmms_eval_emi.errors import InputError, ResultsError
 from lmms_eval_emi.scoring.result import CHEAP_DRAWS
-from lmms_eval_emi.scoring.rows import read_results, read_rows, to_jackknife
+from lmms_eval_emi.scoring.rows import SplitRows, jackknives_of, read_results, read_rows, to_jackknife
 from lmms_eval_emi.util.documents import Document, Interval, Plain
 from lmms_eval_emi.util.files import parse_json
 
@@ -153,23 +153,6 @@ def _records(path: Path) -> Iterable[tuple[int, Any]]:
 
 
 @dataclass(frozen=True)
-class ScoredRows:
-    """The rows of one split as results have them.
-
-    Attributes:
-        ids: question ids.
-        images: the image of each row.
-        values: EMI plus the row's influence.
-        cosines: cosines of response and reference.
-    """
-
-    ids: Sequence[str]
-    images: Sequence[str]
-    values: np.ndarray
-    cosines: np.ndarray
-
-
-@dataclass(frozen=True)
 class ResultToCompare:
     """One model's results, as far as agreement needs them.
 
@@ -190,7 +173,7 @@ class ResultToCompare:
     emi: Mapping[str, Jackknife]
     emid: Mapping[str, Jackknife]
     index: Mapping[str, float]
-    rows: Mapping[str, ScoredRows]
+    rows: Mapping[str, SplitRows]
     estimator: str = ""
 
 
@@ -203,29 +186,29 @@ def read_results_to_compare(path: Path) -> list[ResultToCompare]:
     found = []
     for result in read_results(path):
         beside = read_rows(path, result)
-        rows = {}
-        for name, split_rows in beside.rows.items():
-            if split_rows.image is None or split_rows.cosine is None:
-                raise ResultsError(f"{path}: its rows lack images and cosines. Score the responses again.")
-            rows[name] = ScoredRows(
-                split_rows.id, split_rows.image, np.array(split_rows.value), np.array(split_rows.cosine)
-            )
-        if not rows:
+        if not beside.rows:
             raise ResultsError(
                 f"{path}: its rows are not beside it. Keep *.rows.json with the results, or score again."
             )
-        emi, emid = {}, {}
-        for name, split in result.splits.items():
-            without = beside.without_each_image.get(name)
-            if without is None or split.modality == "control" or split.variant_of is not None:
-                continue
-            emi[name] = to_jackknife(split.emi, without.emi)
-            if split.emid is not None and without.emid is not None:
-                emid[name] = to_jackknife(split.emid, without.emid)
+        if any(rows.image is None or rows.cosine is None for rows in beside.rows.values()):
+            raise ResultsError(f"{path}: its rows lack images and cosines. Score the responses again.")
+        emi, emid = jackknives_of(result, beside)
+        counted = [
+            name for name, split in result.splits.items() if split.modality != "control" and not split.variant_of
+        ]
+        emi, emid = ({name: known[name] for name in counted if name in known} for known in (emi, emid))
         index = {name: split.emid_bound for name, split in result.splits.items() if split.emid_bound is not None}
         found.append(
             ResultToCompare(
-                result.model, result.shift, result.signature, result.id_split, emi, emid, index, rows, result.estimator
+                result.model,
+                result.shift,
+                result.signature,
+                result.id_split,
+                emi,
+                emid,
+                index,
+                beside.rows,
+                result.estimator,
             )
         )
     return found
@@ -425,15 +408,15 @@ def _join(result: ResultToCompare, outside: OutsideScores) -> _Joined:
         rows = result.rows.get(name)
         if outside.rows and rows is not None:
             scores = outside.rows.get(name, {})
-            places = [place for place, identity in enumerate(rows.ids) if id_text(identity) in scores]
+            places = [place for place, identity in enumerate(rows.id) if id_text(identity) in scores]
             if not places:
                 continue
-            joined.absent += len(rows.ids) - len(places)
+            joined.absent += len(rows.id) - len(places)
             images = [rows.images[place] for place in places]
             if len(set(images)) < 2:  # without an error, it would count as fixed
                 joined.lone.append(name)
                 continue
-            parts = np.array([scores[id_text(rows.ids[place])] for place in places])
+            parts = np.array([scores[id_text(rows.id[place])] for place in places])
             joined.parts[name] = (places, parts)
             joined.scores[name] = ClusterTotals.of(parts, images).jackknife(outside.function)
         elif name in outside.splits:
@@ -441,7 +424,7 @@ def _join(result: ResultToCompare, outside: OutsideScores) -> _Joined:
         else:
             continue
         if rows is not None:
-            joined.cosines[name] = ClusterTotals.of_values(rows.cosines, rows.images).jackknife()
+            joined.cosines[name] = ClusterTotals.of_values(rows.cosine or (), rows.images).jackknife()
     if not joined.scores:
         there = list(outside.rows or outside.splits)
         shared = [name for name in there if name in result.emi]
@@ -533,7 +516,7 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
     rows, there = result.rows, outside.rows or outside.splits
     strange = [name for name in there if name not in result.emi and name not in rows]  # controls have rows alone
     unknown = sum(
-        len(scores) - sum(id_text(row_id) in scores for row_id in rows[name].ids)
+        len(scores) - sum(id_text(row_id) in scores for row_id in rows[name].id)
         for name, scores in outside.rows.items()
         if name in rows
     )
@@ -551,8 +534,8 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
 def loss_of_score(id: Jackknife, shifted: Jackknife, emid: Jackknife) -> Jackknife:
     """Return what a score loses, on the images that EMID is of: where rows have no partners, those of both splits are different ones."""
     if len(emid.strata) > 1:
-        strata = ({str(("ood", key)): value for key, value in each.items()} for each in shifted.strata)
-        shifted = Jackknife(shifted.value, tuple(strata))
+        renamed = [{str(("ood", key)): value for key, value in each.items()} for each in shifted.strata]
+        shifted = to_jackknife(shifted.value, renamed)
     return difference(id, shifted)
 
 
@@ -595,7 +578,8 @@ def _within(
                 del targets["spearman_r"]
         for measure, target in targets.items():
             emi, cosine = (
-                _rank_jackknife(measure, values[places], target, images) for values in (rows.values, rows.cosines)
+                _rank_jackknife(measure, np.array(values)[places], target, images)
+                for values in (rows.value, rows.cosine)
             )
             if emi is not None and cosine is not None:
                 known.setdefault(measure, {})[name] = (len(places), emi, cosine)
@@ -628,7 +612,7 @@ def _rank_jackknife(measure: str, x: np.ndarray, y: np.ndarray, clusters: Sequen
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks from 1, mean ranks for ties."""
+    """Return ranks from 1, mean ranks for ties; scipy's takes five times as long for as few values."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,7 +23,7 @@ from lmms_eval_emi.core.multiple import ALPHA, adjust
 from lmms_eval_emi.errors import InputError, ResultsError
 from lmms_eval_emi.scoring.ranks import RankedModel
 from lmms_eval_emi.scoring.result import CHEAP_DRAWS, StudyResult
-from lmms_eval_emi.scoring.rows import read_results, read_rows, to_jackknife
+from lmms_eval_emi.scoring.rows import jackknives_of, read_results, read_rows
 from lmms_eval_emi.util.documents import Document, Interval, Plain
 
 MOST_IMAGES = 10_000_000
@@ -70,17 +71,12 @@ def read_compared(paths: Iterable[str | Path]) -> list[ComparedResult]:
 
 
 def _compared(path: Path, result: StudyResult) -> ComparedResult:
-    without = read_rows(path, result).without_each_image
-    if not without:
+    rows = read_rows(path, result)
+    if not rows.without_each_image:
         raise ResultsError(
             f"{path}: its rows are not beside it, which comparing needs. Keep *.rows.json with the results, or score again."
         )
-    emi = {name: to_jackknife(split.emi, without[name].emi) for name, split in result.splits.items() if name in without}
-    emid = {
-        name: to_jackknife(split.emid, strata)
-        for name, split in result.splits.items()
-        if split.emid is not None and name in without and (strata := without[name].emid) is not None
-    }
+    emi, emid = jackknives_of(result, rows)
     settings = {key: str(value) for key, value in result.settings.items()}
     if "encoders" in settings:  # the same weights in another folder are the same encoders
         settings["encoders"] = re.sub(r"[^+#]*#", "#", settings["encoders"])
@@ -270,12 +266,9 @@ def power(result: ComparedResult, effect: float, chance: float = 0.8) -> list[Po
             df = max(1.0, shape * count)
             return float(special.stdtrit(df, 1 - ALPHA / 2) + special.stdtrit(df, chance))
 
-        needed, above = 2, 2
-        while above < MOST_IMAGES and reach(above) * error * math.sqrt(images / above) > effect:
-            needed, above = above, 2 * above
-        while needed < above:  # the smallest count that is enough
-            middle = (needed + above) // 2
-            enough = reach(middle) * error * math.sqrt(images / middle) <= effect
-            needed, above = (needed, middle) if enough else (middle + 1, above)
-        found.append(Power(name, images, error, reach(images) * error, max(above, FEWEST_CLUSTERS)))
+        def is_enough(count: int, error: float = error, images: int = images) -> bool:
+            return reach(count) * error * math.sqrt(images / count) <= effect
+
+        needed = 2 + bisect_left(range(2, MOST_IMAGES), True, key=is_enough)
+        found.append(Power(name, images, error, reach(images) * error, max(needed, FEWEST_CLUSTERS)))
     return found

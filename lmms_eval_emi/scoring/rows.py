@@ -58,6 +58,11 @@ class SplitRows(Plain):
     image: list[str] | None = None
     cosine: list[float] | None = None
 
+    @property
+    def images(self) -> list[str]:
+        """Key of each row's image, or its id if images are not known."""
+        return self.id if self.image is None else self.image
+
 
 class ScoresWithoutImages(Plain):
     """EMI, and EMID of a shift, without each image: by image, a dictionary for each independent set of images."""
@@ -288,19 +293,16 @@ def to_jackknife(value: float, strata: Iterable[Mapping[str, float]]) -> Jackkni
     return Jackknife(value, tuple(known))
 
 
-@dataclass(frozen=True)
-class _Loss:
-    """A row with its value and what it lost; see :class:`LostRow`."""
-
-    row: Sample
-    value: float
-    loss: float
-    cosine: float | None
-    cosine_loss: float | None
-
-    @property
-    def rank(self) -> float:
-        return self.loss if self.cosine_loss is None else self.cosine_loss
+def jackknives_of(result: StudyResult, rows: StudyRows) -> tuple[dict[str, Jackknife], dict[str, Jackknife]]:
+    """Return EMI of each split and EMID of each shift with their leave-one-image-out values, as far as rows have them."""
+    emi, emid = {}, {}
+    for name, split in result.splits.items():
+        without = rows.without_each_image.get(name)
+        if without is not None:
+            emi[name] = to_jackknife(split.emi, without.emi)
+            if split.emid is not None and without.emid is not None:
+                emid[name] = to_jackknife(split.emid, without.emid)
+    return emi, emid
 
 
 def find_lost_rows(
@@ -320,46 +322,36 @@ def find_lost_rows(
     cosines = {name: _cosines(of_split) for name, of_split in (embeddings or {}).items()}
     clean_cosines = dict(zip((row.key for row in id_rows), cosines.get(result.id_split, ()), strict=False))
     mean_cosine = sum(clean_cosines.values()) / max(1, len(clean_cosines))
-    chosen: dict[str, list[_Loss]] = {}
     order = sorted(result.scores, key=lambda name: not result.splits[name].is_shift)
+    chosen: dict[str, list[tuple[Sample, LostRow]]] = {}
     for name in order:
         if name == result.id_split or name not in samples:
             continue
         values = row_values(result.scores[name])
         known = cosines[name] if name in cosines and clean_cosines else [None] * len(values)
-        losses = [
-            _Loss(
-                row,
-                value,
-                twins.get(row.key, id_scores.emi.value) - value,
-                cosine,
-                None if cosine is None else clean_cosines.get(row.key, mean_cosine) - cosine,
-            )
-            for row, value, cosine in zip(samples[name], values, known, strict=True)
-        ]
-        chosen[name] = sorted(losses, key=lambda loss: -loss.rank)[:SHOWN_ROWS]
-    shown = [row_score.row for of_split in chosen.values() for row_score in of_split]
+        losses = []
+        for row, value, cosine in zip(samples[name], values, known, strict=True):
+            lost = None if cosine is None else clean_cosines.get(row.key, mean_cosine) - cosine
+            loss = twins.get(row.key, id_scores.emi.value) - value
+            losses.append((row, LostRow(**_texts(row), value=value, loss=loss, cosine=cosine, cosine_loss=lost)))
+        losses.sort(key=lambda pair: -(pair[1].loss if pair[1].cosine_loss is None else pair[1].cosine_loss))
+        chosen[name] = losses[:SHOWN_ROWS]
+    shown = [row for losses in chosen.values() for row, _ in losses]
     thumbnails = _thumbnails([*shown, *(clean[row.key] for row in shown if row.key in clean)])
 
-    def described(row: Sample, value: float) -> dict[str, Any]:
-        texts = {"id": str(row.id), "question": row.question, "response": row.response, "reference": row.reference}
-        return {**texts, "image": thumbnails[id(row)], "value": value}
+    def twin_of(row: Sample) -> ShownRow | None:
+        if row.key not in clean:
+            return None
+        return ShownRow(**_texts(clean[row.key]), image=thumbnails[id(clean[row.key])], value=twins[row.key])
 
     return {
-        name: [
-            LostRow(
-                **described(row_score.row, row_score.value),
-                loss=row_score.loss,
-                cosine=row_score.cosine,
-                cosine_loss=row_score.cosine_loss,
-                clean=ShownRow(**described(clean[row_score.row.key], twins[row_score.row.key]))
-                if row_score.row.key in clean
-                else None,
-            )
-            for row_score in of_split
-        ]
-        for name, of_split in chosen.items()
+        name: [loss.model_copy(update={"image": thumbnails[id(row)], "clean": twin_of(row)}) for row, loss in losses]
+        for name, losses in chosen.items()
     }
+
+
+def _texts(row: Sample) -> dict[str, Any]:
+    return {"id": str(row.id), "question": row.question, "response": row.response, "reference": row.reference}
 
 
 def _thumbnails(rows: Sequence[Sample]) -> dict[int, str]:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
-
-from tabulate import tabulate
 
 from lmms_eval_emi.data.study import SHIFT_MODALITIES
 from lmms_eval_emi.scoring.beside import BesideResult, disagreements
 from lmms_eval_emi.scoring.result import SplitResult, StudyResult
+from lmms_eval_emi.util.wording import MARK, NOTHING, number, table, with_error
 
-DIGITS = ".4g"
-NOTHING = "-"
 FEW_ROWS = 30  # rows of a split; fewer say little
-MARK = "*"  # behind an EMID that differs from 0
 UNFIT = "?"  # behind an EMI that the estimator is not fit for
 
 
@@ -35,14 +30,14 @@ def result_to_table(result: StudyResult) -> str:
                 *([sum((split.degenerate or {}).values())] if degenerate else []),
                 _emi(split, UNFIT if name in result.unfit else ""),
                 _emid(split, UNFIT if name in result.unfit else ""),
-                NOTHING if split.emid_p_adjusted is None else f"{split.emid_p_adjusted:.2g}",
+                number(split.emid_p_adjusted, ".2g"),
                 (split.verdict or NOTHING) + (UNFIT if split.verdict and name in result.unfit else ""),
                 *(_emid_beside(split.beside.get(kind)) for kind in beside),
-                NOTHING if split.emid_bound is None else f"{split.emid_bound:{DIGITS}}",
+                number(split.emid_bound),
                 *(_cell(getattr(split, field)) for field in extra),
             ]
         )
-    table = tabulate(
+    shown = table(
         rows,
         headers=[
             *("split", "shift", "n", "images"),
@@ -52,11 +47,10 @@ def result_to_table(result: StudyResult) -> str:
             "index",
             *extra.values(),
         ],
-        disable_numparse=True,
         colalign=("left", "left", *["right"] * (5 + degenerate), "left", *["right"] * (1 + len(beside) + len(extra))),
     )
     title = f"{result.title}\nmodel: {result.model}"
-    return "\n\n".join((title, table, summary_to_table(result), legend(result)))
+    return "\n\n".join((title, shown, summary_to_table(result), legend(result)))
 
 
 def extra_columns() -> dict[str, str]:
@@ -70,9 +64,7 @@ def extra_columns() -> dict[str, str]:
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value:{DIGITS}}" if isinstance(value, float) else str(value)
+    return number(value) if value is None or isinstance(value, float) else str(value)
 
 
 def _order(result: StudyResult) -> list[tuple[str, str]]:
@@ -84,41 +76,6 @@ def _order(result: StudyResult) -> list[tuple[str, str]]:
         names += [(modality, name) for name, split in plain.items() if split.modality == modality]
     names += [(f"as {split.variant_of}", name) for name, split in splits.items() if split.variant_of is not None]
     return names
-
-
-class HasError(Protocol):
-    """A value with its standard error."""
-
-    @property
-    def value(self) -> float:
-        """The value."""
-        ...
-
-    @property
-    def stderr(self) -> float | None:
-        """Its standard error, if it is known."""
-        ...
-
-
-def with_error(score: HasError, mark: str = "") -> str:
-    """Return a score and its standard error, to the error's second digit: ``0.0123 ± 0.0018``."""
-    return value_with_error(score.value, score.stderr, mark)
-
-
-def value_with_error(value: float, error: float | None, mark: str = "") -> str:
-    """Return a value and its standard error, to the error's second digit; the value alone if there is no error.
-
-    >>> value_with_error(0.01234, 0.00182)
-    '0.0123 ± 0.0018'
-    >>> value_with_error(1.5, None)
-    '1.5'
-    """
-    if error is None:
-        return f"{value:{DIGITS}}{mark}"
-    shown = f"{error:#.2g}".rstrip(".")
-    digits = len(shown.partition(".")[2]) if "e" not in shown else 0
-    text = f"{value:.{digits}f}" if digits else f"{value:{DIGITS}}"
-    return f"{text if float(text) else text.lstrip('-')} ± {shown}{mark}"
 
 
 def results_to_table(results: Sequence[StudyResult]) -> str:
@@ -144,11 +101,10 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
     ]
     headers += [*(f"EMI ± SE\n{column}" for column in columns), *(f"EMID ± SE\n{column}" for column in columns)]
     colalign = ("left", "left", *["right"] * (len(headers) - 2))
-    table = tabulate(rows, headers=headers, disable_numparse=True, colalign=colalign)
-    overview = tabulate(
+    shown = table(rows, headers, colalign=colalign)
+    overview = table(
         [[column, *_summary_row(result)] for column, result in zip(columns, results, strict=True)],
-        headers=["column", "shifts", "mean EMI", "mean EMID ± SE", "mean index", "Pearson r"],
-        disable_numparse=True,
+        ["column", "shifts", "mean EMI", "mean EMID ± SE", "mean index", "Pearson r"],
     )
     footer = [line for result in results for line in (scale_to_line(result), trend_to_line(result)) if line]
     footer += [fit_to_line(result) for result in results]
@@ -156,7 +112,7 @@ def results_to_table(results: Sequence[StudyResult]) -> str:
     differ = "\n".join(f"{column}: {differ_to_line(result)}" for column, result in zip(columns, results, strict=True))
     title = results[0].title
     meaning = "\n".join((_meaning(results), *dict.fromkeys(footer)))
-    parts = (title, table, overview, differ, "\n".join(disagreements_to_lines(results)), meaning)
+    parts = (title, shown, overview, differ, "\n".join(disagreements_to_lines(results)), meaning)
     return "\n\n".join(part for part in parts if part)
 
 
@@ -193,13 +149,11 @@ def _degenerate(result: StudyResult, name: str) -> Mapping[str, int]:
 
 
 def _emi(split: SplitResult | None, mark: str) -> str:
-    return value_with_error(split.emi, split.emi_stderr, mark) if split else NOTHING
+    return with_error(split.emi, split.emi_stderr, mark) if split else NOTHING
 
 
 def _emid(split: SplitResult | None, mark: str = "") -> str:
-    if split is None or split.emid is None:
-        return NOTHING
-    return value_with_error(split.emid, split.emid_stderr, (MARK if split.differs else "") + mark)
+    return with_error(split.emid, split.emid_stderr, (MARK if split.differs else "") + mark) if split else NOTHING
 
 
 def measures_of(result: StudyResult) -> list[str]:
@@ -208,9 +162,7 @@ def measures_of(result: StudyResult) -> list[str]:
 
 
 def _emid_beside(measure: BesideResult | None) -> str:
-    if measure is None or measure.emid is None:
-        return NOTHING
-    return value_with_error(measure.emid, measure.emid_stderr, MARK if measure.sign else "")
+    return with_error(measure.emid, measure.emid_stderr, MARK if measure.sign else "") if measure else NOTHING
 
 
 def beside_to_lines(result: StudyResult) -> list[str]:
@@ -251,16 +203,16 @@ def column_names(results: Sequence[StudyResult]) -> list[str]:
 
 def _summary_row(result: StudyResult, modality: str | None = None) -> list[object]:
     summary = result.summary if modality is None else result.summary.by_modality[modality]
-    r = NOTHING if summary.pearson_r is None else f"{summary.pearson_r:{DIGITS}}"
+    r = number(summary.pearson_r)
     if summary.pearson_r_ci95:
         r += f" [{summary.pearson_r_ci95[0]:.2f}, {summary.pearson_r_ci95[1]:.2f}]"
     elif summary.pearson_r is not None:
         r = f"{NOTHING} (too few shifts or images)"
     return [
         summary.n_shifts,
-        NOTHING if summary.mean_emi is None else f"{summary.mean_emi:{DIGITS}}",
-        NOTHING if summary.mean_emid is None else value_with_error(summary.mean_emid, summary.mean_emid_stderr),
-        NOTHING if summary.mean_bound is None else f"{summary.mean_bound:{DIGITS}}",
+        number(summary.mean_emi),
+        with_error(summary.mean_emid, summary.mean_emid_stderr),
+        number(summary.mean_bound),
         r,
     ]
 
@@ -274,9 +226,8 @@ def summary_to_table(result: StudyResult) -> str:
     if len(labels) > 1:
         rows.append(["all", *_summary_row(result)])
     headers = ["shifts", "count", "mean EMI", "mean EMID ± SE", "mean index", "Pearson r [95 %]"]
-    table = tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 4, "left"))
     lines = [
-        table,
+        table(rows, headers, colalign=("left", *["right"] * 4, "left")),
         *([f"Means are over shifts: {result.study.means}."] if result.study and result.study.means else []),
         differ_to_line(result),
     ]
@@ -339,8 +290,8 @@ def scale_in_words(result: StudyResult) -> str:
     scale = result.scale
     if scale is None:
         return ""
-    error = "" if scale.stderr is None else f" ± {scale.stderr:{DIGITS}}"
-    cost = f"responses to other images of the ID split cost {scale.value:{DIGITS}}{error}"
+    error = "" if scale.stderr is None else f" ± {scale.stderr:.4g}"
+    cost = f"responses to other images of the ID split cost {scale.value:.4g}{error}"
     if scale.told_apart is False:
         return (
             f"{cost}, which does not differ from 0: the responses hardly depend on the images, so no verdict is given"
@@ -394,7 +345,7 @@ def fit_to_line(result: StudyResult) -> str:
     if values:
         told = sum(check.references_told_apart is True for check in checks)
         evidence.append(
-            f"references score {min(values):{DIGITS}} to {max(values):{DIGITS}} above shuffled ones, told apart in {told} of {len(values)} splits"
+            f"references score {min(values):.4g} to {max(values):.4g} above shuffled ones, told apart in {told} of {len(values)} splits"
         )
     if any(check.in_training_data for check in checks) and not fit.trained_on:
         evidence.append("trained on these data, each row scored by networks that did not see its image")
@@ -402,7 +353,7 @@ def fit_to_line(result: StudyResult) -> str:
     if p_values:
         evidence.append(f"nearness to its training images: smallest p {min(p_values):.2g}")
     if fit.ceiling is not None:
-        evidence.append(f"it says at most {fit.ceiling:{DIGITS}} of so few rows")
+        evidence.append(f"it says at most {fit.ceiling:.4g} of so few rows")
     if fit.trained_on:
         evidence.append(f"trained on these data ({fit.trained_on} rows)")
     alone = " by checks alone, for its file does not record its training data" if fit.trained else ""
@@ -441,7 +392,7 @@ def _meaning(results: Sequence[StudyResult]) -> str:
     scaled = result.settings.get("kind") == "scaled"
     index = "sum of roots of the RJSD" if scaled else "plug-in of the theorem, from the RJSD"
     baselines = [split.emid_bound_baseline for split in result.splits.values() if split.emid_bound_baseline is not None]
-    without = f"; {baselines[0]:{DIGITS}} without a shift" if baselines else ""
+    without = f"; {baselines[0]:.4g} without a shift" if baselines else ""
     units = list(dict.fromkeys(result.unit for result in results))
     lines = [
         f"EMI      I(input; response) - I(input; reference), in {' or '.join(units)}; higher is better",

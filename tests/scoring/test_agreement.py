@@ -20,12 +20,12 @@ from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.scoring.agreement import (
     OutsideScores,
     ResultToCompare,
-    ScoredRows,
     _auc,
     _spearman,
     agree,
     read_scores,
 )
+from lmms_eval_emi.scoring.rows import SplitRows
 from lmms_eval_emi.slices.judge.preference import scores_of_verdicts
 from lmms_eval_emi.slices.judge.verdicts import Key, Verdict
 
@@ -47,10 +47,10 @@ def make(seed: int, emi_noise: float = 0.5, cosine_noise: float = 2.0) -> tuple[
             for what, noise in (("score", 0.5), ("emi", emi_noise), ("cosine", cosine_noise))
         }
         scores[name] = {key: (float(value), 1.0) for key, value in zip(ids, seen["score"], strict=True)}
-        rows[name] = ScoredRows(ids, images, seen["emi"], seen["cosine"])
+        rows[name] = SplitRows(id=ids, value=seen["emi"].tolist(), image=images, cosine=seen["cosine"].tolist())
         emi[name] = ClusterTotals.of_values(seen["emi"], images).jackknife()
         if number:
-            both = rows["clean"].values - seen["emi"]
+            both = np.array(rows["clean"].value) - seen["emi"]
             emid[name], index[name] = ClusterTotals.of_values(both, images).jackknife(), 0.1 * number
     result = ResultToCompare("m", "s", "signature", "clean", emi, emid, index, rows)
     return result, OutsideScores("quality", scores)
@@ -105,7 +105,7 @@ def test_rows_that_are_right_or_wrong_have_an_auc() -> None:
     assert set(found.within_splits) == {"auc"}
     own = found.within_splits["auc"]["shift_4"]
     right = np.array([one for one, _ in rows["shift_4"].values()])
-    assert own.emi.value == pytest.approx(_auc(result.rows["shift_4"].values, right))
+    assert own.emi.value == pytest.approx(_auc(np.array(result.rows["shift_4"].value), right))
     assert found.within_splits["auc"]["all"].rows == len(SPLITS) * IMAGES * PER_IMAGE
 
 

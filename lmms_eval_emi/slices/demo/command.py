@@ -23,6 +23,7 @@ from tqdm import tqdm
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval.compat import launch
+from lmms_eval_emi.util.wording import number, table, with_error
 
 if TYPE_CHECKING:
     from lmms_eval_emi.data.sample import Sample
@@ -215,36 +216,32 @@ def side_by_side(responses: Path) -> str:
         A table by split and control, how EMID ranks the shifts against the loss of accuracy, and where estimators
         disagree in sign.
     """
-    from tabulate import tabulate
-
     from lmms_eval_emi.core.correlation import spearman
     from lmms_eval_emi.data.study import load_study
-    from lmms_eval_emi.scoring.table import disagreements_to_lines, value_with_error
+    from lmms_eval_emi.scoring.table import disagreements_to_lines
 
     study = load_study(STUDY)
     entry = collect_with_controls(responses)
     accuracy = accuracy_of(entry)
     results = [result.model_copy(update={"model": NAME}) for result in score_demo(entry, ASSETS, [STUDY, *UNTRAINED])]
     first = results[0]
-    table = []
+    rows = []
     for name, scores in first.splits.items():
         degenerate = sum((scores.degenerate or {}).values()) / max(1, scores.n or 0)
         by_estimator = [result.splits[name] for result in results]
-        cells = (
-            "-" if split.emid is None else value_with_error(split.emid, split.emid_stderr) for split in by_estimator
-        )
-        table.append([CONTROLS.get(name, name), f"{accuracy[name]:.0%}", f"{degenerate:.0%}", *cells])
+        cells = (with_error(split.emid, split.emid_stderr) for split in by_estimator)
+        rows.append([CONTROLS.get(name, name), f"{accuracy[name]:.0%}", f"{degenerate:.0%}", *cells])
     losses = {name: accuracy[study.id_split] - accuracy[name] for name in study.shifts()}
     ranks: list[str] = []
     for result in results:
         known = {name: split.emid for name, split in result.splits.items() if split.emid is not None}
         pairs = [(emid, losses[name]) for name, emid in known.items() if name in losses]
         r = spearman([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        ranks.append("-" if r is None else f"{r:.2f}")
-    table.append(["rank correlation with the loss of accuracy", "", "", *ranks])
+        ranks.append(number(r, ".2f"))
+    rows.append(["rank correlation with the loss of accuracy", "", "", *ranks])
     names = [f"EMID ± SE\n{name}" for name in (STUDY, *UNTRAINED)]
     headers = ["split", "all objects asked\nabout are named", "degenerate", *names]
-    shown = tabulate(table, headers=headers, disable_numparse=True, colalign=("left", *["right"] * (2 + len(names))))
+    shown = table(rows, headers, colalign=("left", *["right"] * (2 + len(names))))
     return "\n".join((shown, "", *disagreements_to_lines(results)))
 
 

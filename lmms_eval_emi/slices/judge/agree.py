@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import InputError, ResultsError
+from lmms_eval_emi.util.wording import NOTHING, table, with_error
 
 if TYPE_CHECKING:
     from lmms_eval_emi.scoring.agreement import Agreement, OutsideScores, ResultToCompare
@@ -177,10 +178,7 @@ def _pairs_of_set(
 
 
 def _print(found: Agreement) -> None:
-    from tabulate import tabulate
-
     from lmms_eval_emi.scoring.agreement import ALL
-    from lmms_eval_emi.scoring.table import NOTHING, with_error
 
     count = f"{len(found.points)} split{'s' * (len(found.points) != 1)}"
     print(", ".join(filter(None, [found.model, f"{found.study}: {found.score}", count, found.estimator])))
@@ -196,7 +194,7 @@ def _print(found: Agreement) -> None:
         if any(by_measure.values())
     ]
     if rows:
-        print(tabulate(rows, headers=["", "with", "Pearson", "Spearman", "Kendall"], disable_numparse=True))
+        print(table(rows, ["", "with", "Pearson", "Spearman", "Kendall"]))
     else:
         few = len(found.points) < 8
         print(
@@ -209,9 +207,7 @@ def _print(found: Agreement) -> None:
             measure.replace("spearman_r", "Spearman").replace("auc", "AUC"),
             name,
             ranking.rows,
-            with_error(ranking.emi),
-            with_error(ranking.cosine),
-            with_error(ranking.lead),
+            *(with_error(each.value, each.stderr) for each in (ranking.emi, ranking.cosine, ranking.lead)),
         ]
         for measure, by_split in found.within_splits.items()
         for name, ranking in by_split.items()
@@ -219,7 +215,7 @@ def _print(found: Agreement) -> None:
     ]
     if within:
         headers = ["within splits", "split", "rows", "EMI ± SE", "cosine ± SE", "lead ± SE"]
-        print(tabulate(within, headers=headers, disable_numparse=True))
+        print(table(within, headers))
     for line in found.findings:
         print(line)
     print(

@@ -21,6 +21,7 @@ from lmms_eval_emi.cli.options import (
 )
 from lmms_eval_emi.errors import EndpointError, ImageError, OutputError
 from lmms_eval_emi.settings import Settings
+from lmms_eval_emi.util.wording import table, with_error
 
 if TYPE_CHECKING:
     from lmms_eval_emi.data.sample import Sample
@@ -241,9 +242,6 @@ def _text(value: object) -> str:
 
 def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge: str) -> None:
     """Add up, write beside the verdicts, print."""
-    from tabulate import tabulate
-
-    from lmms_eval_emi.scoring.table import NOTHING, value_with_error
     from lmms_eval_emi.slices.judge.preference import PreferenceDocument, prefer, self_agreement
     from lmms_eval_emi.slices.judge.verdicts import group_verdicts
 
@@ -252,12 +250,9 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
     for entry in entries:
         for name, samples in entry.samples.items():
             preference = prefer(entry.model, name, by_split.get((entry.model, name), []), _clusters(samples))
-            pairs = (
-                (preference.relative, preference.relative_stderr),
-                (preference.win_rate, preference.win_rate_stderr),
-            )
-            values = [NOTHING if value is None else value_with_error(value, error) for value, error in pairs]
-            rows.append([preference.model, preference.split, preference.rows, *values, preference.missing])
+            relative = with_error(preference.relative, preference.relative_stderr)
+            wins = with_error(preference.win_rate, preference.win_rate_stderr)
+            rows.append([preference.model, preference.split, preference.rows, relative, wins, preference.missing])
             written.append(preference)
     agreement = self_agreement(verdicts)
     summary = _summary_of(path)
@@ -265,7 +260,7 @@ def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge
         kind="preference", judge=judge, study=entries[0].study.name, splits=written, self_agreement=agreement
     ).write(summary)
     headers = ["model", "split", "rows", "relative preference ± SE", "win rate ± SE, %", "missing"]
-    print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "left", *["right"] * 4)))
+    print(table(rows, headers, colalign=("left", "left", *["right"] * 4)))
     print(
         "\nRelative preference: 100 x mean score of the model / mean score of the references. SE: for new images. A row without a verdict is missing and has no score."
     )

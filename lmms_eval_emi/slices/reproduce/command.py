@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.data.study import BUILT_IN
+from lmms_eval_emi.util.wording import table
 
 MODELS = ("llava-v1.5-13b", "llava-v1.6-vicuna-13b")
 
@@ -44,8 +45,6 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Score, compare, print."""
-    from tabulate import tabulate
-
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.pipeline import score_samples
     from lmms_eval_emi.slices.reproduce import reproduction
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{args.only_model}, {'published results' if not args.against else 'results of ' + ', '.join(map(str, args.against))}\n"
     )
-    print(tabulate(rows, headers=headers, disable_numparse=True))
+    print(table(rows, headers))
     for family in found:
         if family.missing:
             print(f"{family.study}: not scored: {', '.join(family.missing)}")

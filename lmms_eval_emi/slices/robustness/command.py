@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import ResultsError, UnavailableError
+from lmms_eval_emi.util.wording import MARK, NOTHING, number, table, with_error
 
 if TYPE_CHECKING:
     from lmms_eval_emi.settings import Settings
@@ -234,30 +235,27 @@ def _print_task(task: TaskRobustness, unit: str) -> None:
 
 def _print_metric(metric: MetricRobustness, same: Mapping[str, Consistency], unit: str) -> None:
     """Print the losses of one metric under every shift, their means, and what to know of it."""
-    from tabulate import tabulate
-
-    from lmms_eval_emi.scoring.table import MARK, NOTHING
     from lmms_eval_emi.slices.robustness.results import largest
 
     rows = []
     for loss in metric.shifts:
-        row = [loss.shift, loss.rows, loss.images or NOTHING, _with_error(loss.shifted, loss.shifted_stderr)]
-        row += [_with_error(loss.loss, loss.loss_stderr, MARK if loss.verdict in ("lost", "gained") else "")]
-        row += [_share(loss.mmi), _share(loss.right_to_wrong), _share(loss.wrong_to_right)]
-        row += [NOTHING if loss.p_adjusted is None else f"{loss.p_adjusted:.2g}", loss.verdict or NOTHING]
-        rows.append([*row, *([_share(same[loss.task].stays if loss.task in same else None)] if same else [])])
+        row = [loss.shift, loss.rows, loss.images or NOTHING, with_error(loss.shifted, loss.shifted_stderr)]
+        row += [with_error(loss.loss, loss.loss_stderr, MARK if loss.verdict in ("lost", "gained") else "")]
+        row += [number(loss.mmi, ".1%"), number(loss.right_to_wrong, ".1%"), number(loss.wrong_to_right, ".1%")]
+        row += [number(loss.p_adjusted, ".2g"), loss.verdict or NOTHING]
+        rows.append([*row, *([number(same[loss.task].stays if loss.task in same else None, ".1%")] if same else [])])
     headers = ["shift", "rows", unit, "score ± SE", "loss ± SE", "MMI", "right→wrong", "wrong→right", "p", "verdict"]
     options = all(consistency.same is None for consistency in same.values())
     headers += ["same option" if options else "same meaning"] if same else []
     first = metric.shifts[0]
-    print(f"\n{metric.metric}, clean {_with_error(first.clean, first.clean_stderr)}")
-    print(tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 8, "left")))
+    print(f"\n{metric.metric}, clean {with_error(first.clean, first.clean_stderr)}")
+    print(table(rows, headers, colalign=("left", *["right"] * 8, "left")))
     if len(metric.shifts) > 1:
         groups = [f"{name} {_mean_with_error(mean)}" for name, mean in metric.by_operator.items()]
         worst = largest(metric.shifts)
         print(f"mean loss over levels: {', '.join(groups)}")
         print(
-            f"mean loss over operators: {_mean_with_error(metric.mean)}; worst: {worst.shift}, {_with_error(worst.loss, worst.loss_stderr)}"
+            f"mean loss over operators: {_mean_with_error(metric.mean)}; worst: {worst.shift}, {with_error(worst.loss, worst.loss_stderr)}"
         )
     for note in metric.notes:
         print(f"note: {note}")
@@ -265,49 +263,31 @@ def _print_metric(metric: MetricRobustness, same: Mapping[str, Consistency], uni
 
 def _print_reported(rows: Sequence[ReportedMetric]) -> None:
     """Print what tasks report by their own aggregation."""
-    from tabulate import tabulate
-
     print("\nAs the tasks report them, without errors:")
     cells = [
-        [row.task, row.metric, f"{row.clean:.4g}", f"{row.shifted:.4g}", f"{row.loss:.4g}", _share(row.mmi)]
+        [row.task, row.metric, f"{row.clean:.4g}", f"{row.shifted:.4g}", f"{row.loss:.4g}", number(row.mmi, ".1%")]
         for row in rows
     ]
-    print(tabulate(cells, headers=["task", "metric", "clean", "shifted", "loss", "MMI"], disable_numparse=True))
+    print(table(cells, ["task", "metric", "clean", "shifted", "loss", "MMI"]))
 
 
 def _print_relative(compared: RelativeMetric, baseline: str) -> None:
     """Print the losses of a model beside those of the baseline."""
-    from tabulate import tabulate
-
-    from lmms_eval_emi.scoring.table import NOTHING
-
     shown = f"no ratio, for {baseline} loses nothing beyond its error"
     if compared.ratio is not None:
-        shown = f"ratio of the losses' sums {_with_error(compared.ratio, compared.ratio_stderr)}"
+        shown = f"ratio of the losses' sums {with_error(compared.ratio, compared.ratio_stderr)}"
     print(f"\nbeside {baseline}, {compared.metric}: {shown}")
     rows = [
         [
             name,
-            _with_error(difference.difference, difference.difference_stderr),
-            NOTHING if difference.p is None else f"{difference.p:.2g}",
+            with_error(difference.difference, difference.difference_stderr),
+            number(difference.p, ".2g"),
         ]
         for name, difference in compared.shifts.items()
     ]
-    print(tabulate(rows, headers=["shift", "difference of losses ± SE", "p"], disable_numparse=True))
+    print(table(rows, ["shift", "difference of losses ± SE", "p"]))
 
 
 def _mean_with_error(mean: MeanLoss) -> str:
     share = "" if mean.mmi is None else f" (MMI {mean.mmi:.1%})"
-    return _with_error(mean.loss, mean.loss_stderr) + share
-
-
-def _with_error(value: float | None, error: float | None, mark: str = "") -> str:
-    from lmms_eval_emi.scoring.table import NOTHING, value_with_error
-
-    return NOTHING if value is None else value_with_error(value, error, mark)
-
-
-def _share(value: float | None) -> str:
-    from lmms_eval_emi.scoring.table import NOTHING
-
-    return NOTHING if value is None else f"{value:.1%}"
+    return with_error(mean.loss, mean.loss_stderr) + share

@@ -10,6 +10,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_emi.errors import (
+    EMIError,
+    EndpointError,
+    ImageError,
+    InputError,
+    OutputError,
+    ResponsesError,
+    ResultsError,
+    RunError,
+    SampleError,
+    ShiftError,
+    StudyError,
+    UnavailableError,
+)
 from lmms_eval_emi.version import __version__
 
 if TYPE_CHECKING:
@@ -19,20 +33,6 @@ if TYPE_CHECKING:
     from lmms_eval_emi.data.sample import Sample
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.encoders import load_encoders
-    from lmms_eval_emi.errors import (
-        EMIError,
-        EndpointError,
-        ImageError,
-        InputError,
-        OutputError,
-        ResponsesError,
-        ResultsError,
-        RunError,
-        SampleError,
-        ShiftError,
-        StudyError,
-        UnavailableError,
-    )
     from lmms_eval_emi.estimators import load_estimator
     from lmms_eval_emi.scoring.embed import embed_splits
     from lmms_eval_emi.scoring.pipeline import score
@@ -40,40 +40,22 @@ if TYPE_CHECKING:
     from lmms_eval_emi.scoring.result import ScoringOptions, StudyResult, score_study
     from lmms_eval_emi.settings import load_settings
 
-# Loaded when first used, so that the command line answers --help without importing torch.
-_HOME = {
-    "Embeddings": "core.embeddings",
-    "EMI": "core.emi",
-    "EMID": "core.emi",
-    "EMIDBound": "core.divergence",
-    "emi": "core.emi",
-    "emid": "core.emi",
-    "emid_bound": "core.divergence",
-    "rjsd": "core.divergence",
-    "load_estimator": "estimators",
-    "load_encoders": "encoders",
-    "Sample": "data.sample",
-    "embed_splits": "scoring.embed",
-    "load_study": "data.study",
-    "preflight": "scoring.preflight",
-    "score": "scoring.pipeline",
-    "score_study": "scoring.result",
-    "ScoringOptions": "scoring.result",
-    "StudyResult": "scoring.result",
-    "load_settings": "settings",
-    "EMIError": "errors",
-    "EndpointError": "errors",
-    "ImageError": "errors",
-    "InputError": "errors",
-    "OutputError": "errors",
-    "ResponsesError": "errors",
-    "ResultsError": "errors",
-    "RunError": "errors",
-    "SampleError": "errors",
-    "ShiftError": "errors",
-    "StudyError": "errors",
-    "UnavailableError": "errors",
+# Names by module, which is imported when one of them is first used, so that --help is answered without importing torch.
+_LAZY = {
+    "core.divergence": "EMIDBound emid_bound rjsd",
+    "core.embeddings": "Embeddings",
+    "core.emi": "EMI EMID emi emid",
+    "data.sample": "Sample",
+    "data.study": "load_study",
+    "encoders": "load_encoders",
+    "estimators": "load_estimator",
+    "scoring.embed": "embed_splits",
+    "scoring.pipeline": "score",
+    "scoring.preflight": "preflight",
+    "scoring.result": "ScoringOptions StudyResult score_study",
+    "settings": "load_settings",
 }
+_HOME = {name: module for module, names in _LAZY.items() for name in names.split()}
 
 __all__ = [
     "EMI",

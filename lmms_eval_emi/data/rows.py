@@ -56,12 +56,7 @@ def load_stored_splits(
         if key not in loaded:
             if (local := study.local_path(spec)) is not None:
                 check_place(study, local, images)
-            loaded[key] = _load(
-                spec,
-                local,
-                load_dataset_arguments(study, spec),
-                f"The dataset {spec.path!r} of the study {study.name}",
-            )
+            loaded[key] = _load(spec, local, f"The dataset {spec.path!r} of the study {study.name}")
         dataset_split = split_of_dataset(study, split)
         if dataset_split not in loaded[key]:
             raise StudyError(
@@ -112,16 +107,12 @@ def split_of_dataset(study: Study, split: SplitSpec) -> str:
     return FILE_SPLIT if path is not None and path.is_file() else split.dataset_split
 
 
-def load_dataset_arguments(study: Study, spec: DatasetSpec) -> dict[str, Any]:
-    """Return what ``datasets.load_dataset`` is to be given for a dataset.
+def load_dataset_arguments(spec: DatasetSpec, path: Path | None) -> dict[str, Any]:
+    """Return the arguments of ``datasets.load_dataset`` for a dataset at a local path, or of a hub.
 
     Raises:
         StudyError: a file of an unknown format.
     """
-    return _arguments(spec, study.local_path(spec))
-
-
-def _arguments(spec: DatasetSpec, path: Path | None) -> dict[str, Any]:
     if path is not None and path.is_file():
         if path.suffix not in FILE_FORMATS:
             raise StudyError(
@@ -149,7 +140,7 @@ def load_source(path: str, config: str | None = None) -> Mapping[str, datasets.D
     if local is None and folder.suffix in FILE_FORMATS:
         raise StudyError(f"The dataset {path!r} is not there: expected a file at {folder.resolve()}.")
     spec = DatasetSpec(path=path, config=config)
-    return _load(spec, local, _arguments(spec, local), f"The dataset {path!r}")
+    return _load(spec, local, f"The dataset {path!r}")
 
 
 def source_roots(path: str, images: Path | None = None) -> tuple[Path, ...]:
@@ -194,13 +185,12 @@ def _roots(folders: Iterable[Path | None], *, from_hub: bool) -> tuple[Path, ...
     return tuple(dict.fromkeys(folder.resolve() for folder in found))
 
 
-def _load(
-    spec: DatasetSpec, local: Path | None, arguments: dict[str, Any], label: str
-) -> Mapping[str, datasets.Dataset]:
+def _load(spec: DatasetSpec, local: Path | None, label: str) -> Mapping[str, datasets.Dataset]:
     import datasets
 
     if local is not None and local.is_file() and local.suffix in TEXT_FORMATS:
         return {FILE_SPLIT: read_table(local)}
+    arguments = load_dataset_arguments(spec, local)
     try:
         with _quiet(bars=local is None):
             if local and is_saved(local):
@@ -210,7 +200,9 @@ def _load(
             # folder of that name is in the cache that it would have by itself.
             if local is None:
                 go_offline_unless_reachable()
-            fresh_cache = _own_cache(local=local is not None)
+            # Rows of local files are kept in a folder of ours, and all where the cache of datasets cannot be written.
+            ours = Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" if local else None
+            fresh_cache = other_cache() or ours
             builder = datasets.load_dataset_builder(**arguments, cache_dir=str(fresh_cache) if fresh_cache else None)
             builder.download_and_prepare(output_dir=str(fresh_cache / _key_of_files(builder)) if fresh_cache else None)
             return builder.as_dataset()
@@ -233,13 +225,6 @@ def _load(
             f"Fetch it on a machine with a connection:\n  hf download --repo-type dataset {spec.path}\n"
             f"then copy the Hugging Face cache here, or have a folder {spec.path}/ below the current one."
         ) from error
-
-
-def _own_cache(*, local: bool) -> Path | None:
-    """Return where rows are kept: for local files in a folder of ours; ``None`` where the cache of datasets will do."""
-    import datasets
-
-    return other_cache() or (Path(datasets.config.HF_DATASETS_CACHE) / "lmms_eval_emi" if local else None)
 
 
 def other_cache() -> Path | None:

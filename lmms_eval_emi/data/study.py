@@ -369,7 +369,6 @@ def parse_study(text: str, source: str) -> Study:
         loader = _TextLoader(text)
         node = loader.get_single_node()
         _check_size(node, source)
-        _keys_are_text(node)
         data = loader.construct_document(node) if node else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -377,7 +376,7 @@ def parse_study(text: str, source: str) -> Study:
         raise StudyError(f"{source}{line}: not a YAML file: {getattr(error, 'problem', None) or error}") from error
     except RecursionError as error:
         raise StudyError(f"{source}: not a study: it is nested too deeply") from error
-    problems = list(_doubled_keys(node)) if node else []
+    problems = list(loader.doubled)
     if isinstance(data, dict) and not problems:
         try:
             return Study.model_validate({**data, "source": source})
@@ -395,24 +394,33 @@ def parse_study(text: str, source: str) -> Study:
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Reads every scalar as text but an empty one, so that a split may be called ``no``, ``on`` or ``2024``."""
+    """Reads every scalar as text but an empty value, so that a split may be called ``no``, ``on``, ``null`` or ``2024``.
+
+    Attributes:
+        doubled: line and message of keys that occur twice in one mapping, of which YAML readers keep the last in silence.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.doubled: list[tuple[int, str]] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str" if key.tag.endswith(":null") else key.tag
+                if key.value in lines:
+                    self.doubled.append(
+                        (key.start_mark.line + 1, f"{key.value}: is in line {lines[key.value]} already")
+                    )
+                lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
 
 
 _TextLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-
-
-def _keys_are_text(node: yaml.Node | None) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag.endswith(":null"):
-                key.tag = "tag:yaml.org,2002:str"
-            _keys_are_text(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _keys_are_text(item)
 
 
 def _check_size(root: yaml.Node | None, source: str) -> None:
@@ -466,17 +474,3 @@ def _line(node: yaml.Node | None, location: list[Any]) -> int:
         else:
             return line
     return line
-
-
-def _doubled_keys(node: yaml.Node) -> Any:
-    """Yield keys that occur twice in one mapping, of which YAML readers keep the last in silence."""
-    if isinstance(node, yaml.MappingNode):
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            if key.value in lines:
-                yield key.start_mark.line + 1, f"{key.value}: is in line {lines[key.value]} already"
-            lines[key.value] = key.start_mark.line + 1
-            yield from _doubled_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _doubled_keys(item)

@@ -112,7 +112,7 @@ def _base_file() -> str:
 
 
 def _task_file(study: Study, split: SplitSpec, digests: Mapping[str, str]) -> str:
-    arguments = load_dataset_arguments(study, split.dataset)
+    arguments = load_dataset_arguments(split.dataset, study.local_path(split.dataset))
     if _is_bundled(study):  # the harness takes these relative to the task file
         arguments["data_files"] = {name: Path(path).name for name, path in arguments["data_files"].items()}
     fields: dict[str, object] = {

@@ -23,12 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmms_eval_emi.data.columns import choose_columns, plain_rows
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import ShiftError
-from lmms_eval_emi.shifts.writer.columns import choose_columns, plain_rows
-from lmms_eval_emi.shifts.writer.journal import LOCK, PARTS, STATE, part_of, prepare, state_of
+from lmms_eval_emi.shifts.writer.journal import LOCK, PARTS, STATE, Suite, Written, part_of, prepare, state_of
 from lmms_eval_emi.shifts.writer.layout import assemble, describe
-from lmms_eval_emi.shifts.writer.plan import Suite, Written
 from lmms_eval_emi.shifts.writer.workers import CHUNK, shift_all
 from lmms_eval_emi.util.files import check_folder_writable, write_atomically
 from lmms_eval_emi.util.lock import Lock, LockedError

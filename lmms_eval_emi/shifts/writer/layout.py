@@ -16,8 +16,7 @@ from lmms_eval_emi.data.images import encoded_image, open_image
 from lmms_eval_emi.data.study import Study, parse_study
 from lmms_eval_emi.errors import ImageError
 from lmms_eval_emi.shifts.apply import ID_SPLIT, Recipe
-from lmms_eval_emi.shifts.writer.journal import part_of
-from lmms_eval_emi.shifts.writer.plan import Suite
+from lmms_eval_emi.shifts.writer.journal import Suite, part_of
 from lmms_eval_emi.shifts.writer.workers import CHUNK
 from lmms_eval_emi.util.files import write_atomically
 from lmms_eval_emi.version import __version__

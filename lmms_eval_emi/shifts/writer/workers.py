@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.data.images import encoded_image, open_encoded, open_image
 from lmms_eval_emi.errors import ImageError, ShiftError
 from lmms_eval_emi.shifts.apply import ID_SPLIT, Step
-from lmms_eval_emi.shifts.writer.journal import part_of
-from lmms_eval_emi.shifts.writer.plan import Suite
+from lmms_eval_emi.shifts.writer.journal import Suite, part_of
 from lmms_eval_emi.util.files import write_atomically
 
 if TYPE_CHECKING:
@@ -39,16 +37,7 @@ def shift_all(
         min(processes, len(todo)), multiprocessing.get_context("spawn"), _start_worker, (rows, suite, destination)
     )
     try:
-        waiting: set[Future] = set()
-        starts = iter(todo)
-        while True:
-            ready = itertools.islice(starts, 4 * processes - len(waiting))
-            waiting.update(pool.submit(_shift_chunk_of_worker, start) for start in ready)
-            if not waiting:
-                break
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
+        yield from pool.map(_shift_chunk_of_worker, todo)
     except BrokenProcessPool as error:
         raise ShiftError(
             "a worker was killed, possibly out of memory. Finished rows are kept: run the same command again with fewer --processes."

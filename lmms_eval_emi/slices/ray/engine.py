@@ -45,7 +45,7 @@ from lmms_eval_emi.util.digest import content_hexdigest
 if TYPE_CHECKING:
     import datasets
 
-    from lmms_eval_emi.shifts.writer.plan import Suite
+    from lmms_eval_emi.shifts.writer.journal import Suite
 
 PART_OF_ROWS = 256  # rows that are encoded at a time, and lost with a worker
 

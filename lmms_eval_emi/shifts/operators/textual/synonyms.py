@@ -14,6 +14,7 @@ from typing import Any
 
 import regex
 import yaml
+from pydantic import TypeAdapter
 
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts.operators import fingerprint_files
@@ -76,21 +77,14 @@ def _table(file: Path) -> Mapping[str, tuple[str, ...]]:
     try:
         text = file.read_text(encoding="utf-8")
         data = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        known = TypeAdapter(dict[str, str | list[str]]).validate_python(data, strict=True)
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         raise ShiftError(f"{expected}: {error}") from error
-    if not isinstance(data, dict):
-        raise ShiftError(f"{expected}, got {type(data).__name__}.")
-    table = {}
-    for word, synonyms in data.items():
-        given = [synonyms] if isinstance(synonyms, str) else synonyms
-        if (
-            not isinstance(word, str)
-            or not isinstance(given, list)
-            or not all(isinstance(synonym, str) for synonym in given)
-        ):
-            raise ShiftError(f"{expected}, got {word!r}: {synonyms!r}.")
-        table[word.lower()] = tuple(sorted({synonym for synonym in given if synonym.lower() != word.lower()}))
-    return table
+    given = {word: [synonyms] if isinstance(synonyms, str) else synonyms for word, synonyms in known.items()}
+    return {
+        word.lower(): tuple(sorted({synonym for synonym in synonyms if synonym.lower() != word.lower()}))
+        for word, synonyms in given.items()
+    }
 
 
 @lru_cache(maxsize=65536)

@@ -148,12 +148,13 @@ def states_table(tasks: Sequence) -> str:
 def _print_status(folder: Path) -> int:
     """Print the requests of each task, whether the run is active, and the command that continues with it."""
     from lmms_eval_emi.harness.lmms_eval.resume.runs import status
+    from lmms_eval_emi.util.journal import is_running, read_journal
 
-    runs = status(folder)
+    runs, running, damaged = status(folder), is_running(folder), read_journal(folder).damaged
     for number, run in enumerate(runs):
         described = run.described
         left = sum(task.left for task in run.tasks)
-        if number == len(runs) - 1 and run.running:
+        if number == len(runs) - 1 and running:
             state = "running"
         elif not run.tasks:
             state = "nothing is planned yet"
@@ -162,8 +163,8 @@ def _print_status(folder: Path) -> int:
         print(f"model      {described.get('model')} ({described.get('model_args')})")
         print(f"started    {described.get('started')}, {described.get('ranks')} rank(s)")
         print(f"state      {state}")
-        if run.damaged:
-            print(f"damaged    {run.damaged} incomplete record(s); their requests are generated again")
+        if damaged:
+            print(f"damaged    {damaged} incomplete record(s); their requests are generated again")
         if run.tasks:
             print(f"\n{states_table(run.tasks)}\n")
         if left or not run.tasks:

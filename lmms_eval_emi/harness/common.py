@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.data.images import encoded_image, open_image, to_rgb
 from lmms_eval_emi.data.rows import image_roots
 from lmms_eval_emi.data.study import SHIFT_MODALITIES, Study
+from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.scoring.result import ModalitySummary, StudyResult
 from lmms_eval_emi.settings import load_settings
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from lmms_eval_emi.scoring.rows import Scored
 
 SUITE = "llavabench_shift"
 GENERATION = {"until": ["ASSISTANT:"], "max_new_tokens": 1024, "do_sample": False, "temperature": 0}
@@ -65,6 +69,26 @@ def group_scores(results: Iterable[StudyResult], modality: str | None) -> dict[s
         summarised = results[0].summary if modality is None else results[0].summary.by_modality.get(modality)
         found["emid_stderr"] = summarised.mean_emid_stderr if summarised else None
     return found
+
+
+def write_outcome(scored: Scored, path: Path) -> Iterator[str]:
+    """Write a result, its rows and its report; yield what a harness prints of them under its table, a part at a time."""
+    from lmms_eval_emi.report.page import write_report
+    from lmms_eval_emi.report.reading import ReportedResult
+    from lmms_eval_emi.scoring.rows import write_results
+    from lmms_eval_emi.scoring.table import legend, summary_to_table
+
+    result = scored.result
+    yield f"\n{result.title}, {result.model}\n{summary_to_table(result)}\n{legend(result)}"
+    write_results(path, [scored])
+    yield f"results    {path}"
+    if load_settings().report:
+        page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
+        try:
+            write_report([ReportedResult.of(result, source=str(path), rows=scored.rows)], page)
+            yield f"report     {page}"
+        except UnavailableError as error:  # the extra is not installed; the results are all there
+            yield f"no report  {error}; then: lmms-eval-emi report {path}"
 
 
 def with_suffix(question: str, suffix: str) -> str:

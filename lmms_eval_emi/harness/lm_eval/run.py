@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.data.responses.llava import SAVED, write_response_file
 from lmms_eval_emi.data.study import Study
+from lmms_eval_emi.harness.common import write_outcome
 from lmms_eval_emi.scoring.join import StudySamples, add_rows
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.printing import printable
@@ -125,36 +126,12 @@ class Run:
             folder: folder with the results of lm_eval.
             stamp: its time in their names.
         """
-        from lmms_eval_emi.scoring.rows import write_results
-        from lmms_eval_emi.scoring.table import legend, summary_to_table
-
         if self.folder is not None and self.folder.exists():
             target = folder / f"{stamp}_{SAVED}"
             self.folder = Path(shutil.move(self.folder, target))  # the cache may be on another disk
         for scored in self.scored:
-            path = folder / f"{stamp}_emi_{scored.result.shift}.json"
-            write_results(path, [scored])
-            lines = [
-                f"\n{scored.result.title}, {scored.result.model}",
-                summary_to_table(scored.result),
-                legend(scored.result),
-            ]
-            lines += [f"results    {path}", *self._write_page(scored, path), f"responses  {self.folder}"]
-            _footers.append("\n".join(lines))
-
-    def _write_page(self, scored: Scored, path: Path) -> list[str]:
-        from lmms_eval_emi.errors import UnavailableError
-        from lmms_eval_emi.report.page import write_report
-        from lmms_eval_emi.report.reading import ReportedResult
-
-        if not load_settings().report:
-            return []
-        page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
-        try:
-            write_report([ReportedResult.of(scored.result, source=str(path), rows=scored.rows)], page)
-            return [f"report     {page}"]
-        except UnavailableError as error:  # the extra is not installed; the results are all there
-            return [f"no report  {error}"]
+            lines = write_outcome(scored, folder / f"{stamp}_emi_{scored.result.shift}.json")
+            _footers.append("\n".join((*lines, f"responses  {self.folder}")))
 
 
 class Item(dict):

@@ -20,7 +20,8 @@ from lmms_eval_emi.data.response_text import is_failed_request
 from lmms_eval_emi.data.responses.llava import SAVED, write_response_file
 from lmms_eval_emi.data.responses.lmms_eval import samples_name
 from lmms_eval_emi.data.study import Study
-from lmms_eval_emi.errors import RunError, UnavailableError
+from lmms_eval_emi.errors import RunError
+from lmms_eval_emi.harness.common import write_outcome
 from lmms_eval_emi.harness.lmms_eval.compat import frames, run_files
 from lmms_eval_emi.harness.lmms_eval.partial_responses import writable_folder
 from lmms_eval_emi.harness.lmms_eval.write_tasks import portable_study
@@ -181,34 +182,19 @@ def score_studies(
             logger.warning("{}", printable(f"{name}, {line}"))
         for line in fit_to_warnings(result):
             logger.warning("{}", printable(f"{name}: {line}"))
-        footers.append(_show(run, scored, folder, stamp, saved / name, report=settings.report))
+        footers.append(_show(run, scored, folder, stamp, saved / name))
     return results
 
 
-def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path, *, report: bool) -> str:
+def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path) -> str:
     """Write a result and its report; what goes wrong here costs no score. Returns what is printed under the table."""
-    from lmms_eval_emi.scoring.table import legend, summary_to_table
+    from lmms_eval_emi.report.trackers import log_result
 
-    result = scored.result
-    name = result.shift
-    lines = [f"\n{result.title}, {result.model}", summary_to_table(result), legend(result)]
+    name, lines = scored.result.shift, []
     try:
-        from lmms_eval_emi.report.page import write_report
-        from lmms_eval_emi.report.reading import ReportedResult
-        from lmms_eval_emi.report.trackers import log_result
-        from lmms_eval_emi.scoring.rows import write_results
-
-        path = _unused(folder / f"{stamp}_emi_{name}.json")
-        write_results(path, [scored])
-        lines.append(f"results    {path}")
-        log_result(result)
-        if report:
-            page = path.with_name(path.name.replace("_emi_", "_emi_report_")).with_suffix(".html")
-            try:
-                write_report([ReportedResult.of(result, source=str(path), rows=scored.rows)], page)
-                lines.append(f"report     {page}")
-            except UnavailableError as error:  # the extra is not installed; the results are all there
-                lines.append(f"no report  {error}; then: lmms-eval-emi report {path}")
+        for line in write_outcome(scored, _unused(folder / f"{stamp}_emi_{name}.json")):
+            lines.append(line)  # what was said before an error is said
+        log_result(scored.result)
     except Exception as error:
         logger.opt(exception=error).debug("the results could not be written")
         run.unwritten.add(name)

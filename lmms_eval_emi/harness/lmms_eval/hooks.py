@@ -9,8 +9,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_emi.data.rows import with_encoded_images
@@ -32,24 +32,13 @@ if TYPE_CHECKING:
 SPLIT_COLUMN, ROW_COLUMN, TASK_COLUMN = "emi_split", "emi_row", "emi_task"
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """Functions that the task files of one study name, under the harness's names."""
-
-    process_docs: Callable
-    process_docs_of: Callable
-    doc_to_visual: Callable
-    doc_to_text: Callable
-    doc_to_target: Callable
-    process_results: Callable
-    emi: Callable
-    emid: Callable
-    emid_bound: Callable
-
-
 @lru_cache(maxsize=32)
-def study_hooks(study_source: str) -> Hooks:
-    """Return the hooks of a study, given by a built-in name or the path of a study file."""
+def study_hooks(study_source: str) -> SimpleNamespace:
+    """Return the functions that the task files of a study name, under the harness's names.
+
+    Args:
+        study_source: built-in name, or path of a study file.
+    """
     study = load_study(study_source).trust()  # beside code of its own, which the harness runs
 
     def process_docs_of(name: str | None = None) -> Callable:
@@ -82,16 +71,16 @@ def study_hooks(study_source: str) -> Hooks:
         """Return the response and its row as ``emi``; as ``emid`` and ``emid_bound`` too where the ID split runs."""
         return _take_response(study, doc, results)
 
-    return Hooks(
-        process_docs_of(),
-        process_docs_of,
-        doc_to_visual,
-        doc_to_text,
-        doc_to_target,
-        process_results,
-        emi,
-        emid,
-        emid_bound,
+    return SimpleNamespace(
+        process_docs=process_docs_of(),
+        process_docs_of=process_docs_of,
+        doc_to_visual=doc_to_visual,
+        doc_to_text=doc_to_text,
+        doc_to_target=doc_to_target,
+        process_results=process_results,
+        emi=emi,
+        emid=emid,
+        emid_bound=emid_bound,
     )
 
 
@@ -132,27 +121,24 @@ def _take_response(study: Study, doc: dict, results: Sequence[Any]) -> dict[str,
     return values
 
 
-def emi(items: list[Item], args: Any = None) -> float | str:
-    """Return EMI of the task that the items are of, for the harness's table."""
-    scores = _scores(items, args)
-    if scores:
-        _show_error(items, scores.emi, scores.emi_stderr)
-    return scores.emi if scores else NO_SCORE
+def _metric(name: str, *, with_error: bool = True) -> Callable[..., float | str]:
+    """Return the hook that gives a score of the task whose rows' values it gets, for the harness's table."""
+
+    def aggregate(items: list[Item], args: Any = None) -> float | str:
+        scores = _scores(items, args)
+        value = getattr(scores, name, None)
+        if scores is None or value is None:
+            return NO_SCORE
+        if with_error:
+            _show_error(items, value, getattr(scores, f"{name}_stderr"))
+        return value
+
+    aggregate.__name__ = name
+    return aggregate
 
 
-def emid(items: list[Item], args: Any = None) -> float | str:
-    """Return EMID of the task that the items are of, for the harness's table."""
-    scores = _scores(items, args)
-    if scores is None or scores.emid is None:
-        return NO_SCORE
-    _show_error(items, scores.emid, scores.emid_stderr)
-    return scores.emid
-
-
-def emid_bound(items: list[Item], args: Any = None) -> float | str:
-    """Return the index of the task that the items are of, for the harness's table."""
-    scores = _scores(items, args)
-    return NO_SCORE if scores is None or scores.emid_bound is None else scores.emid_bound
+emi, emid = _metric("emi"), _metric("emid")
+emid_bound = _metric("emid_bound", with_error=False)  # a divergence is no mean of rows
 
 
 def _scores(items: Sequence[Item], args: Any) -> SplitResult | None:

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +168,10 @@ class Blocks:
         described = self._describe(lm, method, requests, self._rounds if alone else {})
         together = not alone and launch.ranks_step_together(lm)
         share = self.share and not together and not launch.answers_by_place(lm)
+        described = [replace(description, shared=share and description.shared) for description in described]
         padding = [launch.is_padding(request) for request in requests]
         plan = {
-            description.request: share and description.shared
+            description.request: description.shared
             for description, pad in zip(described, padding, strict=True)
             if not pad
         }
@@ -181,14 +182,14 @@ class Blocks:
         for position, description in enumerate(described):
             if padding[position] and not together:
                 continue
-            if share and description.shared:
+            if description.shared:
                 if owners.get(description.request.content, launch.rank()) != launch.rank():
                     continue
                 if asked.setdefault(description.request.content, position) != position:
                     continue
             owned.append(position)
         self._write_plan(plan)
-        done = sum(self._known(described[position], share) for position in owned)
+        done = sum(self._known(described[position]) for position in owned)
         self.progress.planned, self.progress.answered = len(owned), done
         with (
             launch.quiet_bars(lm),
@@ -203,17 +204,17 @@ class Blocks:
             ) as bar,
         ):
             for block in batched(owned, self.size):
-                missing = [position for position in block if not self._known(described[position], share)]
+                missing = [position for position in block if not self._known(described[position])]
                 wanted = launch.any_rank(bool(missing)) if together else bool(missing)
                 if not wanted:
                     continue
                 positions = block if together else missing
                 found = self._generate(original, [requests[position] for position in positions], method)
-                self._keep(method, described, positions, found, padding, bar, share)
+                self._keep(method, described, positions, found, padding, bar)
         if across:
             self._exchange(plan, owners)
         return [
-            self._padding(description, method) if pad else self._response(description, share)
+            self._padding(description, method) if pad else self._response(description)
             for description, pad in zip(described, padding, strict=True)
         ]
 
@@ -232,13 +233,12 @@ class Blocks:
         known = self.answers.by_content.get(described.request.content)
         return ((0.0, False) if method == "loglikelihood" else "") if known is None else from_plain(known)
 
-    def _known(self, described: Described, share: bool) -> bool:
-        return self.answers.has(described.request, shared=share and described.shared)
+    def _known(self, described: Described) -> bool:
+        return self.answers.has(described.request, shared=described.shared)
 
-    def _response(self, described: Described, share: bool) -> Any:
-        shared = share and described.shared
-        known = self.answers if self.answers.has(described.request, shared=shared) else self.failures
-        return from_plain(known.of(described.request, shared=shared))
+    def _response(self, described: Described) -> Any:
+        known = self.answers if self._known(described) else self.failures
+        return from_plain(known.of(described.request, shared=described.shared))
 
     def _generate(self, original: Callable, requests: list[Any], method: str) -> list[Any]:
         responses = list(original(requests))
@@ -260,12 +260,11 @@ class Blocks:
         found: Sequence[Any],
         padding: Sequence[bool],
         bar: tqdm,
-        share: bool,
     ) -> None:
         new = []
         for position, response in zip(positions, found, strict=True):
             description = described[position]
-            if padding[position] or self._known(description, share):
+            if padding[position] or self._known(description):
                 continue
             if is_failed_request(text_of(response)):
                 self.failures.add(description.request, response)

@@ -35,7 +35,6 @@ from lmms_eval_emi.util.journal import (
     Journal,
     JournalContents,
     Request,
-    is_running,
     read_journal,
     read_manifest,
     write_manifest,
@@ -383,19 +382,60 @@ def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
 
 @dataclass(frozen=True)
 class RunState:
-    """Progress of a run.
+    """What a journal has of one configuration of a command.
 
     Attributes:
+        command: its identity.
         described: the run as its manifest has it.
         tasks: how far each of its tasks is.
-        running: whether a process has its journal open.
-        damaged: records that were not written to the end.
+        known: response by task, document and number of the request.
     """
 
+    command: str
     described: Mapping[str, Any]
-    tasks: tuple[TaskState, ...]
-    running: bool
-    damaged: int
+    tasks: Sequence[TaskState]
+    known: Mapping[tuple[str, int, int], Any]
+
+    @classmethod
+    def of(
+        cls, contents: JournalContents, command: str, described: Mapping[str, Any], *, retry_empty: bool = False
+    ) -> RunState:
+        """Return what a journal has of a command of its manifest; ``retry_empty`` counts empty responses as missing."""
+        answers = answers_of(contents, str(described.get("run", command)), retry_empty=retry_empty)
+        plan, share = contents.plan(command), bool(described.get("share", True))
+        known = {
+            (request.task, request.document, request.number): answers.of(request, shared=share and shared)
+            for request, shared in plan.items()
+            if answers.has(request, shared=share and shared)
+        }
+        return cls(command, described, states(plan, answers, share), known)
+
+    def answered(self, instances: list[Any]) -> list[Any]:
+        """Return the requests of the documents of which every request is answered.
+
+        How many rounds a document takes is not known before its last one, so those of several rounds are left out.
+        """
+        seen: dict[int, int] = {}
+        lacking = set()
+        for instance in instances:
+            number = seen.get(instance.doc_id, 0)
+            seen[instance.doc_id] = number + launch.repeats(instance)
+            if instance.request_type not in launch.MODEL_METHODS:
+                lacking.add(instance.doc_id)
+            for each in range(number, seen[instance.doc_id]):
+                if (str(instance.task_name), int(instance.doc_id), each) not in self.known:
+                    lacking.add(instance.doc_id)
+        return [instance for instance in instances if instance.doc_id not in lacking]
+
+    def respond(self, method: str, requests: Sequence[Any]) -> list[Any]:
+        """Return the responses to the requests of a call."""
+        seen: dict[tuple[str, int], int] = {}
+        responses = []
+        for instance in requests:
+            key = (str(instance.task_name), int(instance.doc_id))
+            responses.append(from_plain(self.known[(*key, seen.get(key, 0))]))
+            seen[key] = seen.get(key, 0) + 1
+        return responses
 
 
 def status(folder: Path) -> list[RunState]:
@@ -404,24 +444,9 @@ def status(folder: Path) -> list[RunState]:
     Raises:
         RunError: the folder has no journal, or one that cannot be read.
     """
-    manifest = _runs_of(folder)
-    contents = read_journal(folder)
-    running = is_running(folder)
+    manifest, contents = _runs_of(folder), read_journal(folder)
     return [
-        RunState(
-            described,
-            tuple(
-                states(
-                    contents.plan(name),
-                    answers_of(
-                        contents, str(described.get("run", name)), retry_empty=bool(described.get("retry_empty"))
-                    ),
-                    bool(described.get("share", True)),
-                )
-            ),
-            running,
-            contents.damaged,
-        )
+        RunState.of(contents, name, described, retry_empty=bool(described.get("retry_empty")))
         for name, described in manifest.items()
     ]
 
@@ -457,16 +482,29 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
     contents = read_journal(folder)
     # One command may have several configurations, each with a model of its own.
     kept = [
-        _Kept.of(contents, name, described)
+        RunState.of(contents, name, described)
         for name, described in runs.items()
         if described.get("arguments") == arguments
     ]
-    if not any(earlier.known for earlier in kept):
+    if not any(part.known for part in kept):
         raise RunError(f"{folder}: its journal holds no response yet. Go on with: {latest.get('command', '')}")
-    chosen = _ChosenConfiguration(folder, kept)
+    current = kept[-1]
+
+    def choose(args: Any) -> None:
+        """Answer from the part of the journal that belongs to the arguments of a configuration."""
+        nonlocal current
+        launch.without_cache_of_responses(args)
+        model, model_args, _, _ = launch.model_parts(args)
+        wanted = (model, redact(model_args))
+        matches = [part for part in kept if (part.described.get("model"), part.described.get("model_args")) == wanted]
+        # Several configurations of one model differ by identity, which needs the model's files as they were.
+        exact = [part for part in matches if len(matches) > 1 and part.command == command_identity(args)]
+        if not (exact or matches):
+            raise RunError(f"{folder}: the journal has no responses of {model} ({wanted[1]}).")
+        current = (exact or matches)[-1]  # the latest
 
     def make(kind: type, _: Callable[[], Any]) -> Any:
-        return launch.stand_in(bool(chosen.current.described.get("simple", True)), chosen.current.respond)
+        return launch.stand_in(bool(current.described.get("simple", True)), current.respond)
 
     for variable, value in (latest.get("settings") or {}).items():
         if str(variable).startswith(PREFIX):
@@ -475,46 +513,14 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
     with (
         contextlib.chdir(where if where.is_dir() else Path.cwd()),
         launch.models_through(make),
-        launch.requests_through(lambda instances: chosen.current.answered(instances)),
+        launch.requests_through(lambda instances: current.answered(instances)),
     ):
         before = _harness_results(output)
         kept_arguments = launch.without_options(arguments, {"--output_path": True, **launch.SENDING})
-        launch.run_command_line([*kept_arguments, "--output_path", str(output)], chosen.choose)
+        launch.run_command_line([*kept_arguments, "--output_path", str(output)], choose)
         if _harness_results(output) <= before:
             raise RunError(f"lmms-eval could not write its results below {output}; the reason is above.")
-    return [state for earlier in kept for state in earlier.states]
-
-
-class _ChosenConfiguration:
-    """The part of a journal that answers for the configuration that the harness runs at the moment.
-
-    Args:
-        folder: folder of the run.
-        kept: parts of the journal, by configuration of the command.
-    """
-
-    def __init__(self, folder: Path, kept: Sequence[_Kept]) -> None:
-        self.folder, self.kept = folder, kept
-        self.current = kept[-1]
-
-    def choose(self, args: Any) -> None:
-        """Choose the part of the journal for the arguments of a configuration.
-
-        Raises:
-            RunError: the journal has no responses of its model.
-        """
-        launch.without_cache_of_responses(args)
-        model, model_args, _, _ = launch.model_parts(args)
-        matches = [
-            earlier
-            for earlier in self.kept
-            if earlier.described.get("model") == model and earlier.described.get("model_args") == redact(model_args)
-        ]
-        # Several configurations of one model differ by identity, which needs the model's files as they were.
-        exact = [earlier for earlier in matches if len(matches) > 1 and earlier.command == command_identity(args)]
-        if not (exact or matches):
-            raise RunError(f"{self.folder}: the journal has no responses of {model} ({redact(model_args)}).")
-        self.current = (exact or matches)[-1]  # the latest
+    return [task for part in kept for task in part.tasks]
 
 
 def _check_trusted(folder: Path, described: Mapping[str, Any], trust: bool) -> None:
@@ -527,59 +533,3 @@ def _check_trusted(folder: Path, described: Mapping[str, Any], trust: bool) -> N
         f"{folder} is not yours, and recovering runs what it says: lmms-eval {shlex.join(described['arguments'])}\n"
         f"in {described.get('folder')}, with {variables or 'no variables'}. Pass --trust if that is what you want."
     )
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """The part of a journal that belongs to one configuration of a command.
-
-    Attributes:
-        command: its identity.
-        described: as the manifest has it.
-        known: response by task, document and number of the request.
-        states: how far every task is.
-    """
-
-    command: str
-    described: Mapping[str, Any]
-    known: Mapping[tuple[str, int, int], Any]
-    states: Sequence[TaskState]
-
-    @classmethod
-    def of(cls, contents: JournalContents, command: str, described: Mapping[str, Any]) -> _Kept:
-        """Return what the journal contains of a command of the manifest."""
-        answers, plan = contents.answers(str(described.get("run", command))), contents.plan(command)
-        share = bool(described.get("share", True))
-        known = {
-            (request.task, request.document, request.number): answers.of(request, shared=share and shared)
-            for request, shared in plan.items()
-            if answers.has(request, shared=share and shared)
-        }
-        return cls(command, described, known, states(plan, answers, share))
-
-    def answered(self, instances: list[Any]) -> list[Any]:
-        """Return the requests of the documents of which every request is answered.
-
-        How many rounds a document takes is not known before its last one, so those of several rounds are left out.
-        """
-        seen: dict[int, int] = {}
-        lacking = set()
-        for instance in instances:
-            number = seen.get(instance.doc_id, 0)
-            seen[instance.doc_id] = number + launch.repeats(instance)
-            if instance.request_type not in launch.MODEL_METHODS:
-                lacking.add(instance.doc_id)
-            for each in range(number, seen[instance.doc_id]):
-                if (str(instance.task_name), int(instance.doc_id), each) not in self.known:
-                    lacking.add(instance.doc_id)
-        return [instance for instance in instances if instance.doc_id not in lacking]
-
-    def respond(self, method: str, requests: Sequence[Any]) -> list[Any]:
-        """Return the responses to the requests of a call."""
-        seen: dict[tuple[str, int], int] = {}
-        responses = []
-        for instance in requests:
-            key = (str(instance.task_name), int(instance.doc_id))
-            responses.append(from_plain(self.known[(*key, seen.get(key, 0))]))
-            seen[key] = seen.get(key, 0) + 1
-        return responses

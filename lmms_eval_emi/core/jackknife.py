@@ -27,15 +27,10 @@ Deleted = Mapping[Hashable, float]
 
 @dataclass(frozen=True)
 class Jackknife:
-    """A statistic, and what it is without each cluster.
+    """A statistic, and what it is without each cluster."""
 
-    Attributes:
-        value: value on all rows.
-        strata: strata by independent sample, the statistic without each cluster.
-    """
-
-    value: float
-    strata: tuple[Deleted, ...]
+    value: float  # value on all rows
+    strata: tuple[Deleted, ...]  # strata by independent sample, the statistic without each cluster
 
     @classmethod
     def of(cls, value: float, keys: Iterable[Hashable], deleted: Iterable[float]) -> Jackknife:

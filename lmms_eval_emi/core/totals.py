@@ -47,17 +47,11 @@ def f1(sums: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class ClusterTotals:
-    """Sums over rows by cluster.
+    """Sums over rows by cluster."""
 
-    Attributes:
-        parts: (G, K) sums of the rows of each cluster.
-        clusters: (G,) the clusters.
-        rows: number of rows.
-    """
-
-    parts: np.ndarray
-    clusters: tuple[Hashable, ...]
-    rows: int
+    parts: np.ndarray  # (G, K) sums of the rows of each cluster
+    clusters: tuple[Hashable, ...]  # (G,) the clusters
+    rows: int  # number of rows
 
     @classmethod
     def of(cls, parts: np.ndarray, clusters: Sequence[Hashable]) -> ClusterTotals:

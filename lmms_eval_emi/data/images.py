@@ -52,19 +52,12 @@ PNG_START, PNG_TEXT = b"\x89PNG\r\n\x1a\n", {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 
 @dataclass(frozen=True)
 class DatasetImage:
-    """An image that stays in its dataset, encoded, until it is needed.
+    """An image that stays in its dataset, encoded, until it is needed."""
 
-    Attributes:
-        dataset: its image column is not decoded.
-        row: number of the row.
-        column: name of the column.
-        roots: folders that the paths in the column are relative to, and that they must lie in.
-    """
-
-    dataset: datasets.Dataset
-    row: int
-    column: str
-    roots: tuple[Path, ...] = ()
+    dataset: datasets.Dataset  # its image column is not decoded
+    row: int  # number of the row
+    column: str  # name of the column
+    roots: tuple[Path, ...] = ()  # folders that the paths in the column are relative to, and that they must lie in
 
     def encoded(self) -> bytes:
         """Return the content of the image file."""

@@ -144,17 +144,11 @@ def to_html(results: Sequence[ReportedResult], *, compare: bool = True, findings
 
 @dataclass
 class _Page:
-    """Data of the page's script, and a number for each figure.
+    """Data of the page's script, and a number for each figure."""
 
-    Attributes:
-        results: results by number, with their rows.
-        images: data URIs, each once, with their numbers.
-        figures: how many there are.
-    """
-
-    results: list[dict[str, Any]] = field(default_factory=list)
-    images: dict[str, int] = field(default_factory=dict)
-    figures: int = 0
+    results: list[dict[str, Any]] = field(default_factory=list)  # results by number, with their rows
+    images: dict[str, int] = field(default_factory=dict)  # data URIs, each once, with their numbers
+    figures: int = 0  # how many there are
 
     def add_result(self, result: ReportedResult, decimals: int) -> int:
         splits = {name: split.to_data() for name, split in result.splits.items()}

@@ -43,21 +43,13 @@ PICTURE = re.compile(r"data:image/(?:jpeg|png|gif|webp);base64,[A-Za-z0-9+/]+={0
 
 @dataclass(frozen=True)
 class GroupMean:
-    """Mean EMID over a group of shifts.
+    """Mean EMID over a group of shifts."""
 
-    Attributes:
-        modality: modality of the shifts; empty for all.
-        label: what shifts them.
-        splits: how many there are.
-        emid: their mean.
-        ci95: its interval, where the scores without each image are known.
-    """
-
-    modality: str
-    label: str
-    splits: int
-    emid: float
-    ci95: tuple[float, float] | None = None
+    modality: str  # modality of the shifts; empty for all
+    label: str  # what shifts them
+    splits: int  # how many there are
+    emid: float  # their mean
+    ci95: tuple[float, float] | None = None  # its interval, where the scores without each image are known
 
 
 class ReportedResult(StudyResult):

@@ -35,19 +35,12 @@ MODEL = "model "  # before the name of a model, among the responders
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that responders are made from.
+    """Rows that responders are made from."""
 
-    Attributes:
-        samples: samples of one split.
-        others: references of other splits, without those of this one.
-        rewrite: says a text in another way, where a model for that is given.
-        seed: seed of whatever is drawn.
-    """
-
-    samples: Sequence[Sample]
-    others: Sequence[str] = ()
-    rewrite: Callable[[str], str] | None = None
-    seed: int = 0
+    samples: Sequence[Sample]  # samples of one split
+    others: Sequence[str] = ()  # references of other splits, without those of this one
+    rewrite: Callable[[str], str] | None = None  # says a text in another way, where a model for that is given
+    seed: int = 0  # seed of whatever is drawn
 
     @property
     def images(self) -> list[Any]:

@@ -31,21 +31,13 @@ MOST_IMAGES = 10_000_000
 
 @dataclass(frozen=True)
 class ComparedResult:
-    """One model's results in one study, with its leave-one-image-out values.
+    """One model's results in one study, with its leave-one-image-out values."""
 
-    Attributes:
-        label: what tells it apart.
-        study: name of the study.
-        settings: what the scores depend on, by name.
-        emi: EMI of each split.
-        emid: EMID of each shift.
-    """
-
-    label: str
-    study: str
-    settings: dict[str, str]
-    emi: dict[str, Jackknife]
-    emid: dict[str, Jackknife]
+    label: str  # what tells it apart
+    study: str  # name of the study
+    settings: dict[str, str]  # what the scores depend on, by name
+    emi: dict[str, Jackknife]  # EMI of each split
+    emid: dict[str, Jackknife]  # EMID of each shift
 
     def mean_emid(self, shifts: Sequence[str]) -> Jackknife:
         """Return the mean EMID over some shifts."""
@@ -220,21 +212,13 @@ def indistinguishable(results: Sequence[ComparedResult]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Power:
-    """Number of images that a shift needs to show an effect.
+    """Number of images that a shift needs to show an effect."""
 
-    Attributes:
-        name: name of the shift.
-        images: today, of the smallest sample.
-        stderr: standard error of EMID today.
-        detectable: the smallest EMID that today's images would find.
-        needed: images that would find the effect asked for.
-    """
-
-    name: str
-    images: int
-    stderr: float
-    detectable: float
-    needed: int
+    name: str  # name of the shift
+    images: int  # today, of the smallest sample
+    stderr: float  # standard error of EMID today
+    detectable: float  # the smallest EMID that today's images would find
+    needed: int  # images that would find the effect asked for
 
 
 def power(result: ComparedResult, effect: float, chance: float = 0.8) -> list[Power]:

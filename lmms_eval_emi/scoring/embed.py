@@ -37,19 +37,12 @@ NEXT_TO_EQUAL = 1e-4  # distance of such rows; batches of another size change th
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be embedded.
+    """A row that cannot be embedded."""
 
-    Attributes:
-        split: its key in the splits that were given.
-        row: its position in the split.
-        id: ID of the sample.
-        reason: reason in words.
-    """
-
-    split: Any
-    row: int
-    id: Any
-    reason: str
+    split: Any  # its key in the splits that were given
+    row: int  # its position in the split
+    id: Any  # ID of the sample
+    reason: str  # reason in words
 
 
 def embedding_cache(settings: Settings) -> CacheFactory | None:

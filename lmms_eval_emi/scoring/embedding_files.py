@@ -30,21 +30,13 @@ PART_ROWS = 2048  # rows that are read, or written, at a time: 25 MB of 768 dime
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The embeddings of a split, in parquet files.
+    """The embeddings of a split, in parquet files."""
 
-    Attributes:
-        name: name of the split.
-        n: number of rows.
-        files: files that hold them.
-        encoders: encoders that made them, if that is known.
-        shared: whether the files hold other splits as well, told apart by the column ``split``.
-    """
-
-    name: str
-    n: int
-    files: tuple[Path, ...]
-    encoders: str | None = None
-    shared: bool = False
+    name: str  # name of the split
+    n: int  # number of rows
+    files: tuple[Path, ...]  # files that hold them
+    encoders: str | None = None  # encoders that made them, if that is known
+    shared: bool = False  # whether the files hold other splits as well, told apart by the column ``split``
 
     def load(self) -> Embeddings:
         """Read all rows at once."""
@@ -74,19 +66,12 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class StoredEmbeddings:
-    """Embeddings by split, in files.
+    """Embeddings by split, in files."""
 
-    Attributes:
-        path: path of the file or folder.
-        splits: splits by name.
-        encoders: encoders that made them, as signatures name them; ``None`` if that is not known.
-        model: model whose responses they are of.
-    """
-
-    path: Path
-    splits: Mapping[str, SplitFiles]
-    encoders: str | None
-    model: str
+    path: Path  # path of the file or folder
+    splits: Mapping[str, SplitFiles]  # splits by name
+    encoders: str | None  # encoders that made them, as signatures name them; ``None`` if that is not known
+    model: str  # model whose responses they are of
 
 
 def open_embeddings(path: Path, study: Study) -> StoredEmbeddings:

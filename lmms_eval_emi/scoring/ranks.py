@@ -28,15 +28,10 @@ Row = tuple[str, str]  # split and id
 
 @dataclass(frozen=True)
 class RowScores:
-    """Scores of rows by model.
+    """Scores of rows by model."""
 
-    Attributes:
-        scores: scores by model and row.
-        clusters: clusters of rows; a row that is not among them is one by itself.
-    """
-
-    scores: Mapping[str, Mapping[Row, float]]
-    clusters: Mapping[Row, Hashable]
+    scores: Mapping[str, Mapping[Row, float]]  # scores by model and row
+    clusters: Mapping[Row, Hashable]  # clusters of rows; a row that is not among them is one by itself
 
 
 class RankedModel(Plain):

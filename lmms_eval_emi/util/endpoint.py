@@ -56,19 +56,12 @@ class _ReplyError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """Reply of an endpoint.
+    """Reply of an endpoint."""
 
-    Attributes:
-        text: text of the message; empty where it has none.
-        finish_reason: why it ends, such as ``stop`` or ``length``.
-        raw: the reply's JSON where the message has no text, shortened.
-        tokens: tokens of the prompt and of the reply, as far as the endpoint counts them.
-    """
-
-    text: str
-    finish_reason: str = ""
-    raw: str = ""
-    tokens: tuple[int, int] = (0, 0)
+    text: str  # text of the message; empty where it has none
+    finish_reason: str = ""  # why it ends, such as ``stop`` or ``length``
+    raw: str = ""  # the reply's JSON where the message has no text, shortened
+    tokens: tuple[int, int] = (0, 0)  # tokens of the prompt and of the reply, as far as the endpoint counts them
 
 
 class ChatClient:

@@ -41,19 +41,12 @@ DIGITS = 16  # digits of a checksum
 
 
 class Request(NamedTuple):
-    """Identity of a request in a run.
+    """Identity of a request in a run."""
 
-    Attributes:
-        task: its name.
-        document: number of its row.
-        number: counts the requests of one document, such as the choices of a question, and repeats of one request.
-        content: hash of whatever the response depends on beside the model.
-    """
-
-    task: str
-    document: int
-    number: int
-    content: str
+    task: str  # its name
+    document: int  # number of its row
+    number: int  # counts the requests of one document, such as the choices of a question, and repeats of one request
+    content: str  # hash of whatever the response depends on beside the model
 
 
 @dataclass
@@ -113,15 +106,10 @@ def is_empty(response: Any, strip: Callable[[str], str] = str.strip) -> bool:
 
 @dataclass(frozen=True)
 class JournalContents:
-    """Contents of the files of a journal.
+    """Contents of the files of a journal."""
 
-    Attributes:
-        records: records in the order of each rank's file, rank by rank.
-        damaged: lines that do not fit their checksum, of which a kill leaves at most one at the end of a file.
-    """
-
-    records: tuple[Mapping[str, Any], ...]
-    damaged: int = 0
+    records: tuple[Mapping[str, Any], ...]  # records in the order of each rank's file, rank by rank
+    damaged: int = 0  # lines that do not fit their checksum, of which a kill leaves at most one at the end of a file
 
     def answers(self, run: str) -> Answers:
         """Return the responses of the blocks of a run."""

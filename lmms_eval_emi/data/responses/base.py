@@ -18,19 +18,12 @@ log = logging.getLogger("lmms_eval_emi")
 
 @dataclass(frozen=True)
 class SplitResponses:
-    """The responses of one model in one file.
+    """The responses of one model in one file."""
 
-    Attributes:
-        path: path of the file.
-        texts: response by question id, as text, or by row number.
-        keyed_by: ``id`` or ``row``.
-        problems: lines that cannot be used, with the reason; they are no part of ``texts``.
-    """
-
-    path: Path
-    texts: dict[Any, str] = field(repr=False)
-    keyed_by: str
-    problems: tuple[str, ...] = ()
+    path: Path  # path of the file
+    texts: dict[Any, str] = field(repr=False)  # response by question id, as text, or by row number
+    keyed_by: str  # ``id`` or ``row``
+    problems: tuple[str, ...] = ()  # lines that cannot be used, with the reason; they are no part of ``texts``
 
     def by_row(self, ids: Sequence[object]) -> dict[int, str]:
         """Return responses by row number, for a split whose rows have these ids."""

@@ -54,23 +54,14 @@ class OwnTask:
 
 @dataclass
 class Run:
-    """The tasks of ours in one evaluation.
+    """The tasks of ours in one evaluation."""
 
-    Attributes:
-        model: name of the model, as the harness was given it.
-        tasks: tasks by name.
-        answered: whether a response was processed; a task that is enrolled later belongs to the next run.
-        results: results of each study, once scored; ``None`` before.
-        scored: the same with their rows.
-        folder: where responses were saved.
-    """
-
-    model: str = "model"
-    tasks: dict[str, OwnTask] = field(default_factory=dict)
-    answered: bool = False
-    results: dict[str, StudyResult] | None = None
-    scored: list[Scored] = field(default_factory=list)
-    folder: Path | None = None
+    model: str = "model"  # name of the model, as the harness was given it
+    tasks: dict[str, OwnTask] = field(default_factory=dict)  # tasks by name
+    answered: bool = False  # whether a response was processed; a task that is enrolled later belongs to the next run
+    results: dict[str, StudyResult] | None = None  # results of each study, once scored; ``None`` before
+    scored: list[Scored] = field(default_factory=list)  # the same with their rows
+    folder: Path | None = None  # where responses were saved
 
     def has_id_split(self, study: Study) -> bool:
         """Return whether the ID split of a study is among the tasks."""

@@ -86,25 +86,15 @@ def _received(task: str, row: int, metric: str, content: dict[str, Any]) -> Item
 
 @dataclass
 class TaskOfRun:
-    """One task of a run.
+    """One task of a run."""
 
-    Attributes:
-        name: name of the task.
-        study: study that it belongs to.
-        split: split whose rows it asks.
-        row_name: what its results are called: the split, or the task where it is a variant of ours.
-        dataset: its rows.
-        responses: responses by row number.
-        task: the harness's own object, if it is known.
-    """
-
-    name: str
-    study: Study
-    split: str
-    row_name: str
-    dataset: datasets.Dataset
-    responses: dict[int, str] = field(default_factory=dict)
-    task: Any = None
+    name: str  # name of the task
+    study: Study  # study that it belongs to
+    split: str  # split whose rows it asks
+    row_name: str  # what its results are called: the split, or the task where it is a variant of ours
+    dataset: datasets.Dataset  # its rows
+    responses: dict[int, str] = field(default_factory=dict)  # responses by row number
+    task: Any = None  # the harness's own object, if it is known
 
     def wants_scores(self) -> bool:
         """Return whether the run is to score it, and not only to generate its responses."""

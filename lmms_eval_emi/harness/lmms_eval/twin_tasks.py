@@ -32,17 +32,11 @@ LEFT_ALONE = re.compile(
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A task that has a file.
+    """A task that has a file."""
 
-    Attributes:
-        name: name of the task.
-        path: path of its file.
-        own: whether it lies in a folder of the user's own.
-    """
-
-    name: str
-    path: Path
-    own: bool = False
+    name: str  # name of the task
+    path: Path  # path of its file
+    own: bool = False  # whether it lies in a folder of the user's own
 
     @property
     def plain(self) -> Mapping[str, Any]:

@@ -24,19 +24,12 @@ LONGEST_SHOWN = 300
 
 @dataclass(frozen=True)
 class TwinOptions:
-    """Options of the shifts of rows.
+    """Options of the shifts of rows."""
 
-    Attributes:
-        seed: seed of all operators.
-        keep: words that textual operators leave alone.
-        question: columns of text; default: those of the prompt.
-        image: columns of images; default: all.
-    """
-
-    seed: int = 0
-    keep: tuple[str, ...] = ()
-    question: tuple[str, ...] = ()
-    image: tuple[str, ...] = ()
+    seed: int = 0  # seed of all operators
+    keep: tuple[str, ...] = ()  # words that textual operators leave alone
+    question: tuple[str, ...] = ()  # columns of text; default: those of the prompt
+    image: tuple[str, ...] = ()  # columns of images; default: all
 
 
 def twin_name(task: str, recipe: Recipe) -> str:

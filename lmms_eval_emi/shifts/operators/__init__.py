@@ -35,25 +35,15 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True)
 class ShiftOptions:
-    """Options and resources of shift operators.
+    """Options and resources of shift operators."""
 
-    Attributes:
-        keep: words and phrases that textual operators leave unchanged, whatever their case.
-        synonyms: a YAML or JSON file of synonyms by word, instead of WordNet.
-        wordnet: WordNet's ``dict`` folder; default: NLTK's, or that of the system's package.
-        frost: folder of ImageNet-C's frost images; default: those of the package imagecorruptions.
-        endpoint: base URL of an OpenAI-compatible endpoint, for the operators on sentences.
-        model: model to ask of the endpoint.
-        cache: folder that keeps the endpoint's replies; ``None`` keeps none.
-    """
-
-    keep: tuple[str, ...] = ()
-    synonyms: Path | None = None
-    wordnet: Path | None = None
-    frost: Path | None = None
-    endpoint: str | None = None
-    model: str | None = None
-    cache: Path | None = None
+    keep: tuple[str, ...] = ()  # words and phrases that textual operators leave unchanged, whatever their case
+    synonyms: Path | None = None  # a YAML or JSON file of synonyms by word, instead of WordNet
+    wordnet: Path | None = None  # WordNet's ``dict`` folder; default: NLTK's, or that of the system's package
+    frost: Path | None = None  # folder of ImageNet-C's frost images; default: those of the package imagecorruptions
+    endpoint: str | None = None  # base URL of an OpenAI-compatible endpoint, for the operators on sentences
+    model: str | None = None  # model to ask of the endpoint
+    cache: Path | None = None  # folder that keeps the endpoint's replies; ``None`` keeps none
 
     @classmethod
     def from_settings(cls, settings: Settings, **given: Any) -> ShiftOptions:

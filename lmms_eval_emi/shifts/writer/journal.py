@@ -28,27 +28,16 @@ OWN = {"README.md", "study.yaml", "tasks", "splits", "images", "preview.png", "u
 
 @dataclass(frozen=True)
 class Suite:
-    """Description of a suite that is to be written.
+    """Description of a suite that is to be written."""
 
-    Attributes:
-        name: name of the study, and, in lower case, of its group of tasks.
-        source: what the rows are from, for the card.
-        recipes: recipes of the splits, the ID split first.
-        columns: columns of the rows; ``image`` is ``None`` if there are none.
-        seed: seed of all randomness.
-        options: options of textual operators.
-        roots: folders that paths of images are relative to, and that they must lie in.
-        run_with: command that runs the tasks, for the card.
-    """
-
-    name: str
-    source: str
-    recipes: tuple[Recipe, ...]
-    columns: Columns
-    seed: int = 0
-    options: ShiftOptions = field(default_factory=ShiftOptions)
-    roots: tuple[str, ...] = ()
-    run_with: str = ""
+    name: str  # name of the study, and, in lower case, of its group of tasks
+    source: str  # what the rows are from, for the card
+    recipes: tuple[Recipe, ...]  # recipes of the splits, the ID split first
+    columns: Columns  # columns of the rows; ``image`` is ``None`` if there are none
+    seed: int = 0  # seed of all randomness
+    options: ShiftOptions = field(default_factory=ShiftOptions)  # options of textual operators
+    roots: tuple[str, ...] = ()  # folders that paths of images are relative to, and that they must lie in
+    run_with: str = ""  # command that runs the tasks, for the card
 
     @property
     def visual(self) -> list[Step]:

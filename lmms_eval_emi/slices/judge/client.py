@@ -36,21 +36,13 @@ REPLY_TOKENS = 150  # approximate tokens of a verdict with its explanation
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge model behind an endpoint.
+    """A judge model behind an endpoint."""
 
-    Attributes:
-        base_url: URL of an OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``.
-        model: its name there.
-        temperature: temperature of sampling; repeats need one above 0.
-        max_tokens: largest number of tokens of a reply.
-        timeout: seconds for one request.
-    """
-
-    base_url: str
-    model: str
-    temperature: float = 0.2
-    max_tokens: int = 1024
-    timeout: float = 120.0
+    base_url: str  # URL of an OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``
+    model: str  # its name there
+    temperature: float = 0.2  # temperature of sampling; repeats need one above 0
+    max_tokens: int = 1024  # largest number of tokens of a reply
+    timeout: float = 120.0  # seconds for one request
 
 
 @dataclass(frozen=True)
@@ -71,17 +63,11 @@ class VerdictRequest:
 
 @dataclass(frozen=True)
 class VerdictPlan:
-    """Verdicts that are wanted, and those that exist.
+    """Verdicts that are wanted, and those that exist."""
 
-    Attributes:
-        wanted: all verdicts.
-        missing: those that are to be asked for.
-        kept: those that are there.
-    """
-
-    wanted: Sequence[VerdictRequest]
-    missing: Sequence[VerdictRequest]
-    kept: Sequence[Verdict]
+    wanted: Sequence[VerdictRequest]  # all verdicts
+    missing: Sequence[VerdictRequest]  # those that are to be asked for
+    kept: Sequence[Verdict]  # those that are there
 
     def tokens(self) -> int:
         """Return the approximate number of tokens of the missing verdicts, without images."""

@@ -42,23 +42,14 @@ NUMBER = re.compile(r"\d{1,4}(?:[.,]\d{1,4})?")
 
 @dataclass(frozen=True)
 class Case:
-    """Texts and image that a judge is shown of one row.
+    """Texts and image that a judge is shown of one row."""
 
-    Attributes:
-        question: as the model was asked.
-        reference: the reference response.
-        response: the model's.
-        context: what the image shows, in words; may be empty.
-        category: kind of question; may be empty.
-        image: sent with the question, if any.
-    """
-
-    question: str
-    reference: str
-    response: str
-    context: str = ""
-    category: str = ""
-    image: ImageSource | None = None
+    question: str  # as the model was asked
+    reference: str  # the reference response
+    response: str  # the model's
+    context: str = ""  # what the image shows, in words; may be empty
+    category: str = ""  # kind of question; may be empty
+    image: ImageSource | None = None  # sent with the question, if any
 
 
 def to_messages(case: Case, order: Order) -> list[dict[str, Any]]:

@@ -44,17 +44,11 @@ ROWS = re.compile(r"rows:0*([1-9]\d{0,8})")
 
 @dataclass(frozen=True)
 class LoggedTask:
-    """A task in a folder of the harness's output.
+    """A task in a folder of the harness's output."""
 
-    Attributes:
-        task: as it was answered.
-        twin: what its metadata say of its origin, if it is a twin.
-        path: path of its samples.
-    """
-
-    task: ScoredTask
-    twin: Mapping[str, Any] = field(default_factory=dict)
-    path: Path = Path()
+    task: ScoredTask  # as it was answered
+    twin: Mapping[str, Any] = field(default_factory=dict)  # what its metadata say of its origin, if it is a twin
+    path: Path = Path()  # path of its samples
 
 
 def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str, LoggedTask]]:

@@ -26,15 +26,10 @@ LONGEST_PATH = 4096  # a longer text is no path
 
 @dataclass(frozen=True)
 class Described:
-    """A request as a journal knows it.
+    """A request as a journal knows it."""
 
-    Attributes:
-        request: what identifies it.
-        shared: whether another request of the same content may have its response.
-    """
-
-    request: Request
-    shared: bool
+    request: Request  # what identifies it
+    shared: bool  # whether another request of the same content may have its response
 
 
 class Contents:

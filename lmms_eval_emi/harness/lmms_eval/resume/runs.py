@@ -50,21 +50,13 @@ PROGRAM = "lmms-eval-emi"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run.
+    """Options of a run."""
 
-    Attributes:
-        folder: folder of the run, its ``--output_path``.
-        arguments: arguments of lmms-eval's own command.
-        save_every: requests of a block.
-        share: whether requests of one content are asked once.
-        retry_empty: whether requests are asked again whose response is empty.
-    """
-
-    folder: Path
-    arguments: tuple[str, ...]
-    save_every: int = 32
-    share: bool = True
-    retry_empty: bool = False
+    folder: Path  # folder of the run, its ``--output_path``
+    arguments: tuple[str, ...]  # arguments of lmms-eval's own command
+    save_every: int = 32  # requests of a block
+    share: bool = True  # whether requests of one content are asked once
+    retry_empty: bool = False  # whether requests are asked again whose response is empty
 
     @property
     def own_arguments(self) -> list[str]:
@@ -86,19 +78,12 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TaskState:
-    """Progress of a task.
+    """Progress of a task."""
 
-    Attributes:
-        task: its name.
-        requests: how many it has.
-        answered: how many the journal answers.
-        shared: how many of the others get the response of another request.
-    """
-
-    task: str
-    requests: int
-    answered: int
-    shared: int = 0
+    task: str  # its name
+    requests: int  # how many it has
+    answered: int  # how many the journal answers
+    shared: int = 0  # how many of the others get the response of another request
 
     @property
     def left(self) -> int:
@@ -382,19 +367,12 @@ def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
 
 @dataclass(frozen=True)
 class RunState:
-    """What a journal has of one configuration of a command.
+    """What a journal has of one configuration of a command."""
 
-    Attributes:
-        command: its identity.
-        described: the run as its manifest has it.
-        tasks: how far each of its tasks is.
-        known: response by task, document and number of the request.
-    """
-
-    command: str
-    described: Mapping[str, Any]
-    tasks: Sequence[TaskState]
-    known: Mapping[tuple[str, int, int], Any]
+    command: str  # its identity
+    described: Mapping[str, Any]  # the run as its manifest has it
+    tasks: Sequence[TaskState]  # how far each of its tasks is
+    known: Mapping[tuple[str, int, int], Any]  # response by task, document and number of the request
 
     @classmethod
     def of(

@@ -155,17 +155,11 @@ def graphemes(word: str) -> list[str]:
 
 @dataclass(frozen=True)
 class CharacterRule:
-    """Rule for the characters and words that may be changed.
+    """Rule for the characters and words that may be changed."""
 
-    Attributes:
-        can_change: whether a character may be drawn.
-        shortest_word: characters of the shortest word; words of scripts without spaces are short and exempt.
-        fewest: characters drawn in a word, if it has as many.
-    """
-
-    can_change: Callable[[str], bool] = lambda character: True
-    shortest_word: int = 4
-    fewest: int = 1
+    can_change: Callable[[str], bool] = lambda character: True  # whether a character may be drawn
+    shortest_word: int = 4  # characters of the shortest word; words of scripts without spaces are short and exempt
+    fewest: int = 1  # characters drawn in a word, if it has as many
 
 
 def change_characters(

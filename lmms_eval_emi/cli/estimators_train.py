@@ -137,7 +137,7 @@ def _training_data(
     from lmms_eval_emi.scoring.embed import embedding_cache
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.pipeline import embed_samples
-    from lmms_eval_emi.scoring.preflight import load_encoders_only
+    from lmms_eval_emi.scoring.preflight import load_instruments
 
     entries = [
         entry
@@ -152,7 +152,7 @@ def _training_data(
         )
     ]
     text_only = all(without_images(entry.samples) for entry in entries)
-    instruments = load_encoders_only(settings, text_only=text_only)
+    instruments = load_instruments(settings, None, text_only=text_only)
     embedded = embed_samples(
         entries,
         instruments,

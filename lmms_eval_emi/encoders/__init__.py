@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, resolve_device, unavailable
+from lmms_eval_emi.encoders.base import Encoder, resolve_device, unavailable
 from lmms_eval_emi.encoders.checkpoint import read_config
 from lmms_eval_emi.encoders.text import TextEncoder
 from lmms_eval_emi.encoders.vision import VisionEncoder
@@ -85,12 +85,12 @@ def load_encoders(vision: str, text: str, device: str = "auto", cache: Path | No
 
 
 @lru_cache
-def encoder_kinds(base: type[CheckpointEncoder]) -> dict[str, type[CheckpointEncoder]]:
+def encoder_kinds(base: type[Encoder]) -> dict[str, type[Encoder]]:
     """Return the encoders of images or of texts, by the kinds of checkpoints that they read."""
     return {kind: encoder for encoder in subclasses_in(sys.modules[__name__], base) for kind in encoder.kinds}
 
 
-def _load(base: type[CheckpointEncoder], name: str, device: str, cache: Path | None) -> Any:
+def _load(base: type[Encoder], name: str, device: str, cache: Path | None) -> Any:
     registry = encoder_kinds(base)  # type: ignore[arg-type] # mypy takes a class with __hash__ for no hashable
     kind, colon, rest = name.partition(":")
     if colon and kind in registry:

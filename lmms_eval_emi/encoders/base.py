@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,42 +23,8 @@ log = logging.getLogger("lmms_eval_emi")
 CACHE_REVISION = 3  # raise it when the same weights give other rows
 
 
-class Encoder(Protocol):
-    """Turns items, images or texts, into L2-normalised rows."""
-
-    name: str
-    device: torch.device
-
-    @property
-    def dimension(self) -> int:
-        """D, the width of a row."""
-        ...
-
-    @property
-    def signature(self) -> str:
-        """Name, fingerprint of the weights, and pooling, as signatures show them."""
-        ...
-
-    @property
-    def cache_key(self) -> str:
-        """Everything that a row depends on, apart from the item."""
-        ...
-
-    def to(self, device: torch.device) -> Any:
-        """Move to a device."""
-        ...
-
-    def prepare(self, item: Any) -> Any:
-        """Return what :meth:`encode` takes for one item: the pixels of an image, a text unchanged."""
-        ...
-
-    def encode(self, prepared: Sequence[Any]) -> torch.Tensor:
-        """Return (M, D) float32 L2-normalised rows of M prepared items, on the CPU. A row depends on its item alone."""
-        ...
-
-
-class CheckpointEncoder:
-    """An encoder whose model is loaded when the first item is encoded.
+class Encoder:
+    """Turns items, images or texts, into L2-normalised rows. Its model is loaded when the first item is encoded.
 
     Its signature needs a fingerprint of the weights. With a ``cache`` folder, the fingerprint of unchanged files is
     remembered there, so a run whose embeddings are all cached reads no weights.
@@ -146,6 +112,14 @@ class CheckpointEncoder:
         self.initialised = set(info["missing_keys"])  # type: ignore[misc]
         return model.eval()
 
+    def prepare(self, item: Any) -> Any:
+        """Return what :meth:`encode` takes for one item: the pixels of an image, a text unchanged."""
+        raise NotImplementedError
+
+    def encode(self, prepared: Sequence[Any]) -> torch.Tensor:
+        """Return (M, D) float32 L2-normalised rows of M prepared items, on the CPU. A row depends on its item alone."""
+        raise NotImplementedError
+
     def compute_fingerprint(self) -> str:
         """Return eight hexadecimal digits of the weights that rows depend on."""
         raise NotImplementedError
@@ -165,7 +139,7 @@ class CheckpointEncoder:
             self.model.to(self.device)
         return self.device
 
-    def to(self, device: torch.device) -> CheckpointEncoder:
+    def to(self, device: torch.device) -> Encoder:
         """Move to a device."""
         self.device = device
         return self

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from lmms_eval_emi.encoders.base import (
-    CheckpointEncoder,
+    Encoder,
     mean_over_positions,
     normalised,
     quiet_transformers,
@@ -23,7 +23,7 @@ TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "toke
 OTHER_FILES = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-class TextEncoder(CheckpointEncoder):
+class TextEncoder(Encoder):
     """Embeds texts by the L2-normalised mean over their tokens of a model's states.
 
     A subclass names the model's class in transformers and returns the states in :meth:`states`; or it overrides

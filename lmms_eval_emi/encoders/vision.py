@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from lmms_eval_emi.data.images import TRANSPARENCY, to_rgb
-from lmms_eval_emi.encoders.base import CheckpointEncoder, mean_over_positions, normalised
+from lmms_eval_emi.encoders.base import Encoder, mean_over_positions, normalised
 from lmms_eval_emi.encoders.checkpoint import fingerprint
 from lmms_eval_emi.encoders.preprocessing import Preprocessing
 
 
-class VisionEncoder(CheckpointEncoder):
+class VisionEncoder(Encoder):
     """Embeds images by the L2-normalised mean of a vision tower's patch states.
 
     A subclass names the tower's class in transformers, the number of leading tokens that are not patches, and the

@@ -38,7 +38,6 @@ FEATURES = 128
 HALVES = 2000
 MOST_IMAGES = 2000  # images of the training data that halves are sampled from
 P_VALUES = tuple(float(p) for p in np.geomspace(1 / HALVES, 1, 60))
-TOGETHER = 1024  # rows of small splits whose saturation is told at once
 SATURATED = 0.5  # share of saturated outputs from which nats are nominal
 
 
@@ -316,18 +315,10 @@ def _far_splits(
 
 
 def _saturation(estimator: Estimator, splits: Sequence[Embeddings]) -> float | None:
-    """Return the fraction of saturated outputs over the rows of all splits; of small ones several at a time."""
-    shares: list[tuple[float, int]] = []
-    waiting: list[torch.Tensor] = []
-    for number, split in enumerate(splits, 1):
-        waiting.append(split.x)
-        count = sum(map(len, waiting))
-        if count >= TOGETHER or number == len(splits):
-            share = estimator.saturation(torch.cat(waiting))
-            if share is not None:
-                shares.append((share, count))
-            waiting = []
-    return sum(share * n for share, n in shares) / sum(n for _, n in shares) if shares else None
+    """Return the fraction of saturated outputs over the rows of all splits."""
+    shares = [(estimator.saturation(split.x), split.n) for split in splits]
+    known = [(share, n) for share, n in shares if share is not None]
+    return sum(share * n for share, n in known) / sum(n for _, n in known) if known else None
 
 
 def _told_apart(score: EMI) -> dict[str, Any]:

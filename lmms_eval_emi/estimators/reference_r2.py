@@ -1,4 +1,13 @@
-"""R² of references predicted from responses, an estimator that needs no training."""
+"""R² of predicting the embeddings of references from those of responses, an estimator that needs no training.
+
+Responses and references, centred, are put on their first k = min(30, rank) principal components, A (N, k) and B (N, k').
+With K = A A^T, lambda = 0.1 tr K / N and H = 11^T / N + K (K + lambda I)^-1, ridge regression of B on A has the residuals
+e = B - H B, and without the rows of an image g, in closed form, e_g = (I - H_gg)^-1 e_g. The value of a row is
+
+    r_i = 1 - |e_i|^2 / mean_j |B_j - mean of B without j's image|^2
+
+and R^2 is their mean: at most 1, and about 0 where responses say nothing about the references.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +15,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.linalg import eigh
 
 from lmms_eval_emi.core.emi import Information
-from lmms_eval_emi.core.reference_r2 import reference_r2, reference_r2_without
 from lmms_eval_emi.estimators.base import Estimator
+
+COMPONENTS = 30
+RIDGE = 0.1  # ridge as a fraction of the mean variance of A
+MOST_WHOLE = 150  # rows of a matrix below which all its eigenvectors take less time than the first 30
+NOTHING = 1e-12  # share of the variance below which a component is rounding
 
 
 class ReferenceR2(Estimator):
@@ -65,3 +79,74 @@ class ReferenceR2(Estimator):
 
 def _plain(rows: torch.Tensor) -> np.ndarray:
     return rows.detach().double().cpu().numpy()
+
+
+def reference_r2(responses: np.ndarray, references: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return values of rows whose mean is R^2.
+
+    Args:
+        responses: (N, D) embeddings.
+        references: (N, D') embeddings.
+        images: (N,) number of each row's image; all rows of an image are left out of the fit together.
+
+    Returns:
+        (N,) float64; 0 where all references are the same, or all rows are of one image.
+    """
+    return _values(_components(_reduced(responses)), _components(_reduced(references)), images)
+
+
+def reference_r2_without(responses: np.ndarray, references: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
+    """Return (G,) R^2 on the rows without each of ``count`` images, with components and fit recomputed; NaN if only one image is left."""
+    found = np.full(count, np.nan)
+    pair = [_reduced(rows) for rows in (responses, references)]
+    for image in range(count):
+        kept = images != image
+        if len(np.unique(images[kept])) > 1:
+            a, b = (_components(rows[kept]) for rows in pair)
+            found[image] = _values(a, b, images[kept]).mean()
+    return found
+
+
+def _reduced(rows: np.ndarray) -> np.ndarray:
+    """Return the centred rows of at most N columns with the same inner products, which makes later decompositions small."""
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    if centred.shape[1] <= centred.shape[0]:
+        return centred
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    return vectors * np.sqrt(values.clip(0))
+
+
+def _components(rows: np.ndarray) -> np.ndarray:
+    """Return (N, k) scores of (N, D) rows on their first principal components."""
+    centred = rows - rows.mean(axis=0)
+    wide = centred.shape[1] > centred.shape[0]
+    products = centred @ centred.T if wide else centred.T @ centred
+    last = len(products) - 1
+    if last < MOST_WHOLE:
+        values, vectors = (part[..., -COMPONENTS:] for part in np.linalg.eigh(products))
+    else:
+        values, vectors = eigh(products, subset_by_index=(last + 1 - COMPONENTS, last), check_finite=False)
+    real = values > NOTHING * np.trace(products)
+    return vectors[:, real] * np.sqrt(values[real]) if wide else centred @ vectors[:, real]
+
+
+def _values(a: np.ndarray, b: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return the values r_i of rows with the scores A of their responses and B of their references."""
+    n = len(b)
+    _, numbers, sizes = np.unique(images, return_inverse=True, return_counts=True)
+    if b.shape[1] == 0 or len(sizes) < 2:
+        return np.zeros(n)
+    ridge = RIDGE * (a * a).sum() / n * np.eye(a.shape[1])
+    half = np.linalg.solve(a.T @ a + ridge, a.T)  # (k, N)
+    residuals = b - a @ (half @ b)  # B is centred, so that the mean's part of H takes nothing from it
+    left_out = np.empty_like(residuals)
+    order, ends = np.argsort(numbers, kind="stable"), np.cumsum(sizes)
+    for size in np.unique(sizes):  # images of as many rows together
+        rows = np.stack([order[end - size : end] for end in ends[sizes == size]])  # (M, size)
+        leverage = 1.0 / n + a[rows] @ half[:, rows].transpose(1, 0, 2)
+        left_out[rows] = np.linalg.solve(np.eye(size) - leverage, residuals[rows])
+    sums = np.zeros((len(sizes), b.shape[1]))
+    np.add.at(sums, numbers, b)
+    means = -sums / (n - sizes[:, None])  # means of B without each image; all rows sum to 0
+    scale = ((b - means[numbers]) ** 2).sum(axis=1).mean()
+    return 1 - (left_out**2).sum(axis=1) / scale

@@ -203,8 +203,8 @@ def check_encoders(
     """
     if text_only and estimator.vision_encoder not in (None, TEXT_ONLY):
         log.warning("The estimator %s was trained with images, and these inputs are text alone.", estimator.signature)
-    vision = None if text_only or encoders.vision is None else encoders.vision.signature
-    _refuse_others(estimator, vision, encoders.text.signature, allow_other)
+    signature = encoders.text_signature if text_only else encoders.signature
+    check_signatures(estimator, signature, allow_other=allow_other)
 
 
 def check_signatures(estimator: Estimator, signature: str | None, *, allow_other: bool = False) -> None:
@@ -228,17 +228,13 @@ def check_signatures(estimator: Estimator, signature: str | None, *, allow_other
             )
         return
     vision, _, text = signature.partition("+")
-    _refuse_others(estimator, None if vision == TEXT_ONLY else vision, text, allow_other)
-
-
-def _refuse_others(estimator: Estimator, vision: str | None, text: str, allow_other: bool) -> None:
     problems = [
         f"{kind} encoder {expected}, and this run has {found}"
         for kind, expected, found in (
             ("vision", estimator.vision_encoder, vision),
             ("text", estimator.text_encoder, text),
         )
-        if found is not None and expected and not _is_encoder(expected, found)
+        if found != TEXT_ONLY and expected and not _is_encoder(expected, found)
     ]
     if not problems:
         return

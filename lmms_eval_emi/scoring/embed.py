@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.data.images import ImageSource, content_key, open_image, pixel_key
 from lmms_eval_emi.data.sample import Sample, without_images
-from lmms_eval_emi.encoders.base import CheckpointEncoder, Encoder, encode_batches
+from lmms_eval_emi.encoders.base import Encoder, encode_batches
 from lmms_eval_emi.encoders.cache import EmbeddingCache
 from lmms_eval_emi.errors import ImageError, InputError, SampleError
 from lmms_eval_emi.scoring.distributed import broadcast_from_rank0, gather_results, shard
@@ -334,7 +334,7 @@ def _decode_ahead(
 
 
 def _release(encoder: Encoder, release: bool) -> None:
-    if release and isinstance(encoder, CheckpointEncoder):
+    if release:
         encoder.release()
 
 

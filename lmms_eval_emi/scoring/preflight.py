@@ -26,13 +26,17 @@ class Instruments:
 
 
 def load_instruments(
-    settings: Settings, estimators: Sequence[str] = (), *, text_only: bool | None = None, device: str | None = None
+    settings: Settings,
+    estimators: Sequence[str] | None = (),
+    *,
+    text_only: bool | None = None,
+    device: str | None = None,
 ) -> Instruments:
     """Load encoders and estimators, and make sure that they fit each other.
 
     Args:
         settings: settings of the run.
-        estimators: names or paths; default: the one of the settings.
+        estimators: names or paths; default: the one of the settings. ``None``: encoders alone.
         text_only: whether the run's inputs are text alone; ``None`` where that is not known yet, so that
             an estimator of text alone passes.
         device: where to put the encoders; default: that of the settings.
@@ -52,7 +56,7 @@ def load_instruments(
             problems.append(str(error))
             return None
 
-    sources = list(estimators) or [settings.estimator]
+    sources = [] if estimators is None else list(estimators) or [settings.estimator]
     loaded = [attempt(lambda source=source: load_estimator(source, cache=settings.cache)) for source in sources]  # type: ignore[misc]
     settings = _with_encoders_of(settings, [estimator for estimator in loaded if estimator is not None])
     where = device or settings.device
@@ -128,25 +132,6 @@ def load_estimators(settings: Settings, estimators: Sequence[str] = (), encoders
     if problems:
         raise UnavailableError("\n\n".join(dict.fromkeys(problems)))
     return loaded
-
-
-def load_encoders_only(settings: Settings, *, text_only: bool = False) -> Instruments:
-    """Return the encoders of a run that has no estimator yet.
-
-    Raises:
-        UnavailableError: an encoder is missing, or the widths of the two differ.
-    """
-    from lmms_eval_emi.encoders import Encoders, load_text_encoder, load_vision_encoder
-
-    try:
-        encoders = Encoders(
-            None if text_only else load_vision_encoder(settings.vision_encoder, settings.device, settings.cache),
-            load_text_encoder(settings.text_encoder, settings.device, settings.cache),
-        )
-        encoders.check_widths()
-    except (EMIError, OSError) as error:
-        raise UnavailableError(str(error)) from error
-    return Instruments(encoders, ())
 
 
 def preflight(settings: Settings | None = None) -> None:

@@ -12,8 +12,7 @@ from scipy.spatial import KDTree
 from scipy.special import digamma
 
 from lmms_eval_emi import Embeddings, emi, emid, load_estimator
-from lmms_eval_emi.core import dependence
-from lmms_eval_emi.estimators import CLUB, HSIC, KSG, Cosine, DistanceCorrelation, FreeCLUB
+from lmms_eval_emi.estimators import CLUB, HSIC, KSG, Cosine, DistanceCorrelation, FreeCLUB, dependence
 
 KINDS = (HSIC(), DistanceCorrelation())
 

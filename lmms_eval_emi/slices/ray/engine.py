@@ -37,7 +37,7 @@ from lmms_eval_emi.scoring.embedding_files import (
     to_parquet,
 )
 from lmms_eval_emi.scoring.join import StudySamples
-from lmms_eval_emi.scoring.preflight import load_encoders_only
+from lmms_eval_emi.scoring.preflight import load_instruments
 from lmms_eval_emi.settings import PREFIX, Settings
 from lmms_eval_emi.shifts.at_load import load_splits
 from lmms_eval_emi.util.digest import content_hexdigest
@@ -123,7 +123,7 @@ def encode(entry: StudySamples, settings: Settings, folder: Path, *, allow_missi
     import ray.data
 
     text_only = all(sample.image is None for rows in entry.samples.values() for sample in rows)
-    encoders = load_encoders_only(settings.model_copy(update={"device": "cpu"}), text_only=text_only).encoders
+    encoders = load_instruments(settings, None, text_only=text_only, device="cpu").encoders
     signature = encoders.text_signature if text_only else encoders.signature
     todo, parts = [], {}
     for name, samples in entry.samples.items():
@@ -173,7 +173,7 @@ class _Encoder:
             os.chdir(folder)
         text_only = signature.startswith("text-only")
         self.study, self.settings = study, settings
-        self.encoders = load_encoders_only(settings, text_only=text_only).encoders
+        self.encoders = load_instruments(settings, None, text_only=text_only).encoders
         expected = self.encoders.text_signature if text_only else self.encoders.signature
         if expected != signature:
             raise UnavailableError(

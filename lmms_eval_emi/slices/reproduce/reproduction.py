@@ -141,16 +141,16 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
         published: as :func:`lmms_eval_emi.report.reading.published_results` or a JSON of the published script has it.
         pinned: whether the responses are known to be the published ones.
     """
-    pairs: dict[str, dict[str, tuple[float, float]]] = {"EMI": {}, "EMID": {}, "index": {}}
-    for name, split in published.splits.items():
-        ours = result.splits.get(name)
-        if ours is None:
-            continue
-        pairs["EMI"][name] = (split.emi, ours.emi)
-        if split.emid is not None and ours.emid is not None:
-            pairs["EMID"][name] = (split.emid, ours.emid)
-        if split.emid_bound is not None and ours.emid_bound is not None:
-            pairs["index"][name] = (split.emid_bound, ours.emid_bound)
+    pairs: dict[str, dict[str, tuple[float, float]]] = {}
+    missing: set[str] = set()
+    for score, field in (("EMI", "emi"), ("EMID", "emid"), ("index", "emid_bound")):
+        pairs[score] = {}
+        for name, split in published.splits.items():
+            theirs, ours = getattr(split, field), getattr(result.splits.get(name), field, None)
+            if theirs is not None and ours is not None:
+                pairs[score][name] = (theirs, ours)
+            elif theirs is not None:
+                missing.add(name)
     deviations = {score: Deviation.of(score, pair) for score, pair in pairs.items() if pair}
     both = sorted(pairs["EMID"].keys() & pairs["index"].keys())
     values = [
@@ -159,17 +159,11 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
     ]
     if values[0] is not None and values[1] is not None:
         deviations["r"] = Deviation.of("r", {"": (values[0], values[1])}, len(both))
-    wanted = {
-        "EMI": set(published.splits),
-        "EMID": {name for name, split in published.splits.items() if split.emid is not None},
-        "index": {name for name, split in published.splits.items() if split.emid_bound is not None},
-    }
-    missing = sorted(set().union(*(names - pairs[score].keys() for score, names in wanted.items())))
     return Reproduction(
         model=published.model,
         study=published.shift,
         passes=bool(deviations) and not missing and all(deviation.passes for deviation in deviations.values()),
-        missing=missing,
+        missing=sorted(missing),
         responses_pinned=pinned,
         deviations=deviations,
     )

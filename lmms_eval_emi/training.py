@@ -29,7 +29,7 @@ Respond = Callable[[torch.nn.Module, "Image.Image | None", str], str]
 
 
 class EMICallback(TrainerCallback):
-    """Scores the model that is being trained on a study, every so many steps, without a second copy of it.
+    """Callback of transformers' Trainer that scores the model in training on a study, at intervals and without a second copy.
 
     Scores are logged where the trainer logs, as ``emi/{split}`` and ``emid/{split}`` (with the estimator's name behind a
     further stroke if there are several). Encoders run where the settings say; on the GPU of the training they share its

@@ -59,7 +59,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, compare, print, write."""
+    """Compare the models of some result files, print the differences, and write them if asked."""
     if args.scores:
         return _print_ranks(args)
     if not args.results:

@@ -70,7 +70,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Audit, write, print."""
+    """Score responses with known faults by each estimator, and print which faults it notices."""
     settings = settings_of(args)
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.scoring.audit import AuditDocument, audit

@@ -18,7 +18,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table of the registry."""
+    """Print a table of the registered estimators."""
     from lmms_eval_emi.estimators import registered_estimators
 
     rows = [

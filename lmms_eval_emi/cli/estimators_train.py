@@ -88,7 +88,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed, train, write."""
+    """Embed responses, train an estimator on them, and write it."""
     if args.output.suffix != ".safetensors":
         raise StudyError(f"output: expected a .safetensors file, got {args.output}.")
     settings = settings_of(args)
@@ -176,7 +176,7 @@ def _training_data(
 
 
 def _card_to_lines(card: dict[str, Any], path: Path) -> list[str]:
-    """Return what the command prints of a trained estimator: its networks and how to use it."""
+    """Return the lines that the command prints about a trained estimator: its networks, and how to use it."""
     options, data = card["options"], card["data"]
     sets = f", {options['folds']} folds" * (options["folds"] > 1) + f", {options['seeds']} seeds" * (
         options["seeds"] > 1

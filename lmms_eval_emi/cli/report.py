@@ -76,7 +76,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, write."""
+    """Read results, and write them as a page, a table or figures, or check them."""
     if args.schema:
         return _print_schema(args.schema)
     if not args.results:

@@ -90,7 +90,7 @@ def _add_earlier_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run, or show what there is to do."""
+    """Run lmms-eval with a journal, or show, recover or plan such a run."""
     from lmms_eval_emi.harness.lmms_eval.compat import launch
     from lmms_eval_emi.harness.lmms_eval.resume.runs import RunOptions, dry_run
     from lmms_eval_emi.harness.lmms_eval.resume.runs import run as run_resumable
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def harness_arguments(args: argparse.Namespace) -> list[str]:
-    """Return what lmms-eval's own command is given.
+    """Return the arguments for lmms-eval's own command.
 
     Raises:
         RunError: an option has a value that it does not take, or none says what to run.

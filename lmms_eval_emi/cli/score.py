@@ -119,7 +119,7 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score, write, print."""
+    """Score responses, write the results, and print their tables."""
     from lmms_eval_emi.scoring.distributed import process_group, rank
     from lmms_eval_emi.scoring.rows import write_results
 
@@ -214,7 +214,7 @@ def _show(args: argparse.Namespace, scored: Sequence[Scored]) -> int:
 
 
 def _failure(text: str) -> float | str:
-    """Return what ``--fail-on`` asks for: ``lost``, or the EMID above which it fails."""
+    """Parse the value of ``--fail-on``: ``lost``, or the EMID above which the command fails."""
     kind, above, bound = text.partition(">")
     if text == "lost":
         return text

@@ -137,7 +137,7 @@ def _add_preview_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write a suite or a contact sheet."""
+    """Shift the rows of a dataset and write them as a suite, or draw the shifts of one row."""
     from lmms_eval_emi.shifts.apply import parse_steps
     from lmms_eval_emi.shifts.operators import ShiftOptions
 

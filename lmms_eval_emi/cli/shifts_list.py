@@ -18,7 +18,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table for images and one for texts."""
+    """Print a table of the operators on images and one of those on texts."""
     from lmms_eval_emi.shifts.operators import operators
 
     for family, option in (("visual", "--visual"), ("text", "--textual")):

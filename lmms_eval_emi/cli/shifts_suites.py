@@ -53,7 +53,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List, describe or write."""
+    """List the published suites, describe one, or write its tasks."""
     from lmms_eval_emi.data.suites import load_suite, suite_names
 
     if args.name is None:

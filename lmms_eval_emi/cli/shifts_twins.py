@@ -74,7 +74,7 @@ def print_next_commands(folder: Path, tasks: Iterable[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Resolve, and show or write."""
+    """Resolve the named tasks, and show or write their shifted tasks."""
     from lmms_eval_emi.harness.lmms_eval.twin_tasks import resolve
     from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, preview, twin_files, write_twin_files
     from lmms_eval_emi.shifts.apply import parse_steps, recipes

@@ -31,7 +31,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the folder; that of lm-eval is written first."""
+    """Print the folder of a harness's task files; that of lm-eval is written first."""
     if args.harness == "lm-eval":
         from lmms_eval_emi.harness.lm_eval.write_tasks import write_task_folder
 

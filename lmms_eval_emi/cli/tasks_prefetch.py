@@ -43,7 +43,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch or check, and report."""
+    """Fetch datasets, encoders and estimator, or check that they are there, and print a table."""
     import os
 
     if args.check:  # before the libraries that read them are imported
@@ -133,7 +133,7 @@ def _published_responses(settings: Settings) -> tuple[str, int]:
 
 
 def _wanted_by(suite: Any) -> dict[str, Fetch]:
-    """Return what of a suite is on the hub, with what fetches it."""
+    """Return the files of a suite that are on the hub, each with the function that fetches it."""
     from lmms_eval_emi.data.rows import load_source
     from lmms_eval_emi.data.study import load_study, parse_study
     from lmms_eval_emi.shifts.at_load import load_splits

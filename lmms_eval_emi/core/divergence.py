@@ -412,7 +412,7 @@ def _jsd(
 
 
 def _key(embeddings: Embeddings, name: str) -> str:
-    """Return what tells one of the matrices from all others, by its content."""
+    """Return a hash of one of the matrices of a split."""
     key = ("digest", name)
     if key not in embeddings.cache:
         embeddings.cache[key] = _digest(getattr(embeddings, name))

@@ -127,7 +127,7 @@ class Jackknife:
         return Jackknife(0.0, tuple(dict.fromkeys(deleted, 0.0) for deleted in self.strata))
 
     def deviations(self) -> dict[Hashable, float]:
-        """Return what each cluster adds to the statistic's error: centred pseudo-values divided by G, by cluster.
+        """Return the contribution of each cluster to the error: centred pseudo-values divided by G.
 
         Their sum of squares in a stratum, times G / (G - 1), is its variance.
         """

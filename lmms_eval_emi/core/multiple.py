@@ -97,7 +97,7 @@ def _maxt(family: Sequence[Jackknife], draws: int, seed: int) -> np.ndarray:
 
 
 def verdict(statistic: Jackknife, p_adjusted: float | None, margin: float | None) -> str | None:
-    """Return what a shift did: ``lost``, ``gained``, ``held`` or ``undecided``.
+    """Return the verdict on a shift: ``lost``, ``gained``, ``held`` or ``undecided``.
 
     ``lost`` and ``gained`` differ from 0 after adjustment. ``held`` is a claim too: two one-sided tests
     put the difference within the margin, which its interval of 90 % does; without a margin none is. The rest is

@@ -77,7 +77,7 @@ def id_text(row_id: object) -> str:
 
 
 def row_key(row_id: object, reference: object) -> RowKey:
-    """Return what a row and its shifted twins have in common, and no other row of a study: id and reference.
+    """Return the key that a row shares with its shifted copies and with no other row: id and reference.
 
     Ids alone do not tell rows apart: question 7 of one image set is not question 7 of another. Space, line ends and
     Unicode forms, which programs change when they write a file, do not count.

@@ -130,7 +130,7 @@ class Preprocessing:
 
 
 def _read_config(name: str) -> dict[str, Any]:
-    """Return what the checkpoint's file says; newer ones have it as a part of ``processor_config.json``."""
+    """Return the preprocessing configuration of a checkpoint; newer ones store it in ``processor_config.json``."""
     try:
         found = read_json(checkpoint_file(name, "preprocessor_config.json"))
     except (OSError, ValueError) as error:

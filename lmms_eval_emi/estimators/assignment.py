@@ -15,7 +15,7 @@ UNSEEN = -1
 
 
 def row_to_keys(id: Hashable | None, group: Hashable | None) -> list[int]:
-    """Return what a row is known by: its image and its id, each as a signed 64-bit hash."""
+    """Return the keys of a row: its image and its id, each as a signed 64-bit hash."""
     found = []
     for kind, value in (("image", group), ("row", id)):
         if value is not None:

@@ -80,7 +80,7 @@ class Estimator:
         return None
 
     def remarks(self, embeddings: Embeddings) -> list[str]:
-        """Return what a reader should know of its scores of a split, as parts of a sentence."""
+        """Return remarks on the scores of a split, as parts of a sentence."""
         return []
 
     def saturation(self, x: torch.Tensor) -> float | None:
@@ -209,7 +209,7 @@ class TrainedEstimator(nn.Module, Estimator):
         """Set what follows from the training data (M, D) and (M, D') without learning; called once before it."""
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return what training minimises for a batch of pairs, a scalar."""
+        """Return the training loss of a batch of pairs, a scalar."""
         raise NotImplementedError
 
     def score(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -307,7 +307,7 @@ class TrainedEstimator(nn.Module, Estimator):
 
 
 def undivided(estimator: Any, x: torch.Tensor, y: torch.Tensor) -> Information:
-    """Return what ``analyse`` of an estimator gives for rows of one cluster, where none is left out."""
+    """Return the estimate of an estimator without leave-one-cluster-out values."""
     return estimator.analyse(x, y, torch.zeros(len(x), dtype=torch.long, device=x.device), 1)
 
 

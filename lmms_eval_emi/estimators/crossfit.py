@@ -237,7 +237,7 @@ class BoundEstimator:
     def _over_networks(
         self, run: Callable[[list, torch.Tensor], Any], device: torch.device, *, every_fold: bool = False
     ) -> list[list[Any]]:
-        """Return what ``run`` gives for every seed, and for every fold that unseen rows may be scored by."""
+        """Return the results of ``run`` for every seed, and for every fold that unseen rows may be scored by."""
         unseen = self.which < 0
         folds = range(self.estimator.folds if every_fold or bool(unseen.any()) else 1)
         found = []

@@ -60,7 +60,7 @@ def _by_image(values: np.ndarray, clusters: np.ndarray, count: int) -> np.ndarra
 
 
 def _profile(estimator: Estimator, embeddings: Embeddings, bases: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return what the distances follow from: of each image the mean features and scores."""
+    """Return the mean features and mean scores of each image, from which distances are computed."""
     keys = clusters_of(embeddings)
     number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
     clusters = np.array([number[key] for key in keys])
@@ -93,7 +93,7 @@ def _distance(name: str, reference: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def _scale(name: str, first: float, second: float) -> float:
-    """Return what distances of two sets of so many images of one distribution are proportional to."""
+    """Return the scale of the distance between two samples of one distribution, by their numbers of images."""
     spread = 1 / first + 1 / second
     return spread**0.5 if name in RANKED else spread
 
@@ -139,7 +139,7 @@ def training_domain(estimator: Estimator, splits: Mapping[str, Embeddings], seed
 
 
 def _sample(profile: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
-    """Return what new images are compared with: means of a sample of images, and what its random halves differ by."""
+    """Return a sample that new images are compared with: its means, and the distances between its random halves."""
     count = len(profile["inputs"])
     random = np.random.RandomState(seed)
     if count > MOST_IMAGES:

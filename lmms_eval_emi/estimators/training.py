@@ -280,7 +280,7 @@ def _assemble(
 
 
 def too_few(pairs: int, images: int) -> str | None:
-    """Return what to say of data that are too few to train on, or ``None``."""
+    """Return the message for data that are too few to train on, or ``None`` if there are enough."""
     if pairs >= FEWEST_PAIRS and images >= FEWEST_IMAGES:
         return None
     return (
@@ -346,7 +346,7 @@ class _Training:
         self.iteration, self.history, self.best = state["iteration"], state["history"], state["best"]
 
     def state(self) -> dict[str, Any]:
-        """Return all that :meth:`restore` needs."""
+        """Return the state of the training for :meth:`restore`: weights, optimizer, random generator and losses."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -437,7 +437,7 @@ class _Training:
         return self.network.cpu().eval()
 
     def report(self) -> dict[str, Any]:
-        """Return what a card says of the training."""
+        """Return the entries of an estimator's card about its training."""
         return {
             "iterations": self.iteration,
             "kept_iteration": self.best["iteration"] if self.options.keep == "best" else self.iteration,

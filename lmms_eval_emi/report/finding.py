@@ -161,7 +161,7 @@ def _about_losses(result: ReportedResult, lost: Sequence[SplitResult], decimals:
 
 
 def _about_degenerate(result: ReportedResult, splits: Sequence[SplitResult], decimals: int) -> list[str]:
-    """Return what remains of a loss without responses that are loops, refusals and the like, for the splits with many of them."""
+    """Return a sentence on the loss without loops, refusals and other degenerate responses, for splits with many of them."""
     lines = []
     for split in splits[:MOST_NAMED]:
         if split.emid_without_degenerate is None or not split.degenerate or not split.n:

@@ -243,7 +243,7 @@ def _measured(result: ReportedResult) -> str:
 
 
 def _cautions(result: ReportedResult) -> list[str]:
-    """Return what must be known before any number is read."""
+    """Return the warnings that the page shows above all numbers."""
     lines = []
     name, fit = short_name(result.model), result.estimator_fit
     if fit.far_splits:
@@ -299,7 +299,7 @@ def _study_context(
 
 
 def label_of(result: ReportedResult) -> str:
-    """Return what a result is called on the page: never a path."""
+    """Return the label of a result on the page, which is never a path."""
     return result.label.replace(result.model, short_name(result.model), 1)
 
 

@@ -307,7 +307,7 @@ def plot_severities(result: ReportedResult) -> Axes:
 
 
 def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
-    """Return the four roots that add up to the scaled index of each shift, stacked."""
+    """Draw the four roots that add up to the scaled index of each shift, as stacked bars."""
     kept, part = _most_lost([split for split in result.shifts().values() if split.roots])
     shifts = sorted(kept, key=lambda split: sum(split.roots.values()))
     short = short_splits(list(result.splits))
@@ -326,7 +326,7 @@ def plot_divergences(result: ReportedResult, ax: Axes | None = None) -> Axes:
 
 
 def plot_points(points: Sequence[tuple[str, float, float]], x: str, y: str, ax: Axes | None = None) -> Axes:
-    """Return two scores of each split.
+    """Draw two scores against each other, a point for each split.
 
     Args:
         points: name of the split, and its two scores.
@@ -344,7 +344,7 @@ def plot_points(points: Sequence[tuple[str, float, float]], x: str, y: str, ax: 
 
 
 def plot_intervals(values: Sequence[tuple[str, float, Sequence[float] | None]], x: str, ax: Axes | None = None) -> Axes:
-    """Return values with their intervals of 95 %, one per line.
+    """Draw values with their intervals of 95 %, one per line.
 
     Args:
         values: name, value and interval, from the bottom up.

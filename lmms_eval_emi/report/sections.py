@@ -77,7 +77,7 @@ def number_cell(value: float | None, decimals: int) -> tuple[str, float | None] 
 
 
 def agreement_context(found: Agreement, place: int) -> tuple[dict[str, Any], Axes]:
-    """Return what the page shows of an agreement, and the figure of its splits.
+    """Return the template's variables for an agreement, and the figure of its splits.
 
     Args:
         found: the agreement of one model's scores with another score.

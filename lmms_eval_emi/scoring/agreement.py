@@ -157,7 +157,7 @@ class ResultToCompare:
     """One model's results, as far as agreement needs them.
 
     Attributes:
-        model, study: whose, and of which.
+        model, study: names of the model and of the study.
         signature: what the scores depend on.
         id_split: the split in distribution.
         emi, emid: of each split and shift, with their leave-one-image-out values.
@@ -300,7 +300,7 @@ class WithinSplit(Plain):
 
     @classmethod
     def of(cls, rows: int, emi: Jackknife, cosine: Jackknife, measure: str) -> WithinSplit:
-        """Return the agreement of so many rows; ``measure`` is ``auc`` or ``spearman_r``."""
+        """Make the agreement of a number of rows; ``measure`` is ``auc`` or ``spearman_r``."""
         lead = Ranking.of(difference(emi, cosine))
         return cls(rows=rows, emi=Ranking.of(emi, measure), cosine=Ranking.of(cosine, measure), lead=lead)
 
@@ -337,7 +337,7 @@ class Agreement(Plain):
     findings: list[str] = []
 
     def to_findings(self) -> list[str]:
-        """Return what a reader should know, in sentences."""
+        """Return the conclusions as sentences."""
         lines = []
         for what, key, where in (("EMI", "emi", self.over_splits), ("EMID", "emid", self.over_shifts)):
             correlation, base, ahead = (where.get(name, {}).get("pearson_r") for name in (key, "cosine", "lead"))
@@ -496,7 +496,7 @@ def agree(result: ResultToCompare, outside: OutsideScores, seed: int = 0, draws:
 
 
 def _points(result: ResultToCompare, joined: _Joined, losses: Mapping[str, Jackknife]) -> list[Point]:
-    """Return what is known of each split that has both."""
+    """Return the scores of each split that has a result and a score of others."""
     return [
         Point(
             split=name,
@@ -532,7 +532,7 @@ def _warn_of_partial(result: ResultToCompare, outside: OutsideScores, absent: in
 
 
 def loss_of_score(id: Jackknife, shifted: Jackknife, emid: Jackknife) -> Jackknife:
-    """Return what a score loses, on the images that EMID is of: where rows have no partners, those of both splits are different ones."""
+    """Return the loss of a score between two splits, paired by image if EMID is paired."""
     if len(emid.strata) > 1:
         renamed = [{str(("ood", key)): value for key, value in each.items()} for each in shifted.strata]
         shifted = to_jackknife(shifted.value, renamed)

@@ -239,7 +239,7 @@ def audit(
     encoders: Sequence[tuple[str, str]] = (),
     rewrite: Callable[[str], str] | None = None,
 ) -> tuple[list[Finding], list[str]]:
-    """Return what estimators and encoders notice.
+    """Score responses with one known fault each, and return which faults every estimator and pair of encoders notices.
 
     Args:
         entries: samples of some models in one study, whose rows responders are made from.

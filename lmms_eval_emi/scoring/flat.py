@@ -172,7 +172,7 @@ def _by_model_and_split(path: Path, rows: datasets.Dataset) -> list[tuple[str, s
 
 
 def _shifts(name: str, clean: Sequence[Sample], shifted: Sequence[Sample]) -> tuple[Shift, ...]:
-    """Return what moved in most rows: images, questions, or both; rows without partners count as other images."""
+    """Return the shifts of a split: whether images, questions or both differ in most rows from those of the ID split."""
     partners = {sample.key: sample for sample in clean}
     moved: Counter[str] = Counter()
     for sample in shifted:

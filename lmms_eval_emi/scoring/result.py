@@ -315,7 +315,7 @@ class ModalitySummary(Plain):
 
     @classmethod
     def of(cls, shifts: Iterable[SplitResult], **errors: Any) -> ModalitySummary:
-        """Summarise some shifts; their errors need the scores without each image, and are given."""
+        """Return the means over some shifts; ``errors`` are further fields, which the caller computes."""
         shifts = list(shifts)
         emis = [split.emi for split in shifts]
         emids = [split.emid or 0.0 for split in shifts]
@@ -688,7 +688,7 @@ def _score_split(
 
 
 def _translation(embeddings: Embeddings | None, estimator: MutualInformationEstimator) -> dict[str, float | None]:
-    """Return what translated references lose against the references themselves, as fields of :class:`SplitResult`."""
+    """Return EMI lost by translated references, as fields of :class:`SplitResult`."""
     if embeddings is None:
         return {}
     value = emi(embeddings, estimator)
@@ -720,7 +720,7 @@ def _without_degenerate(
 
 
 def _scale(embeddings: Embeddings, score: EMI, estimator: MutualInformationEstimator) -> Scale | None:
-    """Return what responses to other images cost in the ID split."""
+    """Return the loss of EMI in the ID split if each image gets the responses to another one."""
     shuffled = of_other_images(embeddings)
     return Scale.of(emi_difference(score, emi(shuffled, estimator), paired=True)) if shuffled else None
 
@@ -1009,7 +1009,7 @@ def _without_partners(
 
 
 def notes_on_samples(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[str]]:
-    """Return what may mislead in the scores of splits with these samples: one row alone."""
+    """Return remarks on splits whose scores mislead because they have a single row."""
     notes: dict[str, list[str]] = {}
     for name, rows in samples.items():
         if len(rows) == 1:

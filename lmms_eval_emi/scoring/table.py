@@ -189,7 +189,7 @@ def design_to_line(result: StudyResult) -> str:
 
 
 def column_names(results: Sequence[StudyResult]) -> list[str]:
-    """Return what tells several results apart: the models, the estimators, or both."""
+    """Return a column name for each result: its model, its estimator, or both."""
     estimators = [result.estimator for result in results]
     models = [result.model for result in results]
     if len(set(models)) == len(results):
@@ -245,7 +245,7 @@ def summary_to_table(result: StudyResult) -> str:
 
 
 def few_rows_to_line(result: StudyResult) -> str | None:
-    """Return what to say where splits have fewer rows than a score can be read from."""
+    """Return the warning about splits with very few rows, or ``None``."""
     few = {name: split.n for name, split in result.splits.items() if split.n is not None and split.n < FEW_ROWS}
     if not few:
         return None
@@ -254,7 +254,7 @@ def few_rows_to_line(result: StudyResult) -> str | None:
 
 
 def left_out_to_lines(result: StudyResult, limit: int = 10) -> list[str]:
-    """Return what was left out of a result, as lines for a log; long lists are cut, and say so."""
+    """Return the rows and splits that were left out of a result, as lines for a log; long lists are cut."""
     lines = []
     for reasons in result.left_out.values():
         lines += [*reasons[:limit], *([f"and {len(reasons) - limit} more"] if len(reasons) > limit else [])]
@@ -262,7 +262,7 @@ def left_out_to_lines(result: StudyResult, limit: int = 10) -> list[str]:
 
 
 def notes_to_lines(result: StudyResult) -> list[str]:
-    """Return what a reader should know of the splits, each remark once."""
+    """Return the remarks on the splits, each once."""
     splits: dict[str, list[str]] = {}
     for name, notes in result.notes.items():
         for note in notes:
@@ -274,7 +274,7 @@ def notes_to_lines(result: StudyResult) -> list[str]:
 
 
 def differ_to_line(result: StudyResult) -> str:
-    """Return how many shifts differ from 0, and what became of the others, in one line."""
+    """Return in one line how many shifts have an EMID that differs from 0, and the verdicts on the others."""
     summary = result.summary
     if all(split.emid_p_adjusted is None for split in result.shifts().values()):
         return "No shift has images enough for an interval."
@@ -286,7 +286,7 @@ def differ_to_line(result: StudyResult) -> str:
 
 
 def scale_in_words(result: StudyResult) -> str:
-    """Return what responses to other images cost, beside which an EMID is much or little; empty if it is not known."""
+    """Return a sentence on the scale of EMID, the loss with responses to other images; empty if it is not known."""
     scale = result.scale
     if scale is None:
         return ""
@@ -328,7 +328,7 @@ def scale_to_line(result: StudyResult) -> str:
 
 
 def legend(result: StudyResult) -> str:
-    """Return what the columns mean, with their sign, and the signature."""
+    """Return the legend of the table: the meaning and sign of each column, and the signature."""
     lines = [_meaning([result]), *beside_to_lines(result), scale_to_line(result), trend_to_line(result)]
     lines += [design_to_line(result)]
     return "\n".join(filter(None, [*lines, fit_to_line(result), f"signature  {result.signature}"]))
@@ -363,7 +363,7 @@ def fit_to_line(result: StudyResult) -> str:
 
 
 def fit_to_warnings(result: StudyResult) -> list[str]:
-    """Return what must be said of an estimator that is not fit for the data, one sentence each."""
+    """Return a warning for each reason why an estimator is not fit for the data."""
     fit, estimator = result.estimator_fit, result.estimator
     lines = []
     if fit.trained_on:

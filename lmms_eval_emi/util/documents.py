@@ -87,7 +87,7 @@ def read_document(path: Path, what: str) -> Any:
 
 
 def problems_of(error: ValidationError) -> list[str]:
-    """Return what is wrong where, a line for each problem."""
+    """Return the problems of invalid data with their places, a line for each."""
     return [
         f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {_shown(problem['input'])}"
         for problem in error.errors()

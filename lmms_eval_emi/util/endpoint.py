@@ -290,7 +290,7 @@ def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _text_of(content: Any) -> str:
-    """Return what a message says; some endpoints give it in parts."""
+    """Return the text of a message, which some endpoints return in parts."""
     if isinstance(content, list):
         parts = [
             item if isinstance(item, dict) else vars(item) if hasattr(item, "__dict__") else {} for item in content
@@ -308,7 +308,7 @@ def _httpx() -> Any:
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """Return what a function returns within some seconds, or ``None``; what it raises is raised."""
+    """Run a function in a thread; return its result, or ``None`` if it does not end within some seconds."""
     found: list[Any] = []
 
     def run() -> None:

@@ -136,7 +136,7 @@ def _encodable_data(value: Any) -> Any:
 
 
 def newer_version(file: object, version: object, newest: int) -> str:
-    """Return what to say of a file whose ``format_version`` is above the newest that this package reads."""
+    """Return the message for a file whose ``format_version`` is newer than this package reads."""
     return f"{file}: its format_version is {version!r}, and this version of lmms_eval_emi reads up to {newest}. Update it: pip install --upgrade lmms_eval_emi"
 
 

@@ -290,7 +290,7 @@ def _is_record(record: Mapping[str, Any]) -> bool:
 
 
 def read_journal(folder: Path) -> JournalContents:
-    """Return what the journal of a folder contains, whichever ranks have written it; nothing if there is none.
+    """Return the content of a folder's journal, of all ranks; empty if there is none.
 
     Raises:
         RunError: a file cannot be read, or is of a newer version.

@@ -97,7 +97,7 @@ def _flock(handle: int) -> bool:
 
 
 def _is_touched(path: Path, seconds: float) -> bool:
-    """Return whether a file is touched while we look at it, for up to so many seconds."""
+    """Return whether the time stamp of a file changes within some seconds."""
     try:
         first = path.stat().st_mtime_ns
         until = time.monotonic() + seconds

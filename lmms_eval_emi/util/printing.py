@@ -30,7 +30,7 @@ def printable(text: str, allowed: re.Pattern[str] = STRICT) -> str:
 
 
 def one_line(text: str, most: int) -> str:
-    """Return the beginning of a text without line ends and control characters, in at most so many characters."""
+    """Return the beginning of a text in one line of at most ``most`` characters, without control characters."""
     start = printable(" ".join(text[: 4 * most].split()))
     return start if len(start) <= most else f"{start[: most - 3]}..."
 

@@ -143,7 +143,7 @@ def read_responses(path: Path) -> dict[str | None, SplitResponses]:
 
 
 def expected_files(study: Study, split: str) -> str:
-    """Return what the file of a split may be called, for messages."""
+    """Return the accepted names of the response file of a split, for messages."""
     return " or ".join(reader.expected_file(study, split) for reader in reversed(formats()))
 
 

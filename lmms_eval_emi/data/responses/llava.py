@@ -23,7 +23,7 @@ def reads(record: dict[str, Any]) -> bool:
 
 
 def expected_file(study: Study, split: str) -> str:
-    """Return what the file of a split is called."""
+    """Return the name of the response file of a split."""
     return " or ".join(f"{stem}.jsonl" for stem in study.split(split).response_stems)
 
 

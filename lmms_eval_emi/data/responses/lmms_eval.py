@@ -22,7 +22,7 @@ PARTS = ".emi_parts"  # suffix of folders with files of several ranks
 
 
 def samples_name(time: str, task: str) -> str:
-    """Return what the samples file of a task is called, as lmms-eval 0.7.3 names it."""
+    """Return the name of the samples file of a task, as lmms-eval 0.7.3 writes it."""
     return f"{time}_samples_{task}.jsonl"
 
 
@@ -38,7 +38,7 @@ def reads(record: dict[str, Any]) -> bool:
 
 
 def expected_file(study: Study, split: str) -> str:
-    """Return what the file of a split is called."""
+    """Return the name of the samples file of a split."""
     return samples_name("*", study.task_name(split))
 
 

@@ -80,7 +80,7 @@ def emi(split_by: str = "shift", id_split: str | None = None, estimator: str = "
 
 
 def _input_of(state: TaskState) -> tuple[str, str | None]:
-    """Return what the user says, and the first image."""
+    """Return the text of the user's message, and its first image."""
     if isinstance(state.input, str):
         return state.input, None
     texts: list[str] = []

@@ -110,7 +110,7 @@ class SplitTask(ConfigurableTask):
         return {name: Item.of(self.task_name, row, name, content if name == "emi" else {"row": row}) for name in names}
 
     def aggregation(self) -> dict[str, Callable]:
-        """Return what makes a task's value of a metric of its rows' values."""
+        """Return the aggregation function of each metric."""
         if PREDICT_ONLY in self._metric_fn_list or self.run is None:
             return super().aggregation()
         return {name: self._value_of(name) for name in (*METRICS, *ERRORS)}

@@ -128,7 +128,7 @@ def write_pictures(suite: Suite, data: Path, path: Path, per_class: int, seed: i
 
 
 def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, Callable]:
-    """Return what the tasks of a suite name, by the harness's names; ``process_docs`` of a domain's name gives that of its task.
+    """Return the hooks of a suite's tasks by name; ``process_docs`` is called with a domain and returns the hook of its task.
 
     Args:
         name: name of the suite.

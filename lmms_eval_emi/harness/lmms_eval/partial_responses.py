@@ -30,7 +30,7 @@ _needed = True
 
 @contextmanager
 def not_needed() -> Iterator[None]:
-    """Write nothing meanwhile, for the responses are in a journal."""
+    """Disable partial response files inside the block, because a journal keeps the responses."""
     global _needed
     _needed = False
     try:

@@ -83,7 +83,7 @@ def missing_package(model: str) -> list[str]:
 
 
 def _missing_datasets(files: Sequence[str]) -> list[str]:
-    """Return what of the datasets is not available locally, where nothing can be fetched."""
+    """Return the datasets that are not available locally, on a machine without a connection."""
     if not is_offline():
         return []
     problems = []

@@ -187,7 +187,7 @@ def prompt_columns(task: TaskFile, rows: datasets.Dataset) -> list[str]:
 
 
 def prompt_of(task: TaskFile, row: Mapping[str, Any]) -> str:
-    """Return what a task asks about a row, as text.
+    """Return the prompt that a task makes of a row.
 
     Relies on: ``doc_to_text`` is a function of the row, and of ``lmms_eval_specific_kwargs`` where the task has them;
     or the name of a column; or a template.

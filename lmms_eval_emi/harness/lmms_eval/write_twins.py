@@ -33,7 +33,7 @@ class TwinOptions:
 
 
 def twin_name(task: str, recipe: Recipe) -> str:
-    """Return the name of a twin."""
+    """Return the name of a shifted task, made of the name of the clean task and of its shifts."""
     return f"{task}_{recipe.task}"
 
 
@@ -134,7 +134,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def preview(task: TaskFile, recipe: Recipe, options: TwinOptions, most: int = 20) -> list[str]:
-    """Return what a twin does to one row of a task, in lines: the first row whose prompt or images it changes.
+    """Return the first row of a task whose prompt or images a shifted task changes, before and after, as lines.
 
     Raises:
         StudyError: the rows cannot be loaded, or the twin changes nothing that the model is shown.

@@ -113,7 +113,7 @@ class Operator:
         return self.family == "text" or self.resources is not None
 
     def parameter(self, level: int | str | None) -> Any:
-        """Return what a level means to the operator's function."""
+        """Return the parameter of the operator's function at a level."""
         self.check_level(level)
         return self.levels[level - 1] if isinstance(level, int) else level
 
@@ -203,7 +203,7 @@ def fingerprint_files(files: Iterable[Path]) -> str:
 
 
 def by_bands(pixels: np.ndarray, function: Callable[[np.ndarray], np.ndarray], rows: int = 256) -> np.ndarray:
-    """Return a pixelwise function of an (H, W, C) image, some rows at a time, so that its intermediates stay small."""
+    """Apply a pixelwise function to an (H, W, C) image in bands of rows, so that its intermediates stay small."""
     out = np.empty(pixels.shape, dtype=np.float32)
     for top in range(0, len(pixels), rows):
         out[top : top + rows] = function(pixels[top : top + rows])

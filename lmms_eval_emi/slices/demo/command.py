@@ -68,7 +68,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the command, run it, and say what came of it."""
+    """Run the demo's study in the harness with the small model, and print its findings."""
     missing = [f"{name}, {why}" for name, why in NEEDED.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise RunError(f"The demo needs {'; '.join(missing)}. Install it with: pip install 'lmms_eval_emi[demo]'")
@@ -207,7 +207,7 @@ def shown(variables: dict[str, str], command: list[str]) -> str:
 
 
 def side_by_side(responses: Path) -> str:
-    """Return what each estimator makes of the responses, beside the fraction of rows that name every object asked about.
+    """Return a table of EMID by each estimator, beside the fraction of rows that name every object asked about.
 
     Args:
         responses: the folder of the run's response files.

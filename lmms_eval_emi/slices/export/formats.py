@@ -30,7 +30,7 @@ def read_entry(path: Path, model: str | None = None) -> StudyResult:
 
     Args:
         path: path of the results.
-        model: whose; default: the only one of the file.
+        model: name of the model; default: the only one of the file.
 
     Raises:
         ResultsError: there are several, or none of that name.

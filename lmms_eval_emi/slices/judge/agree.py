@@ -80,7 +80,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, correlate, print, write."""
+    """Correlate results with the scores of others, print the correlations, and write them if asked."""
     settings = settings_of(args)
     from lmms_eval_emi.scoring.agreement import AgreementDocument, agree
     from lmms_eval_emi.slices.judge.human import human_set_names

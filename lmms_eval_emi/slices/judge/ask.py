@@ -93,7 +93,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, ask, add up, print."""
+    """Ask the judge for the missing verdicts, and print the relative preference of each split."""
     settings = settings_of(args)
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.scoring.join import collect_samples

@@ -86,7 +86,7 @@ def plan(
 
     Args:
         wanted: all verdicts.
-        judge: whose.
+        judge: judge that the verdicts are of.
         path: path of the file, which need not be there; ``None``: everything is missing.
         retry_missing: ask again for verdicts that are recorded as missing.
 

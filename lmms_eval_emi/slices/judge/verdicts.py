@@ -77,7 +77,7 @@ class Verdict(Plain):
 
     @classmethod
     def of(cls, key: Key, question_id: str, scores: tuple[float, float] | None, **others: Any) -> Verdict:
-        """Return the verdict of a key."""
+        """Make the verdict for a key from its scores and the reply that they were read from."""
         pair = Scores(*scores) if scores is not None else None
         return cls(**key._asdict(), question_id=question_id, scores=pair, **others)
 

@@ -44,7 +44,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score, compare, print."""
+    """Score the published responses, and print the deviations from the published scores."""
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.scoring.pipeline import score_samples
     from lmms_eval_emi.slices.reproduce import reproduction

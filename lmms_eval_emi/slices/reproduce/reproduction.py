@@ -102,7 +102,7 @@ class Deviation(Plain):
 
 
 class Reproduction(Plain):
-    """One family of one model, published and ours.
+    """Deviations of our scores from the published ones, for one model in one family of shifts.
 
     Attributes:
         model: model whose responses were scored.
@@ -170,7 +170,7 @@ def compare(result: StudyResult, published: ReportedResult, *, pinned: bool = Fa
 
 
 def published_of(model: str, study: str, against: Sequence[Path] = ()) -> ReportedResult:
-    """Return what was published of a model in a family, or what JSON of the published script says.
+    """Return the published scores of a model in a family, or those in a JSON file of the published script.
 
     Raises:
         UnavailableError: nothing was.

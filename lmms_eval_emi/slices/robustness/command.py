@@ -97,7 +97,7 @@ def _add_choice_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, compare, print, write."""
+    """Compare each logged task with its shifted tasks, print the losses, and write them if asked."""
     settings = settings_of(args)
     from lmms_eval_emi.util.files import check_output
 
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace, settings: Settings) -> RobustnessDocument:
-    """Return what each task of each model loses under its shifts."""
+    """Return the losses of each task of each model under its shifts."""
     from lmms_eval_emi.slices.robustness.comparison import measure_all, relative_to, reported_metrics
     from lmms_eval_emi.slices.robustness.results import Relative, RobustnessDocument, TaskRobustness
 

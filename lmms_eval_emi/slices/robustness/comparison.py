@@ -106,7 +106,7 @@ def check_pair(pair: ShiftedTask) -> list[int]:
 
 
 def measure(pair: ShiftedTask, metric: str, seed: int = 0) -> Loss | None:
-    """Return what a shift costs by a metric; ``None`` where one of the two lacks it.
+    """Return the loss of a metric under a shift; ``None`` if either task lacks the metric.
 
     Raises:
         ResultsError: as :func:`check_pair`.
@@ -285,7 +285,7 @@ def consistency(
 
 
 def reported_metrics(pairs: Sequence[ShiftedTask]) -> list[ReportedMetric]:
-    """Return what the tasks report by their own aggregation, which has no error."""
+    """Return the scores that tasks report by their own aggregation, which have no error."""
     found = []
     for pair in pairs:
         for metric, (clean, higher_is_better) in pair.clean.reported.items():

@@ -181,7 +181,7 @@ def _reported(
 def responses_of(
     lines: Mapping[int, Mapping[str, Any]], output_type: str
 ) -> tuple[Literal["text", "option", "none"], dict[int, str]]:
-    """Return what the model answered, by row: its text, or the option that it found likeliest, and which of the two.
+    """Return the response of each row, as text or as the likeliest option, and which of the two they are.
 
     Tasks that score a single continuation, and those of several rounds, have neither.
     """

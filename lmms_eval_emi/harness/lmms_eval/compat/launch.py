@@ -223,7 +223,7 @@ def model_parts(args: Any) -> tuple[str, str, str, bool]:
 
 
 def decisive_arguments(args: Any) -> dict[str, str]:
-    """Return what decides the requests of a command. Relies on: the names of its options."""
+    """Return the options of a command that its requests depend on. Relies on: the names of its options."""
     return {name: str(getattr(args, name, "")) for name in DECISIVE}
 
 
@@ -239,7 +239,7 @@ def without_cache_of_responses(args: Any) -> bool:
 
 @contextmanager
 def models_through(make: Callable[[type, Callable[[], Any]], Any]) -> Iterator[None]:
-    """Let every model that the harness loads meanwhile be made by ``make``, which gets its class and what loads it.
+    """Let ``make`` create every model that the harness loads inside the block, from its class and the function that loads it.
 
     Relies on: ``simple_evaluate`` loads a model by ``lmms_eval.models.get_model(name, force_simple)`` and the class's
     ``create_from_arg_string``.
@@ -303,7 +303,7 @@ def stand_in(simple: bool, respond: Callable[[str, Sequence[Any]], list[Any]]) -
 
 @contextmanager
 def requests_through(change: Callable[[list[Any]], list[Any]]) -> Iterator[None]:
-    """Let the requests of each task that is built meanwhile go through ``change``.
+    """Pass the requests of each task that is built inside the block through ``change``.
 
     Relies on: ``Task.build_all_requests`` sets ``_instances``; documents without requests are skipped when scored.
     """
@@ -338,7 +338,7 @@ def answers_by_place(lm: Any) -> bool:
 
 
 def repeats(instance: Any) -> int:
-    """Return how often a request is asked. Relies on: evaluate() hands it on so many times in a row."""
+    """Return how often a request is repeated. Relies on: evaluate() passes the repetitions on one after another."""
     return max(1, int(instance.repeats or 1))
 
 

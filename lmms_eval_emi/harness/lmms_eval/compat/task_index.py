@@ -34,7 +34,7 @@ def tasks_folder() -> Path:
 
 
 def remedy() -> str:
-    """Return what to type where lmms-eval does not find our tasks by itself."""
+    """Return the command for an installation in which lmms-eval does not find our tasks."""
     return f"Pass the folder of the tasks yourself: lmms-eval --include_path {tasks_folder()} ..."
 
 
@@ -212,7 +212,7 @@ def task_names() -> frozenset[str]:
 
 
 def task_index(include_path: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Return what lmms-eval knows of each task, group and tag, ours included, by name.
+    """Return lmms-eval's index entry of each task, group and tag, ours included, by name.
 
     Relies on: ``TaskManager.task_index`` has ``type``, ``yaml_path``, and for tags the members under ``task``; its log
     goes through loguru under its own name.

@@ -40,7 +40,7 @@ SECRET = re.compile(
 
 
 def identity(model: str, model_args: Any) -> str:
-    """Return what tells the journals of two models in one folder apart: the model and its arguments, in any order.
+    """Return a hash of a model and its arguments, in any order, by which journals in one folder are distinguished.
 
     Keys of endpoints are no part of it. The files of a local checkpoint are, so that one that was trained on is another.
     """
@@ -146,7 +146,7 @@ class Blocks:
         return {request.task for request, _ in self._planned}
 
     def wrap(self, lm: Any) -> Any:
-        """Let a model's methods go through here; the model stays the object that it is."""
+        """Replace the model's methods by ones that answer from the journal first; return the same object."""
         for method in launch.MODEL_METHODS:
             original = getattr(lm, method, None)
             if callable(original):
@@ -229,7 +229,7 @@ class Blocks:
             return [contents.describe(instance) for instance in bar]
 
     def _padding(self, described: Described, method: str) -> Any:
-        """Return whatever is known; nobody looks at it."""
+        """Return a known response, or an empty one, for a request that only pads a batch."""
         known = self.answers.by_content.get(described.request.content)
         return ((0.0, False) if method == "loglikelihood" else "") if known is None else from_plain(known)
 

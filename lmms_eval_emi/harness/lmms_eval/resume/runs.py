@@ -186,7 +186,7 @@ def _a_failure(runs: Mapping[str, Blocks]) -> str:
 
 
 def command_identity(args: Any) -> str:
-    """Return what tells the plans of two commands in one folder apart: the model, and whatever decides their requests."""
+    """Return a hash of the model and of the options that decide the requests, by which plans in one folder are distinguished."""
     model, model_args, _, _ = launch.model_parts(args)
     content = [identity(model, model_args), launch.decisive_arguments(args)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -199,7 +199,7 @@ def block_size(save_every: int, batch_size: str) -> int:
 
 
 def stopped_message(options: RunOptions, runs: Mapping[str, Blocks], signal: str) -> str:
-    """Return what to say of a run that a signal ended, with the command to go on."""
+    """Return the message for a run that a signal ended, with the command that continues it."""
     planned, answered = (
         sum(getattr(blocks.progress, name) for blocks in runs.values()) for name in ("planned", "answered")
     )
@@ -378,7 +378,7 @@ class RunState:
     def of(
         cls, contents: JournalContents, command: str, described: Mapping[str, Any], *, retry_empty: bool = False
     ) -> RunState:
-        """Return what a journal has of a command of its manifest; ``retry_empty`` counts empty responses as missing."""
+        """Return the state of a command of the manifest; ``retry_empty`` counts empty responses as missing."""
         answers = answers_of(contents, str(described.get("run", command)), retry_empty=retry_empty)
         plan, share = contents.plan(command), bool(described.get("share", True))
         known = {

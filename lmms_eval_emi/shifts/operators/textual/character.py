@@ -34,7 +34,7 @@ def keyboard(text: str, rate: float, random: np.random.RandomState, options: Shi
 
 @lru_cache(maxsize=1)
 def neighbours() -> dict[str, str]:
-    """Return what the keys around a character's key type, by character: the next keys of its row and of the rows beside it."""
+    """Return the characters of the neighbouring keys by character: the next keys of its row, and of the rows above and below."""
     table: dict[str, str] = {}
     for rows in LAYOUTS.values():
         keys = [

@@ -149,7 +149,7 @@ def join(pieces: Sequence[Piece | str]) -> str:
 
 
 def graphemes(word: str) -> list[str]:
-    """Return what a reader calls the characters of a word: letters with their marks."""
+    """Return the graphemes of a word: letters with their marks."""
     return regex.findall(r"\X", word)
 
 

@@ -85,7 +85,7 @@ def restyle(text: str, style: str, options: ShiftOptions) -> str:
 
 
 def _kept(text: str, options: ShiftOptions) -> Counter[str]:
-    """Return what a text has that its rewriting must have; numbers in words have other words in other languages and styles."""
+    """Return the parts of a text that its rewriting must contain: numbers in digits, tokens and words to keep."""
     pieces = [piece.text for piece in split(text, options.keep) if piece.kind == "kept"]
     return Counter(piece for piece in pieces if piece.lower() not in NUMBER_WORDS)
 

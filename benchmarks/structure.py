@@ -3,7 +3,8 @@
     python benchmarks/structure.py
 
 Prints lines of Python, the longest functions and the most parameters, declared dependencies, and the files of the
-package in which a function runs while ``score()`` and ``lmms-eval-emi score`` work on a tiny stand-in of the hub (``tests/tinyhub.py``).
+package in which a function runs while ``score()``, ``lmms-eval-emi score`` and a run of lmms-eval
+without its report work on a tiny stand-in of the hub (``tests/tinyhub.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import inspect
 import io
 import os
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable
@@ -76,6 +78,13 @@ def files_entered(call: Callable[[], object]) -> set[str]:
     return {str(Path(name).relative_to(PACKAGE)) for name in entered if name.startswith(str(PACKAGE))}
 
 
+def harness_run(output: str) -> None:
+    """Run lmms-eval's own command in this process."""
+    sys.argv = f"lmms-eval --tasks llavabench_shift_natural_text --model llava_hf --model_args pretrained=tiny-llava,device_map=cpu --device cpu --gen_kwargs max_new_tokens=6 --output_path {output}".split()
+    with contextlib.suppress(SystemExit):
+        runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
+
+
 def main() -> None:
     """Measure, and print a table."""
     import tinyhub
@@ -115,9 +124,11 @@ def main() -> None:
             "lmms-eval-emi score": lambda: command(
                 ["score", "natural", str(answers), "--resamples", "19", "--output", f"{folder}/r.json"]
             ),
+            "a run of lmms-eval": lambda: harness_run(folder),
         }
         for name, call in calls.items():
             os.environ["LMMS_EVAL_EMI_CACHE"] = f"{folder}/cache of {name}"
+            os.environ["LMMS_EVAL_EMI_REPORT"] = "false"
             entered = files_entered(call)
             print(f"{name:22}{len(entered)} files entered: {' '.join(sorted(entered))}")
 

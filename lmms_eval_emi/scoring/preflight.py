@@ -45,7 +45,7 @@ def load_instruments(
         UnavailableError: with everything that is missing.
     """
     from lmms_eval_emi.encoders import Encoders, load_text_encoder, load_vision_encoder, resolve_device
-    from lmms_eval_emi.estimators import TEXT_ONLY, check_encoders, load_estimator
+    from lmms_eval_emi.estimators import TEXT_ONLY, load_estimator
 
     problems: list[str] = []
 
@@ -68,26 +68,34 @@ def load_instruments(
         encoders = Encoders(vision, text)
         attempt(encoders.check_widths)
         for estimator in loaded:
-            if estimator is None:
-                continue
-            alone = estimator.vision_encoder == TEXT_ONLY if text_only is None else text_only
-            attempt(
-                lambda estimator=estimator, alone=alone: check_encoders(  # type: ignore[misc]
-                    estimator, encoders, text_only=alone, allow_other=settings.allow_other_encoders
-                )
-            )
-            for name, width, expected in (
-                ("vision", vision.dimension if vision else 0, None if alone else estimator.input_dimension),
-                ("text", text.dimension, estimator.input_dimension),
-                ("text", text.dimension, estimator.output_dimension),
-            ):
-                if expected is not None and width != expected:
-                    problems.append(
-                        f"The estimator {estimator.name} takes embeddings of dimension {expected}, and the {name} encoder gives {width}. Set the encoders that it was trained with."
-                    )
+            if estimator is not None:
+                alone = estimator.vision_encoder == TEXT_ONLY if text_only is None else text_only
+                problems += _misfits(estimator, encoders, text_only=alone, allow_other=settings.allow_other_encoders)
         if not problems:
             return Instruments(encoders, tuple(estimator for estimator in loaded if estimator is not None))
     raise UnavailableError("\n\n".join(dict.fromkeys(problems)))
+
+
+def _misfits(estimator: Estimator, encoders: Encoders, *, text_only: bool, allow_other: bool) -> list[str]:
+    """Return the reasons why an estimator does not fit the encoders: it was trained with others, or with other widths."""
+    from lmms_eval_emi.estimators import check_encoders
+
+    problems = []
+    try:
+        check_encoders(estimator, encoders, text_only=text_only, allow_other=allow_other)
+    except (EMIError, OSError) as error:
+        problems.append(str(error))
+    for name, encoder, expected in (
+        ("vision", encoders.vision, None if text_only else estimator.input_dimension),
+        ("text", encoders.text, estimator.input_dimension),
+        ("text", encoders.text, estimator.output_dimension),
+    ):
+        width = encoder.dimension if encoder else 0
+        if expected is not None and width != expected:
+            problems.append(
+                f"The estimator {estimator.name} takes embeddings of dimension {expected}, and the {name} encoder gives {width}. Set the encoders that it was trained with."
+            )
+    return problems
 
 
 def _with_encoders_of(settings: Settings, estimators: Sequence[Estimator]) -> Settings:

@@ -469,17 +469,9 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
     current = kept[-1]
 
     def choose(args: Any) -> None:
-        """Answer from the part of the journal that belongs to the arguments of a configuration."""
         nonlocal current
         launch.without_cache_of_responses(args)
-        model, model_args, _, _ = launch.model_parts(args)
-        wanted = (model, redact(model_args))
-        matches = [part for part in kept if (part.described.get("model"), part.described.get("model_args")) == wanted]
-        # Several configurations of one model differ by identity, which needs the model's files as they were.
-        exact = [part for part in matches if len(matches) > 1 and part.command == command_identity(args)]
-        if not (exact or matches):
-            raise RunError(f"{folder}: the journal has no responses of {model} ({wanted[1]}).")
-        current = (exact or matches)[-1]  # the latest
+        current = _state_for(args, kept, folder)
 
     def make(kind: type, _: Callable[[], Any]) -> Any:
         return launch.stand_in(bool(current.described.get("simple", True)), current.respond)
@@ -499,6 +491,26 @@ def recover(folder: Path, output: Path, *, trust: bool = False) -> list[TaskStat
         if _harness_results(output) <= before:
             raise RunError(f"lmms-eval could not write its results below {output}; the reason is above.")
     return [task for part in kept for task in part.tasks]
+
+
+def _state_for(args: Any, states_of_command: Sequence[RunState], folder: Path) -> RunState:
+    """Return the state, of those in a folder's journal, that belongs to the arguments of a configuration.
+
+    Raises:
+        RunError: the journal has no responses of its model.
+    """
+    model, model_args, _, _ = launch.model_parts(args)
+    wanted = (model, redact(model_args))
+    matches = [
+        state
+        for state in states_of_command
+        if (state.described.get("model"), state.described.get("model_args")) == wanted
+    ]
+    # Several configurations of one model differ by identity, which needs the model's files as they were.
+    exact = [state for state in matches if len(matches) > 1 and state.command == command_identity(args)]
+    if not (exact or matches):
+        raise RunError(f"{folder}: the journal has no responses of {model} ({wanted[1]}).")
+    return (exact or matches)[-1]  # the latest
 
 
 def _check_trusted(folder: Path, described: Mapping[str, Any], trust: bool) -> None:

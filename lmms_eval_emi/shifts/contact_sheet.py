@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import regex
 from PIL import Image, ImageDraw, ImageFont
@@ -44,14 +46,22 @@ def contact_sheet(
         options: options of textual operators.
     """
     blocks: list[Image.Image] = []
+    how: dict[str, Any] = {"seed": seed, "row_id": row_id}
     if image is not None:
         try:
-            blocks += _image_blocks(shiftable(image).copy(), visual, seed, row_id)
+            small = shiftable(image).copy()
         except RefusedError as reason:
-            blocks.append(_row("as it is", [str(reason)]))
+            blocks.append(_row("as it is", [("", str(reason))]))
             image = None
+        else:
+            small.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
+            blocks.append(_row("as it is", [("", small)]))
+            blocks += _blocks(visual, lambda step: shift_image(small, step.operator.name, step.level, **how), _row)  # type: ignore[arg-type]
     if text.strip() and (textual or image is None):
-        blocks += _text_blocks(text, textual, seed, row_id, options)
+        how["options"] = options
+        draw = partial(_text_row, before=text)
+        blocks.append(draw("as it is", [("", text)]))
+        blocks += _blocks(textual, lambda step: shift_text(text, step.operator.name, step.level, **how), draw)
     height = 2 * MARGIN + sum(block.height for block in blocks)
     sheet = Image.new("RGB", (WIDTH, height), PAPER)
     top = MARGIN
@@ -61,49 +71,29 @@ def contact_sheet(
     return sheet
 
 
-def _image_blocks(image: Image.Image, steps: Sequence[Step], seed: int, row_id: object) -> list[Image.Image]:
-    """Return a row of the sheet for the image itself, and one for each operator with a cell per level."""
-    image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
-    blocks = [_row("as it is", [image])]
-    for name, steps_of in _by_operator(steps).items():
-        cells: list[Image.Image | str] = []
-        for step in steps_of:
-            try:
-                cells.append(shift_image(image, name, step.level, seed=seed, row_id=row_id))  # type: ignore[arg-type]
-            except (RefusedError, EMIError) as reason:
-                cells.append(str(reason).splitlines()[0])
-        levels = [str(step.level) for step in steps_of]
-        same = isinstance(cells[0], str) and len(set(map(str, cells))) == 1
-        blocks.append(
-            _row(name, cells[:1] if same else cells, [] if same else levels, group=steps_of[0].operator.group)
-        )
-    return blocks
-
-
-def _text_blocks(
-    text: str, steps: Sequence[Step], seed: int, row_id: object, options: ShiftOptions | None
+def _blocks(
+    steps: Sequence[Step], shift: Callable[[Step], Any], draw: Callable[[str, list[tuple[str, Any]], str], Image.Image]
 ) -> list[Image.Image]:
-    """Return a row of the sheet for the text itself, and one for each operator with a line per level."""
-    blocks = [_text_row("as it is", [("", text, text)])]
-    for name, levels in _by_operator(steps).items():
-        lines: list[tuple[str, str | None, str]] = []
-        for step in levels:
-            try:
-                shifted = shift_text(text, name, step.level, seed=seed, row_id=row_id, options=options)
-                lines.append((str(step.level or ""), text, shifted))
-            except (RefusedError, EMIError) as reason:
-                lines.append((str(step.level or ""), None, str(reason).splitlines()[0]))
-        if len({line[2] for line in lines}) == 1:
-            lines = [("", *lines[0][1:])]
-        blocks.append(_text_row(name, lines, group=levels[0].operator.group))
-    return blocks
-
-
-def _by_operator(steps: Sequence[Step]) -> dict[str, list[Step]]:
+    """Return a row of the sheet for each operator, drawn from its levels with what they give, or why they give nothing."""
     grouped: dict[str, list[Step]] = {}
     for step in steps:
         grouped.setdefault(step.operator.name, []).append(step)
-    return grouped
+    blocks = []
+    for name, members in grouped.items():
+        cells: list[tuple[str, Any]] = []
+        for step in members:
+            try:
+                cells.append((str(step.level or ""), shift(step)))
+            except (RefusedError, EMIError) as reason:
+                cells.append((str(step.level or ""), _Note(str(reason).splitlines()[0])))
+        if all(isinstance(cell, str) and cell == cells[0][1] for _, cell in cells):
+            cells = [("", cells[0][1])]  # a text or a reason that all levels share
+        blocks.append(draw(name, cells, members[0].operator.group))
+    return blocks
+
+
+class _Note(str):
+    """Why an operator gives nothing."""
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
@@ -120,30 +110,31 @@ def _label(draw: ImageDraw.ImageDraw, name: str, group: str) -> None:
     draw.text((MARGIN, 34), group, font=_font(12), fill=FAINT)
 
 
-def _row(name: str, cells: Sequence[Image.Image | str], levels: Sequence[str] = (), group: str = "") -> Image.Image:
-    height = max(60, *(cell.height + 34 if isinstance(cell, Image.Image) else 60 for cell in cells))
+def _row(name: str, cells: Sequence[tuple[str, Image.Image | str]], group: str = "") -> Image.Image:
+    """Return images side by side, each below its level."""
+    height = max(60, *(cell.height + 34 if isinstance(cell, Image.Image) else 60 for _, cell in cells))
     block = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(block)
     _label(draw, name, group)
-    for place, cell in enumerate(cells):
+    for place, (level, cell) in enumerate(cells):
         left = MARGIN + LABEL + place * (THUMB + GAP)
         if isinstance(cell, str):
             draw.text((left, 12), "\n".join(_wrapped(cell, _font(13), 5 * THUMB)), font=_font(13), fill=FAINT)
             continue
-        if place < len(levels):
-            draw.text((left, 10), levels[place], font=_font(12), fill=FAINT)
+        draw.text((left, 10), level, font=_font(12), fill=FAINT)
         block.paste(cell, (left, 28))
     return block
 
 
-def _text_row(name: str, lines: Sequence[tuple[str, str | None, str]], group: str = "") -> Image.Image:
-    """Return lines of level, text before and text after, which is marked where it differs; without a text before it is a note."""
+def _text_row(name: str, cells: Sequence[tuple[str, str]], group: str = "", *, before: str) -> Image.Image:
+    """Return texts below each other, each behind its level and marked where it differs from the text before."""
     font = _font(15)
     room = WIDTH - 2 * MARGIN - LABEL - 30
     set_lines: list[tuple[str, list[tuple[str, bool]], str]] = []
-    for level, before, after in lines:
-        for number, part in enumerate(_set(after if before is None else before, after[:600], font, room)):
-            set_lines.append((level if number == 0 else "", part, FAINT if before is None else INK))
+    for level, cell in cells:
+        note = isinstance(cell, _Note)
+        for number, part in enumerate(_set(cell if note else before, cell[:600], font, room)):
+            set_lines.append((level if number == 0 else "", part, FAINT if note else INK))
     block = Image.new("RGB", (WIDTH, max(60, 24 + 24 * len(set_lines))), PAPER)
     draw = ImageDraw.Draw(block)
     _label(draw, name, group)

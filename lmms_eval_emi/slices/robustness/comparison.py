@@ -45,6 +45,7 @@ class ScoredTask:
         settings: settings of the run, which should be those of the runs that it is compared with.
         response_kind: what ``responses`` are: texts, or names of chosen options, which are compared and not embedded;
             ``none`` where the task has neither.
+        twin: what its metadata say of its origin, if it is a shifted task of our writing.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ScoredTask:
     reported: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     response_kind: Literal["text", "option", "none"] = "text"
+    twin: Mapping[str, Any] = field(default_factory=dict)
 
     def metric(self, name: str) -> RowMetric | None:
         """Return a metric by name."""

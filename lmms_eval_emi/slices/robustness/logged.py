@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -42,16 +42,7 @@ NEGATIVE = re.compile(r"-(?:\d+\.\d+(?:e[+-]?\d+)?|inf)")  # a log-likelihood wi
 ROWS = re.compile(r"rows:0*([1-9]\d{0,8})")
 
 
-@dataclass(frozen=True)
-class LoggedTask:
-    """A task in a folder of the harness's output."""
-
-    task: ScoredTask  # as it was answered
-    twin: Mapping[str, Any] = field(default_factory=dict)  # what its metadata say of its origin, if it is a twin
-    path: Path = Path()  # path of its samples
-
-
-def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str, LoggedTask]]:
+def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str, ScoredTask]]:
     """Return the latest run of each task below a folder, by model.
 
     Args:
@@ -89,7 +80,7 @@ def read_tasks(folder: Path, clusters: str | None = None) -> dict[str, dict[str,
     return {model: _with_clusters(tasks) for model, tasks in found.items()}
 
 
-def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Path], Mapping[str, Any]]) -> LoggedTask:
+def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Path], Mapping[str, Any]]) -> ScoredTask:
     by_row: dict[int, list[Mapping[str, Any]]] = {}
     for number, line in read_lines(path):
         try:
@@ -133,7 +124,9 @@ def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Pa
         metrics += [replace(metric, name=f"{metric.name},{label}") for metric in found] if count > 1 else found
     first = {row: lines[0] for row, lines in by_row.items()}
     kind, responses = responses_of(first, str(config.get("output_type", "")))
-    task = ScoredTask(
+    metadata = config.get("metadata")
+    twin = metadata.get(TWIN) if isinstance(metadata, Mapping) else None
+    return ScoredTask(
         name,
         path.parent.name,
         {row: str(line.get("target")) for row, line in first.items()},
@@ -144,10 +137,8 @@ def _read_task(path: Path, name: str, clusters: str | None, run_of: Callable[[Pa
         _reported(results, better, several=count > 1),
         {key: value for key in SETTINGS if (value := _part(run, "config").get(key)) is not None},
         kind,
+        twin if isinstance(twin, Mapping) else {},
     )
-    metadata = config.get("metadata")
-    twin = metadata.get(TWIN) if isinstance(metadata, Mapping) else None
-    return LoggedTask(task, twin if isinstance(twin, Mapping) else {}, path)
 
 
 def _run_of(path: Path) -> Mapping[str, Any]:
@@ -293,21 +284,18 @@ def _from_file(path: Path, lines: Mapping[int, Any]) -> dict[int, Hashable]:
     return {row: found[row] for row in lines}
 
 
-def _with_clusters(tasks: Mapping[str, LoggedTask]) -> dict[str, LoggedTask]:
+def _with_clusters(tasks: Mapping[str, ScoredTask]) -> dict[str, ScoredTask]:
     """Return tasks with what their twins know of their images: a twin logs it, and its rows are those of the clean task."""
     known: dict[str, Mapping[int, Hashable]] = {}
     for task in tasks.values():
         origin = task.twin.get("of")
-        if origin and any(str(value).endswith(IMAGE_SUFFIX) for value in task.task.clusters.values()):
-            known.setdefault(str(origin), task.task.clusters)
-    return {
-        name: replace(task, task=replace(task.task, clusters={**task.task.clusters, **known.get(name, {})}))
-        for name, task in tasks.items()
-    }
+        if origin and any(str(value).endswith(IMAGE_SUFFIX) for value in task.clusters.values()):
+            known.setdefault(str(origin), task.clusters)
+    return {name: replace(task, clusters={**task.clusters, **known.get(name, {})}) for name, task in tasks.items()}
 
 
 def find_pairs(
-    tasks: Mapping[str, LoggedTask],
+    tasks: Mapping[str, ScoredTask],
     *,
     only: Sequence[str] = (),
     pairs: Sequence[str] = (),
@@ -332,7 +320,7 @@ def find_pairs(
             raise ResultsError(
                 f"expected CLEAN=SHIFTED of tasks that were logged, got {given!r}; logged are {', '.join(sorted(tasks)[:20])}."
             )
-        found.setdefault(clean, []).append(ShiftedTask(tasks[clean].task, tasks[shifted].task, shifted, paired=paired))
+        found.setdefault(clean, []).append(ShiftedTask(tasks[clean], tasks[shifted], shifted, paired=paired))
     taken = {pair.shifted.name for of_task in found.values() for pair in of_task}
     for name, task in tasks.items():
         origin, described = _origin(name, task, tasks)
@@ -340,7 +328,7 @@ def find_pairs(
             log.warning("%s is left out: its clean task, %s, was not logged.", name, task.twin["of"])
         if origin and name not in taken:
             paired = not task.twin.get("other_rows", False)
-            pair = ShiftedTask(tasks[origin].task, task.task, *described, paired=paired)
+            pair = ShiftedTask(tasks[origin], task, *described, paired=paired)
             try:
                 if paired:
                     check_pair(pair)
@@ -364,7 +352,7 @@ def find_pairs(
 
 
 def _origin(
-    name: str, task: LoggedTask, tasks: Mapping[str, LoggedTask]
+    name: str, task: ScoredTask, tasks: Mapping[str, ScoredTask]
 ) -> tuple[str | None, tuple[str, dict[str, str], str]]:
     """Return the clean task of a twin, and its shift: in words, by modality, and the level."""
     steps: dict[str, tuple[str, Any]] = {}

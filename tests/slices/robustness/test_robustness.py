@@ -153,7 +153,7 @@ def test_the_latest_run_counts_by_its_stamp_and_not_by_its_folder(tmp_path: Path
     log_task(tmp_path / "b" / "m", "quiz_fog_1", good, stamp="20250101_000000")
     log_task(tmp_path / "a" / "m", "quiz_fog_1", bad, stamp="20260101_000000")
     found = read_tasks(tmp_path)["m"]
-    assert set(found["quiz_fog_1"].task.metrics[0].parts.values()) == {(0.0, 1.0)}
+    assert set(found["quiz_fog_1"].metrics[0].parts.values()) == {(0.0, 1.0)}
     assert "its tasks are in" in caplog.text
 
 
@@ -170,7 +170,7 @@ def test_rows_that_stand_there_twice_are_no_second_metric(tmp_path: Path, caplog
     rows = [{"acc": 1.0, "doc_id": row} for row in (*range(20), 3)]
     log_task(tmp_path / "m", "quiz", rows, better={"acc": True})
     log_task(tmp_path / "m", "quiz_fog_1", rows[:20], better={"acc": True})
-    assert [one.name for one in read_tasks(tmp_path)["m"]["quiz"].task.metrics] == ["acc"]
+    assert [one.name for one in read_tasks(tmp_path)["m"]["quiz"].metrics] == ["acc"]
     assert "more than once" in caplog.text
 
 
@@ -333,7 +333,7 @@ def test_wrong_options_say_what_there_is(out: Path, capsys, more: list[str], mes
 def test_clusters_of_a_spreadsheet_are_read(out: Path, tmp_path: Path) -> None:
     table = tmp_path / "images.csv"
     table.write_text("doc_id,cluster\n" + "".join(f"{row},{row // 3}\n" for row in range(N)), encoding="utf-8-sig")
-    assert len(set(read_tasks(out.parent, str(table))["some__model"]["quiz"].task.clusters.values())) == N // 3
+    assert len(set(read_tasks(out.parent, str(table))["some__model"]["quiz"].clusters.values())) == N // 3
     with pytest.raises(ResultsError, match="rows:N"):
         read_tasks(out.parent, "rows:0")
 

@@ -12,6 +12,7 @@ and R^2 is their mean: at most 1, and about 0 where responses say nothing about 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -98,13 +99,24 @@ def reference_r2(responses: np.ndarray, references: np.ndarray, images: np.ndarr
 def reference_r2_without(responses: np.ndarray, references: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
     """Return (G,) R^2 on the rows without each of ``count`` images, with components and fit recomputed; NaN if only one image is left."""
     found = np.full(count, np.nan)
-    pair = [_reduced(rows) for rows in (responses, references)]
-    for image in range(count):
-        kept = images != image
-        if len(np.unique(images[kept])) > 1:
-            a, b = (_components(rows[kept]) for rows in pair)
-            found[image] = _values(a, b, images[kept]).mean()
+    parts = [_components_without(*_key(rows, images), count) for rows in (responses, references)]
+    for image, (a, b) in enumerate(zip(*parts, strict=True)):
+        kept = images[images != image]
+        if len(np.unique(kept)) > 1:
+            found[image] = _values(a, b, kept).mean()
     return found
+
+
+def _key(rows: np.ndarray, images: np.ndarray) -> tuple[bytes, bytes, int]:
+    return rows.astype(np.float64).tobytes(), images.astype(np.int64).tobytes(), len(rows)
+
+
+@lru_cache(maxsize=8)  # most shifts have the references of the ID split
+def _components_without(content: bytes, image_numbers: bytes, n: int, count: int) -> list[np.ndarray]:
+    """Return the components of (N, D) float64 rows without each of ``count`` images, from the bytes of both."""
+    images = np.frombuffer(image_numbers, np.int64)
+    rows = _reduced(np.frombuffer(content, np.float64).reshape(n, -1))
+    return [_components(rows[images != image]) if (images != image).any() else rows[:0] for image in range(count)]
 
 
 def _reduced(rows: np.ndarray) -> np.ndarray:

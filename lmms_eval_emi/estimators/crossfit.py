@@ -9,6 +9,7 @@ networks for each, and their spread is the estimator's own error.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class CrossFitted(Estimator):
     """
 
     trained = True
+    which: torch.Tensor | None = None  # (N,) fold of each row of a split, -1 for rows that no network saw
 
     def __init__(
         self,
@@ -74,14 +76,15 @@ class CrossFitted(Estimator):
         known = [share for share in shares if share is not None]
         return sum(known) / len(known) if known else None
 
-    def bind(self, embeddings: Embeddings) -> BoundEstimator:
-        """Return the estimator for the rows of one split."""
-        unseen = torch.full((embeddings.n,), -1, device=embeddings.t.device)
-        return BoundEstimator(self, unseen if self.seen is None else self.seen.of(embeddings))
+    def bind(self, embeddings: Embeddings) -> CrossFitted:
+        """Return the estimator for the rows of one split; without it, every row counts as one that no network saw."""
+        bound = copy(self)
+        bound.which = None if self.seen is None else self.seen.of(embeddings)
+        return bound
 
     def __getattr__(self, name: str) -> Any:
         if name == "gaussians" and "networks" in self.__dict__ and hasattr(self.first, name):
-            return lambda embeddings: self.bind(embeddings).gaussians(embeddings)
+            return lambda embeddings: self.bind(embeddings)._gaussians(embeddings)
         raise AttributeError(name)
 
     def trained_on(self, embeddings: Embeddings) -> int:
@@ -90,19 +93,73 @@ class CrossFitted(Estimator):
 
     def known_rows(self, embeddings: Embeddings) -> int:
         """Return how many rows were among the training data, whichever network saw them."""
-        return int((self.bind(embeddings).which >= 0).sum())
+        return 0 if self.seen is None else int((self.seen.of(embeddings) >= 0).sum())
 
     def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return (N,) float64 contributions of rows that no network saw; :meth:`bind` knows others."""
-        return BoundEstimator(self, torch.full((len(x),), -1, device=x.device)).contributions(x, y)
+        """Return (N,) float64 contributions in nats, whose mean is the estimate of I(x; y)."""
+        return undivided(self, x, y).contributions
 
+    @torch.no_grad()
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return (N,) scores of the references, and what they are above those of other rows' references, in nats."""
         if not self.first.has_density:
             return None
-        bound, x, y = self.bind(embeddings), embeddings.x, embeddings.y
-        found = undivided(bound, x, y)
-        return bound.scores(x, y.double()), found.value + found.influence
+        bound, x, y = self.bind(embeddings), embeddings.x, embeddings.y.double()
+
+        def run(networks: list, which: torch.Tensor) -> torch.Tensor:
+            return by_network(networks, which, lambda network, *rows: (network.score(*rows),), x, y)[0]
+
+        scores = torch.stack([torch.stack(folds).mean(dim=0) for folds in bound._over_networks(run, x)]).mean(dim=0)
+        found = undivided(bound, x, embeddings.y)
+        return scores, found.value + found.influence
+
+    @torch.no_grad()
+    def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
+        """Return the mean over the networks' estimates, with their leave-one-cluster-out values; see :class:`TrainedEstimator`."""
+        return self.analyse_all(x, (y,), clusters, count)[0]
+
+    @torch.no_grad()
+    def analyse_all(
+        self, x: torch.Tensor, targets: Sequence[torch.Tensor], clusters: torch.Tensor, count: int
+    ) -> list[Information]:
+        """Return what :meth:`analyse` returns, for several targets of the same inputs."""
+        first = self.first
+        for y in targets:
+            first.check_shapes(x, y)
+        found = self._over_networks(
+            lambda networks, which: type(first).analyse_by(networks, which, x, targets, clusters, count), x
+        )
+        informations = []
+        for number in range(len(targets)):
+            means = [_mean([member[number] for member in of_seed]) for of_seed in found]
+            whole = _mean(means)
+            by_seed = tuple(mean.value for mean in means) if len(means) > 1 else ()
+            informations.append(Information(whole.contributions, whole.influence, whole.deleted, by_seed))
+        return informations
+
+    @torch.no_grad()
+    def _gaussians(self, embeddings: Embeddings) -> list[list[Any]]:
+        """Return, by seed and fold, means and log variances of the targets of some rows, and the map of targets."""
+        x = embeddings.x
+        self.first.check_shapes(x, embeddings.y)
+
+        def run(networks: list, which: torch.Tensor) -> tuple:
+            return (*by_network(networks, which, lambda network, rows: network(rows), x), networks[0].targets)
+
+        return self._over_networks(run, x, every_fold=True)
+
+    def _over_networks(
+        self, run: Callable[[list, torch.Tensor], Any], x: torch.Tensor, *, every_fold: bool = False
+    ) -> list[list[Any]]:
+        """Return the results of ``run`` for every seed, and for every fold that unseen rows may be scored by."""
+        which = torch.full((len(x),), -1, device=x.device) if self.which is None else self.which
+        unseen = which < 0
+        folds = range(self.folds if every_fold or bool(unseen.any()) else 1)
+        found = []
+        for of_seed in self.networks:
+            networks = [network.in_float64(x.device) for network in of_seed]
+            found.append([run(networks, torch.where(unseen, fold, which)) for fold in folds])
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write the networks, the folds of the rows and the card as safetensors, all of it or nothing."""
@@ -164,87 +221,6 @@ class CrossFitted(Estimator):
             for seed in range(seeds)
         ]
         return cls(networks, seen, name=name, sha256=sha256)
-
-
-class BoundEstimator:
-    """A cross-fitted estimator for the rows of one split.
-
-    Args:
-        estimator: estimator with its networks.
-        which: (N,) fold of each row, -1 for rows that no network saw.
-    """
-
-    def __init__(self, estimator: CrossFitted, which: torch.Tensor) -> None:
-        self.estimator = estimator
-        self.which = which
-        self.unit = estimator.unit
-
-    @property
-    def signature(self) -> str:
-        """That of the estimator."""
-        return self.estimator.signature
-
-    def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return (N,) float64 contributions in nats, whose mean is the estimate of I(x; y)."""
-        return undivided(self, x, y).contributions
-
-    @torch.no_grad()
-    def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
-        """Return the mean over the networks' estimates, with their leave-one-cluster-out values; see :class:`TrainedEstimator`."""
-        return self.analyse_all(x, (y,), clusters, count)[0]
-
-    @torch.no_grad()
-    def analyse_all(
-        self, x: torch.Tensor, targets: Sequence[torch.Tensor], clusters: torch.Tensor, count: int
-    ) -> list[Information]:
-        """Return what :meth:`analyse` returns, for several targets of the same inputs."""
-        first = self.estimator.first
-        for y in targets:
-            first.check_shapes(x, y)
-        found = self._over_networks(
-            lambda networks, which: type(first).analyse_by(networks, which, x, targets, clusters, count), x.device
-        )
-        informations = []
-        for number in range(len(targets)):
-            means = [_mean([member[number] for member in of_seed]) for of_seed in found]
-            whole = _mean(means)
-            by_seed = tuple(mean.value for mean in means) if len(means) > 1 else ()
-            informations.append(Information(whole.contributions, whole.influence, whole.deleted, by_seed))
-        return informations
-
-    @torch.no_grad()
-    def scores(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return (N,) float64 scores of pairs, the mean over the networks that score each."""
-        found = self._over_networks(
-            lambda networks, which: by_network(networks, which, lambda network, *rows: (network.score(*rows),), x, y)[
-                0
-            ],
-            x.device,
-        )
-        return torch.stack([torch.stack(of_seed).mean(dim=0) for of_seed in found]).mean(dim=0)
-
-    @torch.no_grad()
-    def gaussians(self, embeddings: Embeddings) -> list[list[Any]]:
-        """Return, by seed and fold, means and log variances of the targets of some rows, and the map of targets."""
-        x = embeddings.x
-        self.estimator.first.check_shapes(x, embeddings.y)
-
-        def run(networks: list, which: torch.Tensor) -> tuple:
-            return (*by_network(networks, which, lambda network, rows: network(rows), x), networks[0].targets)
-
-        return self._over_networks(run, x.device, every_fold=True)
-
-    def _over_networks(
-        self, run: Callable[[list, torch.Tensor], Any], device: torch.device, *, every_fold: bool = False
-    ) -> list[list[Any]]:
-        """Return the results of ``run`` for every seed, and for every fold that unseen rows may be scored by."""
-        unseen = self.which < 0
-        folds = range(self.estimator.folds if every_fold or bool(unseen.any()) else 1)
-        found = []
-        for of_seed in self.estimator.networks:
-            networks = [network.in_float64(device) for network in of_seed]
-            found.append([run(networks, torch.where(unseen, fold, self.which)) for fold in folds])
-        return found
 
 
 def _mean(parts: Sequence[Information]) -> Information:

@@ -237,7 +237,7 @@ class CorrelationResult(Plain):
         """Return a correlation as plain data; ``None`` if it is not defined."""
         if correlation is None:
             return None
-        return cls(value=correlation.value, ci95=list(correlation.ci95) if correlation.ci95 else None)
+        return cls(value=correlation.value, ci95=correlation.ci95)
 
     def __str__(self) -> str:
         return f"{self.value:+.3f}" + (f" [{self.ci95[0]:+.2f}, {self.ci95[1]:+.2f}]" if self.ci95 else "")
@@ -259,7 +259,7 @@ class Ranking(Plain):
             measure: ``auc`` or ``spearman_r``, whose intervals are made on the scale of :func:`bounded_interval`.
         """
         interval = bounded_interval(jackknife, measure) if measure else jackknife.interval(corrected=False)
-        return cls(value=jackknife.value, stderr=jackknife.stderr, ci95=list(interval) if interval else None)
+        return cls(value=jackknife.value, stderr=jackknife.stderr, ci95=interval)
 
 
 def bounded_interval(jackknife: Jackknife, measure: str) -> tuple[float, float] | None:

@@ -102,7 +102,7 @@ def _score(
     id_score = id_scores.get(id(first)) or emi(first, measure, groups=into_blocks(clusters_of(first), MOST_BLOCKS))
     shifted = emi(second, measure, groups=into_blocks(shared or clusters_of(second), MOST_BLOCKS))
     difference = emi_difference(id_score, shifted, paired=shared is not None)
-    interval = list(difference.ci95) if difference.ci95 else None
+    interval = difference.ci95
     score = (
         shifted
         if second is embeddings

@@ -88,7 +88,7 @@ class Estimate(Plain):
         """Return the estimate of a jackknife, or ``None`` without one."""
         if jackknife is None:
             return None
-        ci95 = list(jackknife.ci95) if jackknife.ci95 else None
+        ci95 = jackknife.ci95
         return cls(value=jackknife.value, stderr=jackknife.stderr, ci95=ci95, p=jackknife.p_value)
 
 

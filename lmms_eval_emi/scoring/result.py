@@ -247,8 +247,7 @@ class SplitResult(Plain):
         found: dict[str, Any] = {"modality": spec.modality, "shifts": list(spec.shifts)}
         if spec.variant_of:
             found["variant_of"] = spec.variant_of
-        found |= {"n": emi.n, "images": emi.images, "emi": emi.value, "emi_stderr": emi.stderr}
-        found |= {"emi_ci95": _pair(emi.ci95), "emi_corrected": emi.corrected, "emi_design_effect": emi.design_effect}
+        found |= {"n": emi.n, "images": emi.images, **_fields("emi", emi, "corrected", "design_effect")}
         found |= {"mi_response": emi.mi_response, "mi_reference": emi.mi_reference}
         if emi.estimator_stderr is not None:
             found["emi_estimator_stderr"] = emi.estimator_stderr
@@ -261,10 +260,7 @@ class SplitResult(Plain):
 
 def _emid_fields(scores: SplitScores, emid: EMID) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "emid": emid.value,
-        "emid_stderr": emid.stderr,
-        "emid_ci95": _pair(emid.ci95),
-        "emid_corrected": emid.corrected,
+        **_fields("emid", emid, "corrected"),
         "emid_share": emid.value / emid.id.mi_response if emid.id.mi_response > 0 else None,
         "emid_paired": emid.paired,
         "emid_p": emid.p_value,
@@ -280,12 +276,7 @@ def _emid_fields(scores: SplitScores, emid: EMID) -> dict[str, Any]:
 
 
 def _index_fields(scores: SplitScores, bound: EMIDBound) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "emid_bound": bound.value,
-        "emid_bound_stderr": bound.stderr,
-        "emid_bound_ci95": _pair(bound.ci95),
-        "emid_bound_baseline": bound.baseline,
-    }
+    found = _fields("emid_bound", bound, "baseline")
     for name in EXPONENTS:
         found[name] = getattr(bound, name)
         test = scores.tests.get(name)
@@ -296,8 +287,9 @@ def _index_fields(scores: SplitScores, bound: EMIDBound) -> dict[str, Any]:
     return found
 
 
-def _pair(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)
+def _fields(name: str, score: Any, *more: str) -> dict[str, Any]:
+    """Return a score with its error, and more of its attributes, as fields whose names begin with that of the score."""
+    return {name: score.value} | {f"{name}_{part}": getattr(score, part) for part in ("stderr", "ci95", *more)}
 
 
 class ModalitySummary(Plain):
@@ -390,7 +382,7 @@ class Scale(Plain):
         return cls(
             value=jackknife.value,
             stderr=jackknife.stderr,
-            ci95=_pair(interval),
+            ci95=interval,
             told_apart=None if interval is None else interval[0] > 0,
         )
 
@@ -425,7 +417,7 @@ class Trend(Plain):
             lambda values: math.fsum(a * b for a, b in zip(weights, values, strict=True)) / spread,
             [scores[name].emi.jackknife for name in names],
         )
-        return cls(splits=names, slope=slope.value, stderr=slope.stderr, ci95=_pair(slope.ci95), p=slope.p_value)
+        return cls(splits=names, slope=slope.value, stderr=slope.stderr, ci95=slope.ci95, p=slope.p_value)
 
 
 class StudyResult(Document):
@@ -875,14 +867,14 @@ def _summarise(
         found = combine(lambda values: math.fsum(values) / len(values), parts) if parts else None
         return {
             "mean_emid_stderr": found.stderr if found else None,
-            "mean_emid_ci95": _pair(found.ci95) if found else None,
+            "mean_emid_ci95": found.ci95 if found else None,
         }
 
     by_modality: dict[str, ModalitySummary] = {}
     for modality in SHIFT_MODALITIES:
         of_modality = {name: split for name, split in shifts.items() if split.modality == modality}
         correlation = correlate(["pearson_r"], of_modality).get("pearson_r")
-        interval = _pair(correlation.ci95) if correlation else None
+        interval = correlation.ci95 if correlation else None
         by_modality[modality] = ModalitySummary.of(
             of_modality.values(), pearson_r_ci95=interval, **errors(list(of_modality))
         )
@@ -890,15 +882,13 @@ def _summarise(
     ranked: dict[str, Any] = {
         name: found[name].value if name in found else None for name in MEASURES if name != "pearson_r"
     }
-    intervals: dict[str, Any] = {
-        f"{name}_ci95": _pair(found[name].ci95) if name in found else None for name in MEASURES
-    }
+    intervals: dict[str, Any] = {f"{name}_ci95": found[name].ci95 if name in found else None for name in MEASURES}
     overall = ModalitySummary.of(shifts.values(), **errors(list(shifts)))
     return StudySummary(
         **overall.to_data(),
         **ranked,
         **intervals,
-        pearson_r_operators_ci95=_pair(_operator_interval(study, shifts, draws, inference.seed)),
+        pearson_r_operators_ci95=_operator_interval(study, shifts, draws, inference.seed),
         pearson_r_within=_correlations_within(study, shifts, correlate),
         n_differ=sum(split.differs for split in shifts.values()),
         adjust=inference.adjust,
@@ -927,7 +917,7 @@ def _correlations_within(
     for kind, members in sorted(groups.items()):
         r = correlate(["pearson_r"], members).get("pearson_r") if len(members) < len(shifts) else None
         if r is not None:
-            found[kind] = GroupCorrelation(n_shifts=len(members), pearson_r=r.value, pearson_r_ci95=_pair(r.ci95))
+            found[kind] = GroupCorrelation(n_shifts=len(members), pearson_r=r.value, pearson_r_ci95=r.ci95)
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.util.files import read_json, to_json, write_atomically
@@ -17,7 +17,12 @@ from lmms_eval_emi.util.files import read_json, to_json, write_atomically
 FORMAT_VERSION = 1  # version of all documents; readers refuse newer ones
 SHOWN_PROBLEMS = 3
 
-Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Interval = Annotated[tuple[float, float], BeforeValidator(_to_tuple)]
 Model = TypeVar("Model", bound="Plain")
 
 

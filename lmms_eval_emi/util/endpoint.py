@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -24,7 +25,7 @@ from lmms_eval_emi.util.printing import one_line
 from lmms_eval_emi.util.redact import HIDDEN, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
 log = logging.getLogger("lmms_eval_emi")
 
@@ -307,67 +308,48 @@ def _httpx() -> Any:
     return import_module(client.__module__.partition(".")[0])
 
 
-def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """Run a function in a thread; return its result, or ``None`` if it does not end within some seconds."""
-    found: list[Any] = []
-
-    def run() -> None:
-        try:
-            found.append((work(), None))
-        except BaseException as error:
-            found.append((None, error))
-
-    worker = threading.Thread(target=run, daemon=True)
-    worker.start()
-    worker.join(seconds)
-    if not found:
-        return None
-    result, error = found[0]
-    if error is not None:
-        raise error
-    return result
-
-
 def _limited_transport(timeout: float) -> Any:
-    """Yield a transport whose replies end at a deadline and at a size."""
+    """Return a transport whose replies end at a deadline and at a size.
+
+    Each request has a connection of its own, and is waited for in a thread that is left behind at the deadline, since
+    httpx limits the time of each read alone.
+    """
     httpx = _httpx()
-
-    class Stream(httpx.SyncByteStream):  # type: ignore[name-defined]
-        def __init__(self, stream: Any, until: float, transport: Any) -> None:
-            self.stream, self.until, self.transport = stream, until, transport
-
-        def __iter__(self) -> Iterator[bytes]:
-            size = 0
-            for chunk in self.stream:
-                size += len(chunk)
-                if size > LARGEST_REPLY:
-                    raise _ReplyError(f"the endpoint's reply is larger than {LARGEST_REPLY:,} bytes, and was not read")
-                if time.monotonic() > self.until:
-                    raise _ReplyError(f"the endpoint's reply did not end within {timeout:g} s (--timeout)")
-                yield chunk
-
-        def close(self) -> None:
-            self.transport.close()
 
     class Transport(httpx.BaseTransport):  # type: ignore[name-defined]
         def handle_request(self, request: Any) -> Any:
-            until = time.monotonic() + timeout
-            # A transport of its own, whose connection ends with it. httpx limits the time of each read alone, so
-            # headers that arrive a byte at a time are waited for in a thread that is left behind.
-            transport = httpx.HTTPTransport()
+            connection, reply, begun = httpx.HTTPTransport(), Future[Any](), threading.Event()
+
+            def read() -> Any:
+                response = connection.handle_request(request)
+                begun.set()
+                encoding = response.headers.get("content-encoding", "identity")
+                if encoding.lower() != "identity":
+                    raise _ReplyError(f"the endpoint's reply is compressed ({encoding[:20]}), which was not asked for")
+                content = b""
+                for chunk in response.stream:
+                    content += chunk
+                    if len(content) > LARGEST_REPLY:
+                        raise _ReplyError(
+                            f"the endpoint's reply is larger than {LARGEST_REPLY:,} bytes, and was not read"
+                        )
+                return httpx.Response(response.status_code, headers=response.headers, content=content)
+
+            def run() -> None:
+                try:
+                    reply.set_result(read())
+                except BaseException as error:
+                    reply.set_exception(error)
+
+            threading.Thread(target=run, daemon=True).start()
             try:
-                response = _within(timeout, lambda: transport.handle_request(request))
-            except BaseException:
-                transport.close()
-                raise
-            if response is None:
-                transport.close()
-                raise httpx.ReadTimeout(f"no headers of a reply within {timeout:g} s (--timeout)", request=request)
-            encoding = response.headers.get("content-encoding", "identity")
-            if encoding.lower() != "identity":
-                transport.close()
-                raise _ReplyError(f"the endpoint's reply is compressed ({encoding[:20]}), which was not asked for")
-            response.stream = Stream(response.stream, until, transport)
-            return response
+                return reply.result(timeout)
+            except TimeoutError:
+                if begun.is_set():
+                    raise _ReplyError(f"the endpoint's reply did not end within {timeout:g} s (--timeout)") from None
+                message = f"no headers of a reply within {timeout:g} s (--timeout)"
+                raise httpx.ReadTimeout(message, request=request) from None
+            finally:
+                connection.close()
 
     return Transport()

@@ -154,11 +154,14 @@ def ask(
                 return f"split {request.key.split}, row {request.question_id}: {error}"
 
         outcomes = _Outcomes(len(found.missing))
-        with _Bar(found) as told:
+        tokens = sum(sum(verdict.tokens) for verdict in found.kept)
+        with tqdm(total=len(wanted), initial=len(found.kept), desc="Judging", unit="", dynamic_ncols=True) as bar:
             for outcome in _some_at_a_time(work, found.missing, concurrency):
                 outcomes.add(outcome)
                 if isinstance(outcome, Verdict):
-                    told(outcome)
+                    tokens += sum(outcome.tokens)
+                    bar.set_postfix_str(f"{tokens:,} tokens", refresh=False)
+                    bar.update(1)
                 if outcomes.useless or outcomes.failing:
                     break
         done = len(found.kept) + file.count
@@ -278,22 +281,3 @@ def _some_at_a_time(
             stopped.set()
             wait(running, timeout=GRACE)
             raise
-
-
-class _Bar:
-    """A progress bar of verdicts, with the tokens so far."""
-
-    def __init__(self, found: VerdictPlan) -> None:
-        self.bar = tqdm(total=len(found.wanted), initial=len(found.kept), desc="Judging", unit="", dynamic_ncols=True)
-        self.tokens = sum(sum(verdict.tokens) for verdict in found.kept)
-
-    def __enter__(self) -> Callable[[Verdict], None]:
-        return self._told
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def _told(self, verdict: Verdict) -> None:
-        self.tokens += sum(verdict.tokens)
-        self.bar.set_postfix_str(f"{self.tokens:,} tokens", refresh=False)
-        self.bar.update(1)

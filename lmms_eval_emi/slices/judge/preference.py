@@ -136,7 +136,7 @@ def prefer(
     }
     fields: dict[str, Any] = {}
     for name, preference in known.items():
-        ci95 = list(preference.ci95) if preference.ci95 else None
+        ci95 = preference.ci95
         fields |= {name: preference.value, f"{name}_stderr": preference.stderr, f"{name}_ci95": ci95}
     return Preference(model=model, split=split, rows=len(rows), missing=missing, **fields)
 

@@ -25,7 +25,7 @@ def plain(name: str, jackknife: Jackknife | None) -> dict[str, Any]:
     return {
         name: jackknife.value,
         f"{name}_stderr": jackknife.stderr,
-        f"{name}_ci95": list(interval) if interval else None,
+        f"{name}_ci95": interval,
     }
 
 
@@ -104,7 +104,7 @@ class Loss(Plain):
         return self._jackknives
 
 
-def _interval_of_ratio(clean: Jackknife, shifted: Jackknife, sign: float) -> list[float] | None:
+def _interval_of_ratio(clean: Jackknife, shifted: Jackknife, sign: float) -> tuple[float, float] | None:
     """Return the interval of MMI: 1 less that of shifted / clean, from the logarithm of the ratio.
 
     The ratio of two scores near 0 is skewed, so that an interval symmetric about MMI covers too little.
@@ -115,8 +115,8 @@ def _interval_of_ratio(clean: Jackknife, shifted: Jackknife, sign: float) -> lis
     reach = ratio.interval(corrected=False)
     if reach is None or not all(map(math.isfinite, reach)):
         return None
-    losses = sorted(1 - math.exp(end) for end in reach)
-    return losses if sign > 0 else [-losses[1], -losses[0]]
+    low, high = sorted(1 - math.exp(end) for end in reach)
+    return (low, high) if sign > 0 else (-high, -low)
 
 
 class MeanLoss(Plain):

@@ -484,7 +484,7 @@ def _turn(tokenizer: Any, question: Question) -> tuple[list[int], int]:
 
 def make_estimator(assets: Path, shrink: float) -> None:
     """The estimator, trained by train-estimator on training scenes under the demo's own shifts."""
-    from lmms_eval_emi.util.digest import file_hexdigest
+    from lmms_eval_emi.util.files import file_hexdigest
 
     checkpoints = Path(str(resources.files("lmms_eval_emi.estimator_ckpt")))
     with tempfile.TemporaryDirectory() as name:

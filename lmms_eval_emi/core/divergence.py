@@ -36,12 +36,11 @@ from typing import Any
 import torch
 import xxhash
 
-from lmms_eval_emi.core.conventions import CONVENTIONS, EXPONENTS
+from lmms_eval_emi.core.conventions import CONVENTIONS, EXPONENTS, Signature
 from lmms_eval_emi.core.embeddings import CHUNK_ROWS, ArrayLike, Embeddings, as_matrix, shared_encoders
 from lmms_eval_emi.core.emi import clusters_of, shared_clusters
 from lmms_eval_emi.core.exchange_test import MAX_ROWS, NOISE_FLOOR, DivergenceTest, PairedKernels
 from lmms_eval_emi.core.jackknife import Jackknife, combine
-from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.errors import InputError
 
 # The two sets of each divergence: a split, and the name of its matrix.

@@ -16,9 +16,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from lmms_eval_emi.core.conventions import Signature
 from lmms_eval_emi.core.embeddings import Embeddings, shared_encoders
 from lmms_eval_emi.core.jackknife import HasUncertainty, Jackknife, combine, difference
-from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.errors import InputError
 
 MOST_CLUSTERS = 1000  # more are merged into as many blocks, whose jackknife estimates the same error

@@ -19,11 +19,11 @@ import torch
 import xxhash
 
 from lmms_eval_emi.core.club import ClusterSums
+from lmms_eval_emi.core.conventions import Signature
 from lmms_eval_emi.core.divergence import SETS, EMIDBound, Kernel, check_comparable
 from lmms_eval_emi.core.embeddings import Embeddings, shared_encoders
 from lmms_eval_emi.core.emi import EMI, EMID, MOST_CLUSTERS, cluster_hash
 from lmms_eval_emi.core.jackknife import Jackknife
-from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.errors import InputError
 
 MATRICES = ("v", "t", "y_hat", "y")

@@ -16,8 +16,7 @@ from lmms_eval_emi.data.study import Columns, DatasetSpec, SplitSpec, Study
 from lmms_eval_emi.data.tables import TEXT_FORMATS, read_table
 from lmms_eval_emi.errors import MissingDatasetError, SampleError, StudyError
 from lmms_eval_emi.settings import load_settings
-from lmms_eval_emi.util.digest import content_hexdigest
-from lmms_eval_emi.util.files import check_folder_writable
+from lmms_eval_emi.util.files import check_folder_writable, content_hexdigest
 from lmms_eval_emi.util.hub import go_offline_unless_reachable
 from lmms_eval_emi.util.printing import one_line
 

@@ -15,8 +15,7 @@ from safetensors import SafetensorError
 
 from lmms_eval_emi.encoders.checkpoint import Checkpoint, check_loaded, checkpoint_file
 from lmms_eval_emi.errors import InputError, UnavailableError
-from lmms_eval_emi.util.digest import content_hexdigest
-from lmms_eval_emi.util.files import read_json, write_atomically
+from lmms_eval_emi.util.files import content_hexdigest, read_json, write_atomically
 from lmms_eval_emi.version import __version__
 
 log = logging.getLogger("lmms_eval_emi")

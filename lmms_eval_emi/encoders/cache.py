@@ -18,8 +18,7 @@ import numpy as np
 import xxhash
 
 from lmms_eval_emi.errors import InputError
-from lmms_eval_emi.util.digest import content_hexdigest
-from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.util.files import content_hexdigest, write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
 

@@ -13,8 +13,7 @@ from torch import nn
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import Information
 from lmms_eval_emi.errors import InputError
-from lmms_eval_emi.estimators.assignment import Assignment
-from lmms_eval_emi.estimators.card import FORMAT_VERSION
+from lmms_eval_emi.estimators.card import FORMAT_VERSION, Assignment
 from lmms_eval_emi.util.files import write_atomically
 
 Self = TypeVar("Self", bound="TrainedEstimator")

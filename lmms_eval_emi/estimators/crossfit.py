@@ -18,8 +18,8 @@ import torch
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import Information
 from lmms_eval_emi.errors import InputError
-from lmms_eval_emi.estimators.assignment import Assignment
 from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator, by_network, save_state, undivided
+from lmms_eval_emi.estimators.card import Assignment
 
 
 class CrossFitted(Estimator):

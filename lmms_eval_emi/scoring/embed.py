@@ -20,7 +20,7 @@ from lmms_eval_emi.encoders.cache import EmbeddingCache
 from lmms_eval_emi.errors import ImageError, InputError, SampleError
 from lmms_eval_emi.scoring.distributed import broadcast_from_rank0, gather_results, shard
 from lmms_eval_emi.settings import Settings
-from lmms_eval_emi.util.digest import content_digest
+from lmms_eval_emi.util.files import content_digest
 
 if TYPE_CHECKING:
     from lmms_eval_emi.encoders import Encoders

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, field_serializer
 from tqdm import tqdm
 
-from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment
+from lmms_eval_emi.core.conventions import EXPONENTS, Adjustment, Signature
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlations, operator_interval, pearson
 from lmms_eval_emi.core.divergence import EMIDBound, check_convention, check_entropy, emid_bound
 from lmms_eval_emi.core.embeddings import Embeddings
@@ -27,7 +27,6 @@ from lmms_eval_emi.core.emi import (
 from lmms_eval_emi.core.exchange_test import DivergenceTest
 from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
 from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
-from lmms_eval_emi.core.signature import Signature
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
 from lmms_eval_emi.data.sample import Sample
 from lmms_eval_emi.data.study import BUILT_IN, SHIFT_MODALITIES, Shift, Study

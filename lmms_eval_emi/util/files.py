@@ -1,7 +1,8 @@
-"""Writing files so that nothing is lost: all of a file or nothing, on the disk, and known to be possible before the work."""
+"""Files: written so that nothing is lost, read with an error that says what was expected, and known by their content."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -10,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+import xxhash
 
 from lmms_eval_emi.errors import InputError, OutputError
 
@@ -213,3 +216,19 @@ def check_output(
     if resolved.exists() and not overwrite:
         raise OutputError(f"output: {path} exists. Name another file, or pass --overwrite to replace it.")
     check_folder_writable(resolved.parent)
+
+
+def content_digest(content: str | bytes) -> bytes:
+    """Return 16 bytes that identify a text or some bytes."""
+    return xxhash.xxh3_128_digest(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+
+
+def content_hexdigest(content: str | bytes) -> str:
+    """Return :func:`content_digest` in hexadecimal."""
+    return content_digest(content).hex()
+
+
+def file_hexdigest(path: Path) -> str:
+    """Return the SHA-256 of a whole file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

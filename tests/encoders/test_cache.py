@@ -19,7 +19,7 @@ from lmms_eval_emi.encoders.cache import EmbeddingCache
 from lmms_eval_emi.errors import SampleError
 from lmms_eval_emi.scoring.embed import embed_good_rows, embedding_cache
 from lmms_eval_emi.settings import load_settings
-from lmms_eval_emi.util.digest import content_digest
+from lmms_eval_emi.util.files import content_digest
 
 D = 8
 
@@ -90,7 +90,7 @@ def test_several_processes_write_at_once(tmp_path):
 import sys, numpy as np
 from pathlib import Path
 from lmms_eval_emi.encoders.cache import EmbeddingCache
-from lmms_eval_emi.util.digest import content_digest
+from lmms_eval_emi.util.files import content_digest
 from lmms_eval_emi.encoders import cache
 cache.MAX_FILES = 3
 own = EmbeddingCache(Path(sys.argv[1]), "an encoder", 10**9)

@@ -96,7 +96,7 @@ def _input_of(state: TaskState) -> tuple[str, str | None]:
 
 def _keep(image: str) -> str:
     from lmms_eval_emi.data.images import encoded_image
-    from lmms_eval_emi.util.digest import content_hexdigest
+    from lmms_eval_emi.util.files import content_hexdigest
 
     content = encoded_image(image, ()) or b""
     key = content_hexdigest(content)

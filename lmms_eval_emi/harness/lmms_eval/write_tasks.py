@@ -31,8 +31,7 @@ from lmms_eval_emi.errors import ImageError, StudyError
 from lmms_eval_emi.harness.common import GENERATION, SUITE, group_owners, groups
 from lmms_eval_emi.harness.lmms_eval.compat.task_index import CLUSTER_KEY, OURS, SCORE_KEY, tasks_folder
 from lmms_eval_emi.settings import Settings, load_settings
-from lmms_eval_emi.util.digest import content_hexdigest, file_hexdigest
-from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.util.files import content_hexdigest, file_hexdigest, write_atomically
 
 if TYPE_CHECKING:
     import datasets

@@ -40,7 +40,7 @@ from lmms_eval_emi.scoring.join import StudySamples
 from lmms_eval_emi.scoring.preflight import load_instruments
 from lmms_eval_emi.settings import PREFIX, Settings
 from lmms_eval_emi.shifts.at_load import load_splits
-from lmms_eval_emi.util.digest import content_hexdigest
+from lmms_eval_emi.util.files import content_hexdigest
 
 if TYPE_CHECKING:
     import datasets

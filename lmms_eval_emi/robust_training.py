@@ -128,11 +128,11 @@ class Bottleneck(nn.Module):
         token = getattr(config, "image_token_id", None)
         self._image_token = int(getattr(config, "image_token_index", -1) if token is None else token)
 
-        def remember(_: nn.Module, args: tuple, given: dict[str, Any]) -> None:
+        def remember(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
             ids = given.get("input_ids", args[0] if args else None)
             self._inputs = {"ids": ids, "labels": given.get("labels"), "attended": given.get("attention_mask")}
 
-        def replace(_: nn.Module, args: tuple, output: Any) -> Any:
+        def replace(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
             changed = self(hidden)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed

@@ -28,7 +28,7 @@ log = logging.getLogger("lmms_eval_emi")
 Respond = Callable[[torch.nn.Module, "Image.Image | None", str], str]
 
 
-class EMICallback(TrainerCallback):
+class EMICallback(TrainerCallback):  # type: ignore[misc]
     """Callback of transformers' Trainer that scores the model in training on a study, at intervals and without a second copy.
 
     Scores are logged where the trainer logs, as ``emi/{split}`` and ``emid/{split}`` (with the estimator's name behind a

@@ -306,7 +306,7 @@ def write_log(error: BaseException) -> str:
     name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     for choose in (lambda: load_settings().cache / "logs", lambda: Path(tempfile.gettempdir())):
         try:
-            return str(write_atomically(choose() / name, text))
+            return str(write_atomically(choose() / name, text))  # type: ignore[no-untyped-call]
         except (EMIError, OSError):
             continue
     return "no file, since none can be written"

@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
@@ -136,7 +137,7 @@ def harness_arguments(args: argparse.Namespace) -> list[str]:
     return [*others, *(["--tasks", ",".join(tasks)] if tasks else []), "--output_path", str(args.output_path)]
 
 
-def states_table(tasks: Sequence) -> str:
+def states_table(tasks: Sequence[Any]) -> str:
     """Return how far every task is, as a table with sums."""
     rows = [[task.task, task.requests, task.answered, task.shared, task.left] for task in tasks]
     sums = [sum(row[column] for row in rows) for column in range(1, 5)]

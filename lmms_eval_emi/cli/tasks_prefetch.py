@@ -103,7 +103,7 @@ def _dataset(study: str) -> tuple[str, int]:
     return f"{len(splits)} splits, {rows} rows in {_common(files)}", _size(files)
 
 
-def _encoder(load: Callable, name: str, item: Any, cache: Path) -> tuple[str, int]:
+def _encoder(load: Callable[..., Any], name: str, item: Any, cache: Path) -> tuple[str, int]:
     """Load an encoder, and return its weights' identity and folder, and their bytes."""
     loaded = load(name, "cpu", cache)
     loaded.encode([item])  # reads all that it needs

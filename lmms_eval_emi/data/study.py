@@ -273,7 +273,7 @@ class Study(_Strict):
         return next((path for path in candidates if path.exists()), None)
 
 
-def _fill_in_split(name: str, split: Any, study: dict) -> Any:
+def _fill_in_split(name: str, split: Any, study: dict[str, Any]) -> Any:
     if split is None:
         split = {}
     if not isinstance(split, dict):

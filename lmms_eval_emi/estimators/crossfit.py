@@ -106,7 +106,7 @@ class CrossFitted(Estimator):
             return None
         bound, x, y = self.bind(embeddings), embeddings.x, embeddings.y.double()
 
-        def run(networks: list, which: torch.Tensor) -> torch.Tensor:
+        def run(networks: list[Any], which: torch.Tensor) -> torch.Tensor:
             return by_network(networks, which, lambda network, *rows: (network.score(*rows),), x, y)[0]
 
         scores = torch.stack([torch.stack(folds).mean(dim=0) for folds in bound._over_networks(run, x)]).mean(dim=0)
@@ -143,13 +143,13 @@ class CrossFitted(Estimator):
         x = embeddings.x
         self.first.check_shapes(x, embeddings.y)
 
-        def run(networks: list, which: torch.Tensor) -> tuple:
+        def run(networks: list[Any], which: torch.Tensor) -> tuple[Any, ...]:
             return (*by_network(networks, which, lambda network, rows: network(rows), x), networks[0].targets)
 
         return self._over_networks(run, x, every_fold=True)
 
     def _over_networks(
-        self, run: Callable[[list, torch.Tensor], Any], x: torch.Tensor, *, every_fold: bool = False
+        self, run: Callable[[list[Any], torch.Tensor], Any], x: torch.Tensor, *, every_fold: bool = False
     ) -> list[list[Any]]:
         """Return the results of ``run`` for every seed, and for every fold that unseen rows may be scored by."""
         which = torch.full((len(x),), -1, device=x.device) if self.which is None else self.which

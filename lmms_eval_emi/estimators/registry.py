@@ -18,7 +18,7 @@ from functools import lru_cache
 from importlib import resources
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -311,7 +311,7 @@ def _fetch(entry: EstimatorEntry, target: Path) -> Path:
     return target
 
 
-def _read_state(path: Path) -> tuple[dict, dict]:
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the tensors and metadata of a file."""
     import torch
     from safetensors import SafetensorError, safe_open

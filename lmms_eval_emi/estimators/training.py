@@ -356,7 +356,7 @@ class _Training:
             "best": self.best,
         }
 
-    def run(self, bar: tqdm, save: Callable[[dict[str, Any]], None], label: str) -> None:
+    def run(self, bar: tqdm[Any], save: Callable[[dict[str, Any]], None], label: str) -> None:
         """Train to the last iteration, or until the held-out score has stopped improving.
 
         Args:

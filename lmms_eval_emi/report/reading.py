@@ -282,7 +282,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _from_scores(
-    study: str, label: str, model: str, scores: dict[str, dict], source: str, signature: str
+    study: str, label: str, model: str, scores: dict[str, dict[str, Any]], source: str, signature: str
 ) -> ReportedResult:
     catalogue = load_study(study)
     published = label.endswith("(published)")

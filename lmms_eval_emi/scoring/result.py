@@ -538,7 +538,7 @@ class RowsKnown:
 
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
     notes: Mapping[str, list[str]] = field(default_factory=dict)
-    lost: Mapping[str, set] = field(default_factory=dict)
+    lost: Mapping[str, set[Any]] = field(default_factory=dict)
     degenerate: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     translations: Mapping[str, Embeddings] = field(default_factory=dict)
 
@@ -635,7 +635,7 @@ def _score_split(
     name: str,
     estimator: MutualInformationEstimator,
     options: ScoringOptions,
-    lost: Mapping[str, set],
+    lost: Mapping[str, set[Any]],
 ) -> None:
     """Add the scores of a split to those that exist: EMI, and EMID and index if the ID split has been scored.
 
@@ -983,11 +983,11 @@ def _withheld(
 
 
 def _without_partners(
-    study: Study, name: str, embeddings: Mapping[str, Embeddings], lost: Mapping[str, set]
+    study: Study, name: str, embeddings: Mapping[str, Embeddings], lost: Mapping[str, set[Any]]
 ) -> tuple[Embeddings, Embeddings]:
     """Return the ID split and a shift without the rows whose partner the other one lost; the same objects if there are none."""
 
-    def without(split: str, keys: set) -> Embeddings:
+    def without(split: str, keys: set[Any]) -> Embeddings:
         rows_of_split = embeddings[split]
         if not keys or rows_of_split.ids is None:
             return rows_of_split

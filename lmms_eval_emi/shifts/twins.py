@@ -149,7 +149,7 @@ class _ShiftedRows:
     seed: int
     options: ShiftOptions
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = batch.get(self.ids) or batch[ROW_COLUMN]
         shifted = dict(batch)
         for columns, step in ((self.images, self.recipe.visual), (self.texts, self.recipe.textual)):
@@ -263,7 +263,7 @@ def recipe_of(name: str) -> Recipe | None:
     return None
 
 
-def __getattr__(name: str) -> Callable:
+def __getattr__(name: str) -> Callable[..., Any]:
     """Return the hook of a split's name, so that a task file can name it."""
     recipe = recipe_of(name) if not name.startswith("_") else None
     if recipe is None:

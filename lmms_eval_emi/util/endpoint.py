@@ -316,7 +316,7 @@ def _limited_transport(timeout: float) -> Any:
     """
     httpx = _httpx()
 
-    class Transport(httpx.BaseTransport):  # type: ignore[name-defined]
+    class Transport(httpx.BaseTransport):  # type: ignore[name-defined, misc]
         def handle_request(self, request: Any) -> Any:
             connection, reply, begun = httpx.HTTPTransport(), Future[Any](), threading.Event()
 

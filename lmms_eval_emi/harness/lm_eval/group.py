@@ -15,7 +15,7 @@ from lmms_eval_emi.harness.lm_eval.run import current_run
 METRICS = ("emi", "emid", "emid_bound")
 
 
-class StudyGroup(Group):
+class StudyGroup(Group):  # type: ignore[misc]
     """Shows means over its shifts. lm_eval's own would take the shifts, which share the ID split, for independent.
 
     Args:

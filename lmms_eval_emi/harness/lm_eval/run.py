@@ -125,7 +125,7 @@ class Run:
             _footers.append("\n".join((*lines, f"responses  {self.folder}")))
 
 
-class Item(dict):
+class Item(dict[str, Any]):
     """A row's value of a metric: plain data in the samples file, and a response received wherever it is unpickled."""
 
     task, row, metric = "", 0, ""
@@ -137,7 +137,7 @@ class Item(dict):
         self.task, self.row, self.metric = task, row, metric
         return self
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _received, (self.task, self.row, self.metric, dict(self))
 
 

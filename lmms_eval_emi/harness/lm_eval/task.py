@@ -37,7 +37,7 @@ def _load(source: str) -> tuple[Study, dict[str, datasets.Dataset]]:
     return study, load_splits(study)
 
 
-class SplitTask(ConfigurableTask):
+class SplitTask(ConfigurableTask):  # type: ignore[misc]
     """Asks a model for the responses of a split, and scores them with those of the study's other splits.
 
     Args:
@@ -109,13 +109,13 @@ class SplitTask(ConfigurableTask):
         content = {"row": row, "response": response}
         return {name: Item.of(self.task_name, row, name, content if name == "emi" else {"row": row}) for name in names}
 
-    def aggregation(self) -> dict[str, Callable]:
+    def aggregation(self) -> dict[str, Callable[..., Any]]:
         """Return the aggregation function of each metric."""
         if PREDICT_ONLY in self._metric_fn_list or self.run is None:
             return super().aggregation()
         return {name: self._value_of(name) for name in (*METRICS, *ERRORS)}
 
-    def _value_of(self, name: str) -> Callable:
+    def _value_of(self, name: str) -> Callable[..., Any]:
         def value(items: list[Item]) -> float | str:
             scores = self.run.score(self.task_name) if self.run else None
             found = getattr(scores, name, None)

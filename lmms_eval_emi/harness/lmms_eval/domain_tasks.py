@@ -127,7 +127,7 @@ def write_pictures(suite: Suite, data: Path, path: Path, per_class: int, seed: i
     return len(rows)
 
 
-def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, Callable]:
+def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, Callable[..., Any]]:
     """Return the hooks of a suite's tasks by name; ``process_docs`` is called with a domain and returns the hook of its task.
 
     Args:

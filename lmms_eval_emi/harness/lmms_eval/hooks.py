@@ -41,7 +41,7 @@ def study_hooks(study_source: str) -> SimpleNamespace:
     """
     study = load_study(study_source).trust()  # beside code of its own, which the harness runs
 
-    def process_docs_of(name: str | None = None) -> Callable:
+    def process_docs_of(name: str | None = None) -> Callable[..., Any]:
         """Return the hook that announces a task and numbers its rows; default: the split as the dataset names it."""
 
         def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -49,7 +49,7 @@ def study_hooks(study_source: str) -> SimpleNamespace:
 
         return process_docs
 
-    def doc_to_visual(doc: dict) -> list[Image.Image]:
+    def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
         """Return the image as RGB, or none where the study or the row has none."""
         run = find_run(doc.get(TASK_COLUMN))
         if run:
@@ -57,17 +57,17 @@ def study_hooks(study_source: str) -> SimpleNamespace:
         image = image_of(study, doc[SPLIT_COLUMN], doc)
         return [] if image is None else [image]
 
-    def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
+    def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
         """Return the question as the model is asked: with the prompt's suffix, unless it ends so already."""
         options = lmms_eval_specific_kwargs or {}
         question = with_suffix(doc[_columns_of(study, doc).question], options.get("post_prompt", ""))
         return f"{options.get('pre_prompt', '')}{question}"
 
-    def doc_to_target(doc: dict) -> str:
+    def doc_to_target(doc: dict[str, Any]) -> str:
         """Return the reference."""
         return doc[_columns_of(study, doc).reference]
 
-    def process_results(doc: dict, results: Sequence[Any]) -> dict[str, Any]:
+    def process_results(doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
         """Return the response and its row as ``emi``; as ``emid`` and ``emid_bound`` too where the ID split runs."""
         return _take_response(study, doc, results)
 
@@ -99,11 +99,11 @@ def _announce(study: Study, split: str, dataset: datasets.Dataset) -> datasets.D
     return numbered
 
 
-def _columns_of(study: Study, doc: dict) -> Columns:
+def _columns_of(study: Study, doc: dict[str, Any]) -> Columns:
     return study.splits[doc[SPLIT_COLUMN]].dataset.columns
 
 
-def _take_response(study: Study, doc: dict, results: Sequence[Any]) -> dict[str, Any]:
+def _take_response(study: Study, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
     """Add a response to the run, and return the items that the harness aggregates, by metric."""
     task, row = doc[TASK_COLUMN], doc[ROW_COLUMN]
     run = find_run(task)
@@ -181,7 +181,7 @@ def _split_of_dataset(study: Study, dataset_split: str) -> str:
     return names[0]
 
 
-def group_mean(studies: Sequence[str], modality: str | None, metric: str) -> Callable:
+def group_mean(studies: Sequence[str], modality: str | None, metric: str) -> Callable[..., Any]:
     """Return the score of a group: the plain mean over its shifts, looked up by name in the results of the run.
 
     Args:

@@ -117,7 +117,7 @@ def writable_folder(args: object) -> Path:
     output = run_files.output_path(args)
     for choose in (lambda: output, lambda: load_settings().cache / "runs"):
         try:
-            folder = choose()
+            folder = choose()  # type: ignore[no-untyped-call]
             if folder is None:
                 continue
             check_folder_writable(folder)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MOST_RUNS = 16  # runs kept in memory; a server may start any number
 
 
-class Item(dict):
+class Item(dict[str, Any]):
     """Item that a row contributes to one metric: JSON for the samples file, which registers itself where it is unpickled.
 
     The harness gathers the values of each task to rank 0 before the first aggregation, so rank 0
@@ -64,7 +64,7 @@ class Item(dict):
         item.run, item.task, item.row, item.metric = run, task, row, metric
         return item
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _received, (self.task, self.row, self.metric, dict(self))
 
     def __copy__(self) -> Item:

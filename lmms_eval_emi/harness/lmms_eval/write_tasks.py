@@ -248,7 +248,7 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(_Function, lambda dumper, function: dumper.represent_scalar("!function", str(function)))
 
 
-def dump(fields: dict) -> str:
+def dump(fields: dict[str, Any]) -> str:
     """Return the fields of a task file as YAML, with ``!function`` tags that are not quoted."""
     text = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     return re.sub(r"!function '([\w.]+)'", r"!function \1", text)  # PyYAML quotes the scalars of every custom tag

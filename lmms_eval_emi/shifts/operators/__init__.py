@@ -84,7 +84,7 @@ class Operator:
     prompt_suffix: str = ""
     resources: Callable[[ShiftOptions], str] | None = None
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return operator, (self.family, self.name)
 
     @property
@@ -120,7 +120,7 @@ class Operator:
 
 def visual_operator(
     group: str, levels: Sequence[Any], resources: Callable[[ShiftOptions], str] | None = None
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register ``function(pixels, parameter, random)`` under its own name.
 
     It gets (H, W, 3) 8-bit RGB pixels, the level's parameter and a random state; it returns pixels of the same shape
@@ -137,7 +137,7 @@ def textual_operator(
     level_name: str | None = None,
     prompt_suffix: str = "",
     resources: Callable[[ShiftOptions], str] | None = None,
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register ``function(text, parameter, random, options)`` under its own name; it returns the shifted text."""
     return lambda function: _register(
         Operator(function.__name__, "text", group, tuple(levels), function, level_name, prompt_suffix, resources)
@@ -147,7 +147,7 @@ def textual_operator(
 _OPERATORS: dict[Family, dict[str, Operator]] = {"visual": {}, "text": {}}
 
 
-def _register(operator: Operator) -> Callable:
+def _register(operator: Operator) -> Callable[..., Any]:
     _OPERATORS[operator.family][operator.name] = operator
     return operator.function
 
@@ -160,7 +160,7 @@ def operators(family: Family) -> dict[str, Operator]:
         _ = list(modules_in(package))
     groups = ("noise", "blur", "weather", "digital", "geometry", "character", "word", "sentence")
 
-    def order(operator: Operator) -> tuple:
+    def order(operator: Operator) -> tuple[Any, ...]:
         return (groups.index(operator.group) if operator.group in groups else len(groups), operator.name)
 
     return {operator.name: operator for operator in sorted(_OPERATORS[family].values(), key=order)}

@@ -55,7 +55,7 @@ class Written:
     """Counts of a suite that was written."""
 
     rows: int
-    left: Counter  # rows that a step left as they were, by its name
+    left: Counter[str]  # rows that a step left as they were, by its name
     resumed: int  # rows that an earlier run had done
 
 

@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 ROWS_OF_A_GROUP, OPEN_FILES = 128 * CHUNK, 64
 
 
-def assemble(rows: datasets.Dataset, suite: Suite, destination: Path) -> Counter:
+def assemble(rows: datasets.Dataset, suite: Suite, destination: Path) -> Counter[str]:
     """Write every split from the chunks, some splits at a time; returns how many rows each step left as they were."""
     image = suite.columns.image
     texts = rows.remove_columns([image]).with_format("arrow") if image else rows.with_format("arrow")
 
-    def groups() -> Iterator[tuple[pyarrow.Table, list[dict]]]:
+    def groups() -> Iterator[tuple[pyarrow.Table, list[dict[str, Any]]]]:
         for start in range(0, len(rows), ROWS_OF_A_GROUP):
             stop = min(start + ROWS_OF_A_GROUP, len(rows))
             parts = [part_of(destination, chunk).read_text(encoding="utf-8") for chunk in range(start, stop, CHUNK)]
             yield texts[start:stop], [record for part in parts for record in json.loads(part)]
 
-    left: Counter = Counter()
+    left: Counter[str] = Counter()
     with (destination / "unshifted.jsonl").open("w", encoding="utf-8") as unshifted:
         for table, records in groups():
             for row_id, record in zip(table[suite.columns.id].to_pylist(), records, strict=True):
@@ -70,7 +70,7 @@ def _open_split(destination: Path, recipe: Recipe, image: str | None, table: pya
     return pyarrow.parquet.ParquetWriter(folder / "metadata.parquet", table.schema)
 
 
-def _table(table: pyarrow.Table, records: list[dict], recipe: Recipe, suite: Suite) -> pyarrow.Table:
+def _table(table: pyarrow.Table, records: list[dict[str, Any]], recipe: Recipe, suite: Suite) -> pyarrow.Table:
     import pyarrow
 
     columns = suite.columns
@@ -86,7 +86,7 @@ def _table(table: pyarrow.Table, records: list[dict], recipe: Recipe, suite: Sui
     return table.replace_schema_metadata(None)
 
 
-def describe(rows: datasets.Dataset, suite: Suite, destination: Path, left: Counter) -> Study:
+def describe(rows: datasets.Dataset, suite: Suite, destination: Path, left: Counter[str]) -> Study:
     """Write the card, the study file and the preview; returns the study."""
     from lmms_eval_emi.shifts.contact_sheet import contact_sheet
 
@@ -128,7 +128,7 @@ def _split_fields(recipe: Recipe) -> dict[str, Any]:
     return {**fields, **({"prompt_suffix": suffix} if suffix else {})}
 
 
-def _card(count: int, suite: Suite, left: Counter) -> str:
+def _card(count: int, suite: Suite, left: Counter[str]) -> str:
     files = ["preview.png"] if suite.columns.image else []  # tells datasets' loader that this is a folder of images
     front = {
         "pretty_name": suite.name,

@@ -240,7 +240,7 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _tell(entries: Sequence[StudySamples], verdicts: Sequence, path: Path, judge: str) -> None:
+def _tell(entries: Sequence[StudySamples], verdicts: Sequence[Any], path: Path, judge: str) -> None:
     """Add up, write beside the verdicts, print."""
     from lmms_eval_emi.slices.judge.preference import PreferenceDocument, prefer, self_agreement
     from lmms_eval_emi.slices.judge.verdicts import group_verdicts

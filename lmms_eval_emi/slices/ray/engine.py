@@ -240,7 +240,7 @@ def _aggregation(estimator: Any, partners: Partners | None, keep_partners: bool)
 
     shared = ray.put((estimator, partners))
 
-    class Statistics(AggregateFnV2):
+    class Statistics(AggregateFnV2):  # type: ignore[type-arg]
         """Sums of the rows of a block, which merge."""
 
         def __init__(self) -> None:

@@ -383,7 +383,7 @@ def _named(text: str) -> dict[str, tuple[str, Any]]:
     return {modality: (step.operator.name, step.level) for modality, step in named.items() if step}
 
 
-def _order(pair: ShiftedTask) -> tuple:
+def _order(pair: ShiftedTask) -> tuple[Any, ...]:
     return ("visual" not in pair.operators, len(pair.operators), pair.group, pair.level, pair.shift)
 
 

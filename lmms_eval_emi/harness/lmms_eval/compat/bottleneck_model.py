@@ -10,7 +10,7 @@ from lmms_eval.models.simple.llava_hf import LlavaHf as SimpleLlavaHf
 from lmms_eval_emi.robust_training import Bottleneck
 
 
-class SimpleLlavaHfBottleneck(SimpleLlavaHf):
+class SimpleLlavaHfBottleneck(SimpleLlavaHf):  # type: ignore[misc]
     """``llava_hf`` for tasks with ``doc_to_visual`` and ``doc_to_text``.
 
     Args:
@@ -27,7 +27,7 @@ class SimpleLlavaHfBottleneck(SimpleLlavaHf):
         self.bottleneck = Bottleneck.load(bottleneck or pretrained, self.model)
 
 
-class ChatLlavaHfBottleneck(SimpleLlavaHfBottleneck, ChatLlavaHf):
+class ChatLlavaHfBottleneck(SimpleLlavaHfBottleneck, ChatLlavaHf):  # type: ignore[misc]
     """``llava_hf`` for tasks with ``doc_to_messages``; arguments as :class:`SimpleLlavaHfBottleneck`."""
 
     is_simple = False

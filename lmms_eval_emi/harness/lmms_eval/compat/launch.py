@@ -277,7 +277,7 @@ def stand_in(simple: bool, respond: Callable[[str, Sequence[Any]], list[Any]]) -
     """
     from lmms_eval.api.model import lmms
 
-    class StandIn(lmms):
+    class StandIn(lmms):  # type: ignore[misc]
         is_simple = simple
         device = "cpu"
 
@@ -395,7 +395,7 @@ def quiet_bars(lm: Any) -> Iterator[None]:
     """
     from tqdm import tqdm
 
-    class Quiet(tqdm):
+    class Quiet(tqdm[Any]):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
 

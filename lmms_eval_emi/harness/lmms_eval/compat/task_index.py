@@ -53,7 +53,7 @@ def add_tasks_to_index() -> None:
     TaskManager.initialize_tasks = with_our_tasks(build_index)
 
 
-def with_our_tasks(build_index: Callable) -> Callable:
+def with_our_tasks(build_index: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap ``TaskManager.initialize_tasks`` so that our folder is among its include paths."""
 
     @functools.wraps(build_index)

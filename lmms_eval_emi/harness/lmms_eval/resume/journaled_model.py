@@ -153,7 +153,7 @@ class Blocks:
                 setattr(lm, method, functools.partial(self.answer, lm, method, original))
         return lm
 
-    def answer(self, lm: Any, method: str, original: Callable, requests: Sequence[Any]) -> list[Any]:
+    def answer(self, lm: Any, method: str, original: Callable[..., Any], requests: Sequence[Any]) -> list[Any]:
         """Return the responses to the requests of one call, in their order."""
         if self._inside:  # a model that calls itself
             return list(original(requests))
@@ -163,7 +163,7 @@ class Blocks:
         finally:
             self._inside = False
 
-    def _answer(self, lm: Any, method: str, original: Callable, requests: Sequence[Any]) -> list[Any]:
+    def _answer(self, lm: Any, method: str, original: Callable[..., Any], requests: Sequence[Any]) -> list[Any]:
         alone = frames.is_call_of_one_round()  # not every rank makes such calls
         described = self._describe(lm, method, requests, self._rounds if alone else {})
         together = not alone and launch.ranks_step_together(lm)
@@ -240,7 +240,7 @@ class Blocks:
         known = self.answers if self._known(described) else self.failures
         return from_plain(known.of(described.request, shared=described.shared))
 
-    def _generate(self, original: Callable, requests: list[Any], method: str) -> list[Any]:
+    def _generate(self, original: Callable[..., Any], requests: list[Any], method: str) -> list[Any]:
         responses = list(original(requests))
         if len(responses) != len(requests):
             raise RunError(
@@ -259,7 +259,7 @@ class Blocks:
         positions: Sequence[int],
         found: Sequence[Any],
         padding: Sequence[bool],
-        bar: tqdm,
+        bar: tqdm[Any],
     ) -> None:
         new = []
         for position, response in zip(positions, found, strict=True):

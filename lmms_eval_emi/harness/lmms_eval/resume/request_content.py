@@ -87,7 +87,7 @@ class Contents:
             digest.update(f"\0{task}\0{split}\0{document}".encode())
         return digest.hexdigest(), whole
 
-    def _given_by(self, function: Callable, place: int, task: str, split: str, document: int) -> str | None:
+    def _given_by(self, function: Callable[..., Any], place: int, task: str, split: str, document: int) -> str | None:
         """Return the hash of what a task's function gives for the document."""
         at = (task, split, document)
         if self._given[0] != at:

@@ -115,7 +115,7 @@ def _kept_spans(text: str, keep: tuple[str, ...]) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=64)
-def _keep_pattern(keep: tuple[str, ...]) -> regex.Pattern | None:
+def _keep_pattern(keep: tuple[str, ...]) -> regex.Pattern[str] | None:
     forms = {unicodedata.normalize(form, word) for word in keep if word.strip() for form in ("NFC", "NFD")}
     phrases = [r"\s+".join(map(regex.escape, form.split())) for form in sorted(forms, key=len, reverse=True)]
     return regex.compile("|".join(phrases), flags=regex.IGNORECASE) if phrases else None

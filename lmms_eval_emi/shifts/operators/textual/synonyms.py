@@ -101,7 +101,7 @@ def _wordnet(given: Path | None) -> Any:
         import nltk
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
-    class Database(WordNetCorpusReader):
+    class Database(WordNetCorpusReader):  # type: ignore[misc]
         """A reader that asks for no more than the dictionary, for systems' packages hold no more."""
 
         def open(self, file: str) -> Any:

@@ -21,6 +21,11 @@ def test_what_is_missing_is_told_with_its_extra() -> None:
         import a_package_that_nobody_has  # noqa: F401
 
 
+def test_a_module_of_ours_that_is_missing_is_no_missing_extra() -> None:
+    with pytest.raises(ModuleNotFoundError, match="nowhere"), extra("judge"):
+        import lmms_eval_emi.nowhere  # noqa: F401
+
+
 def test_a_sentence_is_rewritten_with_the_extra_alone(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     options = ShiftOptions(endpoint="http://127.0.0.1:1/v1", model="m")

@@ -87,34 +87,37 @@ def kill_a_worker(stop: threading.Event) -> None:
                 return
 
 
-def test_statistics_of_blocks_merge_also_where_a_worker_is_lost(in_tinyhub, tmp_path, local_ray, monkeypatch):
+def blocks_are_scored_as_one(tmp_path, rows):
+    """Score two random splits by this process and by Ray, whose blocks of rows are summed and merged."""
     made = {}
     for number, name in enumerate((ID, GERMAN)):
         torch.manual_seed(number)
-        parts = [torch.nn.functional.normalize(torch.randn(30_000, 32), dim=1) for _ in range(4)]
-        made[name] = Embeddings(*parts, ids=list(range(30_000)), groups=[f"image {row // 3}" for row in range(30_000)])
+        parts = [torch.nn.functional.normalize(torch.randn(rows, 32), dim=1) for _ in range(4)]
+        made[name] = Embeddings(*parts, ids=list(range(rows)), groups=[f"image {row // 3}" for row in range(rows)])
     write_embeddings(tmp_path / "store", made, model="m", studies=["natural"])
-    arguments = [
-        "score",
-        "--study",
-        "natural",
-        "--embeddings",
-        str(tmp_path / "store"),
-        "--allow-missing",
-        "--overwrite",
-    ]
-    assert main([*arguments, "--output", str(tmp_path / "one.json")]) == 0
+    arguments = f"score natural --embeddings {tmp_path}/store --allow-missing --overwrite --output {tmp_path}/".split()
+    assert main([*arguments[:-1], f"{arguments[-1]}one.json"]) == 0
+    assert main([*arguments[:-1], f"{arguments[-1]}ray.json", "--engine", "ray"]) == 0
+    expected, found = results(tmp_path / "one.json"), results(tmp_path / "ray.json")
+    for split in expected:
+        assert found[split] == pytest.approx(expected[split], abs=1e-9)
+
+
+def test_statistics_of_blocks_merge(in_tinyhub, tmp_path, local_ray, monkeypatch):
+    monkeypatch.setattr(pipeline, "MAX_ROWS_IN_MEMORY", 100)
+    blocks_are_scored_as_one(tmp_path, 300)
+
+
+@pytest.mark.slow
+def test_statistics_of_blocks_merge_also_where_a_worker_is_lost(in_tinyhub, tmp_path, local_ray):
     stop = threading.Event()
     stop.killed = None
     killer = threading.Thread(target=kill_a_worker, args=(stop,), daemon=True)
     killer.start()
-    assert main([*arguments, "--engine", "ray", "--output", str(tmp_path / "ray.json")]) == 0
+    assert pipeline.MAX_ROWS_IN_MEMORY < 30_000
+    blocks_are_scored_as_one(tmp_path, 30_000)
     stop.set()
     killer.join()
-    assert pipeline.MAX_ROWS_IN_MEMORY < 30_000
-    expected, found = results(tmp_path / "one.json"), results(tmp_path / "ray.json")
-    for split in expected:
-        assert found[split] == pytest.approx(expected[split], abs=1e-9)
     assert stop.killed, "a worker was killed on the way"
 
 

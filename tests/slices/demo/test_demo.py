@@ -18,6 +18,7 @@ from PIL import Image
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.errors import StudyError
+from lmms_eval_emi.harness.lmms_eval.compat.launch import command_of
 from lmms_eval_emi.shifts.at_load import load_splits
 from lmms_eval_emi.slices.demo import command as demo
 
@@ -27,7 +28,7 @@ needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, re
 def run_demo(folder: Path, *options: str):
     """Run the demo, where nothing can be fetched."""
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
-    result = run_module("lmms_eval_emi.cli", "demo", "--processes", "2", *options, cwd=folder, **environment)
+    result = run_module("lmms_eval_emi.cli", "demo", *options, cwd=folder, **environment)
     assert result.returncode == 0, result.stderr[-3000:]
     result.folder = folder / "emi-demo"  # type: ignore[attr-defined]
     return result
@@ -42,7 +43,7 @@ def done(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory):
     """The demo as it is, which takes minutes."""
-    return run_demo(tmp_path_factory.mktemp("demo"))
+    return run_demo(tmp_path_factory.mktemp("demo"), "--processes", "2")
 
 
 def figures(folder: Path) -> dict:
@@ -53,7 +54,7 @@ def figures(folder: Path) -> dict:
 @needs_decord
 def test_the_demo_runs_the_harness_and_says_how(done) -> None:
     command = done.stdout.split("\n\n")[0]
-    assert "torchrun --nproc_per_node 2" in command and "--tasks llavabench_shift_demo" in command
+    assert "lmms-eval --model" in command and "--tasks llavabench_shift_demo" in command
     assert "--model llava_hf" in command and "--log_samples" in command
     assert "rank correlation with the loss of accuracy" in done.stdout
     assert "dcor give EMID another sign in" in done.stdout
@@ -64,6 +65,12 @@ def test_the_demo_runs_the_harness_and_says_how(done) -> None:
     page = (done.folder / "report.html").read_text()
     assert "defocus_blur" in page and "data:image" in page
     assert len(list(done.folder.rglob("*_samples_llavabench_shift_demo_*.jsonl"))) == 13
+
+
+def test_several_ranks_run_through_torchrun() -> None:
+    variables, command = command_of("llava_hf", "pretrained=m", "t", Path("out"), processes=2)
+    assert command[:5] == ["torchrun", "--nproc_per_node", "2", "-m", "lmms_eval"]
+    assert variables == {"ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.mark.slow

@@ -395,7 +395,7 @@ def quiet_bars(lm: Any) -> Iterator[None]:
     """
     from tqdm import tqdm
 
-    class Quiet(tqdm[Any]):
+    class Quiet(tqdm):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
 

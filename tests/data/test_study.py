@@ -203,6 +203,18 @@ def test_names_and_keys_that_a_study_may_not_have(old, new, message):
         parse_study(text.replace(old, new), "s.yaml")
 
 
+def test_a_key_may_override_that_of_a_yaml_merge_and_none_may_stand_twice():
+    from lmms_eval_emi.data.study import parse_study
+
+    common = "name: x\nid_split: clean\ndataset: &d {path: a, split: train}\nsplits:\n  clean: {}\n  other:\n"
+    study = parse_study(
+        f"{common}    dataset: {{<<: *d, split: test}}\n    shifts: [{{modality: text, name: t}}]\n", "s"
+    )
+    assert (study.split("other").dataset.path, study.split("other").dataset.split) == ("a", "test")
+    with pytest.raises(StudyError, match="line 7: split: is in line 7 already"):
+        parse_study(f"{common}    dataset: {{<<: *d, split: test, split: dev}}\n", "s")
+
+
 def test_aliases_that_stand_for_millions_of_entries_are_refused_at_once():
     from lmms_eval_emi.data.study import parse_study
 

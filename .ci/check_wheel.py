@@ -20,7 +20,7 @@ CHECK = """
 import sys
 from pathlib import Path
 import lmms_eval_emi
-from lmms_eval_emi.cli.documents import MODELS, load_model
+from lmms_eval_emi.cli.report import MODELS, load_model
 from lmms_eval_emi.data.responses import formats
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.data.suites import load_suite, suite_names

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from lmms_eval_emi import EMID, Embeddings, emid, emid_bound
 from lmms_eval_emi.core.correlation import MEASURES, correlate
 from lmms_eval_emi.core.exchange_test import PairedKernels
-from lmms_eval_emi.core.multiple import adjust
+from lmms_eval_emi.core.jackknife import adjust
 from lmms_eval_emi.estimators import CLUB
 
 D = 6

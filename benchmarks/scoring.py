@@ -90,7 +90,7 @@ def bare_pass(device: str) -> tuple[dict[int, float], int]:
     from lmms_eval_emi.data.images import open_image
     from lmms_eval_emi.data.rows import dataset_images
     from lmms_eval_emi.data.study import load_study
-    from lmms_eval_emi.encoders.preprocessing import Preprocessing
+    from lmms_eval_emi.encoders.vision import Preprocessing
     from lmms_eval_emi.settings import load_settings
     from lmms_eval_emi.shifts.at_load import load_splits
 
@@ -121,7 +121,7 @@ def naive(arguments: argparse.Namespace, splits: list[str]) -> tuple[float, int,
 
     from lmms_eval_emi.data.images import open_image
     from lmms_eval_emi.data.study import load_study
-    from lmms_eval_emi.encoders.preprocessing import Preprocessing
+    from lmms_eval_emi.encoders.vision import Preprocessing
     from lmms_eval_emi.estimators import load_estimator
     from lmms_eval_emi.scoring.join import collect_samples
     from lmms_eval_emi.settings import load_settings

@@ -30,13 +30,12 @@ if TYPE_CHECKING:
     from lmms_eval_emi.core.divergence import EMIDBound, emid_bound, rjsd
     from lmms_eval_emi.core.embeddings import Embeddings
     from lmms_eval_emi.core.emi import EMI, EMID, emi, emid
-    from lmms_eval_emi.data.sample import Sample
+    from lmms_eval_emi.data.rows import Sample
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.encoders import load_encoders
     from lmms_eval_emi.estimators import load_estimator
     from lmms_eval_emi.scoring.embed import embed_splits
-    from lmms_eval_emi.scoring.pipeline import score
-    from lmms_eval_emi.scoring.preflight import preflight
+    from lmms_eval_emi.scoring.pipeline import preflight, score
     from lmms_eval_emi.scoring.result import ScoringOptions, StudyResult, score_study
     from lmms_eval_emi.settings import load_settings
 

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lmms_eval_emi.core.conventions import Adjustment, Convention
 from lmms_eval_emi.errors import InputError
-from lmms_eval_emi.util.wording import suggest
+from lmms_eval_emi.util.printing import suggest
 
 PREFIX = "LMMS_EVAL_EMI_"
 

@@ -10,8 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from lmms_eval_emi.data.images import open_image, to_rgb
-from lmms_eval_emi.data.rows import image_roots, to_samples
-from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.rows import Sample, image_roots, to_samples
 from lmms_eval_emi.data.study import Study, load_study
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.scoring.join import StudySamples, add_rows, chosen_splits

@@ -26,7 +26,7 @@ from lmms_eval_emi.report.page import to_html
 from lmms_eval_emi.report.reading import read_results
 from lmms_eval_emi.report.tables import to_text
 from lmms_eval_emi.util.files import parse_json
-from lmms_eval_emi.util.redact import redact
+from lmms_eval_emi.util.printing import redact
 
 ID, GERMAN = "llava_bench_coco_English", "llava_bench_coco_German"
 STRANGE = {

@@ -72,7 +72,7 @@ def run(args):
 '''
 FORMAT = '''
 """Lines ``{"row": ..., "answer": ...}`` in ``{split}.answers``."""
-from lmms_eval_emi.data.responses.base import SplitResponses, by_model, collect
+from lmms_eval_emi.data.responses import SplitResponses, by_model, collect
 
 
 def reads(record):

@@ -12,8 +12,8 @@ PACKAGE = Path(lmms_eval_emi.__file__).parent
 TABLES = {
     "__init__.py",
     "cli/commands.py",
-    "cli/documents.py",
-    "util/discovery.py",
+    "cli/report.py",
+    "util/imports.py",
     "util/endpoint.py",
     "shifts/operators/__init__.py",
 }

@@ -22,9 +22,7 @@ from typing import Any, NamedTuple
 from lmms_eval_emi.errors import EMIError
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.files import write_atomically
-from lmms_eval_emi.util.printing import printable, printable_output
-from lmms_eval_emi.util.redact import redact
-from lmms_eval_emi.util.wording import suggest
+from lmms_eval_emi.util.printing import printable, printable_output, redact, suggest
 from lmms_eval_emi.version import __version__
 
 PROGRAM = "lmms-eval-emi"

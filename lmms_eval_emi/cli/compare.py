@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import InputError, ResultsError
-from lmms_eval_emi.util.wording import MARK, NOTHING, number, table, with_error
+from lmms_eval_emi.util.printing import MARK, NOTHING, number, table, with_error
 
 if TYPE_CHECKING:
     from lmms_eval_emi.scoring.compare import Difference, Estimate
@@ -130,8 +130,7 @@ def _estimate(estimate: Estimate | None, mark: str = "") -> str:
 
 def _print_ranks(args: argparse.Namespace) -> int:
     """Print the models with the places between which each may stand."""
-    from lmms_eval_emi.scoring.compare import RanksDocument
-    from lmms_eval_emi.scoring.ranks import rank, read_row_scores
+    from lmms_eval_emi.scoring.compare import RanksDocument, rank, read_row_scores
     from lmms_eval_emi.util.files import check_output
 
     if args.results:

@@ -17,7 +17,7 @@ from lmms_eval_emi.cli.options import (
     resolve_sources,
     settings_of,
 )
-from lmms_eval_emi.util.wording import MARK, table, with_error
+from lmms_eval_emi.util.printing import MARK, table, with_error
 
 if TYPE_CHECKING:
     from lmms_eval_emi.scoring.audit import Finding

@@ -132,12 +132,11 @@ def _training_data(
     args: argparse.Namespace, studies: Sequence[Study], settings: Settings
 ) -> tuple[dict[str, Embeddings], dict[str, Any]]:
     """Return the embeddings of all splits by label, and what the estimator's card says of encoders, studies and models."""
-    from lmms_eval_emi.data.sample import without_images
+    from lmms_eval_emi.data.rows import without_images
     from lmms_eval_emi.estimators import TEXT_ONLY
     from lmms_eval_emi.scoring.embed import embedding_cache
     from lmms_eval_emi.scoring.join import collect_samples
-    from lmms_eval_emi.scoring.pipeline import embed_samples
-    from lmms_eval_emi.scoring.preflight import load_instruments
+    from lmms_eval_emi.scoring.pipeline import embed_samples, load_instruments
 
     entries = [
         entry

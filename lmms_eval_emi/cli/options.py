@@ -1,4 +1,4 @@
-"""Options that several commands share. Those of settings are made from the settings' own fields."""
+"""Options that several commands share: settings, made from their own fields, and studies."""
 
 from __future__ import annotations
 

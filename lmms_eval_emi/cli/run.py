@@ -11,7 +11,7 @@ from typing import Any
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
 from lmms_eval_emi.errors import InputError, RunError
-from lmms_eval_emi.util.wording import table
+from lmms_eval_emi.util.printing import table
 
 log = logging.getLogger("lmms_eval_emi")
 GROUPS = {**{name: f"llavabench_shift_{name}" for name in (*BUILT_IN, *BUNDLED)}, "all": "llavabench_shift"}

@@ -120,7 +120,7 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score responses, write the results, and print their tables."""
-    from lmms_eval_emi.scoring.distributed import process_group, rank
+    from lmms_eval_emi.scoring.embed import process_group, rank
     from lmms_eval_emi.scoring.rows import write_results
 
     with process_group():

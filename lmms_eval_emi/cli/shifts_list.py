@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lmms_eval_emi.cli.options import new_parser
-from lmms_eval_emi.util.wording import table
+from lmms_eval_emi.util.printing import table
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:

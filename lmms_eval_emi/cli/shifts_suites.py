@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.cli.shifts_twins import print_next_commands
 from lmms_eval_emi.errors import StudyError
-from lmms_eval_emi.util.wording import table
+from lmms_eval_emi.util.printing import table
 
 if TYPE_CHECKING:
     from lmms_eval_emi.data.suites import Suite
@@ -133,7 +133,7 @@ def _write_study(suite: Suite, args: argparse.Namespace) -> None:
     if suite.prepare:
         if args.data is None:
             raise StudyError(f"suite {suite.name}: expected --data FOLDER. It needs {' '.join(suite.needs.split())}")
-        from lmms_eval_emi.data.suites.prepare import PREPARE
+        from lmms_eval_emi.data.suites import PREPARE
 
         count = PREPARE[suite.prepare](args.data, args.output)
         log.info("%d rows written to %s", count, args.output)

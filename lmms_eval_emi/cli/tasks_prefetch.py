@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.data.study import BUILT_IN
 from lmms_eval_emi.errors import EMIError
-from lmms_eval_emi.util.wording import table
+from lmms_eval_emi.util.printing import table
 
 if TYPE_CHECKING:
     from lmms_eval_emi.settings import Settings

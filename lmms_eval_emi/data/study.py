@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from lmms_eval_emi.data.suites import load_suite, suite_names
 from lmms_eval_emi.errors import InputError, StudyError
-from lmms_eval_emi.util.wording import shorten, suggest
+from lmms_eval_emi.util.printing import shorten, suggest
 
 BUILT_IN = ("natural", "synthetic")
 BUNDLED = ("demo",)  # studies whose rows come with the package, beside their tasks

@@ -1,4 +1,4 @@
-"""Encoders, one per file, and :func:`load_encoders`, which loads those that the settings name.
+"""Encoders, and :func:`load_encoders`, which loads those that the settings name.
 
 A new encoder is one file in this folder with a subclass of :class:`VisionEncoder` or :class:`TextEncoder` whose
 ``kinds`` name the checkpoints it reads: by the ``model_type`` of their configuration, or by a prefix of the name, as
@@ -13,12 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.encoders.base import Encoder, resolve_device, unavailable
-from lmms_eval_emi.encoders.checkpoint import read_config
+from lmms_eval_emi.encoders.base import Encoder, read_config, resolve_device, unavailable
 from lmms_eval_emi.encoders.text import TextEncoder
 from lmms_eval_emi.encoders.vision import VisionEncoder
 from lmms_eval_emi.errors import InputError, UnavailableError
-from lmms_eval_emi.util.discovery import subclasses_in
+from lmms_eval_emi.util.imports import subclasses_in
 
 __all__ = ["Encoder", "Encoders", "load_encoders", "load_text_encoder", "load_vision_encoder", "resolve_device"]
 

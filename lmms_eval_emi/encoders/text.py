@@ -1,4 +1,4 @@
-"""Base class of text encoders: a tokenizer, a checkpoint, and a mean over tokens."""
+"""Encoders of texts, which take a mean over tokens: their base, XLM-R's embedding layer, and sentence encoders."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from torch.nn.functional import embedding, layer_norm
 
 from lmms_eval_emi.encoders.base import (
     Encoder,
+    checkpoint_file,
+    fingerprint,
     mean_over_positions,
     normalised,
     quiet_transformers,
     unavailable,
 )
-from lmms_eval_emi.encoders.checkpoint import checkpoint_file, fingerprint
 
 MAX_TOKENS = 512
 TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json")
 OTHER_FILES = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+XLM_R_WEIGHTS = (
+    "embeddings.word_embeddings.weight",
+    "embeddings.position_embeddings.weight",
+    "embeddings.token_type_embeddings.weight",
+    "embeddings.LayerNorm.weight",
+    "embeddings.LayerNorm.bias",
+)
 
 
 class TextEncoder(Encoder):
@@ -100,3 +109,64 @@ class TextEncoder(Encoder):
         device = self.place_model()
         tokens = self.tokenize(prepared, padding=True, return_tensors="pt").to(device)
         return normalised(mean_over_positions(*self.states(tokens)))
+
+
+class XLMRobertaEmbeddingEncoder(TextEncoder):
+    """Embeds texts as Oh et al. (ICML 2025) do.
+
+    The embedding layer's output (word, position and token type, layer-normalised), first token dropped, mean over the
+    remaining tokens, L2-normalised; texts are truncated at 512 tokens. The 768 MB word table stays mapped from its
+    file, so only the rows of words that occur are read. It runs on the CPU whatever the device: reading those rows is
+    most of its work.
+    """
+
+    kinds = ("xlm-roberta",)
+    pooling = "embedding-mean"
+
+    @cached_property
+    def _weights(self) -> list[torch.Tensor]:
+        weights = self.checkpoint.select(("roberta.", "xlm-roberta.", ""), XLM_R_WEIGHTS)
+        return [weights[name] for name in XLM_R_WEIGHTS]
+
+    def compute_fingerprint(self) -> str:
+        """Return the fingerprint of the embedding layer's weights."""
+        return fingerprint(self.checkpoint.select(("roberta.", "xlm-roberta.", ""), XLM_R_WEIGHTS))
+
+    def release(self) -> None:
+        """Drop tokenizer and mapped weights from memory until something has to be encoded again."""
+        super().release()
+        self.__dict__.pop("_weights", None)
+
+    def to(self, device: torch.device) -> XLMRobertaEmbeddingEncoder:
+        """Stay on the CPU."""
+        return self
+
+    @torch.inference_mode()
+    def encode(self, prepared: Sequence[str]) -> torch.Tensor:
+        """Return (M, D) float32 L2-normalised rows of M texts, which may be empty, on the CPU."""
+        words, positions, types, scale, shift = self._weights
+        padding = int(self.checkpoint.config.get("pad_token_id", 1))
+        epsilon = float(self.checkpoint.config.get("layer_norm_eps", 1e-5))
+        rows = []
+        for ids in self.tokenize(prepared)["input_ids"]:
+            # As XLM-R counts: positions follow the padding token's id, and a literal <pad> in a text takes none.
+            real = (torch.tensor(ids) != padding).long()
+            places = (real.cumsum(0) * real + padding)[1:]  # the first token is dropped
+            tokens = torch.tensor(ids[1:])
+            states = embedding(tokens, words).float() + positions[places].float() + types[0].float()
+            states = layer_norm(states, states.shape[-1:], scale.float(), shift.float(), epsilon)
+            rows.append(states.sum(dim=0, dtype=torch.float64) / max(1, len(tokens)))
+        return normalised(torch.stack(rows))
+
+
+class MeanPoolingEncoder(TextEncoder):
+    """Embeds texts by the mean of the last layer's states over all tokens but padding, as most sentence encoders do."""
+
+    kinds = ("mean",)
+    model_class = "AutoModel"
+    pooling = "mean"
+    optional_weights = ("pooler",)
+
+    def states(self, tokens: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (M, L, D) last hidden states and their mask."""
+        return self.model(**tokens).last_hidden_state, tokens["attention_mask"]

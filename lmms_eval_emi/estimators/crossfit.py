@@ -18,8 +18,7 @@ import torch
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import Information
 from lmms_eval_emi.errors import InputError
-from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator, by_network, save_state, undivided
-from lmms_eval_emi.estimators.card import Assignment
+from lmms_eval_emi.estimators.base import Assignment, Estimator, TrainedEstimator, by_network, save_state, undivided
 
 
 class CrossFitted(Estimator):

@@ -27,10 +27,9 @@ import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import EMI, clusters_of
-from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS
-from lmms_eval_emi.core.multiple import ALPHA, holm
+from lmms_eval_emi.core.jackknife import ALPHA, FEWEST_CLUSTERS, holm
 from lmms_eval_emi.estimators.base import Estimator
-from lmms_eval_emi.util.documents import Plain
+from lmms_eval_emi.util.files import Plain
 
 RANKED = ("likelihood", "matching")
 QUANTILES = 201

@@ -25,13 +25,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lmms_eval_emi.errors import InputError, UnavailableError
-from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator
-from lmms_eval_emi.estimators.card import SEEN, Assignment, check_version, read_card
+from lmms_eval_emi.estimators.base import SEEN, Assignment, Estimator, TrainedEstimator, check_version, read_card
 from lmms_eval_emi.estimators.crossfit import CrossFitted
 from lmms_eval_emi.settings import is_offline, load_settings
-from lmms_eval_emi.util.discovery import subclasses_in
 from lmms_eval_emi.util.files import file_hexdigest
-from lmms_eval_emi.util.wording import suggest
+from lmms_eval_emi.util.imports import subclasses_in
+from lmms_eval_emi.util.printing import suggest
 
 if TYPE_CHECKING:
     from lmms_eval_emi.encoders import Encoders

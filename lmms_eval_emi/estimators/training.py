@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.errors import InputError
-from lmms_eval_emi.estimators.base import TrainedEstimator
-from lmms_eval_emi.estimators.card import Assignment, row_to_keys
+from lmms_eval_emi.estimators.base import Assignment, TrainedEstimator, row_to_keys
 from lmms_eval_emi.estimators.crossfit import CrossFitted
 from lmms_eval_emi.estimators.fitness import training_domain
 from lmms_eval_emi.estimators.registry import trainable

@@ -1,11 +1,13 @@
-"""Functions shared by the tasks of all harnesses: groups and their means, how responses are generated, a row's image."""
+"""Functions shared by the tasks of all harnesses: groups and their means, generation, a row's image, experiment trackers."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.data.images import encoded_image, open_image, to_rgb
 from lmms_eval_emi.data.rows import image_roots
 from lmms_eval_emi.data.study import SHIFT_MODALITIES, Study
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 SUITE = "llavabench_shift"
 GENERATION = {"until": ["ASSISTANT:"], "max_new_tokens": 1024, "do_sample": False, "temperature": 0}
+COLUMNS = ("split", "n", "emi", "mi_response", "mi_reference", "emid", "emid_bound", *EXPONENTS)
 
 
 def groups(studies: Sequence[Study], suite: str | None = SUITE) -> dict[str, list[str]]:
@@ -105,3 +108,36 @@ def image_of(study: Study, split: str, row: Mapping[str, Any]) -> Image.Image | 
     if isinstance(value, str | dict):  # a path, which is relative to the dataset or study file, or encoded bytes
         value = open_image(encoded_image(value, image_roots(study, spec, load_settings().images)))
     return to_rgb(value)
+
+
+def log_result(result: StudyResult) -> None:
+    """Log the summary and a table of all scores to the active runs of wandb and trackio, which has wandb's functions."""
+    for tracker, run in _active():
+        name = result.shift
+        rows = [[split, *(getattr(scores, key) for key in COLUMNS[1:])] for split, scores in result.splits.items()]
+        keys = ("n_shifts", "mean_emi", "mean_emid", "mean_bound", "pearson_r")
+        values = {key: getattr(result.summary, key) for key in keys}
+        summary = {f"emi/{name}/{key}": value for key, value in values.items() if value is not None}
+        run.log({**summary, f"emi/{name}/figures": _table(tracker, rows)})
+
+
+def _active() -> list[tuple[Any, Any]]:
+    """Return the trackers that are imported, each with its active run."""
+    found = []
+    wandb, trackio = (sys.modules.get(name) for name in ("wandb", "trackio"))
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        found.append((wandb, wandb.run))
+    current = getattr(getattr(trackio, "context_vars", None), "current_run", None)
+    run = current.get() if current is not None else None
+    if trackio is not None and run is not None:
+        found.append((trackio, run))
+    return found
+
+
+def _table(tracker: Any, rows: list[list[Any]]) -> Any:
+    """Return a table as a tracker takes it; trackio's is made of a data frame alone."""
+    if getattr(tracker, "__name__", "") == "trackio":
+        import pandas
+
+        return tracker.Table(dataframe=pandas.DataFrame(rows, columns=list(COLUMNS)))
+    return tracker.Table(columns=list(COLUMNS), data=rows)

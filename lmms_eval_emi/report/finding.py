@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lmms_eval_emi.core.jackknife import difference
-from lmms_eval_emi.core.multiple import ALPHA
+from lmms_eval_emi.core.jackknife import ALPHA, difference
+from lmms_eval_emi.data.response_text import KINDS
 from lmms_eval_emi.report.reading import ReportedResult
-from lmms_eval_emi.scoring.degenerate import KINDS
 from lmms_eval_emi.scoring.result import SplitResult
 from lmms_eval_emi.scoring.table import beside_to_lines
 

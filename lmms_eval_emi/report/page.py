@@ -25,6 +25,7 @@ from lmms_eval_emi.report.finding import (
     short_name,
     short_splits,
 )
+from lmms_eval_emi.report.plots import render, to_svg
 from lmms_eval_emi.report.reading import Findings, ReportedResult, published_results
 from lmms_eval_emi.report.sections import (
     MOST_ROWS,
@@ -34,15 +35,13 @@ from lmms_eval_emi.report.sections import (
     study_title,
     table_row,
 )
-from lmms_eval_emi.report.svg import render, to_svg
 from lmms_eval_emi.report.tables import to_text
 from lmms_eval_emi.scoring.result import SplitResult
 from lmms_eval_emi.scoring.rows import LostRow, ShownRow
 from lmms_eval_emi.scoring.table import FEW_ROWS, UNFIT, extra_columns, measures_of, scale_in_words, trend_in_words
-from lmms_eval_emi.util.extras import extra
 from lmms_eval_emi.util.files import write_atomically
-from lmms_eval_emi.util.printing import printable
-from lmms_eval_emi.util.wording import shorten
+from lmms_eval_emi.util.imports import extra
+from lmms_eval_emi.util.printing import printable, shorten
 from lmms_eval_emi.version import __version__
 
 if TYPE_CHECKING:

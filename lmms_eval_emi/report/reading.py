@@ -30,8 +30,7 @@ from lmms_eval_emi.scoring.rows import (
     read_entries,
     read_rows,
 )
-from lmms_eval_emi.util.documents import parse_model
-from lmms_eval_emi.util.files import visible_files
+from lmms_eval_emi.util.files import parse_model, visible_files
 
 if TYPE_CHECKING:
     from lmms_eval_emi.report.sections import Section

@@ -23,12 +23,11 @@ import numpy as np
 from lmms_eval_emi.core.correlation import MEASURES, Correlation, correlate, lead
 from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
 from lmms_eval_emi.core.totals import ClusterTotals, Function, mean, ratio
-from lmms_eval_emi.data.sample import id_text
+from lmms_eval_emi.data.rows import id_text
 from lmms_eval_emi.errors import InputError, ResultsError
 from lmms_eval_emi.scoring.result import CHEAP_DRAWS
 from lmms_eval_emi.scoring.rows import SplitRows, jackknives_of, read_results, read_rows, to_jackknife
-from lmms_eval_emi.util.documents import Document, Interval, Plain
-from lmms_eval_emi.util.files import parse_json
+from lmms_eval_emi.util.files import Document, Interval, Plain, parse_json
 
 log = logging.getLogger("lmms_eval_emi")
 

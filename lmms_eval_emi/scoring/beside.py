@@ -25,7 +25,7 @@ from lmms_eval_emi.core.emi import (
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.cosine import Cosine
 from lmms_eval_emi.estimators.reference_r2 import ReferenceR2
-from lmms_eval_emi.util.documents import Interval, Plain
+from lmms_eval_emi.util.files import Interval, Plain
 
 BESIDE = {measure.kind: measure for measure in (Cosine(), ReferenceR2())}
 MOST_ROWS = 500  # rows of the largest split for R², which takes minutes for more

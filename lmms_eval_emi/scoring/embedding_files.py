@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lmms_eval_emi.core.embeddings import Embeddings
-from lmms_eval_emi.data.sample import row_key
+from lmms_eval_emi.data.rows import row_key
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import InputError, ResultsError
 from lmms_eval_emi.util.files import read_json, to_json, write_atomically

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmms_eval_emi.data.flat import read_rows
-from lmms_eval_emi.data.flat.image_table import is_image_table, with_images_of
+from lmms_eval_emi.data.flat import is_image_table, read_rows, with_images_of
 from lmms_eval_emi.data.images import content_key
-from lmms_eval_emi.data.sample import Sample, id_text
+from lmms_eval_emi.data.rows import Sample, id_text
 from lmms_eval_emi.data.study import Columns, DatasetSpec, Shift, SplitSpec, Study
 from lmms_eval_emi.errors import ImageError, ResponsesError
 from lmms_eval_emi.scoring.join import StudySamples, add_rows, refuse_unless

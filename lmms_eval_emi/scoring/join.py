@@ -18,8 +18,7 @@ from lmms_eval_emi.data.responses import (
     find_responses,
     responses_of_study,
 )
-from lmms_eval_emi.data.rows import column_values, image_roots, to_samples
-from lmms_eval_emi.data.sample import RowKey, Sample, id_text, row_key
+from lmms_eval_emi.data.rows import RowKey, Sample, column_values, id_text, image_roots, row_key, to_samples
 from lmms_eval_emi.data.study import BUILT_IN, Study
 from lmms_eval_emi.errors import ResponsesError
 from lmms_eval_emi.settings import Settings, load_settings

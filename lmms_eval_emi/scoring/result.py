@@ -25,18 +25,17 @@ from lmms_eval_emi.core.emi import (
     shared_clusters,
 )
 from lmms_eval_emi.core.exchange_test import DivergenceTest
-from lmms_eval_emi.core.jackknife import FEWEST_CLUSTERS, Jackknife, combine
-from lmms_eval_emi.core.multiple import ALPHA, adjust, verdict
+from lmms_eval_emi.core.jackknife import ALPHA, FEWEST_CLUSTERS, Jackknife, adjust, combine, verdict
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
-from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.response_text import KINDS, counts_by_kind
+from lmms_eval_emi.data.rows import Sample
 from lmms_eval_emi.data.study import BUILT_IN, SHIFT_MODALITIES, Shift, Study
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.base import Estimator
 from lmms_eval_emi.estimators.fitness import EstimatorFit, fitness
 from lmms_eval_emi.scoring.beside import BesideResult, measures_beside
-from lmms_eval_emi.scoring.degenerate import KINDS, counts_by_kind
 from lmms_eval_emi.settings import Settings
-from lmms_eval_emi.util.documents import Document, Interval, Plain
+from lmms_eval_emi.util.files import Document, Interval, Plain
 
 # The smallest EMID in the published synthetic results that differs from 0 by the residuals of an additive fit
 # of visual and textual shifts (llava-v1.5-13b; docs/statistics.md). It is the smallest loss that could be detected

@@ -24,17 +24,19 @@ from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import MOST_CLUSTERS, MOST_RECOMPUTED, cluster_hash, clusters_of, shared_clusters
 from lmms_eval_emi.core.jackknife import Jackknife
 from lmms_eval_emi.data.images import content_key, open_image, to_rgb
-from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.rows import Sample
 from lmms_eval_emi.errors import ImageError, ResultsError
 from lmms_eval_emi.scoring.join import StudySamples
 from lmms_eval_emi.scoring.result import RowsReference, SplitScores, StudyResult
-from lmms_eval_emi.util.documents import (
+from lmms_eval_emi.util.files import (
     Document,
     Plain,
+    parse_json,
     parse_model,
     read_document,
+    to_json,
+    write_atomically,
 )
-from lmms_eval_emi.util.files import parse_json, to_json, write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
 RESULTS = "results of lmms-eval-emi score"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from lmms_eval_emi.data.study import SHIFT_MODALITIES
 from lmms_eval_emi.scoring.beside import BesideResult, disagreements
 from lmms_eval_emi.scoring.result import SplitResult, StudyResult
-from lmms_eval_emi.util.wording import MARK, NOTHING, number, table, with_error
+from lmms_eval_emi.util.printing import MARK, NOTHING, number, table, with_error
 
 FEW_ROWS = 30  # rows of a split; fewer say little
 UNFIT = "?"  # behind an EMI that the estimator is not fit for

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lmms_eval_emi.errors import EMIError
 from lmms_eval_emi.shifts.apply import Step, shift_image, shift_text, shiftable
 from lmms_eval_emi.shifts.operators import RefusedError, ShiftOptions
-from lmms_eval_emi.util.extras import extra
+from lmms_eval_emi.util.imports import extra
 
 THUMB, LABEL, GAP, MARGIN = 224, 170, 8, 24
 WIDTH = 2 * MARGIN + LABEL + 5 * (THUMB + GAP)

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from lmms_eval_emi.errors import EndpointError
-from lmms_eval_emi.util.extras import extra
-from lmms_eval_emi.util.printing import one_line
-from lmms_eval_emi.util.redact import HIDDEN, redact
+from lmms_eval_emi.util.imports import extra
+from lmms_eval_emi.util.printing import HIDDEN, one_line, redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

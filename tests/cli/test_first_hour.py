@@ -25,7 +25,7 @@ from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.estimators import load_estimator
 from lmms_eval_emi.harness.common import SUITE
 from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, check, missing_package, studies_of
-from lmms_eval_emi.scoring.preflight import load_instruments
+from lmms_eval_emi.scoring.pipeline import load_instruments
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.shifts.apply import parse_steps
 from lmms_eval_emi.shifts.contact_sheet import CHANGED, contact_sheet

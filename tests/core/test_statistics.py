@@ -13,8 +13,7 @@ from lmms_eval_emi.core import correlation
 from lmms_eval_emi.core.conventions import EXPONENTS
 from lmms_eval_emi.core.correlation import MEASURES, correlate, operator_interval
 from lmms_eval_emi.core.exchange_test import PairedKernels
-from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
-from lmms_eval_emi.core.multiple import adjust, verdict
+from lmms_eval_emi.core.jackknife import Jackknife, adjust, combine, difference, verdict
 from lmms_eval_emi.estimators import CLUB, KSG, InfoNCE
 
 IMAGES, ROWS = 10, 3

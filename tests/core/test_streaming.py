@@ -14,7 +14,7 @@ from lmms_eval_emi.core import emi as information
 from lmms_eval_emi.core import streaming
 from lmms_eval_emi.core.streaming import SplitStatistics, bound_of, emid_of
 from lmms_eval_emi.estimators import CLUB
-from lmms_eval_emi.estimators.card import Assignment
+from lmms_eval_emi.estimators.base import Assignment
 from lmms_eval_emi.estimators.club_free import FreeCLUB
 from lmms_eval_emi.estimators.crossfit import CrossFitted
 
@@ -44,7 +44,7 @@ def estimators():
 
 
 def _keys(row):
-    from lmms_eval_emi.estimators.card import row_to_keys
+    from lmms_eval_emi.estimators.base import row_to_keys
 
     return row_to_keys(("row", str(row)), None)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lmms_eval_emi.core.multiple import adjust
+from lmms_eval_emi.core.jackknife import adjust
 from lmms_eval_emi.core.totals import ClusterTotals, exchange_test, f1, mean, ratio, relabel_test
 
 

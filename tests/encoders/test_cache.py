@@ -13,7 +13,7 @@ import pytest
 import tinyhub as builder
 
 import lmms_eval_emi.encoders.cache as module
-from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.rows import Sample
 from lmms_eval_emi.encoders import load_encoders
 from lmms_eval_emi.encoders.cache import EmbeddingCache
 from lmms_eval_emi.errors import SampleError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lmms_eval_emi.encoders.checkpoint import Checkpoint, fingerprint
+from lmms_eval_emi.encoders.base import Checkpoint, fingerprint
 from lmms_eval_emi.errors import UnavailableError
 
 

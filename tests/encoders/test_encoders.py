@@ -12,10 +12,10 @@ import tinyhub as builder
 import torch
 from PIL import Image
 
-from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.rows import Sample
 from lmms_eval_emi.encoders import load_encoders, load_text_encoder, load_vision_encoder
 from lmms_eval_emi.encoders.base import encode_batches, resolve_device
-from lmms_eval_emi.encoders.preprocessing import Preprocessing
+from lmms_eval_emi.encoders.vision import Preprocessing
 from lmms_eval_emi.errors import SampleError, UnavailableError
 from lmms_eval_emi.scoring.embed import embed_splits
 
@@ -494,5 +494,5 @@ def test_encoders_of_unequal_width_are_refused_with_the_pairs_that_fit(in_tinyhu
 
 
 def test_a_checkpoint_of_no_known_kind_is_refused_with_the_known_ones(in_tinyhub):
-    with pytest.raises(UnavailableError, match=r"of the kind 'clip'; known are mean, xlm-roberta"):
+    with pytest.raises(UnavailableError, match=r"of the kind 'clip'; known are xlm-roberta, mean"):
         load_text_encoder(VISION, "cpu")

@@ -10,7 +10,7 @@ import torch
 
 from lmms_eval_emi import Embeddings, emi, emid, load_estimator
 from lmms_eval_emi.estimators import CLUB, KSG, CrossFitted
-from lmms_eval_emi.estimators.card import Assignment, row_to_keys
+from lmms_eval_emi.estimators.base import Assignment, row_to_keys
 from lmms_eval_emi.estimators.fitness import fitness
 from lmms_eval_emi.estimators.training import TrainingOptions, embeddings_to_pairs, too_few, train_estimator
 

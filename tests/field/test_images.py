@@ -91,7 +91,7 @@ def test_drawings_on_a_transparent_ground_differ():
 
 
 def test_one_picture_in_two_compressions_is_one_image(in_tinyhub):
-    from lmms_eval_emi.data.sample import Sample
+    from lmms_eval_emi.data.rows import Sample
     from lmms_eval_emi.encoders import load_encoders
     from lmms_eval_emi.scoring.embed import embed_splits
 

@@ -10,7 +10,7 @@ import pytest
 
 from lmms_eval_emi.data.response_text import TAGS, is_failed_request, without_thoughts
 from lmms_eval_emi.data.responses import find_responses
-from lmms_eval_emi.data.sample import Sample, row_key
+from lmms_eval_emi.data.rows import Sample, row_key
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.errors import ResponsesError
 from lmms_eval_emi.util.journal import Answers, Request

@@ -10,8 +10,7 @@ import pytest
 
 from lmms_eval_emi.cli.commands import main
 from lmms_eval_emi.slices.judge.prompt import read_scores
-from lmms_eval_emi.util.printing import CONTROL, one_line, printable
-from lmms_eval_emi.util.redact import redact
+from lmms_eval_emi.util.printing import CONTROL, one_line, printable, redact
 
 TITLE = "\x1b]0;owned\x07"
 
@@ -66,9 +65,8 @@ def test_what_only_looks_like_a_secret_stays(plain):
 @pytest.mark.parametrize("character", [*string.printable, "é", "中", "\x1b"])
 def test_no_pattern_takes_more_than_linear_steps(character):
     """A bound of calls, not of time: a pattern that goes back and forth would not end within any patience."""
-    from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
-    from lmms_eval_emi.data.sample import Sample
-    from lmms_eval_emi.scoring.degenerate import degenerate_kind
+    from lmms_eval_emi.data.response_text import degenerate_kind, is_failed_request, without_thoughts
+    from lmms_eval_emi.data.rows import Sample
 
     long = character * 100_000
     for text in (long, f"8 6{long}", f"8 6 {long}", f"key={long}", f"<think>{long}"):

@@ -566,7 +566,7 @@ def test_wandb_gets_the_scores_of_a_run_that_logs_there(monkeypatch):
     import sys
     from types import SimpleNamespace
 
-    from lmms_eval_emi.report.trackers import COLUMNS, log_result
+    from lmms_eval_emi.harness.common import COLUMNS, log_result
 
     logged = {}
     fake = SimpleNamespace(

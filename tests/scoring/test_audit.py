@@ -9,7 +9,7 @@ import pytest
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.data.responses.llava import write_response_file
-from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.rows import Sample
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.scoring.audit import RESPONDERS, Rows, responses_of
 from lmms_eval_emi.shifts.at_load import load_splits
@@ -160,7 +160,7 @@ class _Constant:
 
 def test_an_estimate_that_depends_on_the_number_of_images_is_marked(make_embeddings):
     from lmms_eval_emi import load_estimator
-    from lmms_eval_emi.scoring.reliability import reliability
+    from lmms_eval_emi.scoring.audit import reliability
 
     embeddings = make_embeddings(0, 60)
     found = reliability(embeddings, _Constant())

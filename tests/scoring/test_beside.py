@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import emi
-from lmms_eval_emi.data.sample import Sample
+from lmms_eval_emi.data.rows import Sample
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators import load_estimator

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from lmms_eval_emi.data.sample import Sample
-from lmms_eval_emi.scoring.degenerate import degenerate_kind
+from lmms_eval_emi.data.response_text import degenerate_kind
+from lmms_eval_emi.data.rows import Sample
 
 QUESTION = "What is the person in the yellow shirt doing at the back of the taxi?"
 REFERENCE = "The man is ironing clothes on an ironing board that is attached to the roof of a moving taxi."

@@ -251,7 +251,7 @@ def test_two_ranks_read_a_store_in_parts(in_tinyhub, tmp_path):
 def test_an_error_of_one_rank_ends_all(in_tinyhub, tmp_path):
     code = """
 import sys
-from lmms_eval_emi.scoring.distributed import gather_results, process_group, rank
+from lmms_eval_emi.scoring.embed import gather_results, process_group, rank
 def work():
     if rank() == 1:
         raise ValueError("this rank's disk is full")

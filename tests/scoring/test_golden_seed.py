@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lmms_eval_emi import Embeddings, emi, emid, emid_bound, load_estimator
-from lmms_eval_emi.core.multiple import adjust
+from lmms_eval_emi.core.jackknife import adjust
 from lmms_eval_emi.estimators.club import CLUB
 
 GOLDEN = Path(__file__).with_name("golden_seed.json")

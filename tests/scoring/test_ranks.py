@@ -9,7 +9,7 @@ import pytest
 
 from lmms_eval_emi.cli.commands import main
 from lmms_eval_emi.errors import ResultsError
-from lmms_eval_emi.scoring.ranks import RowScores, rank, read_row_scores
+from lmms_eval_emi.scoring.compare import RowScores, rank, read_row_scores
 
 
 def made(accuracies, n=200, seed=0):

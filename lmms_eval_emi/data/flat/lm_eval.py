@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.data.responses.base import first_record, read_lines
+from lmms_eval_emi.data.responses import first_record, read_lines
 from lmms_eval_emi.errors import ResponsesError
 
 NAME = re.compile(r"samples_(?P<task>.+)_\d{4}-\d{2}-\d{2}T[\d.:-]+\.jsonl")

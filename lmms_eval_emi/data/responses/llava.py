@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.data.responses.base import ModelResponses, SplitResponses, by_model, collect
+from lmms_eval_emi.data.responses import ModelResponses, SplitResponses, by_model, collect
 from lmms_eval_emi.data.study import BUILT_IN, Study, load_study
 from lmms_eval_emi.errors import ResponsesError
 from lmms_eval_emi.util.files import visible_files, write_atomically
-from lmms_eval_emi.util.wording import shorten
+from lmms_eval_emi.util.printing import shorten
 
 SAVED = "emi_responses"  # how the folder ends in which a run of a harness saves its responses
 

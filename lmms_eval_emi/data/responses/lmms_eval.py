@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmms_eval_emi.data.responses.base import ModelResponses, SplitResponses, collect
+from lmms_eval_emi.data.responses import ModelResponses, SplitResponses, collect
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.util.files import visible_files
 

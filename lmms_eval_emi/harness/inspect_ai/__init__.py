@@ -106,7 +106,7 @@ def _keep(image: str) -> str:
 
 @lru_cache(maxsize=4)
 def _instruments(estimator: str, text_only: bool) -> Any:
-    from lmms_eval_emi.scoring.preflight import load_instruments
+    from lmms_eval_emi.scoring.pipeline import load_instruments
     from lmms_eval_emi.settings import load_settings
 
     return load_instruments(load_settings(), [estimator], text_only=text_only)

@@ -7,6 +7,7 @@ aggregates the first metric. So the first aggregation on rank 0 knows the respon
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import shutil
@@ -16,9 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_eval.api.group import Group
+from lm_eval.config.group import AggMetricConfig
+from lm_eval.tasks import TaskManager
+
 from lmms_eval_emi.data.responses.llava import SAVED, write_response_file
 from lmms_eval_emi.data.study import Study
-from lmms_eval_emi.harness.common import write_outcome
+from lmms_eval_emi.harness.common import group_scores, write_outcome
 from lmms_eval_emi.scoring.join import StudySamples, add_rows
 from lmms_eval_emi.settings import load_settings
 from lmms_eval_emi.util.printing import printable
@@ -33,6 +38,7 @@ log = logging.getLogger("lmms_eval_emi")
 _local = threading.local()
 _run_of_task: dict[str, Run] = {}  # for what other ranks send
 _footers: list[str] = []
+METRICS = ("emi", "emid", "emid_bound")
 
 
 @atexit.register
@@ -161,3 +167,75 @@ def enrol(name: str, model: str, task_of_run: OwnTask) -> Run:
 def current_run() -> Run | None:
     """Return the run of this thread."""
     return getattr(_local, "run", None)
+
+
+class StudyGroup(Group):  # type: ignore[misc]
+    """Shows means over its shifts. lm_eval's own would take the shifts, which share the ID split, for independent.
+
+    Args:
+        config: fields of the group's YAML file; its metadata names members, studies and modality.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        metadata = dict(config["metadata"])
+        super().__init__(
+            name=config["task"],
+            metadata=metadata,
+            aggregate_metric_list=[AggMetricConfig(metric) for metric in METRICS],
+        )
+        fields = ("emi_members", "emi_studies", "emi_modality", "version", "config_source")
+        given = {key: value for key, value in metadata.items() if key not in fields}
+        folder = str(Path(metadata["config_source"]).parent)
+        manager = TaskManager(include_path=folder, include_defaults=False, metadata=given)
+        for task in manager.load(list(metadata["emi_members"]))["tasks"].values():
+            self.add(task)
+
+    def aggregate(self, task_metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Return the group's row of the table, from the results of our run.
+
+        Args:
+            task_metrics: metrics of all tasks by name, after every one was aggregated.
+        """
+        for name in self.child_names:  # an error of the error, which lm_eval adds
+            for key in [key for key in task_metrics.get(name, {}) if "_stderr_stderr," in key]:
+                del task_metrics[name][key]
+        run, metadata = current_run(), self.metadata or {}
+        results = [(run.results or {}).get(study) for study in metadata["emi_studies"]] if run else []
+        scores = group_scores([result for result in results if result], metadata["emi_modality"])
+        rows = sum(int(task_metrics.get(name, {}).get("sample_len", 0)) for name in self.child_names)
+        found: dict[str, Any] = {"alias": self.name, "name": self.name, "sample_len": rows}
+        for name, value in scores.items():
+            if name.removesuffix("_stderr") in METRICS:
+                found[f"{name},none"] = "N/A" if value is None else float(value)
+        return found
+
+
+def write_results_beside() -> None:
+    """Let our files be written beside those of lm_eval.
+
+    Relies on: ``EvaluationTracker.save_results_aggregated`` sets ``date_id`` and ``general_config_tracker`` has
+    ``model_name_sanitized``, from which the names of its files are made.
+    """
+    from lm_eval.loggers import EvaluationTracker
+
+    original = EvaluationTracker.save_results_aggregated
+    if getattr(original, "adds_lmms_eval_emi", False):
+        return
+
+    @functools.wraps(original)
+    def save(tracker: Any, *args: Any, **options: Any) -> Any:
+        found = original(tracker, *args, **options)
+        run = current_run()
+        if run is None or run.results is None or not tracker.output_path or not hasattr(tracker, "date_id"):
+            return found
+        path = Path(tracker.output_path)
+        name = str(tracker.general_config_tracker.model_name_sanitized)
+        folder = path.parent if path.suffix == ".json" else path / name
+        try:
+            run.write_beside(folder, str(tracker.date_id))
+        except OSError as error:
+            log.error("the files of lmms_eval_emi could not be written to %s: %s", folder, error)
+        return found
+
+    save.adds_lmms_eval_emi = True  # type: ignore[attr-defined]
+    EvaluationTracker.save_results_aggregated = save

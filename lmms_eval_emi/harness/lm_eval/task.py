@@ -14,8 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 from lmms_eval_emi.data.rows import with_encoded_images
 from lmms_eval_emi.data.study import Study, load_study
 from lmms_eval_emi.harness.common import image_of, with_suffix
-from lmms_eval_emi.harness.lm_eval.run import Item, OwnTask, Run, enrol
-from lmms_eval_emi.harness.lm_eval.tracker import write_results_beside
+from lmms_eval_emi.harness.lm_eval.run import Item, OwnTask, Run, enrol, write_results_beside
 from lmms_eval_emi.shifts.at_load import load_splits
 
 if TYPE_CHECKING:

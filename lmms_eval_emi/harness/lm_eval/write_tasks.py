@@ -66,6 +66,6 @@ def task_files(studies: Sequence[Study]) -> dict[str, str]:
         owners, modality = group_owners(name, studies, suite)
         tasks = [task for study in studies for task in groups([study], None)[study.group]] if name == suite else members
         metadata = {"version": 1.0, "emi_members": tasks, "emi_studies": owners, "emi_modality": modality}
-        fields = {"task": name, "class": function(f"{PACKAGE}.group.StudyGroup"), "metadata": metadata}
+        fields = {"task": name, "class": function(f"{PACKAGE}.run.StudyGroup"), "metadata": metadata}
         files[f"{name}.yaml"] = dump(fields)
     return files

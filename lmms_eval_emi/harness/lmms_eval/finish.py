@@ -22,8 +22,8 @@ from lmms_eval_emi.data.responses.lmms_eval import samples_name
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.common import write_outcome
-from lmms_eval_emi.harness.lmms_eval.compat import frames, run_files
-from lmms_eval_emi.harness.lmms_eval.partial_responses import writable_folder
+from lmms_eval_emi.harness.lmms_eval.compat import evaluation
+from lmms_eval_emi.harness.lmms_eval.run import writable_folder
 from lmms_eval_emi.harness.lmms_eval.write_tasks import portable_study
 from lmms_eval_emi.scoring.join import StudySamples, add_rows
 from lmms_eval_emi.settings import load_settings
@@ -54,11 +54,11 @@ def finish(run: Run, args: object) -> dict[str, StudyResult]:
     Raises:
         RuntimeError: the studies could not be scored; the message says where the responses are and how to continue.
     """
-    model = run_files.model_name(args)
+    model = evaluation.model_name(args)
     saved, entries = save_responses(run, args, model)
     folder, stamp = saved.parent, saved.name.removesuffix(f"_{SAVED}")
     try:
-        named, stamp_of_run = folder_of_run(args), frames.run_stamp(args)
+        named, stamp_of_run = folder_of_run(args), evaluation.run_stamp(args)
         target = _unused(named / f"{stamp_of_run}_{SAVED}")
         saved.rename(target)
         flush_folder(target.parent)
@@ -145,7 +145,7 @@ def _study_with_variants(run: Run, study: Study) -> Study:
 
 def folder_of_run(args: object) -> Path:
     """Return the folder in which the harness has its files of this run, or one in the cache."""
-    output, below = run_files.output_path(args), run_files.run_folder(args)
+    output, below = evaluation.output_path(args), evaluation.run_folder(args)
     for folder in (*([output / below] if output else []), load_settings().cache / "runs" / (below or "model")):
         try:
             check_folder_writable(folder)
@@ -188,7 +188,7 @@ def score_studies(
 
 def _show(run: Run, scored: Scored, folder: Path, stamp: str, responses: Path) -> str:
     """Write a result and its report; what goes wrong here costs no score. Returns what is printed under the table."""
-    from lmms_eval_emi.report.trackers import log_result
+    from lmms_eval_emi.harness.common import log_result
 
     name, lines = scored.result.shift, []
     try:

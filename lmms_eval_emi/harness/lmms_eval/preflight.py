@@ -11,7 +11,7 @@ import yaml
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.errors import InputError, StudyError, UnavailableError
 from lmms_eval_emi.harness.lmms_eval.compat import launch, task_index
-from lmms_eval_emi.scoring.preflight import preflight
+from lmms_eval_emi.scoring.pipeline import preflight
 from lmms_eval_emi.settings import is_offline, load_settings
 from lmms_eval_emi.shifts.at_load import load_splits
 

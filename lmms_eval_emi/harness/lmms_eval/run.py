@@ -8,8 +8,12 @@ runs in one process and any number of threads never share it.
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import re
+import shutil
+import tempfile
 import threading
 import time
 import weakref
@@ -17,26 +21,43 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from loguru import logger
 
 from lmms_eval_emi.data.images import encoded_image
+from lmms_eval_emi.data.responses.lmms_eval import PARTS, samples_name
 from lmms_eval_emi.data.rows import check_columns, image_roots, stale_cache
 from lmms_eval_emi.data.study import Study
 from lmms_eval_emi.errors import ImageError, StudyError
-from lmms_eval_emi.harness.lmms_eval.compat import frames, launch, run_files
-from lmms_eval_emi.harness.lmms_eval.partial_responses import PartialResponses
+from lmms_eval_emi.harness.lmms_eval.compat import evaluation, launch
 from lmms_eval_emi.harness.lmms_eval.preflight import RunStopped, check_environment
 from lmms_eval_emi.settings import load_settings
-from lmms_eval_emi.util.files import encodable
+from lmms_eval_emi.util.files import check_folder_writable, encodable
 
 if TYPE_CHECKING:
     import datasets
 
     from lmms_eval_emi.scoring.result import SplitResult, StudyResult
 
+_needed = True
 MOST_RUNS = 16  # runs kept in memory; a server may start any number
+# Runs are found by their task objects, or else by the thread that loaded them.
+_runs: list[Run] = []
+_run_of_thread: dict[int, Run] = {}
+_run_of_task: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+@contextmanager
+def without_partial_responses() -> Iterator[None]:
+    """Disable partial response files inside the block, because a journal keeps the responses."""
+    global _needed
+    _needed = False
+    try:
+        yield
+    finally:
+        _needed = True
 
 
 class Item(dict[str, Any]):
@@ -98,21 +119,21 @@ class TaskOfRun:
 
     def wants_scores(self) -> bool:
         """Return whether the run is to score it, and not only to generate its responses."""
-        return not run_files.only_generates(self.task)
+        return not evaluation.only_generates(self.task)
 
 
 class Run:
     """State of one call of ``simple_evaluate`` in this process."""
 
-    def __init__(self, evaluation: int) -> None:
-        self.evaluation = evaluation
+    def __init__(self, number: int) -> None:
+        self.evaluation = number
         self.tasks: dict[str, TaskOfRun] = {}
         self.items: dict[tuple[str, int, str], Item] = {}
         self.begun = False
         self.results: dict[str, StudyResult] | None = None  # results by study, once scored
         self.influence: dict[tuple[str, str], dict[int, float]] = {}  # psi by row, of every study and split
         self.lock = threading.RLock()
-        self.parts = PartialResponses(frames.arguments_of_evaluation())
+        self.parts = PartialResponses(evaluation.arguments_of_evaluation())
         self.unwritten: set[str] = set()  # studies whose results could not be written
         self.seconds = dict.fromkeys(
             ("loading", "responses", "scoring"), 0.0
@@ -233,29 +254,22 @@ class Run:
         return self._scores_of(task_of_run) if task_of_run else None
 
 
-# Runs are found by their task objects, or else by the thread that loaded them.
-_runs: list[Run] = []
-_run_of_thread: dict[int, Run] = {}
-_run_of_task: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
-
-
 def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
     """Add the task of a split to the current run of this thread, or to a new run if that one has begun.
 
     Raises:
         RunStopped: as :meth:`Run.open_task`.
     """
-    caller = frames.calling_task()
+    caller = evaluation.calling_task()
     name = caller.name if caller else study.task_name(split)
-    evaluation = caller.evaluation if caller else 0
+    number = caller.evaluation if caller else 0
     launch.note_loaded()
     with _lock:
         run = _run_of_thread.get(threading.get_ident())
         # A task that is asked for by its name and in a group is loaded twice, and is one task of the run.
-        again = run is not None and name in run.tasks and not evaluation
-        if run is None or run.begun or again or run.evaluation != evaluation:
-            run = Run(evaluation)
+        again = run is not None and name in run.tasks and not number
+        if run is None or run.begun or again or run.evaluation != number:
+            run = Run(number)
             _run_of_thread[threading.get_ident()] = run
             _runs.append(run)
             del _runs[:-MOST_RUNS]
@@ -270,7 +284,7 @@ def open_task(study: Study, split: str, dataset: datasets.Dataset) -> TaskOfRun:
 
 def find_run(task: str | None = None) -> Run | None:
     """Return the run whose hook is being called: of the calling task, of this thread, or the latest with such a task."""
-    caller = frames.calling_task()
+    caller = evaluation.calling_task()
     if caller is not None and caller.task in _run_of_task:
         return _run_of_task[caller.task]
     known_run = _run_of_thread.get(threading.get_ident())
@@ -325,3 +339,94 @@ def _check_rows(study: Study, split: str, dataset: datasets.Dataset) -> None:
 
 
 launch.add_score_check(tasks_without_scores)
+
+
+class PartialResponses:
+    """The responses of a plain run on the disk as they come in, rank by rank, until the run has saved them itself.
+
+    They lie in ``{output_path}/{run}.emi_parts/``, as samples files that ``score`` reads. The end of a run that got that
+    far writes all responses elsewhere, and removes them.
+
+    Args:
+        args: the command line's namespace, as far as it is known when the run begins.
+    """
+
+    def __init__(self, args: object = None) -> None:
+        self.folder: Path | None = None
+        self._files: dict[str, IO[str]] = {}
+        self._lock = threading.Lock()
+        self._stamp = time.strftime("%Y%m%d_%H%M%S")
+        self._failed = False
+        if args is not None and launch.ranks() > 1 and launch.is_main_process():
+            self._set_aside(args)
+
+    def _set_aside(self, args: object) -> None:
+        """Rename what an earlier run of this name has left, before the other ranks begin."""
+        output = evaluation.output_path(args)
+        folder = output / f"{self._name()}{PARTS}" if output else None
+        try:
+            if folder is not None and folder.is_dir():
+                folder.rename(folder.with_name(f"{self._stamp}-{os.getpid()}-earlier{PARTS}"))
+        except OSError as error:
+            self._failed = True
+            logger.warning(
+                f"{folder} of an earlier run cannot be set aside: {error}. Responses are saved at the end of the run."
+            )
+
+    def write(self, task: str, row: int, response: str) -> None:
+        """Add a response. Never raises: what cannot be written costs no run."""
+        if not _needed or self._failed:
+            return
+        with self._lock:
+            try:
+                file = self._files.get(task) or self._open(task)
+                file.write(json.dumps({"doc_id": row, "filtered_resps": response}, ensure_ascii=False) + "\n")
+                file.flush()
+            except Exception as error:
+                self._failed = True
+                logger.warning(
+                    f"Responses cannot be written as they come in: {error}. They are saved at the end of the run."
+                )
+
+    def _open(self, task: str) -> IO[str]:
+        if self.folder is None:
+            caller = evaluation.calling_task()
+            self.folder = (
+                writable_folder(evaluation.arguments_of(caller.task) if caller else None) / f"{self._name()}{PARTS}"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = samples_name(f"rank-{launch.rank():05d}", task)
+        self._files[task] = (self.folder / name).open("a", encoding="utf-8")
+        return self._files[task]
+
+    def _name(self) -> str:
+        """Return one name on all ranks, which share the address of their launcher and the number of their job."""
+        if launch.ranks() == 1:
+            return f"{self._stamp}-{os.getpid()}"
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+        known = [value for name in names if (value := os.environ.get(name))]
+        return "-".join(["ranks", *(re.sub(r"[^\w.]+", "_", value) for value in known)])
+
+    def remove(self) -> None:
+        """Remove the parts once all responses of the run are saved elsewhere."""
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+            if self.folder is not None and launch.is_main_process():
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def writable_folder(args: object) -> Path:
+    """Return the output folder of the run, or else the cache, or else a temporary folder."""
+    output = evaluation.output_path(args)
+    for choose in (lambda: output, lambda: load_settings().cache / "runs"):
+        try:
+            folder = choose()  # type: ignore[no-untyped-call]
+            if folder is None:
+                continue
+            check_folder_writable(folder)
+            return folder
+        except Exception as error:
+            logger.error(f"The files of this run cannot be written where they belong: {error}")
+    return Path(tempfile.mkdtemp(prefix="lmms_eval_emi-"))

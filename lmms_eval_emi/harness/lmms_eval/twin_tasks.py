@@ -14,7 +14,7 @@ from lmms_eval_emi.data.columns import find_image_columns, holds_text
 from lmms_eval_emi.errors import ShiftError, StudyError
 from lmms_eval_emi.harness.lmms_eval.compat import task_index
 from lmms_eval_emi.shifts import twins
-from lmms_eval_emi.util.wording import suggest
+from lmms_eval_emi.util.printing import suggest
 
 if TYPE_CHECKING:
     import datasets

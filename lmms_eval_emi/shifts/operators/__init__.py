@@ -18,9 +18,8 @@ import numpy as np
 
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.settings import Settings
-from lmms_eval_emi.util.discovery import modules_in
-from lmms_eval_emi.util.extras import extra
-from lmms_eval_emi.util.wording import suggest
+from lmms_eval_emi.util.imports import extra, modules_in
+from lmms_eval_emi.util.printing import suggest
 
 Family = Literal["visual", "text"]
 PACKAGES: dict[Family, str] = {

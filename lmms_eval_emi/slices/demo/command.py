@@ -23,10 +23,10 @@ from tqdm import tqdm
 from lmms_eval_emi.cli.options import new_parser
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval.compat import launch
-from lmms_eval_emi.util.wording import number, table, with_error
+from lmms_eval_emi.util.printing import number, table, with_error
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.data.sample import Sample
+    from lmms_eval_emi.data.rows import Sample
     from lmms_eval_emi.scoring.join import StudySamples
     from lmms_eval_emi.scoring.result import StudyResult
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import InputError, ResultsError
-from lmms_eval_emi.util.wording import NOTHING, table, with_error
+from lmms_eval_emi.util.printing import NOTHING, table, with_error
 
 if TYPE_CHECKING:
     from lmms_eval_emi.scoring.agreement import Agreement, OutsideScores, ResultToCompare

@@ -21,10 +21,10 @@ from lmms_eval_emi.cli.options import (
 )
 from lmms_eval_emi.errors import EndpointError, ImageError, OutputError
 from lmms_eval_emi.settings import Settings
-from lmms_eval_emi.util.wording import table, with_error
+from lmms_eval_emi.util.printing import table, with_error
 
 if TYPE_CHECKING:
-    from lmms_eval_emi.data.sample import Sample
+    from lmms_eval_emi.data.rows import Sample
     from lmms_eval_emi.scoring.join import StudySamples
     from lmms_eval_emi.slices.judge.client import VerdictRequest
 
@@ -182,8 +182,7 @@ def _is_summary(path: Path) -> bool:
 
 
 def _wanted(entry: StudySamples, args: argparse.Namespace, settings: Settings) -> list[VerdictRequest]:
-    from lmms_eval_emi.data.rows import column_values
-    from lmms_eval_emi.data.sample import id_text
+    from lmms_eval_emi.data.rows import column_values, id_text
     from lmms_eval_emi.shifts.at_load import load_splits
     from lmms_eval_emi.slices.judge.client import VerdictRequest
     from lmms_eval_emi.slices.judge.prompt import ORDERS, Case

@@ -18,8 +18,8 @@ from lmms_eval_emi.errors import InputError, StudyError
 from lmms_eval_emi.scoring.agreement import OutsideScores, number_of_score
 from lmms_eval_emi.scoring.flat import join_tables
 from lmms_eval_emi.settings import Settings
-from lmms_eval_emi.util.documents import problems_of
-from lmms_eval_emi.util.wording import shorten
+from lmms_eval_emi.util.files import problems_of
+from lmms_eval_emi.util.printing import shorten
 
 if TYPE_CHECKING:
     import datasets

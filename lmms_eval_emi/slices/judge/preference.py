@@ -19,7 +19,7 @@ from lmms_eval_emi.core.totals import ClusterTotals, mean, ratio
 from lmms_eval_emi.scoring.agreement import OutsideScores
 from lmms_eval_emi.slices.judge.prompt import ORDERS
 from lmms_eval_emi.slices.judge.verdicts import Verdict
-from lmms_eval_emi.util.documents import Document, Interval, Plain
+from lmms_eval_emi.util.files import Document, Interval, Plain
 
 TIE = 1e-9
 

@@ -15,8 +15,7 @@ from pydantic import ValidationError, ValidationInfo, field_serializer, field_va
 
 from lmms_eval_emi.errors import EndpointError, InputError
 from lmms_eval_emi.slices.judge.prompt import Order
-from lmms_eval_emi.util.documents import Plain, problems_of
-from lmms_eval_emi.util.files import check_folder_writable, encodable, parse_json
+from lmms_eval_emi.util.files import Plain, check_folder_writable, encodable, parse_json, problems_of
 from lmms_eval_emi.util.lock import Lock, LockedError
 
 log = logging.getLogger("lmms_eval_emi")

@@ -37,7 +37,7 @@ from lmms_eval_emi.scoring.embedding_files import (
     to_parquet,
 )
 from lmms_eval_emi.scoring.join import StudySamples
-from lmms_eval_emi.scoring.preflight import load_instruments
+from lmms_eval_emi.scoring.pipeline import load_instruments
 from lmms_eval_emi.settings import PREFIX, Settings
 from lmms_eval_emi.shifts.at_load import load_splits
 from lmms_eval_emi.util.files import content_hexdigest

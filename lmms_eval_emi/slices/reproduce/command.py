@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.data.study import BUILT_IN
-from lmms_eval_emi.util.wording import table
+from lmms_eval_emi.util.printing import table
 
 MODELS = ("llava-v1.5-13b", "llava-v1.6-vicuna-13b")
 

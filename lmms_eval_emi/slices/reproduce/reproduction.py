@@ -25,8 +25,7 @@ from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.report.reading import ReportedResult, published_results, read_results
 from lmms_eval_emi.scoring.result import StudyResult
 from lmms_eval_emi.settings import Settings, is_offline
-from lmms_eval_emi.util.documents import Document, Plain
-from lmms_eval_emi.util.files import write_atomically
+from lmms_eval_emi.util.files import Document, Plain, write_atomically
 
 log = logging.getLogger("lmms_eval_emi")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lmms_eval_emi.cli.options import add_overwrite, add_settings, new_parser, settings_of
 from lmms_eval_emi.errors import ResultsError, UnavailableError
-from lmms_eval_emi.util.wording import MARK, NOTHING, number, table, with_error
+from lmms_eval_emi.util.printing import MARK, NOTHING, number, table, with_error
 
 if TYPE_CHECKING:
     from lmms_eval_emi.settings import Settings

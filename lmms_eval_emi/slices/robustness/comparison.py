@@ -10,8 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lmms_eval_emi.core.conventions import Adjustment
-from lmms_eval_emi.core.jackknife import Jackknife, combine, difference
-from lmms_eval_emi.core.multiple import adjust, verdict
+from lmms_eval_emi.core.jackknife import Jackknife, adjust, combine, difference, verdict
 from lmms_eval_emi.core.totals import ClusterTotals, exchange_test, relabel_test
 from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.slices.robustness.metrics import RowMetric

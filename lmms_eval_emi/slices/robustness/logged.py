@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
-from lmms_eval_emi.data.responses.base import read_lines
+from lmms_eval_emi.data.responses import read_lines
 from lmms_eval_emi.data.responses.lmms_eval import parse_samples_name, samples_name
 from lmms_eval_emi.errors import ResultsError
 from lmms_eval_emi.harness.lmms_eval.write_twins import TWIN

@@ -11,7 +11,7 @@ from lmms_eval_emi.report.plots import plot_intervals
 from lmms_eval_emi.report.reading import single_object
 from lmms_eval_emi.report.sections import Section, number_cell, table_row
 from lmms_eval_emi.slices.robustness.results import Loss, MetricRobustness, RobustnessDocument, TaskRobustness
-from lmms_eval_emi.util.documents import parse_model
+from lmms_eval_emi.util.files import parse_model
 
 INTRO = (
     "The task's own metric on its clean rows and under each shift. A positive loss is worse. MMI is the loss divided by the "

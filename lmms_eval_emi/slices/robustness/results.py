@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import PrivateAttr
 
 from lmms_eval_emi.core.jackknife import Jackknife, combine
-from lmms_eval_emi.util.documents import Document, Interval, Plain
+from lmms_eval_emi.util.files import Document, Interval, Plain
 
 
 def plain(name: str, jackknife: Jackknife | None) -> dict[str, Any]:

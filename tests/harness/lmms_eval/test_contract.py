@@ -15,7 +15,7 @@ from conftest import run_module
 import lmms_eval_emi
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.lmms_eval import hooks, plugin
-from lmms_eval_emi.harness.lmms_eval.compat import frames, launch, run_files, task_index
+from lmms_eval_emi.harness.lmms_eval.compat import evaluation, launch, task_index
 
 
 @pytest.fixture
@@ -149,13 +149,13 @@ def test_without_the_group_hook_nothing_is_patched():
 
 
 def test_hooks_are_called_from_methods_of_a_task():
-    """frames.calling_task tells a variant of a task from the task by the frame that calls its hook."""
+    """evaluation.calling_task tells a variant of a task from the task by the frame that calls its hook."""
     from lmms_eval.api.task import ConfigurableTask
 
     seen = []
     task = ConfigurableTask.__new__(ConfigurableTask)
     task._config = SimpleNamespace(
-        task="german_terse", process_results=lambda doc, results: seen.append(frames.calling_task()) or {}
+        task="german_terse", process_results=lambda doc, results: seen.append(evaluation.calling_task()) or {}
     )
 
     def simple_evaluate():
@@ -164,21 +164,21 @@ def test_hooks_are_called_from_methods_of_a_task():
     simple_evaluate()
     assert seen[0] is not None, "lmms-eval calls hooks in another way: variants of a task are no longer told apart"
     assert seen[0].name == "german_terse" and seen[0].task is task and seen[0].evaluation != 0
-    assert frames.calling_task() is None
+    assert evaluation.calling_task() is None
 
 
 def test_names_and_stamps_of_a_run():
     args = SimpleNamespace(model="llava_hf", model_args="pretrained=llava-hf/llava-1.5-7b-hf,device_map=cpu")
-    assert run_files.model_name(args) == "llava-hf/llava-1.5-7b-hf"
-    assert run_files.run_folder(args) == "llava-hf__llava-1.5-7b-hf", (
+    assert evaluation.model_name(args) == "llava-hf/llava-1.5-7b-hf"
+    assert evaluation.run_folder(args) == "llava-hf__llava-1.5-7b-hf", (
         "the harness names the folder of a model otherwise"
     )
 
     def simple_evaluate(datetime_str):
-        return frames.run_stamp(None)
+        return evaluation.run_stamp(None)
 
     assert simple_evaluate("20261121_10:30:00") == "20261121_10-30-00"
-    assert frames.run_stamp(None)
+    assert evaluation.run_stamp(None)
     from lmms_eval import evaluator
 
     assert "datetime_str" in inspect.signature(evaluator.simple_evaluate).parameters
@@ -259,15 +259,15 @@ def test_what_the_command_swallows_is_raised(monkeypatch):
 
 
 def test_a_task_that_only_generates_is_known():
-    """run_files.only_generates: such a run lacks no score."""
+    """evaluation.only_generates: such a run lacks no score."""
     from lmms_eval.api.task import ConfigurableTask
 
     task = ConfigurableTask.__new__(ConfigurableTask)
     task._config = SimpleNamespace(process_results=None)
-    assert not run_files.only_generates(task)
+    assert not evaluation.only_generates(task)
     task._metric_fn_list, task._aggregation_list, task._metric_fn_kwargs, task._higher_is_better = {}, {}, {}, {}
     task.override_metric("bypass")
-    assert run_files.only_generates(task)
+    assert evaluation.only_generates(task)
 
 
 def test_responses_of_the_harnesss_own_type_have_their_counts():

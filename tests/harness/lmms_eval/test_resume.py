@@ -16,7 +16,7 @@ from PIL import Image
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.heartbeat import Heartbeat
-from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
+from lmms_eval_emi.harness.lmms_eval.compat import evaluation, launch
 from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, from_plain, identity, to_plain
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, content_hash, is_greedy
 from lmms_eval_emi.harness.lmms_eval.resume.runs import block_size
@@ -260,7 +260,7 @@ def test_placeholders_of_a_budget_that_is_used_up_are_not_kept(answer, tmp_path,
 
 def test_rounds_of_a_document_are_told_apart_and_replayed(tmp_path, monkeypatch):
     """A document of several rounds asks the model again in each, with the same prompt at times."""
-    monkeypatch.setattr(frames, "is_call_of_one_round", lambda: True)
+    monkeypatch.setattr(evaluation, "is_call_of_one_round", lambda: True)
     sampled = {"do_sample": True}
 
     class Rounds(Model):

@@ -15,7 +15,7 @@ from lmms_eval_emi.data.responses.lmms_eval import samples_name
 from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.harness.lmms_eval import finish
 from lmms_eval_emi.harness.lmms_eval import run as run_module_
-from lmms_eval_emi.harness.lmms_eval.compat import frames, run_files, task_index
+from lmms_eval_emi.harness.lmms_eval.compat import evaluation, task_index
 from lmms_eval_emi.harness.lmms_eval.hooks import group_mean, study_hooks
 from lmms_eval_emi.harness.lmms_eval.run import Item, RunStopped, find_run, forget_runs
 
@@ -262,7 +262,7 @@ def load_task(monkeypatch, hooks, task, split, tinyhub):
 
     rows = load_dataset(str(tinyhub / "changdae/llavabench-shift-natural-v1"))[split]
     owner = SimpleNamespace(config=SimpleNamespace(task=task))
-    monkeypatch.setattr(run_module_.frames, "calling_task", lambda: frames.CallingTask(task, _Weak(owner), 0))
+    monkeypatch.setattr(run_module_.evaluation, "calling_task", lambda: evaluation.CallingTask(task, _Weak(owner), 0))
     docs = hooks.process_docs(rows)
     monkeypatch.undo()
     monkeypatch.setattr(run_module_, "check_environment", lambda: None)
@@ -417,7 +417,7 @@ def test_responses_are_saved_whatever_the_harness_names_its_files(
 
         monkeypatch.delattr(tracker.GeneralConfigTracker, "_get_model_name")
     else:
-        monkeypatch.setattr(frames if broken == "run_stamp" else run_files, broken, lambda *_: 1 / 0)
+        monkeypatch.setattr(evaluation, broken, lambda *_: 1 / 0)
     hooks, (docs,) = load_split(ID)
     args = run_arguments(tmp_path, model_args="pretrained=some/model,device_map=cpu")
     assert isinstance(hooks.emi([value["emi"] for value in answer_all(hooks, docs)], args), float)
@@ -484,9 +484,7 @@ def test_the_parts_of_several_ranks_are_one_run(in_tinyhub, tmp_path):
 
 
 def test_parts_that_cannot_be_written_cost_no_run(fresh_run, load_split, in_tinyhub, monkeypatch, tmp_path):
-    from lmms_eval_emi.harness.lmms_eval import partial_responses as parts
-
-    monkeypatch.setattr(parts, "writable_folder", lambda args: 1 / 0)
+    monkeypatch.setattr(run_module_, "writable_folder", lambda args: 1 / 0)
     hooks, (docs,) = load_split(ID)
     assert isinstance(hooks.emi([value["emi"] for value in answer_all(hooks, docs)], run_arguments(tmp_path)), float)
 

@@ -13,10 +13,10 @@ import pytest
 from endpoint import Endpoint
 
 from lmms_eval_emi.cli import main
-from lmms_eval_emi.cli.documents import MODELS, check_file
+from lmms_eval_emi.cli.report import MODELS, check_file
 from lmms_eval_emi.data.responses.llava import write_response_file
 from lmms_eval_emi.data.study import load_study
-from lmms_eval_emi.report.trackers import log_result
+from lmms_eval_emi.harness.common import log_result
 from lmms_eval_emi.scoring.pipeline import score
 from lmms_eval_emi.slices.export.formats import to_every_eval_ever
 

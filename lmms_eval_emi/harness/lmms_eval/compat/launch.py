@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_emi.errors import EMIError, InputError, RunError
-from lmms_eval_emi.util.wording import shorten
+from lmms_eval_emi.util.printing import shorten
 
 # Attributes of models that put one model on several ranks.
 PARALLEL_SIZES = (

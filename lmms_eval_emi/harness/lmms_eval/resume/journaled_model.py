@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lmms_eval_emi.data.response_text import is_failed_request, without_thoughts
 from lmms_eval_emi.errors import RunError
-from lmms_eval_emi.harness.lmms_eval.compat import frames, launch
+from lmms_eval_emi.harness.lmms_eval.compat import evaluation, launch
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents, Described, file_hash
 from lmms_eval_emi.util.files import batched
 from lmms_eval_emi.util.journal import Answers, Journal, JournalContents, Request
@@ -164,7 +164,7 @@ class Blocks:
             self._inside = False
 
     def _answer(self, lm: Any, method: str, original: Callable[..., Any], requests: Sequence[Any]) -> list[Any]:
-        alone = frames.is_call_of_one_round()  # not every rank makes such calls
+        alone = evaluation.is_call_of_one_round()  # not every rank makes such calls
         described = self._describe(lm, method, requests, self._rounds if alone else {})
         together = not alone and launch.ranks_step_together(lm)
         share = self.share and not together and not launch.answers_by_place(lm)

@@ -21,10 +21,10 @@ from typing import Any
 from lmms_eval_emi.data.responses.lmms_eval import parse_samples_name, samples_name
 from lmms_eval_emi.errors import RunError
 from lmms_eval_emi.harness.heartbeat import Heartbeat
-from lmms_eval_emi.harness.lmms_eval import partial_responses as parts
-from lmms_eval_emi.harness.lmms_eval.compat import launch, run_files
+from lmms_eval_emi.harness.lmms_eval.compat import evaluation, launch
 from lmms_eval_emi.harness.lmms_eval.resume.journaled_model import Blocks, answers_of, from_plain, identity, text_of
 from lmms_eval_emi.harness.lmms_eval.resume.request_content import Contents
+from lmms_eval_emi.harness.lmms_eval.run import without_partial_responses
 from lmms_eval_emi.harness.signals import Stopped, stop_signals
 from lmms_eval_emi.settings import PREFIX
 from lmms_eval_emi.util.files import check_folder_writable, visible_files
@@ -39,8 +39,7 @@ from lmms_eval_emi.util.journal import (
     read_manifest,
     write_manifest,
 )
-from lmms_eval_emi.util.printing import one_line
-from lmms_eval_emi.util.redact import HIDDEN, redact, redact_arguments
+from lmms_eval_emi.util.printing import HIDDEN, one_line, redact, redact_arguments
 from lmms_eval_emi.version import __version__
 
 log = logging.getLogger("lmms_eval_emi")
@@ -137,7 +136,7 @@ def run(options: RunOptions) -> None:
     ranks = Heartbeat(journal.folder, launch.rank(), launch.ranks(), lost)
     failure = "it was stopped"
     try:
-        with stop_signals(last_words), launch.models_through(make), parts.not_needed():
+        with stop_signals(last_words), launch.models_through(make), without_partial_responses():
             launch.run_command_line(options.arguments, prepare)
         _check_end(options, runs, before)
         failure = ""
@@ -227,7 +226,7 @@ def describe_run(options: RunOptions, model: str, model_args: str) -> dict[str, 
         "retry_empty": options.retry_empty,
         "ranks": launch.ranks(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"lmms_eval": run_files.harness_version(), "lmms_eval_emi": __version__},
+        "versions": {"lmms_eval": evaluation.harness_version(), "lmms_eval_emi": __version__},
     }
 
 
@@ -249,7 +248,7 @@ def set_torn_files_aside(folder: Path) -> list[Path]:
     renamed = []
     for path in sorted(folder.glob("*.json*")) + sorted(folder.glob("*/*.json*")):
         if (
-            run_files.is_file_of_a_run(path.name)
+            evaluation.is_file_of_a_run(path.name)
             and path.parent.name != FOLDER
             and path.is_file()
             and _is_whole(path) is False

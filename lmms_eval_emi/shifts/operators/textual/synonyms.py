@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from lmms_eval_emi.errors import ShiftError
 from lmms_eval_emi.shifts.operators import fingerprint_files
-from lmms_eval_emi.util.extras import extra
+from lmms_eval_emi.util.imports import extra
 
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 # Words that carry grammar rather than meaning, which EDA does not replace.

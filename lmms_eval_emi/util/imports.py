@@ -1,14 +1,40 @@
-"""Find what the modules of a folder define, so that adding one is adding one file."""
+"""Importing optional packages, with the command that installs them if one is missing, and every module of a folder."""
 
 from __future__ import annotations
 
 import pkgutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import TypeVar
 
+from lmms_eval_emi.errors import UnavailableError
+
 Base = TypeVar("Base")
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import packages of an extra inside the block, so that a missing one is told with how to have it.
+
+    Args:
+        name: name of the extra, such as ``report``.
+
+    Raises:
+        UnavailableError: a package that is imported inside is not installed.
+
+    >>> with extra("report"):
+    ...     import json
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("lmms_eval_emi"):  # a fault of ours, and no missing package
+            raise
+        raise UnavailableError(
+            f"The package {error.name} is not installed. Install it: pip install 'lmms_eval_emi[{name}]'"
+        ) from error
 
 
 def modules_in(package: ModuleType) -> Iterator[ModuleType]:

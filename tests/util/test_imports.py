@@ -13,7 +13,7 @@ from lmms_eval_emi.data.study import load_study
 from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.shifts.apply import shift_text
 from lmms_eval_emi.shifts.operators import ShiftOptions
-from lmms_eval_emi.util.extras import extra
+from lmms_eval_emi.util.imports import extra
 
 
 def test_what_is_missing_is_told_with_its_extra() -> None:

@@ -6,8 +6,10 @@ import argparse
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from lmms_eval_emi.cli.options import TakesOptions
 
-def add_engine(parser: argparse._ActionsContainer) -> None:
+
+def add_engine(parser: TakesOptions) -> None:
     """Add the options that choose the machines."""
     parser.add_argument(
         "--engine",

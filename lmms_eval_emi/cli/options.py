@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED
 from lmms_eval_emi.data.suites import suite_names
@@ -17,6 +17,14 @@ COMPLETED = ("estimator", "setting_estimator", "study", "visual", "textual", "na
 METAVARS = {"vision_encoder": "NAME|PATH", "text_encoder": "NAME|PATH", "entropy": "NATS", "batch_size": "N"}
 WIDTH = 100  # columns of descriptions
 STUDY_FILES = {".yaml", ".yml", ".json"}
+
+
+class TakesOptions(Protocol):
+    """A parser, or a group of its options."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """Add an argument; see :mod:`argparse`."""
+        ...
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,7 +82,7 @@ def new_parser(prog: str, *, description: str, examples: Sequence[str], epilog: 
     )
 
 
-def add_settings(parser: argparse._ActionsContainer, *names: str, **renamed: str) -> None:
+def add_settings(parser: TakesOptions, *names: str, **renamed: str) -> None:
     """Add options for some settings.
 
     Args:

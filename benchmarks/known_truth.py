@@ -32,7 +32,7 @@ from tqdm import tqdm
 from lmms_eval_emi import Embeddings, embed_splits, emid, load_encoders
 from lmms_eval_emi.data.rows import Sample
 from lmms_eval_emi.estimators import HSIC, KSG, DistanceCorrelation, Estimator, load_estimator
-from lmms_eval_emi.estimators.cosine import Cosine
+from lmms_eval_emi.estimators.references import Cosine
 from lmms_eval_emi.estimators.training import TrainingOptions, train_estimator
 from lmms_eval_emi.slices.demo.command import ASSETS
 

@@ -64,7 +64,9 @@ def files_entered(call: Callable[[], object]) -> set[str]:
     entered: set[str] = set()
 
     def trace(frame, event, argument):
-        if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # no module or body of a class
+        # No module, no body of a class, and no comprehension, which may be one of a module.
+        code = frame.f_code
+        if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith("<"):
             entered.add(frame.f_code.co_filename)
 
     threading.setprofile(trace)

@@ -43,7 +43,7 @@ class FirstTokenEncoder(TextEncoder):
 '''
 ESTIMATOR = '''
 """An inner product."""
-from lmms_eval_emi.estimators.cosine import Cosine
+from lmms_eval_emi.estimators.references import Cosine
 
 
 class InnerProduct(Cosine):

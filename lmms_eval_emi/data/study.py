@@ -260,7 +260,7 @@ class Study(_Strict):
     @property
     def is_bundled(self) -> bool:
         """Whether the study comes with the package, not from a file of the user."""
-        return self.source in (*BUILT_IN, *BUNDLED, *suite_names())
+        return self.source in (*BUILT_IN, *BUNDLED) or self.source in suite_names()
 
     @property
     def folder(self) -> Path:

@@ -4,7 +4,6 @@ from lmms_eval_emi.errors import UnavailableError
 from lmms_eval_emi.estimators.base import Estimator, TrainedEstimator
 from lmms_eval_emi.estimators.club import CLUB
 from lmms_eval_emi.estimators.club_free import FreeCLUB
-from lmms_eval_emi.estimators.cosine import Cosine
 from lmms_eval_emi.estimators.crossfit import CrossFitted
 from lmms_eval_emi.estimators.dependence import (
     HSIC,
@@ -14,7 +13,7 @@ from lmms_eval_emi.estimators.dependence import (
 )
 from lmms_eval_emi.estimators.infonce import InfoNCE
 from lmms_eval_emi.estimators.ksg import KSG
-from lmms_eval_emi.estimators.reference_r2 import ReferenceR2
+from lmms_eval_emi.estimators.references import Cosine, ReferenceR2
 from lmms_eval_emi.estimators.registry import (
     TEXT_ONLY,
     EstimatorEntry,

@@ -23,8 +23,7 @@ from lmms_eval_emi.core.emi import (
     shared_clusters,
 )
 from lmms_eval_emi.errors import InputError
-from lmms_eval_emi.estimators.cosine import Cosine
-from lmms_eval_emi.estimators.reference_r2 import ReferenceR2
+from lmms_eval_emi.estimators.references import Cosine, ReferenceR2
 from lmms_eval_emi.util.files import Interval, Plain
 
 BESIDE = {measure.kind: measure for measure in (Cosine(), ReferenceR2())}

@@ -1,6 +1,6 @@
-"""R² of predicting the embeddings of references from those of responses, an estimator that needs no training.
+"""Measures of responses and references alone, without training: their cosine, and R² of predicting the one from the other.
 
-Responses and references, centred, are put on their first k = min(30, rank) principal components, A (N, k) and B (N, k').
+For R², responses and references, centred, are put on their first k = min(30, rank) principal components, A (N, k) and B (N, k').
 With K = A A^T, lambda = 0.1 tr K / N and H = 11^T / N + K (K + lambda I)^-1, ridge regression of B on A has the residuals
 e = B - H B, and without the rows of an image g, in closed form, e_g = (I - H_gg)^-1 e_g. The value of a row is
 
@@ -19,6 +19,7 @@ import torch
 from scipy.linalg import eigh
 
 from lmms_eval_emi.core.emi import Information
+from lmms_eval_emi.errors import InputError
 from lmms_eval_emi.estimators.base import Estimator
 
 COMPONENTS = 30
@@ -162,3 +163,42 @@ def _values(a: np.ndarray, b: np.ndarray, images: np.ndarray) -> np.ndarray:
     means = -sums / (n - sizes[:, None])  # means of B without each image; all rows sum to 0
     scale = ((b - means[numbers]) ** 2).sum(axis=1).mean()
     return 1 - (left_out**2).sum(axis=1) / scale
+
+
+class Cosine(Estimator):
+    """cos(response, reference), whatever the input.
+
+    A reference's cosine with itself is 1, so the score of a split is the mean cosine minus 1: 0 at best.
+    """
+
+    kind = "cosine"
+    unit = "cosine"
+    against = "reference"
+    range = "0 at best, for EMI"
+
+    def contributions(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return (N,) float64 cosines of rows (N, D) and (N, D).
+
+        Raises:
+            ValueError: the numbers of rows or the dimensions differ.
+        """
+        self.check_rows(x, y)
+        if x.shape[1] != y.shape[1]:
+            raise InputError(f"y: expected dimension {x.shape[1]}, that of the references, got {y.shape[1]}.")
+        return torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=1)
+
+    def analyse(self, x: torch.Tensor, y: torch.Tensor, clusters: torch.Tensor, count: int) -> Information:
+        """Return the mean with its leave-one-cluster-out values; the influence of a row is how far it is from the mean.
+
+        Args:
+            x: (N, D) references.
+            y: (N, D) responses.
+            clusters: (N,) number of each row's cluster, below ``count``.
+            count: number of clusters.
+        """
+        found = self.contributions(x, y)
+        sums, sizes = (
+            torch.zeros(count, dtype=torch.float64, device=x.device).index_add_(0, clusters, values)
+            for values in (found, torch.ones_like(found))
+        )
+        return Information(found, found - found.mean(), (found.sum() - sums) / (len(found) - sizes))

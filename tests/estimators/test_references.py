@@ -9,7 +9,7 @@ import torch
 from lmms_eval_emi.core.embeddings import Embeddings
 from lmms_eval_emi.core.emi import emi
 from lmms_eval_emi.estimators import load_estimator
-from lmms_eval_emi.estimators.reference_r2 import RIDGE, reference_r2, reference_r2_without
+from lmms_eval_emi.estimators.references import RIDGE, reference_r2, reference_r2_without
 
 
 def rows_of(n, d, seed, like=None, share=0.0):

@@ -6,9 +6,17 @@ import tempfile
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
-nox.options.sessions = ["lint", "types", "layers", "docs", "wheel", "tests"]
+nox.options.sessions = ["lint", "types", "layers", "docs", "wheel", "tests", "oldest"]
 nox.options.default_venv_backend = "none"  # an environment is 7 GB; .ci/run makes one for all targets
+
+# The lowest end of the supported ranges, laid over the environment; encoders are tested against the newest.
+OLDEST = (
+    *("transformers==5.0.0", "tokenizers==0.22.1", "huggingface-hub==1.3.0", "datasets==4.0.0"),
+    "pydantic-settings==2.4.0",
+)
+OLDEST_TESTS = ("tests/core", "tests/cli", "tests/scoring/test_compare.py", "tests/data/test_study.py")
 
 
 @nox.session
@@ -52,6 +60,17 @@ def wheel(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the suite."""
     session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Run a part of the suite with the oldest supported transformers and datasets."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            session.run("pip", "install", "--quiet", "--no-deps", "--target", folder, *OLDEST)
+        except CommandFailed:
+            session.skip("they do not install here")
+        session.run("pytest", "--quiet", *OLDEST_TESTS, env={"PYTHONPATH": folder})
 
 
 @nox.session

@@ -39,3 +39,7 @@ def test_only_the_tables_import_by_text() -> None:
         if "tasks" not in path.relative_to(PACKAGE).parts and imports_by_text(path)
     }
     assert found <= TABLES, found - TABLES
+
+
+def test_every_public_name_is_where_the_table_of_public_names_says() -> None:
+    assert all(getattr(lmms_eval_emi, name) is not None for name in lmms_eval_emi.__all__)

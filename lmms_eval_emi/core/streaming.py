@@ -1,7 +1,7 @@
 """EMI, EMID and the index of splits that do not fit into memory: statistics of parts, which merge exactly.
 
 A part of a split contributes sums: X^T X of each of its matrices, from which every divergence follows, and the
-sums of CLUB over each cluster (:class:`~lmms_eval_emi.core.emi.ClusterSums`), from which EMI with and without each
+sums of CLUB over each cluster (:class:`~lmms_eval_emi.core.club.ClusterSums`), from which EMI with and without each
 cluster follows. Sums of parts add, so chunks, ranks and machines are one thing, and a split is read once. Memory is
 O(G D + D^2) whatever the number of rows, for more than 1,000 clusters become as many blocks.
 

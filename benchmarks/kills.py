@@ -118,16 +118,9 @@ def prepare(folder: Path) -> None:
 
 def import_everything() -> None:
     """Import what a run imports, and make the model known, without starting a thread."""
-    import importlib
-
     from forking import import_harness
 
     import_harness()
-    for module in (
-        *("lmms_eval_emi.harness.lmms_eval.resume.runs", "lmms_eval_emi.harness.lmms_eval.hooks"),
-        *("lmms_eval_emi.scoring.pipeline", "lmms_eval_emi.report.page", "matplotlib.pyplot", "py3langid.langid"),
-    ):
-        importlib.import_module(module)
     from lmms_eval.models import MODEL_REGISTRY_V2
     from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forking import run_in_fork
+from forking import keep_task_index, run_in_fork
 
 # Before transformers or datasets are imported: nothing is fetched, and the user's caches stay as they are.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 for variable in [name for name in os.environ if name.startswith("LMMS_EVAL_EMI_")]:
     del os.environ[variable]
 CACHES = tempfile.TemporaryDirectory(prefix="lmms_eval_emi-caches-")
+os.environ["HF_HOME"] = f"{CACHES.name}/huggingface"
 os.environ["HF_DATASETS_CACHE"] = os.environ["LMMS_EVAL_DATASETS_CACHE"] = f"{CACHES.name}/datasets"
 os.environ["LMMS_EVAL_EMI_CACHE"] = f"{CACHES.name}/emi"
 
@@ -48,6 +49,12 @@ def in_tinyhub(tinyhub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tinyhub)
     monkeypatch.setenv("LMMS_EVAL_EMI_ESTIMATOR", str(tinyhub / "tiny.safetensors"))
     return tinyhub
+
+
+@pytest.fixture(scope="session")
+def task_index() -> None:
+    """The harness's index of its own task files is read once in this process, which takes seconds each time."""
+    keep_task_index()
 
 
 @pytest.fixture(scope="session")

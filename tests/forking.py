@@ -7,7 +7,9 @@ JSON for each and answers with the exit status. As with torchrun, the first rank
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
+import gc
 import importlib
 import json
 import os
@@ -17,19 +19,29 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from functools import lru_cache
 from pathlib import Path
 
 
 def run_in_fork(
-    module: str, *arguments: str, cwd: Path, processes: int = 1, **variables: str
+    module: str, *arguments: str, cwd: Path, processes: int = 1, kill_last_after: str = "", **variables: str
 ) -> subprocess.CompletedProcess:
-    """Run a module with exactly these environment variables; its output is text."""
+    """Run a module with exactly these environment variables; its output is text.
+
+    The last rank is killed once each has printed ``kill_last_after``, and its end is nobody's business.
+    """
     server = _server()
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         variables_of_ranks = [{**variables, **ranks} for ranks in _ranks(processes)]
-        command = {"argv": [module, *arguments], "cwd": str(cwd), "out": str(out), "err": str(err)}
+        command = {
+            "argv": [module, *arguments],
+            "cwd": str(cwd),
+            "out": str(out),
+            "err": str(err),
+            "kill": kill_last_after,
+        }
         command["env"] = variables_of_ranks
         server.stdin.write(json.dumps(command) + "\n")
         server.stdin.flush()
@@ -75,6 +87,13 @@ def serve() -> None:
                 return
             running.add(pid)
         status = 0
+        if command["kill"]:
+            end = time.monotonic() + 300
+            while _printed(command).count(command["kill"]) < len(running) and time.monotonic() < end:
+                time.sleep(0.05)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            running -= {pid}
         while running:
             pid, state = os.waitpid(-1, 0)
             running -= {pid}
@@ -84,6 +103,10 @@ def serve() -> None:
                     os.kill(other, signal.SIGTERM)
         answers.write(f"{status}\n")
         answers.flush()
+
+
+def _printed(command: dict) -> str:
+    return "".join(Path(command[name]).read_text() for name in ("out", "err") if Path(command[name]).exists())
 
 
 def become(command: dict, variables: dict[str, str]) -> None:
@@ -108,15 +131,22 @@ def import_harness() -> None:
 
     torch.set_num_threads(1)
     for module in (
-        "lmms_eval.__main__",
-        "lmms_eval.models",
-        "transformers",
-        "datasets",
-        "scipy.stats",
-        "lmms_eval_emi.cli",
+        *("lmms_eval.__main__", "lmms_eval.models", "transformers.models.llava.modeling_llava"),
+        *("transformers.models.clip.modeling_clip", "transformers.models.xlm_roberta.modeling_xlm_roberta"),
+        *("datasets", "scipy.stats", "nltk", "matplotlib.pyplot", "matplotlib.backends.backend_svg"),
+        *("lmms_eval_emi.cli", "lmms_eval_emi.harness.lmms_eval.hooks", "lmms_eval_emi.harness.lmms_eval.resume.runs"),
+        *("lmms_eval_emi.scoring.pipeline", "lmms_eval_emi.report.page"),
     ):
         importlib.import_module(module)
+    with contextlib.suppress(ImportError):  # decord is an extra
+        importlib.import_module("lmms_eval.models.chat.llava_hf")
+    from lmms_eval_emi import Sample
+    from lmms_eval_emi.data.response_text import degenerate_kind
+
+    long = "A response of more than forty letters, {}: the model that tells languages is read."
+    degenerate_kind(Sample(None, "?", long.format("this"), long.format("another")))
     keep_task_index()
+    gc.freeze()  # a collection in a fork need not look at what was imported
 
 
 def keep_task_index() -> None:

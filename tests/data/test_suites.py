@@ -25,6 +25,8 @@ from lmms_eval_emi.shifts.apply import parse_steps
 from lmms_eval_emi.shifts.at_load import load_splits
 from lmms_eval_emi.shifts.operators.visual.weather import PICTURES
 
+pytestmark = pytest.mark.usefixtures("task_index")
+
 CLASSES = ("dog", "guitar", "elephant")
 
 

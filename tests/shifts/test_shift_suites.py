@@ -20,6 +20,8 @@ from lmms_eval_emi.shifts import writer as suite
 from lmms_eval_emi.shifts.operators import RefusedError
 from lmms_eval_emi.shifts.writer import CHUNK, journal, layout, workers
 
+pytestmark = pytest.mark.usefixtures("task_index")
+
 ARGUMENTS = ("--visual", "defocus_blur:1,3", "gaussian_noise:2", "--textual", "keyboard:3", "--joint", "--name", "Mine")
 SPLITS = [
     "clean",

@@ -106,19 +106,20 @@ def run(args: argparse.Namespace) -> int:
     if not reports or not responses:
         raise RunError(f"lmms-eval wrote no report below {args.output}; its own messages are in {written}.")
     datasets.disable_progress_bars()  # a bar for each of the splits that are shifted again
-    shown_beside = side_by_side(responses[-1])
+    entry = collect_with_controls(responses[-1])
+    shown_beside = side_by_side(entry)
     newest = sorted(output.glob(f"*/*_emi_{STUDY}.json"))[-1]
-    findings = write_page(newest, responses[-1], output)
+    findings = write_page(newest, entry, output)
     print("\n".join(("", shown_beside, "", *findings, "", f"report: {args.output / 'report.html'}", NEXT)))
     return 0
 
 
-def write_page(results: Path, responses: Path, output: Path) -> list[str]:
+def write_page(results: Path, entry: StudySamples, output: Path) -> list[str]:
     """Write the report of a run with its accuracy beside EMI, as ``report.html`` and ``agreement.json``.
 
     Args:
         results: results of the run.
-        responses: the folder of its response files.
+        entry: its samples, as :func:`collect_with_controls` gives them.
         output: folder to write to.
 
     Returns:
@@ -131,7 +132,7 @@ def write_page(results: Path, responses: Path, output: Path) -> list[str]:
 
     rows = {
         name: {str(key[0]): (float(right), 1.0) for key, right in by_row.items()}
-        for name, by_row in right_rows(collect_with_controls(responses)).items()
+        for name, by_row in right_rows(entry).items()
         if name != SHUFFLED  # the results of the run lack this split
     }
     named = [replace(result, model=NAME) for result in read_results_to_compare(results)]
@@ -206,11 +207,11 @@ def shown(variables: dict[str, str], command: list[str]) -> str:
     )
 
 
-def side_by_side(responses: Path) -> str:
+def side_by_side(entry: StudySamples) -> str:
     """Return a table of EMID by each estimator, beside the fraction of rows that name every object asked about.
 
     Args:
-        responses: the folder of the run's response files.
+        entry: samples of the run, as :func:`collect_with_controls` gives them.
 
     Returns:
         A table by split and control, how EMID ranks the shifts against the loss of accuracy, and where estimators
@@ -221,7 +222,6 @@ def side_by_side(responses: Path) -> str:
     from lmms_eval_emi.scoring.table import disagreements_to_lines
 
     study = load_study(STUDY)
-    entry = collect_with_controls(responses)
     accuracy = accuracy_of(entry)
     results = [result.model_copy(update={"model": NAME}) for result in score_demo(entry, ASSETS, [STUDY, *UNTRAINED])]
     first = results[0]

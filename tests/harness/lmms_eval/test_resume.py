@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import MODEL, only, run_module, strict_json
+from forking import run_in_fork
 from PIL import Image
 
 from lmms_eval_emi.cli import main
@@ -534,9 +536,7 @@ def test_secrets_are_in_no_file_of_a_run(tmp_path, monkeypatch):
 
 
 def kills(*options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "kills.py"), *options], capture_output=True, text=True, cwd=ROOT
-    )
+    return run_in_fork("kills", *options, cwd=ROOT / "benchmarks", **os.environ)
 
 
 def test_kills_and_accidents_in_short():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shlex
 from types import SimpleNamespace
 
 import pytest
 from conftest import GERMAN, GROUP, ID, MODEL, ROWS, lmms_eval, numbers, only, run_module, strict_json
+from forking import run_in_fork
 
 from lmms_eval_emi.cli import main
 from lmms_eval_emi.data.responses.lmms_eval import samples_name
@@ -509,34 +511,15 @@ def test_a_run_knows_which_scores_it_lacks(fresh_run, load_split, in_tinyhub, mo
 
 def test_a_rank_that_dies_without_a_launcher_that_notices_is_an_exit_status(tinyhub, tmp_path):
     """Two ranks of the harness's own command, started by hand; rank 0 ended with 0 and no file."""
-    import os
-    import socket
-    import subprocess
-    import sys
-    import time
-
     pytest.importorskip("decord", reason="lmms-eval's llava_hf needs decord")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    arguments = ["--tasks", GROUP, *MODEL, "--output_path", str(tmp_path / "out")]
-    ranks = []
-    for rank in ("0", "1"):
-        variables = {
-            **os.environ,
-            **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-            **{"ACCELERATE_USE_CPU": "true", "LMMS_EVAL_EMI_ESTIMATOR": str(tinyhub / "tiny.safetensors")},
-        }
-        with (tmp_path / f"{rank}.log").open("w") as log:
-            command = [sys.executable, "-m", "lmms_eval", *arguments]
-            ranks.append(subprocess.Popen(command, cwd=tinyhub, env=variables, stdout=log, stderr=log))
-    end = time.monotonic() + 300
-    while "Running generate_until" not in (tmp_path / "1.log").read_text() and time.monotonic() < end:
-        time.sleep(0.05)
-    ranks[1].kill()
-    assert ranks[0].wait(120) == 1
-    assert "scores of 7 task(s) are missing" in (tmp_path / "0.log").read_text()
-    assert not list((tmp_path / "out").rglob("*_emi_natural.json"))
+    done = run_in_fork(
+        "lmms_eval", "--tasks", GROUP, *MODEL, "--output_path", str(tmp_path), cwd=tinyhub, processes=2,
+        kill_last_after="Running generate_until",
+        **{**os.environ, "LMMS_EVAL_EMI_ESTIMATOR": str(tinyhub / "tiny.safetensors")},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "scores of 7 task(s) are missing" in done.stderr
+    assert not list(tmp_path.rglob("*_emi_natural.json"))
 
 
 def test_without_an_output_path_the_files_are_kept_in_the_cache(

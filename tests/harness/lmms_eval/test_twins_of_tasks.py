@@ -22,6 +22,8 @@ from lmms_eval_emi.harness.lmms_eval.write_twins import TwinOptions, preview, tw
 from lmms_eval_emi.shifts.apply import Recipe, parse_steps
 from lmms_eval_emi.shifts.twins import IMAGE_COLUMN, IMAGE_SUFFIX, split_question
 
+pytestmark = pytest.mark.usefixtures("task_index")
+
 TEXT, NUMBER, PICTURE = Value("string"), Value("int64"), ImageFeature()
 QUESTION = "Which colour has the large wooden building behind the two people near the river?"
 ROWS = 4

@@ -10,7 +10,7 @@ from lmms_eval_emi.version import __version__
 Convention = Literal["published", "equal_weight"]
 CONVENTIONS: tuple[str, ...] = get_args(Convention)
 
-Adjustment = Literal["holm", "bh", "maxt", "none"]  # adjustment of p-values over a family; see core.multiple
+Adjustment = Literal["holm", "bh", "maxt", "none"]  # adjustment of p-values over a family; see core.jackknife
 
 # The four divergences of the index, and the power of each in it (Oh et al., ICML 2025).
 EXPONENTS = {"jsd_v": 0.5, "jsd_t": 0.5, "jsd_id_response": 0.25, "jsd_ood_response": 0.25}

@@ -11,6 +11,7 @@ and R^2 is their mean: at most 1, and about 0 where responses say nothing about 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -94,18 +95,31 @@ def reference_r2(responses: np.ndarray, references: np.ndarray, images: np.ndarr
     Returns:
         (N,) float64; 0 where all references are the same, or all rows are of one image.
     """
-    return _values(_components(_reduced(responses)), _components(_reduced(references)), images)
+    order, _, sizes = _by_size(images)
+    found = np.empty(len(order))
+    found[order] = _values(_components(_reduced(responses)[order]), _components(_reduced(references)[order]), sizes)
+    return found
 
 
 def reference_r2_without(responses: np.ndarray, references: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
     """Return (G,) R^2 on the rows without each of ``count`` images, with components and fit recomputed; NaN if only one image is left."""
     found = np.full(count, np.nan)
-    parts = [_components_without(*_key(rows, images), count) for rows in (responses, references)]
-    for image, (a, b) in enumerate(zip(*parts, strict=True)):
-        kept = images[images != image]
-        if len(np.unique(kept)) > 1:
-            found[image] = _values(a, b, kept).mean()
+    _, distinct, sizes = _by_size(images)
+    if len(distinct) > 1:  # without an image that has no rows here, all rows are left
+        found[np.isin(np.arange(count), distinct, invert=True)] = reference_r2(responses, references, images).mean()
+    if len(distinct) > 2:
+        parts = [_components_without(*_key(rows, images)) for rows in (responses, references)]
+        for size, a, b in zip(np.unique(sizes), *parts, strict=True):
+            others = np.delete(sizes, np.searchsorted(sizes, size))
+            found[distinct[sizes == size]] = _values(a, b, others).mean(axis=-1)
     return found
+
+
+def _by_size(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return an order of rows (N,) by the size of their image and by image, the images (G,) in it, and their sizes (G,)."""
+    distinct, numbers, sizes = np.unique(images, return_inverse=True, return_counts=True)
+    by_size = np.argsort(sizes, kind="stable")
+    return np.lexsort((numbers, sizes[numbers])), distinct[by_size], sizes[by_size]
 
 
 def _key(rows: np.ndarray, images: np.ndarray) -> tuple[bytes, bytes, int]:
@@ -113,11 +127,18 @@ def _key(rows: np.ndarray, images: np.ndarray) -> tuple[bytes, bytes, int]:
 
 
 @lru_cache(maxsize=8)  # most shifts have the references of the ID split
-def _components_without(content: bytes, image_numbers: bytes, n: int, count: int) -> list[np.ndarray]:
-    """Return the components of (N, D) float64 rows without each of ``count`` images, from the bytes of both."""
-    images = np.frombuffer(image_numbers, np.int64)
-    rows = _reduced(np.frombuffer(content, np.float64).reshape(n, -1))
-    return [_components(rows[images != image]) if (images != image).any() else rows[:0] for image in range(count)]
+def _components_without(content: bytes, image_numbers: bytes, n: int) -> list[np.ndarray]:
+    """Return components without each image, from the bytes of (N, D) float64 rows and of their images.
+
+    Returns:
+        (G, N - size, k) for every size, of the G images with as many rows; rows and images in the order of :func:`_by_size`.
+    """
+    order, _, sizes = _by_size(np.frombuffer(image_numbers, np.int64))
+    rows, ends = _reduced(np.frombuffer(content, np.float64).reshape(n, -1)), np.cumsum(sizes)
+    return [
+        _components(rows[np.stack([np.delete(order, slice(end - size, end)) for end in ends[sizes == size]])])
+        for size in np.unique(sizes)
+    ]
 
 
 def _reduced(rows: np.ndarray) -> np.ndarray:
@@ -130,39 +151,56 @@ def _reduced(rows: np.ndarray) -> np.ndarray:
 
 
 def _components(rows: np.ndarray) -> np.ndarray:
-    """Return (N, k) scores of (N, D) rows on their first principal components."""
-    centred = rows - rows.mean(axis=0)
-    wide = centred.shape[1] > centred.shape[0]
-    products = centred @ centred.T if wide else centred.T @ centred
-    last = len(products) - 1
+    """Return (..., N, k) scores of (..., N, D) rows on their first principal components; 0 on those that are rounding."""
+    centred = rows - rows.mean(axis=-2, keepdims=True)
+    turned = centred.swapaxes(-1, -2)
+    wide = centred.shape[-1] > centred.shape[-2]
+    products = centred @ turned if wide else turned @ centred
+    last = products.shape[-1] - 1
     if last < MOST_WHOLE:
         values, vectors = (part[..., -COMPONENTS:] for part in np.linalg.eigh(products))
     else:
-        values, vectors = eigh(products, subset_by_index=(last + 1 - COMPONENTS, last), check_finite=False)
-    real = values > NOTHING * np.trace(products)
-    return vectors[:, real] * np.sqrt(values[real]) if wide else centred @ vectors[:, real]
+        first = functools.partial(eigh, subset_by_index=(last + 1 - COMPONENTS, last), check_finite=False)
+        pairs = map(first, products.reshape(-1, last + 1, last + 1))
+        values, vectors = (
+            np.stack(part).reshape(*products.shape[:-2], *part[0].shape) for part in zip(*pairs, strict=True)
+        )
+    real = values > NOTHING * np.trace(products, axis1=-2, axis2=-1)[..., None]
+    scales = np.sqrt(np.where(real, values, 0)) if wide else real
+    return (vectors if wide else centred @ vectors) * scales[..., None, :]
 
 
-def _values(a: np.ndarray, b: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Return the values r_i of rows with the scores A of their responses and B of their references."""
-    n = len(b)
-    _, numbers, sizes = np.unique(images, return_inverse=True, return_counts=True)
-    if b.shape[1] == 0 or len(sizes) < 2:
-        return np.zeros(n)
-    ridge = RIDGE * (a * a).sum() / n * np.eye(a.shape[1])
-    half = np.linalg.solve(a.T @ a + ridge, a.T)  # (k, N)
+def _values(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the values r_i of rows.
+
+    Args:
+        a: (..., N, k) scores of responses, the rows of an image next to each other, images by size.
+        b: (..., N, k') scores of references, likewise.
+        sizes: (G,) number of rows of each image, ascending.
+
+    Returns:
+        (..., N) values; 0 where all references are the same, or there is one image.
+    """
+    n = b.shape[-2]
+    if len(sizes) < 2:
+        return np.zeros(b.shape[:-1])
+    ridge = RIDGE * np.square(a).sum(axis=(-2, -1), keepdims=True) / n
+    turned = a.swapaxes(-1, -2)
+    half = np.linalg.solve(turned @ a + np.where(ridge > 0, ridge, 1) * np.eye(a.shape[-1]), turned)  # (..., k, N)
     residuals = b - a @ (half @ b)  # B is centred, so that the mean's part of H takes nothing from it
     left_out = np.empty_like(residuals)
-    order, ends = np.argsort(numbers, kind="stable"), np.cumsum(sizes)
-    for size in np.unique(sizes):  # images of as many rows together
-        rows = np.stack([order[end - size : end] for end in ends[sizes == size]])  # (M, size)
-        leverage = 1.0 / n + a[rows] @ half[:, rows].transpose(1, 0, 2)
-        left_out[rows] = np.linalg.solve(np.eye(size) - leverage, residuals[rows])
-    sums = np.zeros((len(sizes), b.shape[1]))
-    np.add.at(sums, numbers, b)
+    end = 0
+    for size, images in zip(*np.unique(sizes, return_counts=True), strict=True):
+        start, end = end, end + size * images
+        shape = (*b.shape[:-2], images, size, -1)
+        left, right = a[..., start:end, :].reshape(shape), half.swapaxes(-1, -2)[..., start:end, :].reshape(shape)
+        leverage = 1.0 / n + left @ right.swapaxes(-1, -2)  # (..., images, size, size)
+        solved = np.linalg.solve(np.eye(size) - leverage, residuals[..., start:end, :].reshape(shape))
+        left_out[..., start:end, :] = solved.reshape(residuals[..., start:end, :].shape)
+    sums = np.add.reduceat(b, np.cumsum(sizes) - sizes, axis=-2)
     means = -sums / (n - sizes[:, None])  # means of B without each image; all rows sum to 0
-    scale = ((b - means[numbers]) ** 2).sum(axis=1).mean()
-    return 1 - (left_out**2).sum(axis=1) / scale
+    scale = np.square(b - np.repeat(means, sizes, axis=-2)).sum(axis=-1).mean(axis=-1, keepdims=True)
+    return np.where(scale > 0, 1 - np.square(left_out).sum(axis=-1) / np.where(scale > 0, scale, 1), 0.0)
 
 
 class Cosine(Estimator):

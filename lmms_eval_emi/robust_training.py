@@ -181,7 +181,7 @@ class Bottleneck(nn.Module):
         return result
 
     def _counted(self, where: torch.Tensor, *, text: bool) -> torch.Tensor:
-        """Return which of the tokens of one kind have a KL term: all of images; of texts those of the prompt."""
+        """Return a mask of the tokens with a KL term: all tokens of images, and the prompt's tokens of text."""
         counted = torch.ones_like(where)
         labels, attended = self._inputs.get("labels"), self._inputs.get("attended")
         if attended is not None and attended.shape == where.shape:

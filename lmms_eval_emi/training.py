@@ -95,7 +95,7 @@ class EMICallback(TrainerCallback):  # type: ignore[misc]
             torch.distributed.barrier()
 
     def score(self, model: torch.nn.Module) -> Mapping[str, float]:
-        """Return scores of a model unchanged, by what they are logged as; the model's mode is left as it was."""
+        """Return the scores of a model by the names under which they are logged; its weights and mode are unchanged."""
         training = model.training
         model.eval()
         try:

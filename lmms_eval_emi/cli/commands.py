@@ -31,7 +31,7 @@ BROKEN_PIPE = 141
 
 
 class Command(NamedTuple):
-    """A command: the module that has its ``build_parser`` and ``run``, what it does, and an example."""
+    """A command: the module with its ``build_parser`` and ``run``, a description, and an example."""
 
     module: str
     summary: str

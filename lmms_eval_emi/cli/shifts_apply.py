@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _take_positionals(args: argparse.Namespace) -> None:
-    """Find SOURCE and DEST where they stand behind --visual or --textual, which take whatever follows them."""
+    """Find SOURCE and DEST among the values of --visual and --textual, which take all words that follow."""
     import difflib
 
     from lmms_eval_emi.shifts.operators import operators

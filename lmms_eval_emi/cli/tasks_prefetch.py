@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _wanted_by_settings(settings: Settings, studies: Sequence[str]) -> dict[str, Fetch]:
-    """Return functions that fetch the datasets of studies, the encoders and the estimator, by what they fetch."""
+    """Return functions that fetch the datasets of studies, the encoders and the estimator, by name of what is fetched."""
     from PIL import Image
 
     from lmms_eval_emi.encoders import load_text_encoder, load_vision_encoder

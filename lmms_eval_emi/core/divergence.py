@@ -423,6 +423,6 @@ def _kernel(embeddings: Embeddings, name: str) -> Kernel:
     if key in embeddings.cache:
         return embeddings.cache[key]
     kernel = Kernel.of(getattr(embeddings, name))
-    if kernel.covariance is not None:  # rows are as quickly had again, and take more room than all that follows
+    if kernel.covariance is not None:  # rows are quick to recompute, and take more memory than all that follows
         embeddings.cache[key] = kernel
     return kernel

@@ -324,7 +324,7 @@ def clusters_of(embeddings: Embeddings, groups: Sequence[Hashable] | None = None
 
 
 def shared_clusters(id: Embeddings, ood: Embeddings) -> list[Hashable] | None:
-    """Return the clusters of the rows of a shift such that partners have those of the ID split, or ``None`` without any partner.
+    """Return the clusters of a shift's rows, partners in the same cluster as in the ID split; ``None`` without partners.
 
     The image of a shifted row is another file than that of its partner, so it is the partner's that counts.
     """

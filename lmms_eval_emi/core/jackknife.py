@@ -34,7 +34,7 @@ WEBB = np.array([-math.sqrt(1.5), -1.0, -math.sqrt(0.5), math.sqrt(0.5), 1.0, ma
 
 @dataclass(frozen=True)
 class Jackknife:
-    """A statistic, and what it is without each cluster."""
+    """A statistic and its leave-one-cluster-out values."""
 
     value: float  # value on all rows
     strata: tuple[Deleted, ...]  # strata by independent sample, the statistic without each cluster
@@ -46,7 +46,7 @@ class Jackknife:
         return cls(value, (known,) if known else ())
 
     def of_another_sample(self) -> Jackknife:
-        """Return the same with other keys, so that its clusters are none of those of a first sample."""
+        """Return a copy with other cluster keys, so that it shares no cluster with another sample."""
         return Jackknife(self.value, tuple({("ood", key): v for key, v in stratum.items()} for stratum in self.strata))
 
     @property
@@ -200,7 +200,7 @@ def combine(function: Callable[[Sequence[float]], float], parts: Sequence[Jackkn
 
 
 def difference(first: Jackknife, second: Jackknife) -> Jackknife:
-    """Return ``first - second``, paired in the clusters that both have, independent where they share none."""
+    """Return ``first - second``: paired over shared clusters, independent over the others."""
     return combine(lambda values: values[0] - values[1], (first, second))
 
 

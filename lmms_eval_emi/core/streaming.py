@@ -226,7 +226,7 @@ class SplitStatistics:
         )
 
     def kernel(self, name: str) -> Kernel | None:
-        """Return the second moment of one of the matrices, or ``None`` if the split has none."""
+        """Return the second moment of one of the matrices, or ``None`` if the split lacks it."""
         product = self.covariances.get(name)
         return None if product is None else Kernel(self.n, None, product)
 

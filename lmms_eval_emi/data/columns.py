@@ -137,7 +137,7 @@ def _image_column(rows: datasets.Dataset, given: str | None) -> str | None:
 
 
 def _unique_column(rows: datasets.Dataset, given: str | None) -> str | None:
-    """Return the column of ids: the given one, or one with a usual name and different values; ``None`` without one.
+    """Return the column of ids: the given one, or one with a usual name and unique values; ``None`` if there is none.
 
     Raises:
         ShiftError: the given column is missing, or has a value twice.
@@ -161,7 +161,7 @@ def _may_hold_images(feature: Any) -> bool:
 
 
 def free_name(name: str, rows: datasets.Dataset) -> str:
-    """Return a name that no column has, the given one if it is free."""
+    """Return the given name if it is free, otherwise a variant that no column has."""
     return name if name not in rows.column_names else free_name(f"{name}_", rows)
 
 

@@ -1,4 +1,4 @@
-"""The one reader of images: where they may lie, how they are decoded, and what tells two of them apart.
+"""The one reader of images: allowed folders, decoding, and the key by which equal images are one.
 
 Everything that reads an image (scores, shifts, tasks, reports) reads it here, so one rule holds
 everywhere: turned as its EXIF data say, transparent parts on white, RGB, no file that is cut off, no

@@ -106,7 +106,7 @@ def without_thoughts(text: str) -> str:
 def degenerate_kind(sample: Sample) -> str | None:
     """Return which of :data:`KINDS` a response is, or ``None``.
 
-    Refusals are known in English. Languages are told apart by script from 20 letters on, and by py3langid where
+    Refusals are known in English. Languages are recognised by script from 20 letters on, and by py3langid where
     response and reference both have at least 40 letters and a probability of at least 0.99.
     """
     response = sample.response.strip()

@@ -303,7 +303,7 @@ def _load(spec: DatasetSpec, local: Path | None, label: str) -> Mapping[str, dat
 
 
 def other_cache() -> Path | None:
-    """Return a cache of ours, where that of datasets is read-only, as a shared one is, or below a home that nobody has."""
+    """Return a cache folder of ours where the one of datasets cannot be written, such as a shared one."""
     import datasets
 
     cache = Path(datasets.config.HF_DATASETS_CACHE)
@@ -346,7 +346,7 @@ def _key_of_files(builder: datasets.DatasetBuilder) -> str:
 
 
 def stale_cache(path: str, split: datasets.Dataset) -> Path | None:
-    """Return the folder of datasets' cache that answered for a local folder with rows of other files, if it did.
+    """Return the cache folder from which datasets read stale rows instead of a local folder's files, or ``None``.
 
     A harness that loads datasets itself does so through that cache; see :func:`_key_of_files`.
     """

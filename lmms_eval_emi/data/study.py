@@ -1,4 +1,4 @@
-"""Studies as data: a YAML file says which splits there are, what shifts each of them, and where they are.
+"""Studies as data: a YAML file names the splits, their shifts and their datasets.
 
 The two built-in families are such files in ``data/studies/``, in the format that any other study uses:
 
@@ -60,7 +60,7 @@ class Columns(_Strict):
 
 
 class ShiftsAtLoad(_Strict):
-    """Says that a dataset contains the rows of the ID split, from which operators make every shift when it is loaded."""
+    """Operators make every shift of the study when it is loaded, from the rows of the ID split in the dataset."""
 
     seed: int = 0
     keep: tuple[str, ...] = ()  # words that textual operators leave alone
@@ -215,7 +215,7 @@ class Study(_Strict):
         return [name for name, split in self.splits.items() if split.variant_of is not None]
 
     def with_variant(self, name: str, of: str) -> Study:
-        """Return the study with a further split: the rows of one that it has, asked by another task.
+        """Return the study with one more split: the rows of an existing split, asked by another task.
 
         Args:
             name: name of the variant, such as its task's.

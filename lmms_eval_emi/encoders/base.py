@@ -145,7 +145,7 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def check_loaded(name: str, missing: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """Check that a checkpoint has every weight that is used; transformers initialises missing ones at random.
+    """Check that a checkpoint has every weight that is used, because transformers initialises missing ones at random.
 
     Raises:
         UnavailableError: weights are missing.

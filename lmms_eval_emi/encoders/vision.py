@@ -211,7 +211,7 @@ class VisionEncoder(Encoder):
         return self.load_from_transformers(self.tower, self.options, self.optional_weights)
 
     def compute_fingerprint(self) -> str:
-        """Return the fingerprint of the tower's weights, as far as the checkpoint has them."""
+        """Return the fingerprint of those weights of the tower that the checkpoint has."""
         state = self.model.state_dict()
         return fingerprint(
             {key.removeprefix("vision_model."): state[key] for key in state if key not in self.initialised}

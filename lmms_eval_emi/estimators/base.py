@@ -224,7 +224,7 @@ class Estimator:
         return self.trained_on(embeddings)
 
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return (N,) scores of the references, and what they are above those of other rows' references, in nats.
+        """Return two (N,) tensors in nats: scores of the references, and their excess over other rows' references.
 
         Each row is scored by networks that did not see it, where there are such. ``None`` without a density.
         """
@@ -235,7 +235,7 @@ class Estimator:
         return []
 
     def saturation(self, x: torch.Tensor) -> float | None:
-        """Return the fraction of outputs that are at the limit of what the network can say, in [0, 1]; ``None`` if there is none."""
+        """Return the fraction of outputs at the limit of their range, in [0, 1]; ``None`` if the range has no limit."""
         return None
 
     def ceiling(self, n: int) -> float | None:
@@ -422,7 +422,7 @@ class TrainedEstimator(nn.Module, Estimator):
 
     @torch.no_grad()
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return (N,) scores of the references, and what they are above those of other rows' references, in nats."""
+        """Return two (N,) tensors in nats: scores of the references, and their excess over other rows' references."""
         if not self.has_density:
             return None
         x, y = embeddings.x, embeddings.y
@@ -474,7 +474,7 @@ def save_state(
 
 
 def in_fixed_order(content: bytes) -> bytes:
-    """Return a safetensors file with the entries of its header sorted, which the library writes in any order.
+    """Return the bytes of a safetensors file with its header sorted, because the library writes its entries in any order.
 
     The header is JSON behind its length in eight bytes, padded with blanks so that the tensors begin at a
     multiple of eight.

@@ -33,7 +33,7 @@ class CLUB(TrainedEstimator):
     range = "any"
 
     def build(self) -> None:
-        """Make both networks."""
+        """Build the networks of the mean and of the log variance."""
         self.p_mu = self.mlp(self.input_dimension, self.output_dimension)
         self.p_logvar = self.mlp(self.input_dimension, self.output_dimension).append(nn.Tanh())
 

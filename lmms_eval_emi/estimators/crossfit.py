@@ -1,4 +1,4 @@
-"""Networks that each did not see some images, so that every row is scored by those that did not see its own.
+"""Cross-fitting: each network is trained without some images, and a row is scored by networks that did not see its image.
 
 A network scored on the rows that it was trained on finds information if there is none. With K folds of whole
 images, network k is trained without fold k, and a row of fold k is scored by it alone; rows that no network saw
@@ -51,7 +51,7 @@ class CrossFitted(Estimator):
 
     @property
     def first(self) -> TrainedEstimator:
-        """One of the networks, for what they have in common."""
+        """The first network, for attributes that all of them share."""
         return self.networks[0][0]
 
     @property
@@ -76,7 +76,7 @@ class CrossFitted(Estimator):
         return sum(known) / len(known) if known else None
 
     def bind(self, embeddings: Embeddings) -> CrossFitted:
-        """Return the estimator for the rows of one split; without it, every row counts as one that no network saw."""
+        """Return the estimator bound to the rows of one split; unbound, every row counts as unseen in training."""
         bound = copy(self)
         bound.which = None if self.seen is None else self.seen.of(embeddings)
         return bound
@@ -100,7 +100,7 @@ class CrossFitted(Estimator):
 
     @torch.no_grad()
     def row_scores(self, embeddings: Embeddings) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return (N,) scores of the references, and what they are above those of other rows' references, in nats."""
+        """Return two (N,) tensors in nats: scores of the references, and their excess over other rows' references."""
         if not self.first.has_density:
             return None
         bound, x, y = self.bind(embeddings), embeddings.x, embeddings.y.double()

@@ -1,1 +1,1 @@
-"""Evaluation harnesses that generate responses and show our scores. One folder for each; none has maths of its own."""
+"""Evaluation harnesses that generate responses and show our scores, one folder each. No maths is here."""

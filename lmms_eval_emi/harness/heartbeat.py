@@ -1,4 +1,4 @@
-"""The other ranks of a run: told apart dead from slow, so that one that dies ends the run and does not stop it.
+"""Detect ranks that died, as opposed to slow ones, so that a dead rank ends the run instead of hanging it.
 
 A launcher with an elastic agent ends the other ranks itself. Without one (srun, or ranks that were started by hand)
 they wait in a collective for hours. So every rank leaves a sign of life in the run's folder and watches the others'.

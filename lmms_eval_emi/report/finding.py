@@ -130,7 +130,7 @@ def _with_value(split: SplitResult, decimals: int) -> str:
 
 
 def _about_losses(result: ReportedResult, lost: Sequence[SplitResult], decimals: int) -> list[str]:
-    """Return the largest loss, how much of all that can be lost it is, and those that follow."""
+    """Return sentences about the largest loss, its share of the maximum loss, and the next ones."""
     model = short_name(result.model)
     if _is_first(result, lost):
         lines = [f"{_capital(in_words(lost[0]))} costs {model} most: {_cost(lost[0], decimals)}."]
@@ -213,7 +213,7 @@ def _beside_the_scale(result: ReportedResult, worst: SplitResult) -> list[str]:
 
 
 def _is_first(result: ReportedResult, lost: Sequence[SplitResult]) -> bool:
-    """Return whether the largest loss is distinguished from the next one, as far as both are known with their leave-one-image-out values."""
+    """Return whether the largest loss differs significantly from the next one, if both are known with their leave-one-image-out values."""
     known = [result.emid_jackknives.get(split.name) for split in lost[:2]]
     if len(known) < 2 or known[0] is None or known[1] is None:
         return len(lost) < 2

@@ -191,7 +191,7 @@ def _own(name: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """Return JSON that no browser takes for markup."""
+    """Return JSON with ``<``, ``>`` and ``&`` escaped, for a script element."""
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
@@ -397,7 +397,7 @@ def _scores_beside(result: ReportedResult, findings: Findings) -> dict[str, dict
 
 
 def _lost_context(page: _Page, results: Sequence[tuple[ReportedResult, int]]) -> list[dict[str, Any]]:
-    """Return the rows that lost most, the shift that lost most first; the page makes them when they are opened."""
+    """Return the rows with the largest losses by shift, largest loss first; the page renders them when opened."""
     found: list[tuple[float, dict[str, Any]]] = []
     for result, number in results:
         names = short_splits(list(result.splits))

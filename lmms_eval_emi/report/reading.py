@@ -167,7 +167,7 @@ class Findings:
 
 
 def single_object(path: Path) -> dict[str, Any]:
-    """Return the one object of a JSON file; an empty one for any other path, whose reader as results says what is wrong."""
+    """Return the object of a JSON file; an empty one for any other path, about which the reader of results gives the error."""
     try:
         entries = read_entries(path) if path.is_file() else []
     except ResultsError:

@@ -153,7 +153,7 @@ def _records(path: Path) -> Iterable[tuple[int, Any]]:
 
 @dataclass(frozen=True)
 class ResultToCompare:
-    """One model's results, as far as agreement needs them.
+    """The parts of one model's results that agreement needs.
 
     Attributes:
         model, study: names of the model and of the study.

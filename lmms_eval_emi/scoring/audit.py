@@ -317,7 +317,7 @@ def _with_responders(
 def _fitting_instruments(
     estimators: Sequence[str], settings: Settings, left_out: list[str], *, text_only: bool
 ) -> Instruments | None:
-    """Return the encoders of the settings with the estimators that fit them; those that do not are added to ``left_out``."""
+    """Return the settings' encoders with the estimators that fit them; others are added to ``left_out``."""
     fitting: list[Instruments] = []
     for source in estimators:
         try:

@@ -115,7 +115,7 @@ def disagreements(measures: Mapping[str, Mapping[str, BesideResult]], signs: Map
 
     Args:
         measures: measures by split and name.
-        signs: signs of EMID by split, as far as its interval leaves 0 out.
+        signs: signs of EMID by split, of those whose interval leaves 0 out.
     """
     found: dict[str, list[str]] = {}
     for split, by_kind in measures.items():

@@ -240,7 +240,7 @@ def embed_good_rows(
 
 
 def _same_pixels(rows: Mapping[str, torch.Tensor], sources: Mapping[str, ImageSource]) -> dict[str, str]:
-    """Return one key for all images that look the same, such as one image in two compressions, by their content keys.
+    """Map content keys to one key for images of equal pixels, such as one image in two compressions.
 
     Only images whose rows are next to equal are decoded for that.
     """
@@ -277,7 +277,7 @@ def _to_embeddings(
 
 
 def _repeated(samples: Sequence[Sample]) -> list[Hashable] | None:
-    """Return the clusters of rows of text alone: those of one question and reference, such as epochs, are one; ``None`` for none."""
+    """Return clusters of text-only rows by question and reference, so that epochs are one cluster; ``None`` if all differ."""
     first: dict[tuple[str, str], Hashable] = {}
     keys = [first.setdefault((sample.question, sample.reference), sample.key) for sample in samples]
     return keys if len(first) < len(samples) else None

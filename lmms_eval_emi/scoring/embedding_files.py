@@ -36,7 +36,7 @@ class SplitFiles:
     n: int  # number of rows
     files: tuple[Path, ...]  # files that hold them
     encoders: str | None = None  # encoders that made them, if that is known
-    shared: bool = False  # whether the files hold other splits as well, told apart by the column ``split``
+    shared: bool = False  # whether the files hold several splits, named by the column ``split``
 
     def load(self) -> Embeddings:
         """Read all rows at once."""

@@ -1,4 +1,4 @@
-"""Rows of plain tables and logs as a study: which splits they have, what shifts them, and their samples."""
+"""A study from rows of plain tables and logs: its splits, their shifts, and their samples."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def join_responses(
 
 
 def unmatched_responses(study: Study, model: ModelResponses, rows: Mapping[str, datasets.Dataset]) -> list[str]:
-    """Return responses to questions that no split of their file has. Splits that share a file have their own part of it each."""
+    """Return lines about responses whose question is in none of the splits that share their file."""
     lines = []
     for path in dict.fromkeys(split.path for split in model.splits.values()):
         sharing = [name for name, split in model.splits.items() if split.path == path]

@@ -118,7 +118,7 @@ class SplitScores:
 
 
 class SplitResult(Plain):
-    """Scores of one split, as results have them. What too few images do not give is ``None``.
+    """Scores of one split in a results file; ``None`` where there are too few images.
 
     A field with a ``column`` is a column of the table, after those of the scores themselves.
     """
@@ -984,7 +984,7 @@ def _withheld(
 def _without_partners(
     study: Study, name: str, embeddings: Mapping[str, Embeddings], lost: Mapping[str, set[Any]]
 ) -> tuple[Embeddings, Embeddings]:
-    """Return the ID split and a shift without the rows whose partner the other one lost; the same objects if there are none."""
+    """Return the ID split and a shift without rows whose partner was left out of the other; unchanged if there are none."""
 
     def without(split: str, keys: set[Any]) -> Embeddings:
         rows_of_split = embeddings[split]

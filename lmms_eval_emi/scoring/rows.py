@@ -1,4 +1,4 @@
-"""Results by row, and writing them beside the results that they belong to.
+"""Results by row, and writing them next to the results of their run.
 
 ``results.json`` has the scores; ``results.rows.json`` has the value of each row, the scores without each image, and
 the rows of each shift that lost most. The scores name the rows' SHA-256, so rows of another run are never shown.
@@ -122,7 +122,7 @@ class ResultsDocument(Document):
 
 @dataclass(frozen=True)
 class Scored:
-    """A result with the samples that it was made of, whose rows are in the order of the embeddings.
+    """A result with its samples, whose rows are in the order of the embeddings.
 
     Attributes:
         result: result of one model and estimator.
@@ -198,7 +198,7 @@ def parse_result(entry: Any, path: Path) -> StudyResult:
 
 
 def read_rows(path: Path, result: StudyResult) -> StudyRows:
-    """Return the rows that belong to a result; none if they are not there, damaged, or those of other results.
+    """Return the rows of a result; none if their file is missing, damaged or of another result.
 
     Args:
         path: path of the results.
@@ -296,7 +296,7 @@ def to_jackknife(value: float, strata: Iterable[Mapping[str, float]]) -> Jackkni
 
 
 def jackknives_of(result: StudyResult, rows: StudyRows) -> tuple[dict[str, Jackknife], dict[str, Jackknife]]:
-    """Return EMI of each split and EMID of each shift with their leave-one-image-out values, as far as rows have them."""
+    """Return EMI of each split and EMID of each shift with their leave-one-image-out values, where rows have them."""
     emi, emid = {}, {}
     for name, split in result.splits.items():
         without = rows.without_each_image.get(name)

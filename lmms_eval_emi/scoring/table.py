@@ -1,4 +1,4 @@
-"""The scores of a study as a table for a terminal, with what it takes to read it."""
+"""The scores of a study as a table for a terminal, with a legend."""
 
 from __future__ import annotations
 

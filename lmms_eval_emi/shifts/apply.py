@@ -225,7 +225,7 @@ def shift_text(
 
 
 def _apply(found: Operator, *arguments: Any) -> Any:
-    """Call an operator; should it fail on an input that nobody thought of, one row is lost and not the run."""
+    """Call an operator; an unforeseen exception costs one row and not the run."""
     try:
         return found.function(*(arguments if found.takes_options else arguments[:-1]))
     except (RefusedError, EMIError):

@@ -51,7 +51,7 @@ Columns = str | Sequence[str] | Callable[["datasets.Dataset"], Sequence[str]] | 
 
 
 def split_question(text: str) -> tuple[str, str]:
-    r"""Return a question, and what follows it and is to stay: its options, and how it is to be answered.
+    r"""Split a prompt into its question and the part that must stay unchanged: options and instructions for the answer.
 
     >>> split_question("Is it red? Please answer yes or no.")
     ('Is it red?', ' Please answer yes or no.')
@@ -252,7 +252,7 @@ def _id_column(dataset: datasets.Dataset, given: str | None) -> str:
 
 
 def recipe_of(name: str) -> Recipe | None:
-    """Return the recipe whose split has a name, such as ``defocus_blur_3_keyboard_1``; those with a word as their level have none."""
+    """Return the recipe of a split's name, such as ``defocus_blur_3_keyboard_1``; ``None`` for names without numbers as levels."""
     visual, textual = _named_steps("visual"), _named_steps("text")
     if name in visual or name in textual:
         return Recipe(visual.get(name), textual.get(name))

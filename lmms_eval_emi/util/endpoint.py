@@ -61,7 +61,7 @@ class Reply:
     text: str  # text of the message; empty where it has none
     finish_reason: str = ""  # why it ends, such as ``stop`` or ``length``
     raw: str = ""  # the reply's JSON where the message has no text, shortened
-    tokens: tuple[int, int] = (0, 0)  # tokens of the prompt and of the reply, as far as the endpoint counts them
+    tokens: tuple[int, int] = (0, 0)  # tokens of the prompt and of the reply, if the endpoint counts them
 
 
 class ChatClient:
@@ -258,7 +258,7 @@ def _words_of(error: Any) -> str:
 
 
 def _refused_parameter(error: Any, request: Mapping[str, Any]) -> str | None:
-    """Return the parameter of a request that a refusal names, or ``None`` if it names none that was sent."""
+    """Return the sent parameter that an error reply names as not accepted, or ``None``."""
     text = _words_of(error).lower()
     if TOO_LARGE.search(text):
         return None
@@ -270,7 +270,7 @@ def _refused_parameter(error: Any, request: Mapping[str, Any]) -> str | None:
 
 
 def _retry_after(error: Any) -> float | None:
-    """Return the seconds that the server asks to wait; ``None`` where it says none that are above 0."""
+    """Return how many seconds the server asks to wait; ``None`` if it gives no positive number."""
     try:
         seconds = float(error.response.headers["retry-after"])
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""Files: written so that nothing is lost, read with an error that says what was expected, and known by their content.
+"""Files: atomic and durable writes, validated reads with clear errors, and hashes of contents.
 
 For what is written as JSON, one pydantic model is the object in memory, the file and its schema (:class:`Document`).
 A field that is not set is left out of the file; one that is set to ``None`` is null there.

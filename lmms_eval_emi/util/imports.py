@@ -16,7 +16,7 @@ Base = TypeVar("Base")
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import packages of an extra inside the block, so that a missing one is told with how to have it.
+    """Context for imports of an extra's packages: a missing one raises an error that says how to install it.
 
     Args:
         name: name of the extra, such as ``report``.

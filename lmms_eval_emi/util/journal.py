@@ -95,7 +95,7 @@ class Answers:
 
 
 def is_empty(response: Any, strip: Callable[[str], str] = str.strip) -> bool:
-    """Return whether a response, as a journal has it, is no text once it is stripped."""
+    """Return whether a journaled response is empty or white space."""
     if isinstance(response, dict):
         ((_, content),) = response.items()
         response = content[0] if isinstance(content, list) and content else content
@@ -191,7 +191,7 @@ class Journal:
             raise
 
     def _cut_torn_end(self) -> None:
-        """Cut off what follows the last newline, which a kill has left; it is kept beside the journal."""
+        """Cut off the torn record that a kill left after the last newline; it is moved to a file next to the journal."""
         content = self.path.read_bytes()
         self._end = content.rfind(b"\n") + 1
         rest = content[self._end :]
@@ -364,7 +364,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_described(run: Any) -> bool:
-    """Return whether an entry of a manifest has its fields, as far as it has them, of the right types."""
+    """Return whether the fields that an entry of a manifest has are of the right types."""
     types: dict[str, type] = {"arguments": list, "settings": dict, "folder": str}
     return isinstance(run, dict) and all(
         isinstance(run[name], kind) for name, kind in types.items() if run.get(name) is not None

@@ -30,7 +30,7 @@ class LockedError(Exception):
 
 
 class Lock:
-    """A lock that one process at a time can have, by a file; it is taken when this is made.
+    """File lock that one process can hold; acquired on construction.
 
     Args:
         path: path of the file. It is left there where ``flock`` works, and means nothing by itself.
@@ -69,7 +69,7 @@ class Lock:
                 self._owned.touch()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if hasattr(self, "_owned"):
             self._stop.set()
             with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ LARGEST = 500_000_000  # bytes of a sheet when unpacked
 
 
 def model_of(path: Path) -> str:
-    """Return the model of ``{model}_{dataset}``: VLMEvalKit has it in a folder above as well, which datasets with _ need."""
+    """Return the model of a file ``{model}_{dataset}``, by the folder that VLMEvalKit names after it, since datasets may contain ``_``."""
     folders = [folder.name for folder in list(path.resolve().parents)[:3]]
     named = [name for name in folders if name and path.stem.startswith(f"{name}_")]
     return named[0] if named else path.stem.rpartition("_")[0] or path.stem

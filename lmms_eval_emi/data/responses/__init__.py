@@ -1,4 +1,4 @@
-"""Existing responses: which files hold them, and what is in them. One module for each file format.
+"""Existing responses: finding their files and reading them. One module for each file format.
 
 A format is a module with the functions of :class:`lmms_eval_emi.data.responses.Format`, registered
 under the entry-point group ``lmms_eval_emi.responses``.
@@ -366,7 +366,7 @@ def expected_files(study: Study, split: str) -> str:
 
 @lru_cache(maxsize=1)
 def formats() -> tuple[Format, ...]:
-    """Return the formats in the order in which they are tried; LLaVA's, the last, says what is wrong where none fits."""
+    """Return the formats in the order in which they are tried; LLaVA's is last, and its error is shown if none fits."""
     from lmms_eval_emi.data.responses import llava
 
     registered = {entry.name: entry for entry in entry_points(group=GROUP)}

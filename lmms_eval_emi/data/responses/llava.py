@@ -73,7 +73,7 @@ def _of_harness_runs(folder: Path, study: str) -> list[Path]:
 
 
 def _files_by_suffix(folder: Path, study: Study) -> dict[str, dict[str, Path]]:
-    """Return the file of each split that has one, by what follows the split's name in the file's."""
+    """Return the files of splits by the suffix that follows the split's name."""
     stems = {
         stem
         for known in (study, *map(load_study, BUILT_IN))

@@ -185,7 +185,7 @@ def domain_hooks(name: str, per_class: int, seed: int, own: bool) -> dict[str, C
 
 
 def read_choice(reply: str, choices: Sequence[str]) -> str | None:
-    """Return the one class that a reply names; the longest where one is a part of another; ``None`` for none or several.
+    """Return the class that a reply names, the longest if names overlap; ``None`` if it names none or several.
 
     >>> read_choice("It is an alarm clock.", ["clock", "alarm clock", "lamp"])
     'alarm clock'

@@ -217,7 +217,7 @@ def score_command(study: Study, saved: Path) -> str:
 
 
 def _unused(path: Path) -> Path:
-    """Return the path, or one beside it if another run of the same second has taken it."""
+    """Return the path, or a numbered one if another run of the same second uses it."""
     candidate, number = path, 1
     while candidate.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""The functions that our task and group files name. What they have to remember is in ``run``.
+"""The functions that our task and group files name. Their state is in ``run``.
 
 They are plain functions, not methods, because lmms-eval deep-copies what a task file names.
 """

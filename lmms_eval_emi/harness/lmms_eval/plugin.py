@@ -15,7 +15,7 @@ from lmms_eval_emi.harness.lmms_eval.compat import launch, task_index
 
 
 def register() -> list[Any]:
-    """Add our tasks to every task index that is built from now on; the entry point of ``lmms_eval.models``.
+    """Add our tasks to every task index built later; the entry point of ``lmms_eval.models``.
 
     Tasks of lmms-eval and of ``--include_path`` win a clash of names, as the index keeps the first.
     Never raises: lmms-eval itself must go on working.

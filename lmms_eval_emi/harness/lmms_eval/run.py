@@ -96,7 +96,7 @@ class Item(dict[str, Any]):
 
 
 def _received(task: str, row: int, metric: str, content: dict[str, Any]) -> Item:
-    """Return an item that another rank has sent; one that is sent several times is one object."""
+    """Return the item that another rank sent; the same object if it arrives several times."""
     run = find_run(task)
     if run is None:
         return Item.of(None, task, row, metric, content)
@@ -342,13 +342,13 @@ launch.add_score_check(tasks_without_scores)
 
 
 class PartialResponses:
-    """The responses of a plain run on the disk as they come in, rank by rank, until the run has saved them itself.
+    """Files to which each rank of a plain run writes responses as they arrive, until the run saves them itself.
 
     They lie in ``{output_path}/{run}.emi_parts/``, as samples files that ``score`` reads. The end of a run that got that
     far writes all responses elsewhere, and removes them.
 
     Args:
-        args: the command line's namespace, as far as it is known when the run begins.
+        args: the command line's namespace, if it is known when the run begins.
     """
 
     def __init__(self, args: object = None) -> None:
@@ -361,7 +361,7 @@ class PartialResponses:
             self._set_aside(args)
 
     def _set_aside(self, args: object) -> None:
-        """Rename what an earlier run of this name has left, before the other ranks begin."""
+        """Rename files of an earlier run of the same name before the other ranks begin."""
         output = evaluation.output_path(args)
         folder = output / f"{self._name()}{PARTS}" if output else None
         try:

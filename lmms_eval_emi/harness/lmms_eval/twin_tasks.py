@@ -1,4 +1,4 @@
-"""Tasks of the harness, as far as their twins need to know them: which there are, and what their prompts are made of."""
+"""What twins need to know of the harness's tasks: which tasks exist, and which columns their prompts use."""
 
 from __future__ import annotations
 

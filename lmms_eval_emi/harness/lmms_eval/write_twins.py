@@ -108,7 +108,7 @@ def _plain(name: str) -> str:
 
 
 def write_twin_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Write all files, and take away those of an earlier writing that are not among them.
+    """Write all files, and remove files of an earlier call that are no longer among them.
 
     Raises:
         StudyError: the folder is a file, or holds a file that is not ours.

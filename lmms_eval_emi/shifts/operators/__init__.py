@@ -183,7 +183,7 @@ def operator(family: Family, name: str) -> Operator:
 
 
 def random_state(seed: int, operator_name: str, row_id: object) -> np.random.RandomState:
-    """Return the randomness of one operator for one row, which no other row, level, order or worker has a part in.
+    """Return the random generator of one operator and row, independent of other rows, levels, their order and workers.
 
     Levels share it, so that a row's second level is its first, stronger. ``RandomState`` is the one
     generator of NumPy whose numbers are promised never to change.

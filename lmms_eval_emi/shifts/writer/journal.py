@@ -129,7 +129,7 @@ def prepare(destination: Path, state: dict[str, Any], overwrite: bool) -> None:
 
 
 def _is_leftover(name: str) -> bool:
-    """Return whether a file is what a killed run has left of a file of ours."""
+    """Return whether a file is a leftover of a killed run."""
     return name.startswith(".probe-") or any(name.startswith(f".{file}.") for file in OWN)
 
 

@@ -1,4 +1,4 @@
-"""Results in the forms that others read: ``every-eval-ever``'s, and those of lm-evaluation-harness.
+"""Results in formats of other tools: ``every-eval-ever`` and lm-evaluation-harness.
 
 No number is lost: what a form has no place for stands in its free fields, as text with all digits or under a name of its own.
 """

@@ -1,5 +1,5 @@
 """A judge model's scores of responses beside their references, as llava-bench asks for them.
 
-``prompt`` says what is asked and reads what comes back, ``asking`` asks an endpoint for what is missing, ``verdicts`` is
-the file that every verdict is in as soon as it is there, and ``preference`` makes scores of verdicts.
+``prompt`` writes the prompt and parses the reply, ``ask`` requests missing verdicts from an endpoint, ``verdicts`` is the
+file to which each verdict is appended as it arrives, and ``preference`` computes scores from verdicts.
 """

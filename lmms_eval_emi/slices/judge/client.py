@@ -256,7 +256,7 @@ def _why_unreadable(reply: Reply, tries: int) -> str:
 def _some_at_a_time(
     work: Callable[[VerdictRequest], Verdict | str], items: Sequence[VerdictRequest], concurrency: int
 ) -> Iterator[Verdict | str]:
-    """Yield results as they come. Whoever stops waits for the requests that were sent, whose replies are kept."""
+    """Yield results as they arrive. On early exit, wait for requests that were sent; their replies are kept."""
     waiting = deque(items)
     stopped = threading.Event()
 

@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Tokens of prompts and replies, as far as the endpoint counts them."""
+    """Tokens of prompts and replies; 0 where the endpoint does not count them."""
 
     prompt: int = 0
     completion: int = 0

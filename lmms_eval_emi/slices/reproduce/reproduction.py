@@ -128,7 +128,7 @@ class ReproductionDocument(Document):
 
 
 def settings_of_the_paper(settings: Settings) -> Settings:
-    """Return the settings that decide a score as the published results had them, and the others unchanged."""
+    """Return the settings with everything that affects a score as in the published results."""
     return settings.model_copy(update={**PUBLISHED, "entropy": None})
 
 

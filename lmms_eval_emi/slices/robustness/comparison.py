@@ -204,7 +204,7 @@ def _mean(parts: Sequence[Jackknife]) -> Jackknife:
 
 
 def _mean_of_means(means: Sequence[tuple[Jackknife, Jackknife | None]]) -> tuple[Jackknife, Jackknife | None]:
-    """Return the mean loss and the mean MMI, which is ``None`` if one of the losses has no MMI."""
+    """Return the mean loss and the mean MMI; the MMI is ``None`` if a loss lacks it."""
     mmis = [mmi for _, mmi in means if mmi is not None]
     return _mean([loss for loss, _ in means]), _mean(mmis) if len(mmis) == len(means) else None
 
@@ -234,7 +234,7 @@ def _notes(task: ScoredTask, metric: RowMetric) -> list[str]:
 
 
 def relative_to(metrics: Sequence[MetricRobustness], baseline: Sequence[MetricRobustness]) -> list[RelativeMetric]:
-    """Return a model's losses beside those of a baseline, over the shifts that both have."""
+    """Return a model's losses relative to a baseline's, over the shifts that both have."""
     found = []
     by_name = {metric.metric: {loss.task: loss for loss in metric.shifts} for metric in baseline}
     for metric in metrics:

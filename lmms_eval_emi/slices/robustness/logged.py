@@ -234,7 +234,7 @@ def _response(value: Any) -> str:
 
 
 def _clusters(lines: Mapping[int, Mapping[str, Any]], given: str | None) -> dict[int, Hashable]:
-    """Return the image of each row, as far as what was logged says it."""
+    """Return the image of each row where the log identifies it."""
     if given is not None:
         rows = ROWS.fullmatch(given)
         if rows:
@@ -285,7 +285,7 @@ def _from_file(path: Path, lines: Mapping[int, Any]) -> dict[int, Hashable]:
 
 
 def _with_clusters(tasks: Mapping[str, ScoredTask]) -> dict[str, ScoredTask]:
-    """Return tasks with what their twins know of their images: a twin logs it, and its rows are those of the clean task."""
+    """Return tasks with the image keys of their twins: a twin logs them, and has the rows of the clean task."""
     known: dict[str, Mapping[int, Hashable]] = {}
     for task in tasks.values():
         origin = task.twin.get("of")

@@ -138,7 +138,7 @@ def _number(value: Any, score_key: str | None) -> float | None:  # noqa: PLR0911
 
 
 def _judged(value: Any) -> tuple[float, float] | None:
-    """Return scores that a judge gave reference and model; negative ones stand for a verdict that is missing."""
+    """Return a judge's scores of reference and model; negative scores mean a missing verdict."""
     scores = value.get("scores") if isinstance(value, Mapping) else None
     if isinstance(scores, list) and len(scores) == 2 and all(isinstance(score, int | float) for score in scores):
         return (float(scores[0]), float(scores[1])) if min(scores) >= 0 else None

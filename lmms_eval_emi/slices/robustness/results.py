@@ -190,7 +190,7 @@ class Consistency(Plain):
 
     @property
     def stays(self) -> float | None:
-        """Fraction of rows whose response stays what it was: in meaning, or as an option."""
+        """Fraction of rows whose response stays the same: in meaning, or as an option."""
         return self.same if self.same is not None else self.identical
 
 

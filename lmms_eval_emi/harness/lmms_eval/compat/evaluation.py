@@ -62,7 +62,7 @@ def arguments_of_evaluation() -> Any:
 
 
 def is_call_of_one_round() -> bool:
-    """Return whether a model is asked for one round of a document that takes several, which every rank does in its own number.
+    """Return whether a call is one round of a multi-round document; ranks differ in how many such calls they make.
 
     Relies on: ``_run_generate_until_agentic`` calls the model itself, request by request.
     """
@@ -89,7 +89,7 @@ def only_generates(task: Any) -> bool:
 
 
 def arguments_of(task: Any) -> Any:
-    """Return the command line's namespace, as far as a task has it. Relies on: ``evaluate`` sets ``task.args``."""
+    """Return the command line's namespace if a task holds it. Relies on: ``evaluate`` sets ``task.args``."""
     return getattr(task, "args", None)
 
 

@@ -333,7 +333,7 @@ def is_budget_exceeded() -> bool:
 
 
 def answers_by_place(lm: Any) -> bool:
-    """Return whether a model's response depends on which document it is, as that of one that reads a log does."""
+    """Return whether a model's response depends on the document's index, as with a model that replays a log."""
     return type(lm).__module__.rpartition(".")[2] == "from_log"
 
 

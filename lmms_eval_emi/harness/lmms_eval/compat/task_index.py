@@ -39,11 +39,11 @@ def remedy() -> str:
 
 
 def add_tasks_to_index() -> None:
-    """Make every task index that is built from now on hold our tasks.
+    """Add our tasks to every task index built later.
 
     Relies on: ``TaskManager.initialize_tasks`` builds the index, and has the parameters ``include_path``
     (a path, a list of paths or ``None``) and ``include_defaults``. Whatever else it is called with is
-    passed through. If anything of ours fails, the original is called as if we were not there.
+    passed through. If our code fails, the original is called with the same arguments.
     """
     from lmms_eval.tasks import TaskManager
 
@@ -109,7 +109,7 @@ def check_before_the_model(check: Callable[[Sequence[str], str], object]) -> Non
 
 
 def share_datasets() -> None:
-    """Let our tasks, most of which are splits of one dataset, load it once and not once each with all of its splits.
+    """Load each dataset once for all of our tasks, most of which are splits of the same dataset.
 
     Relies on: ``ConfigurableTask.download`` calls ``datasets.load_dataset`` by keywords, and of what it returns a
     task uses its ``test_split``. Tasks of others are left as they are: ours are told by their metadata.

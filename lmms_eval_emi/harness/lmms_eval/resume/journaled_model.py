@@ -301,7 +301,7 @@ class Blocks:
             self._planned |= set(new.items())
 
     def _owners(self, plan: Mapping[Request, bool]) -> dict[str, int]:
-        """Return the rank that asks for each content that several may share: the first that has it."""
+        """Return the rank that asks for each content which several ranks need: the first of them."""
         owners: dict[str, int] = {}
         mine = sorted({request.content for request, shared in plan.items() if shared})
         for rank, contents in enumerate(launch.gather(mine)):
@@ -310,7 +310,7 @@ class Blocks:
         return owners
 
     def _exchange(self, plan: Mapping[Request, bool], owners: Mapping[str, int]) -> None:
-        """Get the responses of contents that other ranks have asked for, and give them ours."""
+        """Exchange responses between ranks, for contents that several of them need."""
         me = launch.rank()
         wanted = {request.content for request, shared in plan.items() if shared and owners[request.content] != me}
         asked = set().union(*launch.gather(sorted(wanted)))

@@ -83,7 +83,7 @@ class Contents:
             digest.update(f"\0{place}:{found}".encode())
         if self.seed and self.method != "loglikelihood" and not is_greedy(arguments):
             digest.update(f"\0seed {self.seed}".encode())
-        if not whole:  # something that cannot be told apart by its content is told apart by its place
+        if not whole:  # some argument has no content to hash, so the request is identified by its place
             digest.update(f"\0{task}\0{split}\0{document}".encode())
         return digest.hexdigest(), whole
 
@@ -112,7 +112,7 @@ def is_greedy(arguments: Sequence[Any]) -> bool:
 
 
 def content_hash(value: Any) -> str | None:
-    """Return a hash of the content of a value, wherever it lies in memory; ``None`` for one that has none that is known."""
+    """Return a hash of a value's content, independent of its address; ``None`` for types without a known content."""
     digest = xxhash.xxh3_128()
     return digest.hexdigest() if _feed(digest, value) else None
 

@@ -366,7 +366,7 @@ def dry_run(options: RunOptions) -> dict[str, list[TaskState]]:
 
 @dataclass(frozen=True)
 class RunState:
-    """What a journal has of one configuration of a command."""
+    """State of one configuration of a command, as its journal records it."""
 
     command: str  # its identity
     described: Mapping[str, Any]  # the run as its manifest has it

@@ -1,6 +1,6 @@
-"""A text as words and what stands between them; which of them may be changed, and which are drawn.
+"""Split a text into words and separators, and draw the words that an operator may change.
 
-Not an operator itself. What a question must keep to mean what it meant is told apart here, once for
+Not an operator itself. The parts of a question that must stay unchanged for it to keep its meaning are found here, once for
 all operators: numbers in digits or words, tokens such as ``<image>``, and the user's own words.
 """
 
@@ -211,7 +211,7 @@ def _draw(items: list[int], count: int, random: np.random.RandomState) -> list[i
 
 
 def substitute(table: Mapping[str, str], random: np.random.RandomState) -> Callable[[list[str], list[int]], list[str]]:
-    """Return a change of characters, for :func:`change_characters`, by random ones of those that a table has for each."""
+    """Return a change for :func:`change_characters`: each character becomes a random one of its entry in a table."""
 
     def change(characters: list[str], places: list[int]) -> list[str]:
         for place in places:

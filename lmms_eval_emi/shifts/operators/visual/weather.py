@@ -76,7 +76,7 @@ PICTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg"
 def frost(
     pixels: np.ndarray, weights: tuple[float, float], random: np.random.RandomState, options: ShiftOptions
 ) -> np.ndarray:
-    """Add a random part of an image of frost. Parameters: weights of the scene and of the frost."""
+    """Blend the image with a random crop of an image of frost. Parameters: weights of the image and of the frost."""
     folder = pictures_folder(options.frost)
     crystals = _picture(folder / PICTURES[random.randint(len(PICTURES))])
     height, width = pixels.shape[:2]

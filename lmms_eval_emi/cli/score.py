@@ -230,7 +230,7 @@ def _failures(result: StudyResult, asked: float | str | None) -> list[str]:
     """Return why a result fails, one line each."""
     if asked is None:
         return []
-    if result.scale is not None and result.scale.told_apart is False:
+    if result.scale is not None and result.scale.distinguishable is False:
         return [f"{result.model}: its responses hardly depend on the images, so it cannot be called robust."]
     shifts = result.shifts().items()
     if asked == "lost":

@@ -200,7 +200,7 @@ class SplitFit(Plain):
 
     references_over_shuffled: float | None = None
     references_over_shuffled_stderr: float | None = None
-    references_told_apart: bool | None = None
+    references_distinguishable: bool | None = None
     in_training_data: bool | None = None
     distances: dict[str, dict[str, float]] | None = None
     p: float | None = None
@@ -267,12 +267,12 @@ def fitness(
     checks: dict[str, dict[str, Any]] = {name: {} for name in embeddings}
     if estimator.against == "input":
         for name, score in (scores or {}).items():
-            checks[name] |= _told_apart(score)
-    doubtful = [name for name, check in checks.items() if check.get("references_told_apart") is False]
+            checks[name] |= _distinguishable(score)
+    doubtful = [name for name, check in checks.items() if check.get("references_distinguishable") is False]
     domain = estimator.card.get("domain") or {}
     known = "samples" in domain
     far = _far_splits(estimator, embeddings, domain, checks) if known else []
-    told = [check["references_told_apart"] for check in checks.values() if "references_told_apart" in check]
+    told = [check["references_distinguishable"] for check in checks.values() if "references_distinguishable" in check]
     if far:
         verdict = "far"
     elif told and 2 * len(doubtful) > len(told):
@@ -320,7 +320,7 @@ def _saturation(estimator: Estimator, splits: Sequence[Embeddings]) -> float | N
     return sum(share * n for share, n in known) / sum(n for _, n in known) if known else None
 
 
-def _told_apart(score: EMI) -> dict[str, Any]:
+def _distinguishable(score: EMI) -> dict[str, Any]:
     """Return whether references are distinguished from those of other rows: I(x; reference) above 0, one-sided at 5 %."""
     reference = score.reference
     found: dict[str, Any] = {
@@ -329,7 +329,7 @@ def _told_apart(score: EMI) -> dict[str, Any]:
     }
     interval = reference.interval(1 - 2 * ALPHA)
     if interval is not None:
-        found["references_told_apart"] = interval[0] > 0
+        found["references_distinguishable"] = interval[0] > 0
     return found
 
 

@@ -83,7 +83,7 @@ def findings_of(result: ReportedResult) -> list[str]:
     shifts = sorted(result.shifts().values(), key=lambda split: -(split.estimate or 0.0))
     if not shifts:
         return [f"No shift of {model} was scored, so there is nothing to compare."]
-    if result.scale is not None and result.scale.told_apart is False:
+    if result.scale is not None and result.scale.distinguishable is False:
         return [_nothing_to_lose(result), *beside_to_lines(result)]
     lost = [split for split in shifts if split.verdict == "lost"]
     gained = [split for split in reversed(shifts) if split.verdict == "gained"]

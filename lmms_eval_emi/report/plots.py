@@ -269,7 +269,7 @@ def _draw_beside(ax: Axes, kind: str, splits: Sequence[SplitResult]) -> None:
 def _draw_scale(ax: Axes, result: ReportedResult, splits: Sequence[SplitResult]) -> str:
     """Return a line at the cost of responses to other images; where that is far off, words for the label of the axis."""
     scale = result.scale
-    if scale is None or scale.told_apart is False or scale.value <= 0:
+    if scale is None or scale.distinguishable is False or scale.value <= 0:
         return ""
     end = max((max(split.emid_ci95 or [split.emid or 0.0]) for split in splits), default=0.0)
     if scale.value > FAR_SCALE * max(end, 1e-12):

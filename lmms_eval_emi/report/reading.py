@@ -154,7 +154,7 @@ def read_results(paths: Iterable[str | Path]) -> list[ReportedResult]:
             results += found
         else:
             results += _read_file(path, strict=True)
-    return _told_apart(results)
+    return _with_unique_names(results)
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ def _from_scores(
     return ReportedResult.of(result, label=label, source=source, published=published, rows=StudyRows())
 
 
-def _told_apart(results: list[ReportedResult]) -> list[ReportedResult]:
+def _with_unique_names(results: list[ReportedResult]) -> list[ReportedResult]:
     """Return the results under labels that are all different within a study: by estimator, or else by number."""
     models = Counter((result.shift, result.model) for result in results)
     seen: Counter[tuple[str, str]] = Counter()

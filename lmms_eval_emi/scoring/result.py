@@ -364,14 +364,14 @@ class Scale(Plain):
     Attributes:
         value: EMI of the ID split less that of the same rows with the responses to other images.
         stderr, ci95: its error, over images.
-        told_apart: whether the interval lies above 0. Where it does not, responses have next to nothing to do with
+        distinguishable: whether the interval lies above 0. Where it does not, responses have next to nothing to do with
             their own image, and no shift can show that they lose it.
     """
 
     value: float
     stderr: float | None = None
     ci95: Interval | None = None
-    told_apart: bool | None = None
+    distinguishable: bool | None = None
 
     @classmethod
     def of(cls, jackknife: Jackknife) -> Scale:
@@ -381,7 +381,7 @@ class Scale(Plain):
             value=jackknife.value,
             stderr=jackknife.stderr,
             ci95=interval,
-            told_apart=None if interval is None else interval[0] > 0,
+            distinguishable=None if interval is None else interval[0] > 0,
         )
 
 
@@ -971,7 +971,7 @@ def _withheld(
     None is given where responses in distribution are not distinguished from responses to other images. *Held* is a claim of
     robustness, and takes an estimator that is fit and a scale of several margins: otherwise it is undecided.
     """
-    if scale is not None and scale.told_apart is False:
+    if scale is not None and scale.distinguishable is False:
         return {name: replace(split, verdict=None) for name, split in scores.items()}
     found = {}
     for name, scored in scores.items():

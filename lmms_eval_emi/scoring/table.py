@@ -292,7 +292,7 @@ def scale_in_words(result: StudyResult) -> str:
         return ""
     error = "" if scale.stderr is None else f" ± {scale.stderr:.4g}"
     cost = f"responses to other images of the ID split cost {scale.value:.4g}{error}"
-    if scale.told_apart is False:
+    if scale.distinguishable is False:
         return (
             f"{cost}, which does not differ from 0: the responses hardly depend on the images, so no verdict is given"
         )
@@ -343,9 +343,9 @@ def fit_to_line(result: StudyResult) -> str:
         evidence.append(f"{fit.saturated:.0%} of its outputs are saturated")
     values = [check.references_over_shuffled for check in checks if check.references_over_shuffled is not None]
     if values:
-        told = sum(check.references_told_apart is True for check in checks)
+        told = sum(check.references_distinguishable is True for check in checks)
         evidence.append(
-            f"references score {min(values):.4g} to {max(values):.4g} above shuffled ones, told apart in {told} of {len(values)} splits"
+            f"references score {min(values):.4g} to {max(values):.4g} above shuffled ones, distinguishable in {told} of {len(values)} splits"
         )
     if any(check.in_training_data for check in checks) and not fit.trained_on:
         evidence.append("trained on these data, each row scored by networks that did not see its image")

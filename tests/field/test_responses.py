@@ -240,8 +240,8 @@ def test_a_model_that_says_one_thing_to_everything_is_not_robust():
         return score_study(study, splits, load_estimator("cosine"), model="toy")
 
     useless, right = result(y[:1].expand(60, 16)), result(y)
-    assert useless.scale.told_apart is False and useless.splits["foggy"].verdict is None
-    assert right.scale.told_apart is True and right.splits["foggy"].verdict is not None
+    assert useless.scale.distinguishable is False and useless.splits["foggy"].verdict is None
+    assert right.scale.distinguishable is True and right.splits["foggy"].verdict is not None
     assert "hardly depend on the images" in results_to_table([useless])
     assert "hardly depend on the images" in findings_of(ReportedResult.of(useless, rows=StudyRows()))[0]
     assert right.scale.value == pytest.approx(1, abs=0.1)

@@ -212,7 +212,7 @@ def test_what_was_found_is_said_in_sentences(results):
     }
     lines = findings_of(read.model_copy(update={"splits": undecided}))
     assert "Larger, but with an interval that includes 0: frost 5 (2.00)." in lines
-    gone = read.model_copy(update={"splits": splits, "scale": Scale(value=0.0, stderr=0.1, told_apart=False)})
+    gone = read.model_copy(update={"splits": splits, "scale": Scale(value=0.0, stderr=0.1, distinguishable=False)})
     assert "nothing to lose" in findings_of(gone)[0] and not any("costs" in line for line in findings_of(gone)[1:])
     only_text = next(name for name, one in splits.items() if one.modality == "text")
     moved = splits[only_text].model_copy(

@@ -266,10 +266,10 @@ def find_responses(folder: Path, study: Study) -> list[ModelResponses]:
         state = "a file" if folder.exists() else "not there"
         raise ResponsesError(f"responses: expected a folder of response files, got {folder}, which is {state}.")
     found = (reader.find_models(folder, study) for reader in formats())
-    return _told_apart(next(models for models in found if models), folder)
+    return _with_unique_names(next(models for models in found if models), folder)
 
 
-def _told_apart(models: list[ModelResponses], folder: Path) -> list[ModelResponses]:
+def _with_unique_names(models: list[ModelResponses], folder: Path) -> list[ModelResponses]:
     """Return the models; those of one name, such as one model in two experiments, are called by their folders."""
     counts = Counter(entry.model for entry in models)
     return [

@@ -29,7 +29,8 @@ def run_in_fork(
 ) -> subprocess.CompletedProcess:
     """Run a module with exactly these environment variables; its output is text.
 
-    The last rank is killed once each has printed ``kill_last_after``, and its end is nobody's business.
+    With ``kill_last_after``, the last rank is killed once every rank has printed that text, and its exit status does not
+    count. The others must end within seven minutes.
     """
     server = _server()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,6 +84,8 @@ def serve() -> None:
             pid = os.fork()
             if pid == 0:
                 answers.close()
+                if command["kill"]:
+                    signal.alarm(420)  # a rank that waits for the killed one would wait for ever
                 become(command, variables)
                 return
             running.add(pid)

@@ -20,7 +20,14 @@ from tabulate import tabulate
 
 from lmms_eval_emi.core.correlation import spearman
 from lmms_eval_emi.data.study import load_study
-from lmms_eval_emi.slices.demo.command import STUDY, UNTRAINED, accuracy_of, collect_with_controls, score_demo
+from lmms_eval_emi.slices.demo.command import (
+    STUDY,
+    UNTRAINED,
+    accuracy_of,
+    collect_with_controls,
+    right_rows,
+    score_demo,
+)
 from lmms_eval_emi.util.files import to_json, write_atomically
 
 ITERATIONS = 3000  # of the estimator's training
@@ -70,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def scores(responses: Path, encoders: Path, estimator: str) -> dict[str, Any]:
     """EMI, EMID and rank correlation with the loss of accuracy of every estimator, with one pair of encoders."""
     entry = collect_with_controls(responses)
-    study, accuracy = load_study(STUDY), accuracy_of(entry)
+    study, accuracy = load_study(STUDY), accuracy_of(right_rows(entry))
     results = score_demo(entry, encoders, [estimator, *UNTRAINED])
     described: dict[str, Any] = {}
     for label, result in zip(("club", *UNTRAINED), results, strict=True):

@@ -95,9 +95,9 @@ def _wanted_by_settings(settings: Settings, studies: Sequence[str]) -> dict[str,
 def _dataset(study: str) -> tuple[str, int]:
     """Load the splits of a study, and return what they are and their bytes."""
     from lmms_eval_emi.data.study import load_study
-    from lmms_eval_emi.shifts.at_load import load_splits
+    from lmms_eval_emi.shifts.at_load import load_unshifted
 
-    splits = load_splits(load_study(study))
+    splits = load_unshifted(load_study(study))
     files = {Path(file["filename"]) for split in splits.values() for file in split.cache_files}
     rows = sum(map(len, splits.values()))
     return f"{len(splits)} splits, {rows} rows in {_common(files)}", _size(files)
@@ -136,7 +136,7 @@ def _wanted_by(suite: Any) -> dict[str, Fetch]:
     """Return the files of a suite that are on the hub, each with the function that fetches it."""
     from lmms_eval_emi.data.rows import load_source
     from lmms_eval_emi.data.study import load_study, parse_study
-    from lmms_eval_emi.shifts.at_load import load_splits
+    from lmms_eval_emi.shifts.at_load import load_unshifted
 
     def sizes(rows: Iterable[Any]) -> tuple[str, int]:
         loaded = list(rows)
@@ -144,12 +144,12 @@ def _wanted_by(suite: Any) -> dict[str, Fetch]:
         return f"{sum(map(len, loaded))} rows in {_common(files)}", _size(files)
 
     if suite.kind == "study" and not suite.prepare:
-        return {f"suite {suite.name}": lambda: sizes(load_splits(load_study(suite.name)).values())}
+        return {f"suite {suite.name}": lambda: sizes(load_unshifted(load_study(suite.name)).values())}
     if suite.kind == "study":
         import yaml
 
         study = parse_study(yaml.safe_dump(suite.study), suite.name)
-        return {f"suite {suite.name}, the ID split": lambda: sizes(load_splits(study, [study.id_split]).values())}
+        return {f"suite {suite.name}, the ID split": lambda: sizes(load_unshifted(study, [study.id_split]).values())}
     if suite.kind == "domains":
         if suite.domains.path is None:
             return {}

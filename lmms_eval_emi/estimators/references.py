@@ -11,9 +11,8 @@ and R^2 is their mean: at most 1, and about 0 where responses say nothing about 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -160,7 +159,7 @@ def _components(rows: np.ndarray) -> np.ndarray:
     if last < MOST_WHOLE:
         values, vectors = (part[..., -COMPONENTS:] for part in np.linalg.eigh(products))
     else:
-        first = functools.partial(eigh, subset_by_index=(last + 1 - COMPONENTS, last), check_finite=False)
+        first = partial(eigh, subset_by_index=(last + 1 - COMPONENTS, last), check_finite=False)
         pairs = map(first, products.reshape(-1, last + 1, last + 1))
         values, vectors = (
             np.stack(part).reshape(*products.shape[:-2], *part[0].shape) for part in zip(*pairs, strict=True)
@@ -200,7 +199,8 @@ def _values(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     sums = np.add.reduceat(b, np.cumsum(sizes) - sizes, axis=-2)
     means = -sums / (n - sizes[:, None])  # means of B without each image; all rows sum to 0
     scale = np.square(b - np.repeat(means, sizes, axis=-2)).sum(axis=-1).mean(axis=-1, keepdims=True)
-    return np.where(scale > 0, 1 - np.square(left_out).sum(axis=-1) / np.where(scale > 0, scale, 1), 0.0)
+    lost = np.square(left_out).sum(axis=-1)
+    return 1 - np.divide(lost, scale, out=np.ones_like(lost), where=scale > 0)
 
 
 class Cosine(Estimator):

@@ -46,6 +46,29 @@ def load_splits(
     return {name: shift_at_load(study, study.split(name), rows, settings) for name, rows in stored.items()}
 
 
+def load_unshifted(
+    study: Study, names: Iterable[str] | None = None, settings: Settings | None = None
+) -> dict[str, datasets.Dataset]:
+    """Load the rows of a study's splits as their datasets hold them, and shift one row of each split to see that it works.
+
+    Args:
+        study: study whose splits.
+        names: names of the splits; default: all.
+        settings: settings as for :func:`load_splits`.
+
+    Returns:
+        Rows by split, unshifted.
+
+    Raises:
+        StudyError: as for :func:`load_splits`.
+    """
+    settings = settings or load_settings()
+    stored = load_stored_splits(study, names, settings.images)
+    for name, rows in stored.items():
+        shift_at_load(study, study.split(name), rows.take(min(1, len(rows))), settings)
+    return stored
+
+
 def shift_at_load(study: Study, split: SplitSpec, rows: datasets.Dataset, settings: Settings) -> datasets.Dataset:
     """Return the rows of a split, shifted from those of the ID split if the study says so.
 

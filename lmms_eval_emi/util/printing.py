@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-NOTHING = "-"  # in the place of a number that is not known
+NOTHING = "-"  # shown instead of an unknown number
 MARK = "*"  # behind a value that differs from 0
 HIDDEN = "***"
 WORDS = (

@@ -163,7 +163,6 @@ def test_loading_is_quiet(in_tinyhub):
 
 
 def test_preprocessing_does_not_depend_on_torchvision(in_tinyhub, tmp_path):
-    pytest.importorskip("torchvision")
     code = f"""
 import sys
 sys.modules["torchvision"] = None

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import yaml
 
-from lmms_eval_emi.data.rows import load_stored_splits
 from lmms_eval_emi.data.study import BUILT_IN, BUNDLED, load_study
 from lmms_eval_emi.errors import InputError, StudyError, UnavailableError
 from lmms_eval_emi.harness.lmms_eval.compat import launch, task_index
 from lmms_eval_emi.scoring.pipeline import preflight
 from lmms_eval_emi.settings import is_offline, load_settings
-from lmms_eval_emi.shifts.at_load import shift_at_load
+from lmms_eval_emi.shifts.at_load import load_unshifted
 
 # What models of the harness import and lmms-eval does not install, with how to have it.
 NEEDED_BY_MODELS = {
@@ -84,18 +83,13 @@ def missing_package(model: str) -> list[str]:
 
 
 def _missing_datasets(files: Sequence[str]) -> list[str]:
-    """Return the datasets that are not available locally, on a machine without a connection.
-
-    Of a split that is shifted at load, one row is shifted: that shows whether the shift has what it needs.
-    """
+    """Return the datasets that are not available locally, on a machine without a connection."""
     if not is_offline():
         return []
-    problems, settings = [], load_settings()
+    problems = []
     for name in dict.fromkeys(name for file in files for name in studies_of(Path(file))):
         try:
-            study = load_study(name)
-            for split, rows in load_stored_splits(study, images=settings.images).items():
-                shift_at_load(study, study.split(split), rows.take(min(1, len(rows))), settings)
+            load_unshifted(load_study(name), settings=load_settings())
         except StudyError as error:
             problems.append(f"missing: dataset {name}\n{error}")
     return problems

@@ -42,6 +42,7 @@ NEXT = (
     "Now your model: lmms-eval --tasks llavabench_shift_natural --model llava_hf "
     "--model_args pretrained=llava-hf/llava-1.5-7b-hf --output_path out --log_samples"
 )
+RightRows = dict[str, dict[tuple[str, str], bool]]  # by split, and by id and reference of the row
 NEEDED = {"decord": "which lmms-eval's llava_hf imports"}
 
 
@@ -107,19 +108,20 @@ def run(args: argparse.Namespace) -> int:
         raise RunError(f"lmms-eval wrote no report below {args.output}; its own messages are in {written}.")
     datasets.disable_progress_bars()  # a bar for each of the splits that are shifted again
     entry = collect_with_controls(responses[-1])
-    shown_beside = side_by_side(entry)
+    right = right_rows(entry)
+    shown_beside = side_by_side(entry, right)
     newest = sorted(output.glob(f"*/*_emi_{STUDY}.json"))[-1]
-    findings = write_page(newest, entry, output)
+    findings = write_page(newest, right, output)
     print("\n".join(("", shown_beside, "", *findings, "", f"report: {args.output / 'report.html'}", NEXT)))
     return 0
 
 
-def write_page(results: Path, entry: StudySamples, output: Path) -> list[str]:
+def write_page(results: Path, right: RightRows, output: Path) -> list[str]:
     """Write the report of a run with its accuracy beside EMI, as ``report.html`` and ``agreement.json``.
 
     Args:
         results: results of the run.
-        entry: its samples, as :func:`collect_with_controls` gives them.
+        right: which of its rows are right, as :func:`right_rows` gives them.
         output: folder to write to.
 
     Returns:
@@ -132,7 +134,7 @@ def write_page(results: Path, entry: StudySamples, output: Path) -> list[str]:
 
     rows = {
         name: {str(key[0]): (float(right), 1.0) for key, right in by_row.items()}
-        for name, by_row in right_rows(entry).items()
+        for name, by_row in right.items()
         if name != SHUFFLED  # the results of the run lack this split
     }
     named = [replace(result, model=NAME) for result in read_results_to_compare(results)]
@@ -207,11 +209,12 @@ def shown(variables: dict[str, str], command: list[str]) -> str:
     )
 
 
-def side_by_side(entry: StudySamples) -> str:
+def side_by_side(entry: StudySamples, right: RightRows) -> str:
     """Return a table of EMID by each estimator, beside the fraction of rows that name every object asked about.
 
     Args:
         entry: samples of the run, as :func:`collect_with_controls` gives them.
+        right: which of its rows are right, as :func:`right_rows` gives them.
 
     Returns:
         A table by split and control, how EMID ranks the shifts against the loss of accuracy, and where estimators
@@ -222,7 +225,7 @@ def side_by_side(entry: StudySamples) -> str:
     from lmms_eval_emi.scoring.table import disagreements_to_lines
 
     study = load_study(STUDY)
-    accuracy = accuracy_of(entry)
+    accuracy = accuracy_of(right)
     results = [result.model_copy(update={"model": NAME}) for result in score_demo(entry, ASSETS, [STUDY, *UNTRAINED])]
     first = results[0]
     rows = []
@@ -263,12 +266,12 @@ def collect_with_controls(responses: Path) -> StudySamples:
     return entry
 
 
-def accuracy_of(entry: StudySamples) -> dict[str, float]:
-    """Return the fraction of rows that name every object asked about, by split of :func:`collect_with_controls`."""
-    return {name: sum(by_row.values()) / max(1, len(by_row)) for name, by_row in right_rows(entry).items()}
+def accuracy_of(right: RightRows) -> dict[str, float]:
+    """Return the fraction of rows that are right, by split of :func:`right_rows`."""
+    return {name: sum(by_row.values()) / max(1, len(by_row)) for name, by_row in right.items()}
 
 
-def right_rows(entry: StudySamples) -> dict[str, dict[tuple[str, str], bool]]:
+def right_rows(entry: StudySamples) -> RightRows:
     """Return whether each row names every object asked about, by split and the row's key."""
     from lmms_eval_emi.data.study import load_study
     from lmms_eval_emi.shifts.at_load import load_splits
